@@ -1,0 +1,366 @@
+"""The engine channel: versioned msgpack frames over a Unix socket, one connection per engine process that holds our code.
+
+A frame is a header of 8 bytes, ``magic u16 | version u16 | length u32`` (big-endian), and ``length`` bytes of msgpack: one message
+of ``UP`` (engine to supervisor) or ``DOWN`` (supervisor to engine). The first frame up is ``Hello``. Anything else, a frame over
+``MAX_FRAME_BYTES``, or another version ends the connection with a ``ChannelError`` that says which.
+
+Times are ``CLOCK_MONOTONIC`` nanoseconds, which every process of a node shares.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final, Generic, TypeVar
+
+import msgspec
+
+from appliance.errors import ChannelError
+
+VERSION: Final = 1
+MAX_FRAME_BYTES: Final = 4 << 20
+_MAGIC: Final = 0x7064  # "pd"
+_HEADER: Final = struct.Struct(">HHI")
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
+    """Base of every message."""
+
+
+# ---- up: engine → supervisor -------------------------------------------------------------------------------------------
+
+
+class Hello(Message, frozen=True, kw_only=True, tag=True):
+    """Who is calling. ``process`` is ``api``, ``core`` or ``worker``; ``rank`` counts workers."""
+
+    engine: str
+    epoch: int
+    process: str
+    pid: int
+    rank: int = 0
+
+
+class Progress(Message, frozen=True, kw_only=True, tag=True):
+    """What a starting engine does now, in words; ``fraction`` is an estimate, 0 to 1."""
+
+    stage: str
+    fraction: float
+
+
+class CoreReady(Message, frozen=True, kw_only=True, tag=True):
+    """EngineCore is up. ``sockets`` has the path of each worker rank's KV socket, by rank."""
+
+    kv_blocks: int
+    block_tokens: int
+    max_model_len: int
+    max_batched_tokens: int
+    max_running: int
+    sockets: tuple[str, ...]
+    lease_table: str
+
+
+class Step(Message, frozen=True, kw_only=True, tag=True):
+    """One scheduler step. Token counts are of this step; ``running`` … ``preemptions`` are the state after it."""
+
+    start_ns: int
+    end_ns: int
+    prompt_tokens: int
+    decode_tokens: int
+    context_tokens: int  # KV tokens read by the step's requests
+    running: int
+    waiting: int
+    fetching: int
+    kv_free: int  # blocks
+    leased: int  # blocks pinned by leases alone or together with requests
+    preemptions: int  # since the engine's start
+    prefix_queries: int  # prompt tokens asked of the prefix cache since the start
+    prefix_hits: int
+    dropped: int = 0  # steps not reported before this one, for want of room in the socket
+
+
+class Heartbeat(Message, frozen=True, kw_only=True, tag=True):
+    """Said by the idle main loop itself, once a second."""
+
+    at_ns: int
+    running: int
+    waiting: int
+    fetching: int
+    kv_free: int
+    leased: int
+
+
+class Scheduled(Message, frozen=True, kw_only=True, tag=True):
+    """A request of the router's was scheduled for the first time. ``phase`` is ``prefill`` or ``decode``."""
+
+    request: str  # the router's key
+    phase: str
+    at_ns: int
+    prompt_tokens: int
+
+
+class LeaseGranted(Message, frozen=True, kw_only=True, tag=True):
+    """A prefill ended well and its KV is held. ``ttl_s`` is the time left."""
+
+    lease: str
+    blocks: int
+    tokens: int
+    consumers: int
+    ttl_s: float
+    at_ns: int
+
+
+class LeaseEnded(Message, frozen=True, kw_only=True, tag=True):
+    """The blocks went back. ``reason`` is ``released``, ``cancelled`` or ``expired``."""
+
+    lease: str
+    reason: str
+    blocks: int
+    at_ns: int
+
+
+class HandoffEnded(Message, frozen=True, kw_only=True, tag=True):
+    """A decode engine's pull is over (all ranks). ``ok`` False means that the KV is computed again there.
+
+    ``bytes`` is 0 and ``start_ns == end_ns`` where the decode engine's prefix cache already had all of it.
+    """
+
+    lease: str
+    producer: str
+    ok: bool
+    bytes: int
+    tokens: int
+    start_ns: int
+    end_ns: int
+    copies: int = 0  # runs that the bytes were copied in
+    error: str | None = None
+
+
+class PeerOpened(Message, frozen=True, kw_only=True, tag=True):
+    """Answer to ``OpenPeer``. ``error`` says why the peer's KV can't be used."""
+
+    peer: str
+    epoch: int
+    rank: int
+    error: str | None = None
+
+
+class PeerClosed(Message, frozen=True, kw_only=True, tag=True):
+    """Answer to ``ClosePeer``: nothing of that life of the peer is mapped any more."""
+
+    peer: str
+    epoch: int
+    rank: int
+
+
+Up = (
+    Hello
+    | Progress
+    | CoreReady
+    | Step
+    | Heartbeat
+    | Scheduled
+    | LeaseGranted
+    | LeaseEnded
+    | HandoffEnded
+    | PeerOpened
+    | PeerClosed
+)
+
+
+# ---- down: supervisor → engine -----------------------------------------------------------------------------------------
+
+
+class OpenPeer(Message, frozen=True, kw_only=True, tag=True):
+    """Map this peer's KV memory. To every worker rank; answered by ``PeerOpened``."""
+
+    peer: str
+    epoch: int
+    sockets: tuple[str, ...]
+    lease_table: str
+
+
+class ClosePeer(Message, frozen=True, kw_only=True, tag=True):
+    """Unmap that life of the peer. To every worker rank; answered by ``PeerClosed``."""
+
+    peer: str
+    epoch: int
+
+
+class Release(Message, frozen=True, kw_only=True, tag=True):
+    """End a lease, whatever its consumers still want. To EngineCore; answered by ``LeaseEnded`` if it was held.
+
+    ``reason`` is ``released`` (one consumer has its copy: the lease ends with the last one) or ``cancelled`` (ends at once).
+    """
+
+    lease: str
+    reason: str
+
+
+Down = OpenPeer | ClosePeer | Release
+
+
+# ---- frames ------------------------------------------------------------------------------------------------------------
+
+_encoder = msgspec.msgpack.Encoder()
+T = TypeVar("T")
+
+
+def encode(message: Message) -> bytes:
+    """One frame. Raises ``ChannelError`` if it would be larger than ``MAX_FRAME_BYTES``."""
+    payload = _encoder.encode(message)
+    if len(payload) > MAX_FRAME_BYTES:
+        raise ChannelError(f"a {type(message).__name__} of {len(payload)} bytes is over the limit of {MAX_FRAME_BYTES}")
+    return _HEADER.pack(_MAGIC, VERSION, len(payload)) + payload
+
+
+class Frames(Generic[T]):
+    """Turns a byte stream into messages of one direction; keeps what is incomplete."""
+
+    def __init__(self, messages: Any) -> None:
+        self._decoder: msgspec.msgpack.Decoder[T] = msgspec.msgpack.Decoder(messages)
+        self._buffer = bytearray()
+
+    @property
+    def pending(self) -> int:
+        """Bytes of an incomplete frame."""
+        return len(self._buffer)
+
+    def feed(self, data: bytes) -> Iterator[T]:
+        """The messages that ``data`` completes. Raises ``ChannelError`` at the first byte that can't be right."""
+        self._buffer += data
+        while len(self._buffer) >= _HEADER.size:
+            end = _HEADER.size + self._length()
+            if len(self._buffer) < end:
+                return
+            payload = bytes(self._buffer[_HEADER.size : end])
+            del self._buffer[:end]
+            yield self._message(payload)
+
+    def _length(self) -> int:
+        magic, version, length = _HEADER.unpack_from(self._buffer)
+        if magic != _MAGIC:
+            raise ChannelError(f"not an engine channel: the frame begins with {bytes(self._buffer[:8])!r}")
+        if version != VERSION:
+            raise ChannelError(f"engine channel version {version} was received, version {VERSION} is spoken here")
+        if length > MAX_FRAME_BYTES:
+            raise ChannelError(f"a frame of {length} bytes is over the limit of {MAX_FRAME_BYTES}")
+        return int(length)
+
+    def _message(self, payload: bytes) -> T:
+        try:
+            return self._decoder.decode(payload)
+        except msgspec.DecodeError as error:  # ValidationError is one
+            raise ChannelError(f"an engine channel frame can't be read: {error}") from error
+
+
+# ---- the supervisor's end ----------------------------------------------------------------------------------------------
+
+
+class Connection:
+    """One engine process, seen from the supervisor. ``hello`` says which."""
+
+    def __init__(self, hello: Hello, writer: asyncio.StreamWriter) -> None:
+        self.hello = hello
+        self._writer = writer
+
+    def send(self, message: Down) -> None:
+        """Queue one message; a connection that is gone swallows it (its end is told by ``on_close``)."""
+        if not self._writer.is_closing():
+            self._writer.write(encode(message))
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+OnMessage = Callable[[Connection, Up], None]
+OnEvent = Callable[[Connection], None]
+OnError = Callable[[Hello | None, ChannelError], None]
+
+
+class ChannelServer:
+    """Listens for engine processes and hands their messages on, in order, from one event loop.
+
+    Callbacks must not block; they are called from the loop. ``on_open`` comes after a valid ``Hello``, ``on_close`` once for each
+    ``on_open``. A connection that breaks the protocol is reported by ``on_error`` and closed; the others go on.
+    """
+
+    def __init__(self, path: Path, *, on_open: OnEvent, on_message: OnMessage, on_close: OnEvent, on_error: OnError) -> None:
+        self._path = path
+        self._on_open = on_open
+        self._on_message = on_message
+        self._on_close = on_close
+        self._on_error = on_error
+        self._server: asyncio.Server | None = None
+        self._writers: set[asyncio.StreamWriter] = set()
+
+    async def start(self) -> None:
+        self._path.unlink(missing_ok=True)
+        self._server = await asyncio.start_unix_server(self._serve, str(self._path))
+
+    async def stop(self) -> None:
+        if self._server is None:
+            return
+        self._server.close()
+        for writer in list(self._writers):
+            writer.close()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(1.0):
+                await self._server.wait_closed()
+        self._path.unlink(missing_ok=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.add(writer)
+        session = _Session(self, writer)
+        try:
+            while data := await reader.read(1 << 16):
+                session.feed(data)
+            session.end()
+        except ChannelError as error:
+            self._on_error(session.hello, error)
+        except ConnectionError:
+            pass  # an engine process died; on_close tells
+        finally:
+            self._writers.discard(writer)
+            writer.close()
+            if session.connection is not None:
+                self._on_close(session.connection)
+
+    def opened(self, connection: Connection) -> None:
+        self._on_open(connection)
+
+    def received(self, connection: Connection, message: Up) -> None:
+        self._on_message(connection, message)
+
+
+class _Session:
+    """The life of one accepted connection: Hello first, then anything but Hello."""
+
+    def __init__(self, server: ChannelServer, writer: asyncio.StreamWriter) -> None:
+        self._server = server
+        self._writer = writer
+        self._frames: Frames[Up] = Frames(Up)
+        self.connection: Connection | None = None
+
+    @property
+    def hello(self) -> Hello | None:
+        return self.connection.hello if self.connection else None
+
+    def feed(self, data: bytes) -> None:
+        for message in self._frames.feed(data):
+            self._accept(message)
+
+    def end(self) -> None:
+        if self._frames.pending:
+            raise ChannelError(f"the connection ended inside a frame, after {self._frames.pending} bytes of it")
+
+    def _accept(self, message: Up) -> None:
+        if isinstance(message, Hello) == (self.connection is not None):
+            raise ChannelError(f"{type(message).__name__} at the wrong place: Hello comes first, and once")
+        if isinstance(message, Hello):
+            self.connection = Connection(message, self._writer)
+            self._server.opened(self.connection)
+        elif self.connection is not None:
+            self._server.received(self.connection, message)

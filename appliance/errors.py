@@ -1,0 +1,67 @@
+"""Every exception the appliance raises on purpose.
+
+    ApplianceError
+     ├ ConfigError            bad configuration; the process ends with exit code 2
+     ├ NoEngineError          no engine can start; exit code 3
+     ├ ChannelError           a frame that can't be read, or a peer of another version
+     ├ HandoffError           KV can't be shared between two engines
+     └ RequestError           an answer in OpenAI's error shape, with an HTTP status
+"""
+
+from __future__ import annotations
+
+
+class ApplianceError(Exception):
+    """Base of all of them. The message says what was wrong and what would be right."""
+
+
+class ConfigError(ApplianceError):
+    """A setting that can't work. Names the setting, its origin and the remedy."""
+
+
+class NoEngineError(ApplianceError):
+    """Every engine failed to start. Names the cause."""
+
+
+class ChannelError(ApplianceError):
+    """An engine channel frame that is truncated, oversized, foreign or of another version."""
+
+
+class HandoffError(ApplianceError):
+    """Two engines can't share KV memory. Names both engines and the difference."""
+
+
+class RequestError(ApplianceError):
+    """A request that is answered with an error in OpenAI's shape.
+
+    Args:
+        status: HTTP status code.
+        message: for the client: what was wrong, and what would be right.
+        kind: OpenAI's ``error.type``, e.g. ``invalid_request_error``.
+        param: the offending field, where there is one.
+        code: OpenAI's ``error.code``, where there is one.
+        retry_after_s: seconds until a retry makes sense; sent as ``Retry-After``.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        kind: str = "invalid_request_error",
+        param: str | None = None,
+        code: str | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.kind = kind
+        self.param = param
+        self.code = code
+        self.retry_after_s = retry_after_s
+
+    def body(self) -> dict[str, object]:
+        """OpenAI's error object."""
+        error = {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}
+        return {"error": error}

@@ -1,0 +1,246 @@
+"""Frozen records that cross a boundary between packages.
+
+``NodeSnapshot`` is the single source of every surface: the page, ``/api/node``, ``/metrics``, ``/events`` and the CLI read
+snapshots and nothing else. Absent is ``None`` and shown as a dash; it is never 0. Units are in the names.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import msgspec
+
+
+class Role(StrEnum):
+    """What the router uses an engine for. A label of the router's, not a property of the engine."""
+
+    PREFILL = "prefill"
+    DECODE = "decode"
+    BOTH = "both"
+
+    @property
+    def prefills(self) -> bool:
+        """True where prefill legs may run."""
+        return self is not Role.DECODE
+
+    @property
+    def decodes(self) -> bool:
+        """True where decode legs may run."""
+        return self is not Role.PREFILL
+
+
+class EngineState(StrEnum):
+    """Where an engine is in its life."""
+
+    STARTING = "starting"  # spawned, not yet answering
+    READY = "ready"  # answers, and takes new work
+    DRAINING = "draining"  # answers, takes no new work
+    SUSPECT = "suspect"  # has missed what it should have said by now; takes no new work
+    HUNG = "hung"  # alive, but makes no progress; about to be replaced
+    BACKOFF = "backoff"  # died; is started again after a pause
+    FAILED = "failed"  # could not start, or dies again and again; needs the owner
+    STOPPED = "stopped"  # ended on purpose
+
+
+class EngineSnapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """One engine at one moment. Rates are over the last telemetry window."""
+
+    name: str
+    role: Role
+    state: EngineState
+    epoch: int  # counts this engine's lives, from 1
+    pid: int | None = None  # session leader
+    gpus: tuple[str, ...] = ()  # GPU UUIDs; empty on a CPU engine
+    cores: tuple[int, ...] = ()  # CPU cores the engine is pinned to
+    stage: str | None = None  # what it does while it starts, in words
+    progress: float | None = None  # of the start, 0 to 1, estimated
+    in_state_s: float = 0.0
+    restarts: int = 0
+    cause: str | None = None  # why it last ended or could not start, with the remedy
+    in_flight: int = 0  # legs the router has open on it
+    outstanding_prompt_tokens: int = 0  # of those legs, not yet prefilled
+    running: int | None = None
+    waiting: int | None = None
+    fetching: int | None = None  # requests whose KV is on its way in
+    kv_usage: float | None = None  # 0 to 1
+    kv_blocks_total: int | None = None
+    kv_blocks_free: int | None = None
+    block_tokens: int | None = None  # tokens per KV block
+    prompt_tokens_s: float | None = None
+    output_tokens_s: float | None = None
+    steps_s: float | None = None
+    step_ms: float | None = None  # mean duration of a step with tokens in it
+    prefix_hit_rate: float | None = None  # of prompt tokens asked for, 0 to 1
+    preemptions: int | None = None  # since the engine's start
+    last_step_age_s: float | None = None  # since its last step or heartbeat
+    peers: tuple[str, ...] = ()  # engines whose KV memory it has mapped
+    peer_errors: tuple[str, ...] = ()  # peers it can't share KV with, and why
+    memory_bytes: int | None = None  # proportional set size of all its processes
+
+
+class EngineView(msgspec.Struct, frozen=True, kw_only=True):
+    """What routing needs to know of an engine; the node replaces it whenever it changes."""
+
+    name: str
+    role: Role
+    state: EngineState
+    epoch: int
+    socket: str  # path of the Unix socket that its OpenAI server listens on
+    pid: int | None = None
+    gpus: tuple[str, ...] = ()
+    cores: tuple[int, ...] = ()
+    stage: str | None = None
+    progress: float | None = None
+    since_ns: int = 0  # CLOCK_MONOTONIC of the last change of state
+    restarts: int = 0
+    cause: str | None = None
+    peers: tuple[str, ...] = ()  # engines whose KV this one has mapped on every rank, in their current epoch
+    peer_errors: tuple[str, ...] = ()
+    max_batched_tokens: int = 2048
+    max_running: int = 256
+    max_model_len: int = 0
+    block_tokens: int | None = None
+    kv_blocks: int | None = None
+
+
+class QueueSnapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """The router's queue."""
+
+    depth: int = 0
+    capacity: int = 0
+    oldest_s: float | None = None
+    in_flight: int = 0  # requests taken from the queue and not yet answered to the end
+
+
+class Lease(msgspec.Struct, frozen=True, kw_only=True):
+    """KV blocks held on one engine for a decode leg on another."""
+
+    id: str
+    owner: str  # engine that holds the blocks
+    blocks: int
+    tokens: int
+    consumers: int  # pulls still to come
+    age_s: float
+    remaining_s: float
+
+
+class LedgerSnapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """All leases, and what became of the past ones."""
+
+    leases: tuple[Lease, ...] = ()
+    granted: int = 0
+    released: int = 0
+    cancelled: int = 0
+    expired: int = 0
+    lost: int = 0  # ended by the death of their owner
+
+
+class HandoffSnapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """Hand-offs since the start, and the rate of the recent ones."""
+
+    count: int = 0
+    failed: int = 0  # recomputed by the decode engine
+    bytes: int = 0
+    recent_s: float | None = None  # hand-offs per second
+    recent_bytes_s: float | None = None  # while bytes were being copied, not per wall second
+    last_error: str | None = None
+
+
+class RequestCounts(msgspec.Struct, frozen=True, kw_only=True):
+    """Requests since the start."""
+
+    total: int = 0
+    ok: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    split: int = 0
+    retried: int = 0
+
+
+class SupervisorSnapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """The supervisor's own cost."""
+
+    memory_bytes: int | None = None
+    cpu_share: float | None = None  # of one core
+    loop_delay_ms: float | None = None  # how late the event loop ran its last tick
+
+
+class NodeSnapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """The whole node at one moment; immutable. ``time`` is Unix seconds."""
+
+    time: float
+    version: str
+    model: str
+    topology: str
+    simulated: bool
+    ready: bool
+    reason: str | None  # why it is not ready, in words
+    uptime_s: float
+    engines: tuple[EngineSnapshot, ...]
+    queue: QueueSnapshot
+    ledger: LedgerSnapshot
+    handoffs: HandoffSnapshot
+    requests: RequestCounts
+    supervisor: SupervisorSnapshot
+    slo_ttft_s: float
+    slo_itl_s: float
+    ttft_p50_s: float | None = None  # of the recent requests
+    ttft_p99_s: float | None = None
+    itl_p50_s: float | None = None
+    recent: tuple[Timeline, ...] = ()  # newest first
+    verdict: None = None  # diagnosis is not built yet
+
+
+class Stage(msgspec.Struct, frozen=True):
+    """One stage of a request's life."""
+
+    name: str  # one of STAGES
+    duration_s: float
+
+
+STAGES = (
+    "queue",  # in the supervisor's queue
+    "prefill_wait",  # sent to the prefill engine, not yet scheduled
+    "prefill_compute",  # first scheduled until the prompt's KV is complete
+    "handoff_wait",  # KV complete, pull not yet begun
+    "transfer",  # bytes being copied
+    "decode_wait",  # KV there, not yet scheduled on the decode engine
+    "first_step",  # scheduled until the first byte leaves the supervisor
+)
+"""Stages before the first byte, in order. Their durations sum to TTFT. An unsplit request has no hand-off stages."""
+
+
+class Timeline(msgspec.Struct, frozen=True, kw_only=True):
+    """One request from arrival to its end, on the supervisor's CLOCK_MONOTONIC."""
+
+    id: str
+    route: str
+    arrived: float  # Unix seconds
+    stream: bool
+    split: bool
+    unsplit_reason: str | None = None
+    status: int | None = None  # HTTP status sent; None while it runs or if the client left before one
+    outcome: str = "running"  # running | ok | failed | cancelled
+    error: str | None = None
+    prefill_engine: str | None = None
+    decode_engine: str | None = None
+    attempts: int = 1
+    prompt_tokens: int | None = None
+    output_chunks: int = 0  # pieces streamed to the client
+    transfer_bytes: int | None = None
+    recomputed: bool = False  # the KV was lost on the way and computed again
+    ttft_s: float | None = None
+    total_s: float | None = None
+    stages: tuple[Stage, ...] = ()
+    legs: tuple[Leg, ...] = ()
+
+
+class Leg(msgspec.Struct, frozen=True, kw_only=True):
+    """One call to one engine."""
+
+    kind: str  # prefill | decode | whole
+    engine: str
+    outcome: str  # ok | error | unreachable | cancelled
+    status: int | None = None
+    duration_s: float | None = None
+    error: str | None = None

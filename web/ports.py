@@ -1,0 +1,70 @@
+"""What the web layer needs of the appliance: the only names it knows besides ``appliance.records`` and ``appliance.errors``."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from typing import Protocol
+
+import msgspec
+
+from appliance.records import NodeSnapshot, Timeline
+
+
+class InferenceRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """One call to ``/v1/…`` as it came in. ``headers`` has lower-case names."""
+
+    id: str
+    method: str
+    path: str  # without the query string
+    query: bytes
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class Reply(Protocol):
+    """Where an answer goes. ``start`` once, ``send`` any number of times, then ``end``."""
+
+    @property
+    def started(self) -> bool:
+        """True once a status line has left for the client."""
+        ...
+
+    async def start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None: ...
+
+    async def send(self, chunk: bytes) -> None:
+        """Bytes go out unchanged; waits while the client reads slowly."""
+        ...
+
+    async def end(self) -> None: ...
+
+
+class Inference(Protocol):
+    """The router."""
+
+    async def serve(self, request: InferenceRequest, reply: Reply) -> None:
+        """Answer one request.
+
+        Cancelling the task that runs this is how a client's leaving is told: both legs are then cancelled and the KV is
+        released. Raises ``RequestError`` before ``reply.start`` for all that is refused.
+        """
+        ...
+
+
+class NodeView(Protocol):
+    """The collector's read side."""
+
+    def latest(self) -> NodeSnapshot: ...
+
+    def updates(self) -> AsyncIterator[NodeSnapshot]:
+        """Each new snapshot, beginning with the latest; a slow reader skips to the newest."""
+        ...
+
+    def timelines(self, limit: int) -> list[Timeline]:
+        """Newest first."""
+        ...
+
+    def timeline(self, request_id: str) -> Timeline | None: ...
+
+    def logs(self, engine: str) -> list[str] | None:
+        """The engine's last log lines, oldest first; None if there is no such engine."""
+        ...
