@@ -287,7 +287,9 @@ class ChannelServer:
     ``on_open``. A connection that breaks the protocol is reported by ``on_error`` and closed; the others go on.
     """
 
-    def __init__(self, path: Path, *, on_open: OnEvent, on_message: OnMessage, on_close: OnEvent, on_error: OnError) -> None:
+    def __init__(
+        self, path: Path, *, on_open: OnEvent, on_message: OnMessage, on_close: OnEvent, on_error: OnError
+    ) -> None:
         self._path = path
         self._on_open = on_open
         self._on_message = on_message
@@ -320,8 +322,8 @@ class ChannelServer:
             session.end()
         except ChannelError as error:
             self._on_error(session.hello, error)
-        except ConnectionError:
-            pass  # an engine process died; on_close tells
+        except (ConnectionError, asyncio.CancelledError):
+            pass  # an engine process died, or the server stops; on_close tells. A stream server's task reports to nobody
         finally:
             self._writers.discard(writer)
             writer.close()

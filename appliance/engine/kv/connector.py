@@ -1,0 +1,233 @@
+"""The KV connector that vLLM loads (``kv_connector_module_path``): a thin facade over its two halves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import torch
+import vllm
+from vllm.distributed.kv_transfer.kv_connector.v1.base import (
+    KVConnectorBase_V1,
+    KVConnectorMetadata,
+    KVConnectorRole,
+    KVConnectorTransferResults,
+    KVConnectorWorkerMetadata,
+    SupportsHMA,
+)
+
+from appliance.channel import Progress
+from appliance.engine.kv.handshake import PROTOCOL, Manifest, fingerprint
+from appliance.engine.kv.layout import Group, Layout, plane_of
+from appliance.engine.kv.pulls import Pulls
+from appliance.engine.kv.scheduler import SchedulerHalf
+from appliance.engine.kv.transport import open_transport
+from appliance.engine.kv.worker import WorkerHalf
+from appliance.engine.link import Link, process_link
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.forward_context import ForwardContext
+    from vllm.v1.core.kv_cache_manager import KVCacheBlocks, KVCacheManager
+    from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.kv_cache_interface import KVCacheConfig
+    from vllm.v1.outputs import KVConnectorOutput
+    from vllm.v1.request import Request
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """``kv_connector_extra_config``, as the supervisor fills it in."""
+
+    engine: str
+    epoch: int
+    directory: str  # private to this supervisor; sockets and lease tables go there
+    channel: str
+    transport: str = "shared_memory"
+    inline_bytes: int = 16 << 20
+
+    def kv_socket(self, rank: int) -> Path:
+        return Path(self.directory) / f"{self.engine}-{self.epoch}-{rank}.kv"
+
+    def lease_table(self) -> Path:
+        return Path(self.directory) / f"{self.engine}-{self.epoch}.leases"
+
+
+def settings_of(vllm_config: VllmConfig) -> Settings:
+    assert vllm_config.kv_transfer_config is not None
+    return msgspec.convert(vllm_config.kv_transfer_config.kv_connector_extra_config, Settings)
+
+
+def link_of(vllm_config: VllmConfig, role: KVConnectorRole) -> Link:
+    """This process's link. With the uniprocess executor, EngineCore and its only worker are one process."""
+    settings = settings_of(vllm_config)
+    parallel = vllm_config.parallel_config
+    worker = role == KVConnectorRole.WORKER and parallel.distributed_executor_backend != "uni"
+    return process_link(
+        settings.channel,
+        settings.engine,
+        settings.epoch,
+        "worker" if worker else "core",
+        parallel.rank if worker else 0,
+    )
+
+
+class ApplianceConnector(KVConnectorBase_V1, SupportsHMA):
+    """Hands KV over between the engines of one node. vLLM makes one in EngineCore and one in each worker."""
+
+    def __init__(self, vllm_config: VllmConfig, role: KVConnectorRole, kv_cache_config: KVCacheConfig) -> None:
+        super().__init__(vllm_config, role, kv_cache_config)
+        self._settings = settings_of(vllm_config)
+        self._link = link_of(vllm_config, role)
+        self._worker: WorkerHalf | None = None
+        self._scheduler: SchedulerHalf | None = None
+        if role == KVConnectorRole.SCHEDULER:
+            self._scheduler = self._scheduler_half(kv_cache_config)
+            self._link.on_message(self._scheduler.receive)
+
+    @property
+    def scheduler_half(self) -> SchedulerHalf:
+        assert self._scheduler is not None, "this connector was made for a worker"
+        return self._scheduler
+
+    @property
+    def worker_half(self) -> WorkerHalf:
+        assert self._worker is not None, "register_kv_caches has not been called"
+        return self._worker
+
+    def _scheduler_half(self, kv_cache_config: KVCacheConfig) -> SchedulerHalf:
+        specs = [group.kv_cache_spec for group in kv_cache_config.kv_cache_groups]
+        layers = [len(group.layer_names) for group in kv_cache_config.kv_cache_groups]
+        return SchedulerHalf(
+            engine=self._settings.engine,
+            epoch=self._settings.epoch,
+            link=self._link,
+            table=self._settings.lease_table(),
+            group_tokens=tuple(spec.block_size for spec in specs),
+            block_bytes=tuple(spec.page_size_bytes * count for spec, count in zip(specs, layers, strict=True)),
+            inline_bytes=self._settings.inline_bytes,
+        )
+
+    # ---- worker half
+
+    def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
+        self._link.send(Progress(stage="sharing KV memory", fraction=0.85))
+        transport = open_transport(self._settings.transport)
+        storages = list(
+            {view.untyped_storage().data_ptr(): view.untyped_storage() for view in kv_caches.values()}.values()
+        )
+        index = {storage.data_ptr(): number for number, storage in enumerate(storages)}
+        layout = _layout(self._kv_cache_config, kv_caches, index, tuple(storage.nbytes() for storage in storages))
+        handles, descriptors = transport.export(storages)
+        parallel = self._vllm_config.parallel_config
+        traits = _traits(self._vllm_config, kv_caches)
+        manifest = Manifest(
+            protocol=PROTOCOL,
+            engine=self._settings.engine,
+            epoch=self._settings.epoch,
+            rank=parallel.rank,
+            ranks=parallel.tensor_parallel_size,
+            transport=transport.kind,
+            traits=traits,
+            fingerprint=fingerprint(traits),
+            layout=layout,
+            handles=tuple(handles),
+        )
+        self._worker = WorkerHalf(self._link, transport, manifest, self._settings.kv_socket(parallel.rank), descriptors)
+
+    def handle_preemptions(self, kv_connector_metadata: KVConnectorMetadata) -> None:
+        assert isinstance(kv_connector_metadata, Pulls)
+        self.worker_half.before_forward(kv_connector_metadata.pulls)
+
+    def start_load_kv(self, forward_context: ForwardContext, **kwargs: Any) -> None:
+        metadata = self._get_connector_metadata()
+        assert isinstance(metadata, Pulls)
+        self.worker_half.at_load(metadata.pulls)
+
+    def wait_for_layer_load(self, layer_name: str) -> None:
+        """Nothing to wait for: loads are whole before their request is scheduled."""
+
+    def save_kv_layer(self, layer_name: str, kv_layer: torch.Tensor, attn_metadata: Any, **kwargs: Any) -> None:
+        """Nothing to save: peers read the KV where it is."""
+
+    def wait_for_save(self) -> None:
+        """Nothing to wait for."""
+
+    def get_transfer_results(self, finished_req_ids: set[str]) -> KVConnectorTransferResults:
+        return self.worker_half.take_results()
+
+    def build_connector_worker_meta(self) -> KVConnectorWorkerMetadata | None:
+        return self.worker_half.take_details()
+
+    def shutdown(self) -> None:
+        if self._worker is not None:
+            self._worker.close()
+
+    # ---- scheduler half
+
+    def bind_kv_cache_manager(self, kv_cache_manager: KVCacheManager) -> None:
+        super().bind_kv_cache_manager(kv_cache_manager)
+        self.scheduler_half.bind(kv_cache_manager)
+
+    def on_new_request(self, request: Request) -> None:
+        self.scheduler_half.arrived(request)
+
+    def get_loaded_kv_cache_group_ids(self, request: Request) -> tuple[int, ...]:
+        return tuple(range(len(self._kv_cache_config.kv_cache_groups)))  # a request's own blocks, of every group
+
+    def get_num_new_matched_tokens(self, request: Request, num_computed_tokens: int) -> tuple[int, bool]:
+        external = self.scheduler_half.matched_tokens(request, num_computed_tokens)
+        return external, external > 0
+
+    def update_state_after_alloc(self, request: Request, blocks: KVCacheBlocks, num_external_tokens: int) -> None:
+        self.scheduler_half.allocated(request, blocks, num_external_tokens)
+
+    def build_connector_meta(self, scheduler_output: SchedulerOutput) -> KVConnectorMetadata:
+        return self.scheduler_half.take_planned()
+
+    def update_connector_output(self, connector_output: KVConnectorOutput) -> None:
+        self.scheduler_half.transferred(connector_output)
+
+    def request_finished_all_groups(
+        self, request: Request, block_ids: tuple[list[int], ...]
+    ) -> tuple[bool, dict[str, Any] | None]:
+        return False, self.scheduler_half.finished(request, block_ids)
+
+
+def _layout(
+    config: KVCacheConfig, views: dict[str, torch.Tensor], index: dict[int, int], storage_bytes: tuple[int, ...]
+) -> Layout:
+    groups = []
+    for group in config.kv_cache_groups:
+        planes = []
+        for name in group.layer_names:
+            view = views[name]
+            storage = index[view.untyped_storage().data_ptr()]
+            offset = view.storage_offset() * view.element_size()
+            split = max(1, view.shape[0] // config.num_blocks)
+            planes.append(plane_of(storage, offset, view.shape, view.stride(), view.element_size(), split))
+        groups.append(Group(group.kv_cache_spec.block_size, tuple(planes)))
+    return Layout(tuple(groups), storage_bytes)
+
+
+def _traits(vllm_config: VllmConfig, views: dict[str, torch.Tensor]) -> dict[str, str]:
+    """All that decides what the bytes of a block mean."""
+    model, context = vllm_config.model_config, vllm_config.compilation_config.static_forward_context
+    backends = sorted({context[name].get_attn_backend().get_name() for name in views if name in context})
+    shapes = sorted({f"{list(view.shape[1:])}/{_order(view)}/{view.dtype}" for view in views.values()})
+    return {
+        "vllm": vllm.__version__,
+        "model": str(model.model),
+        "revision": str(model.revision),
+        "dtype": str(model.dtype),
+        "kv_cache_dtype": str(vllm_config.cache_config.cache_dtype),
+        "attention": ",".join(backends),
+        "block": ";".join(shapes),
+        "tensor_parallel": str(vllm_config.parallel_config.tensor_parallel_size),
+        "pipeline_parallel": str(vllm_config.parallel_config.pipeline_parallel_size),
+    }
+
+
+def _order(view: torch.Tensor) -> str:
+    """The dimensions within a block, from the slowest to the fastest."""
+    return "".join(str(dim) for dim in sorted(range(1, view.dim()), key=lambda dim: -view.stride(dim)))

@@ -1,0 +1,65 @@
+"""What travels in ``kv_transfer_params``, and how an engine reads it.
+
+It comes from the router and from peers, through vLLM, into hooks that must not raise (an exception there ends EngineCore). So
+reading never fails: what can't be read is None, and the prompt is then simply computed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+
+class Offer(msgspec.Struct, frozen=True, kw_only=True):
+    """Prefill leg: keep the KV for ``consumers`` pulls, ``ttl_s`` seconds at the longest, under the id ``request``."""
+
+    request: str
+    do_remote_decode: bool
+    consumers: int = 1
+    ttl_s: float = 60.0
+
+
+class Ticket(msgspec.Struct, frozen=True, kw_only=True):
+    """Decode leg: where the KV of the first ``tokens`` prompt tokens lies. ``blocks`` has ids per KV group, 0 = not kept."""
+
+    request: str
+    do_remote_prefill: bool
+    engine: str
+    epoch: int
+    slot: int
+    generation: int
+    tokens: int
+    blocks: tuple[tuple[int, ...], ...]
+
+
+class Whole(msgspec.Struct, frozen=True, kw_only=True):
+    """A request that runs on one engine; the key is for its timeline."""
+
+    request: str
+
+
+def read(params: Any) -> Offer | Ticket | Whole | None:
+    """What the router asks for; None if it asks for nothing that we know."""
+    if not isinstance(params, dict):
+        return None
+    kind = Offer if params.get("do_remote_decode") else Ticket if params.get("do_remote_prefill") else Whole
+    try:
+        found: Offer | Ticket | Whole = msgspec.convert(params, kind)
+    except msgspec.ValidationError:
+        return None
+    return found if _sensible(found) else None
+
+
+def _sensible(params: Offer | Ticket | Whole) -> bool:
+    if isinstance(params, Offer):
+        return params.consumers > 0 and params.ttl_s > 0
+    if isinstance(params, Ticket):
+        return params.tokens > 0 and all(block >= 0 for group in params.blocks for block in group)
+    return True
+
+
+def ticket_params(ticket: Ticket) -> dict[str, Any]:
+    """The ticket as vLLM returns it with the prefill leg's answer."""
+    params: dict[str, Any] = msgspec.to_builtins(ticket)
+    return params

@@ -1,0 +1,59 @@
+"""What a kind of memory must be able to do so that KV can be handed over through it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from appliance.engine.kv.layout import Copy
+from appliance.errors import HandoffError
+
+if TYPE_CHECKING:
+    import torch
+
+
+class PeerMemory(ABC):
+    """A peer's exported storages, mapped here."""
+
+    @abstractmethod
+    def copy(self, copies: Sequence[Copy]) -> None:
+        """Bring the bytes over and return when they are there. Raises ``HandoffError`` if the mapping is closed or too short."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Unmap. Waits for a copy that is under way; later copies raise."""
+
+
+class MemoryTransport(ABC):
+    """Export local KV storages once; open each peer's once.
+
+    One backend per file; ``open_transport`` knows them by name.
+    """
+
+    kind: str
+
+    @abstractmethod
+    def export(self, storages: Sequence[torch.UntypedStorage]) -> tuple[list[bytes], list[int]]:
+        """Make the storages shareable, in place.
+
+        Returns:
+            Per storage a handle that travels in the handshake, and the file descriptors that travel beside it.
+            Both stay valid for the life of the process.
+
+        Raises:
+            HandoffError: this memory can't be shared; says what would make it shareable.
+        """
+
+    @abstractmethod
+    def open(self, handles: Sequence[bytes], descriptors: Sequence[int], sizes: Sequence[int]) -> PeerMemory:
+        """Map a peer's storages of ``sizes`` bytes; takes the descriptors over. Raises ``HandoffError`` if refused."""
+
+
+def open_transport(kind: str) -> MemoryTransport:
+    """The backend called ``kind``. Raises ``HandoffError`` for an unknown one."""
+    if kind == "shared_memory":
+        from appliance.engine.kv.shared_memory import SharedMemory
+
+        return SharedMemory()
+    raise HandoffError(f"unknown KV transport {kind!r}; known: shared_memory")

@@ -1,0 +1,172 @@
+"""The connector's half beside the memory: exports this rank's KV, maps its peers', and copies.
+
+Small pulls are copied in the engine's loop, where they cost less than a thread's hand-over; large ones on a thread that runs beside the
+forward pass. Whatever goes wrong in a pull is a failed load, which vLLM recomputes.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorTransferResults
+
+from appliance.channel import ClosePeer, Down, OpenPeer, PeerClosed, PeerOpened
+from appliance.engine.kv.handshake import KvServer, Manifest, ask, refusal
+from appliance.engine.kv.layout import Layout, copies, difference
+from appliance.engine.kv.lease import LeaseTable
+from appliance.engine.kv.pulls import Pull, Transfer, Transfers
+from appliance.engine.kv.transport import MemoryTransport, PeerMemory
+from appliance.errors import HandoffError
+
+if TYPE_CHECKING:
+    from appliance.engine.link import Link
+
+
+class Peer:
+    """One life of a peer: its memory, its layout and its lease table, mapped here."""
+
+    def __init__(self, memory: PeerMemory, layout: Layout, leases: LeaseTable) -> None:
+        self.memory = memory
+        self.layout = layout
+        self.leases = leases
+
+    def close(self) -> None:
+        self.memory.close()
+        self.leases.close()
+
+
+class WorkerHalf:
+    """KV memory of one worker rank, and that of its peers."""
+
+    def __init__(
+        self, link: Link, transport: MemoryTransport, manifest: Manifest, socket: Path, descriptors: list[int]
+    ) -> None:
+        """``manifest`` describes what ``transport`` has exported; ``socket`` is where peers ask for it."""
+        self._link = link
+        self._transport = transport
+        self._manifest = manifest
+        self._server = KvServer(socket, manifest, descriptors)
+        self._peers: dict[tuple[str, int], Peer] = {}
+        self._lock = threading.Lock()
+        self._ended: dict[str, Transfer] = {}
+        self._reported: dict[str, Transfer] = {}
+        self._thread = ThreadPoolExecutor(1, "appliance-pull")
+        link.on_message(self.receive)
+
+    # ---- peers, on the link's thread
+
+    def receive(self, message: Down) -> None:
+        if isinstance(message, OpenPeer):
+            error = self._open(message)
+            self._link.send(PeerOpened(peer=message.peer, epoch=message.epoch, rank=self._manifest.rank, error=error))
+        elif isinstance(message, ClosePeer):
+            self._close((message.peer, message.epoch))
+            self._link.send(PeerClosed(peer=message.peer, epoch=message.epoch, rank=self._manifest.rank))
+
+    def _open(self, message: OpenPeer) -> str | None:
+        key = (message.peer, message.epoch)
+        if key in self._peers:
+            return None
+        try:
+            peer = self._map(message)
+        except (HandoffError, OSError) as error:
+            return str(error)
+        with self._lock:
+            self._peers[key] = peer
+        return None
+
+    def _map(self, message: OpenPeer) -> Peer:
+        if self._manifest.rank >= len(message.sockets):
+            raise HandoffError(f"{message.peer} has {len(message.sockets)} ranks, this is rank {self._manifest.rank}")
+        theirs, descriptors = ask(message.sockets[self._manifest.rank], message.peer)
+        reason = refusal(self._manifest, theirs, difference(self._manifest.layout, theirs.layout))
+        if reason is None and (theirs.engine, theirs.epoch) != (message.peer, message.epoch):
+            reason = f"{theirs.engine} (life {theirs.epoch}) answered for {message.peer} (life {message.epoch})"
+        if reason is not None:
+            _close_all(descriptors)
+            raise HandoffError(reason)
+        leases = LeaseTable(Path(message.lease_table), create=False)
+        memory = self._transport.open(theirs.handles, descriptors, theirs.layout.storage_bytes)
+        return Peer(memory, theirs.layout, leases)
+
+    def _close(self, key: tuple[str, int]) -> None:
+        with self._lock:
+            peer = self._peers.pop(key, None)
+        if peer is not None:
+            peer.close()
+
+    # ---- pulls, on the engine's loop
+
+    def before_forward(self, pulls: Iterable[Pull]) -> None:
+        """Start the large pulls beside the forward pass."""
+        for pull in pulls:
+            if not pull.inline:
+                self._thread.submit(self._run, pull)
+
+    def at_load(self, pulls: Iterable[Pull]) -> None:
+        """Run the small pulls here and now."""
+        for pull in pulls:
+            if pull.inline:
+                self._run(pull)
+
+    def take_results(self) -> KVConnectorTransferResults:
+        """Every pull that ended, once."""
+        with self._lock:
+            self._reported, self._ended = self._ended, {}
+        failed = {request_id for request_id, transfer in self._reported.items() if transfer.error}
+        return KVConnectorTransferResults(finished_recving=set(self._reported), failed_recving=failed)
+
+    def take_details(self) -> Transfers | None:
+        """What ``take_results`` has just reported, in detail."""
+        reported, self._reported = self._reported, {}
+        return Transfers(reported) if reported else None
+
+    def close(self) -> None:
+        self._server.close()
+        self._thread.shutdown(wait=True, cancel_futures=True)
+        for key in list(self._peers):
+            self._close(key)
+
+    def _run(self, pull: Pull) -> None:
+        start_ns = time.monotonic_ns()
+        size = runs = 0
+        error = None
+        try:
+            size, runs = self._pull(pull)
+        except (HandoffError, ValueError, IndexError) as failure:  # the last two: a mapping closed under a reader
+            error = str(failure)
+        transfer = Transfer(bytes=size, copies=runs, start_ns=start_ns, end_ns=time.monotonic_ns(), error=error)
+        with self._lock:
+            self._ended[pull.request_id] = transfer
+
+    def _pull(self, pull: Pull) -> tuple[int, int]:
+        """Bytes and runs copied. Raises ``HandoffError`` if what was copied may not be what was leased."""
+        ticket = pull.ticket
+        with self._lock:
+            peer = self._peers.get((ticket.engine, ticket.epoch))
+        if peer is None:
+            raise HandoffError(f"the memory of {ticket.engine} (life {ticket.epoch}) is not mapped")
+        if any(source == 0 for group in pull.pairs for source, _ in group):
+            raise HandoffError(f"{ticket.engine} did not keep all the blocks that are needed")
+        _check_lease(peer, pull, "before the pull")
+        plan = copies(self._manifest.layout, peer.layout, pull.pairs)
+        peer.memory.copy(plan)
+        _check_lease(peer, pull, "during the pull")
+        return sum(copy.size for copy in plan), len(plan)
+
+
+def _check_lease(peer: Peer, pull: Pull, when: str) -> None:
+    if peer.leases[pull.ticket.slot] != pull.ticket.generation:
+        raise HandoffError(f"the lease on the blocks of {pull.ticket.engine} ended {when}")
+
+
+def _close_all(descriptors: list[int]) -> None:
+    import os
+
+    for descriptor in descriptors:
+        os.close(descriptor)

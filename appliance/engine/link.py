@@ -1,0 +1,133 @@
+"""The engine's end of the engine channel: one connection per process, shared by all of our code in it.
+
+Sending happens on the caller's thread and never blocks: what the socket does not take waits in a bounded buffer. A thread of our
+own reads what the supervisor says, and beats once a second. It touches none of vLLM's state: handlers that need the main loop
+leave their work where it looks (see ``pulse.py``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import Final
+
+from appliance.channel import Down, Frames, Heartbeat, Hello, Message, Step, encode
+from appliance.errors import ChannelError
+
+BEAT_S: Final = 1.0
+_TELEMETRY_LIMIT_BYTES: Final = 1 << 20  # steps are dropped beyond this; what leases depend on is not
+_CONNECT_TIMEOUT_S: Final = 5.0
+
+Handler = Callable[[Down], None]
+
+
+class Link:
+    """A connection to the supervisor. Thread-safe."""
+
+    def __init__(self, path: str, hello: Hello) -> None:
+        """Connect and say hello. Raises ``ChannelError`` if the supervisor does not listen at ``path``."""
+        self._socket = _connect(path)
+        self._lock = threading.Lock()
+        self._pending = bytearray()
+        self._handlers: list[Handler] = []
+        self._beats: list[Callable[[], None]] = []
+        self._held: list[Down] = []  # came before anybody listened
+        self.dropped_steps = 0
+        self.send(hello)
+        threading.Thread(target=self._run, name="appliance-link", daemon=True).start()
+
+    def on_message(self, handler: Handler) -> None:
+        """Call ``handler`` with each message, on the link's thread; also with those that came before."""
+        with self._lock:
+            self._handlers.append(handler)
+            held, self._held = self._held, []
+        for message in held:
+            handler(message)
+
+    def on_beat(self, callback: Callable[[], None]) -> None:
+        """Call ``callback`` once a second, on the link's thread."""
+        self._beats.append(callback)
+
+    def send(self, message: Message) -> None:
+        """Send without blocking, in order. A step or heartbeat that finds the buffer full is dropped and counted."""
+        frame = encode(message)
+        with self._lock:
+            if len(self._pending) > _TELEMETRY_LIMIT_BYTES and isinstance(message, Step | Heartbeat):
+                self.dropped_steps += 1
+                return
+            self._pending += frame
+            self._flush()
+
+    def _flush(self) -> None:
+        with contextlib.suppress(BlockingIOError, ConnectionError):
+            sent = self._socket.send(self._pending, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            del self._pending[:sent]
+
+    def _run(self) -> None:
+        frames: Frames[Down] = Frames(Down)
+        next_beat = time.monotonic() + BEAT_S
+        while True:
+            if self._readable(max(0.0, next_beat - time.monotonic())):
+                data = self._receive()
+                if not data:
+                    return  # the supervisor is gone, and the kernel is about to end this process too
+                for message in frames.feed(data):
+                    self._dispatch(message)
+            if time.monotonic() >= next_beat:
+                next_beat += BEAT_S
+                self._beat()
+
+    def _readable(self, timeout_s: float) -> bool:
+        events = select.poll()
+        events.register(self._socket, select.POLLIN | (select.POLLOUT if self._pending else 0))
+        ready = events.poll(timeout_s * 1000)
+        if any(event & select.POLLOUT for _, event in ready):
+            with self._lock:
+                self._flush()
+        return any(event & ~select.POLLOUT for _, event in ready)
+
+    def _receive(self) -> bytes:
+        try:
+            return self._socket.recv(1 << 16)
+        except ConnectionError:
+            return b""
+
+    def _dispatch(self, message: Down) -> None:
+        with self._lock:
+            if not self._handlers:
+                self._held.append(message)
+            handlers = list(self._handlers)
+        for handler in handlers:
+            handler(message)
+
+    def _beat(self) -> None:
+        for callback in self._beats:
+            callback()
+
+
+def _connect(path: str) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    connection.settimeout(_CONNECT_TIMEOUT_S)
+    try:
+        connection.connect(path)
+    except OSError as error:
+        raise ChannelError(f"no supervisor listens on the engine channel {path}: {error.strerror}") from error
+    connection.settimeout(None)
+    return connection
+
+
+_link: tuple[int, Link] | None = None
+
+
+def process_link(path: str, engine: str, epoch: int, process: str, rank: int = 0) -> Link:
+    """This process's connection; the first caller names the process. A forked child makes its own."""
+    global _link
+    if _link is None or _link[0] != os.getpid():
+        hello = Hello(engine=engine, epoch=epoch, process=process, pid=os.getpid(), rank=rank)
+        _link = (os.getpid(), Link(path, hello))
+    return _link[1]

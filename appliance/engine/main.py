@@ -1,0 +1,51 @@
+"""An engine: vLLM's own OpenAI server, bound to the supervisor's life and telling it how the start goes.
+
+    python -m appliance.engine.main --engine e0 --epoch 1 --channel PATH --parent PID [--cores 0,1] -- VLLM-ARGUMENTS
+
+multiprocessing's ``spawn`` imports this module again in each child before anything else, so that the module level binds those
+children to their parent too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from appliance.channel import Progress
+from appliance.engine.life import bind_children, die_with, die_with_spawner
+from appliance.engine.link import process_link
+
+if __name__ == "__mp_main__":
+    die_with_spawner()
+
+
+def main() -> None:
+    """Parse our own arguments, then become vLLM's server with the rest."""
+    options, vllm_arguments = _parse(sys.argv[1:])
+    die_with(options.parent)
+    bind_children()
+    if options.cores:
+        os.sched_setaffinity(0, {int(core) for core in options.cores.split(",")})
+    link = process_link(options.channel, options.engine, options.epoch, "api")
+    link.send(Progress(stage="importing vLLM", fraction=0.05))
+    sys.argv = ["vllm", *vllm_arguments]
+    from vllm.entrypoints.launchers.api_server.entry import main as serve
+
+    link.send(Progress(stage="starting EngineCore", fraction=0.35))
+    serve()
+
+
+def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    split = arguments.index("--") if "--" in arguments else len(arguments)
+    parser = argparse.ArgumentParser(prog="appliance.engine.main")
+    parser.add_argument("--engine", required=True)
+    parser.add_argument("--epoch", type=int, required=True)
+    parser.add_argument("--channel", required=True)
+    parser.add_argument("--parent", type=int, required=True)
+    parser.add_argument("--cores", default="")
+    return parser.parse_args(arguments[:split]), arguments[split + 1 :]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,192 @@
+"""Records every step inside EngineCore: vLLM's scheduler with a clock and a link.
+
+``--scheduler-cls`` names one of the two classes: ``RecordingScheduler`` where scheduling is synchronous (CPU), or
+``RecordingAsyncScheduler``. What they override is held by ``tests/contract``.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.scheduler import Scheduler
+
+from appliance.channel import CoreReady, Heartbeat, Progress, Scheduled, Step
+from appliance.engine import pulse
+from appliance.engine.kv.connector import ApplianceConnector, link_of, settings_of
+from appliance.engine.kv.params import Ticket, read
+
+if TYPE_CHECKING:
+    from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.engine import EngineCoreOutputs
+    from vllm.v1.metrics.stats import SchedulerStats
+    from vllm.v1.outputs import ModelRunnerOutput
+    from vllm.v1.request import Request
+
+pulse.install()
+
+
+class Batch:
+    """What one step was given to do, counted when it was scheduled."""
+
+    __slots__ = ("context_tokens", "decode_tokens", "prompt_tokens", "start_ns")
+
+    def __init__(self, start_ns: int) -> None:
+        self.start_ns = start_ns
+        self.prompt_tokens = 0
+        self.decode_tokens = 0
+        self.context_tokens = 0
+
+    def add(self, request: Request, tokens: int) -> None:
+        """``tokens`` of the request; vLLM has counted them as computed already."""
+        before = request.num_computed_tokens - tokens
+        prompt = max(0, min(tokens, request.num_prompt_tokens - before))
+        self.prompt_tokens += prompt
+        self.decode_tokens += tokens - prompt
+        self.context_tokens += before + tokens
+
+
+class StepRecorder:
+    """Mixin for vLLM's schedulers. Says each step, and each request of the router's when it is first scheduled."""
+
+    connector: Any
+    requests: dict[str, Request]
+    vllm_config: Any
+    kv_cache_manager: Any
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if not isinstance(self.connector, ApplianceConnector):
+            raise TypeError("the step recorder needs kv_connector=ApplianceConnector")
+        self._link = link_of(self.vllm_config, KVConnectorRole.SCHEDULER)
+        self._link.send(Progress(stage="warming up", fraction=0.9))
+        self._batches: dict[int, Batch] = {}
+        self._last_end_ns = 0
+        self._preemptions = 0
+        self._prefix_queries = 0
+        self._prefix_hits = 0
+
+    # ---- what vLLM calls
+
+    def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
+        start_ns = time.monotonic_ns()
+        self.connector.scheduler_half.tick(start_ns)
+        output: SchedulerOutput = super().schedule(*args, **kwargs)  # type: ignore[misc]
+        batch = Batch(start_ns)
+        for request_id, tokens in output.num_scheduled_tokens.items():
+            batch.add(self.requests[request_id], tokens)
+        for new in output.scheduled_new_reqs:
+            self._say_scheduled(self.requests[new.req_id])
+        self._batches[id(output)] = batch
+        return output
+
+    def update_from_output(
+        self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
+    ) -> dict[int, EngineCoreOutputs]:
+        outputs: dict[int, EngineCoreOutputs] = super().update_from_output(scheduler_output, model_runner_output)  # type: ignore[misc]
+        batch = self._batches.pop(id(scheduler_output), None)
+        end_ns = time.monotonic_ns()
+        if batch is not None and scheduler_output.total_num_scheduled_tokens > 0:
+            self._say_step(batch, end_ns)
+        self._last_end_ns = end_ns
+        return outputs
+
+    def make_stats(self, *args: Any, **kwargs: Any) -> SchedulerStats | None:
+        stats: SchedulerStats | None = super().make_stats(*args, **kwargs)  # type: ignore[misc]
+        if stats is not None and stats.prefix_cache_stats is not None:
+            self._prefix_queries += stats.prefix_cache_stats.queries
+            self._prefix_hits += stats.prefix_cache_stats.hits
+        return stats
+
+    def _preempt_request(self, *args: Any, **kwargs: Any) -> None:
+        self._preemptions += 1
+        super()._preempt_request(*args, **kwargs)  # type: ignore[misc]
+
+    # ---- what the pulse calls, on the main loop
+
+    def begin(self) -> None:
+        """EngineCore is about to serve."""
+        settings, parallel = settings_of(self.vllm_config), self.vllm_config.parallel_config
+        scheduler = self.vllm_config.scheduler_config
+        self._link.send(
+            CoreReady(
+                kv_blocks=self.kv_cache_manager.block_pool.num_gpu_blocks - 1,  # one is the null block
+                block_tokens=self.vllm_config.cache_config.block_size,
+                max_model_len=self.vllm_config.model_config.max_model_len,
+                max_batched_tokens=scheduler.max_num_batched_tokens,
+                max_running=scheduler.max_num_seqs,
+                sockets=tuple(str(settings.kv_socket(rank)) for rank in range(parallel.tensor_parallel_size)),
+                lease_table=str(settings.lease_table()),
+            )
+        )
+
+    def idle(self) -> None:
+        """The main loop has nothing to do: see to leases, and say that it is alive."""
+        now_ns = time.monotonic_ns()
+        self.connector.scheduler_half.tick(now_ns)
+        running, waiting = self._counts()
+        self._link.send(
+            Heartbeat(
+                at_ns=now_ns,
+                running=running,
+                waiting=waiting,
+                fetching=self.connector.scheduler_half.fetching,
+                kv_free=self.kv_cache_manager.block_pool.get_num_free_blocks(),
+                leased=self.connector.scheduler_half.leased_blocks,
+            )
+        )
+
+    # ---- what goes up
+
+    def _step_start_ns(self, batch: Batch) -> int:
+        """From schedule to update: right where steps do not overlap."""
+        return batch.start_ns
+
+    def _say_step(self, batch: Batch, end_ns: int) -> None:
+        running, waiting = self._counts()
+        self._link.send(
+            Step(
+                start_ns=self._step_start_ns(batch),
+                end_ns=end_ns,
+                prompt_tokens=batch.prompt_tokens,
+                decode_tokens=batch.decode_tokens,
+                context_tokens=batch.context_tokens,
+                running=running,
+                waiting=waiting,
+                fetching=self.connector.scheduler_half.fetching,
+                kv_free=self.kv_cache_manager.block_pool.get_num_free_blocks(),
+                leased=self.connector.scheduler_half.leased_blocks,
+                preemptions=self._preemptions,
+                prefix_queries=self._prefix_queries,
+                prefix_hits=self._prefix_hits,
+                dropped=self._link.dropped_steps,
+            )
+        )
+
+    def _say_scheduled(self, request: Request) -> None:
+        params = read(request.kv_transfer_params)
+        if params is None:
+            return
+        phase = "decode" if isinstance(params, Ticket) else "prefill"
+        at_ns = time.monotonic_ns()
+        self._link.send(
+            Scheduled(request=params.request, phase=phase, at_ns=at_ns, prompt_tokens=request.num_prompt_tokens)
+        )
+
+    def _counts(self) -> tuple[int, int]:
+        """Running, and waiting without those whose KV is on its way."""
+        running, waiting = self.get_request_counts()  # type: ignore[attr-defined]
+        return running, max(0, waiting - self.connector.scheduler_half.fetching)
+
+
+class RecordingScheduler(StepRecorder, Scheduler):
+    """For synchronous scheduling."""
+
+
+class RecordingAsyncScheduler(StepRecorder, AsyncScheduler):
+    """For asynchronous scheduling, where the next step is scheduled before this one is over: a step lasts from update to update."""
+
+    def _step_start_ns(self, batch: Batch) -> int:
+        return max(batch.start_ns, self._last_end_ns)
