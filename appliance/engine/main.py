@@ -33,7 +33,7 @@ def main() -> None:
     from vllm.entrypoints.launchers.api_server.entry import main as serve
 
     link.send(Progress(stage="starting EngineCore", fraction=0.35))
-    serve()
+    serve()  # type: ignore[no-untyped-call]
 
 
 def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:

@@ -203,9 +203,9 @@ def _layout(
         for name in group.layer_names:
             view = views[name]
             storage = index[view.untyped_storage().data_ptr()]
-            offset = view.storage_offset() * view.element_size()
+            offset = int(view.storage_offset()) * view.element_size()
             split = max(1, view.shape[0] // config.num_blocks)
-            planes.append(plane_of(storage, offset, view.shape, view.stride(), view.element_size(), split))
+            planes.append(plane_of(storage, offset, list(view.shape), list(view.stride()), view.element_size(), split))
         groups.append(Group(group.kv_cache_spec.block_size, tuple(planes)))
     return Layout(tuple(groups), storage_bytes)
 
@@ -230,4 +230,5 @@ def _traits(vllm_config: VllmConfig, views: dict[str, torch.Tensor]) -> dict[str
 
 def _order(view: torch.Tensor) -> str:
     """The dimensions within a block, from the slowest to the fastest."""
-    return "".join(str(dim) for dim in sorted(range(1, view.dim()), key=lambda dim: -view.stride(dim)))
+    strides = list(view.stride())
+    return "".join(str(dim) for dim in sorted(range(1, view.dim()), key=lambda dim: -strides[dim]))

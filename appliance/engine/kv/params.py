@@ -43,9 +43,13 @@ def read(params: Any) -> Offer | Ticket | Whole | None:
     """What the router asks for; None if it asks for nothing that we know."""
     if not isinstance(params, dict):
         return None
-    kind = Offer if params.get("do_remote_decode") else Ticket if params.get("do_remote_prefill") else Whole
+    kind: type[Offer | Ticket | Whole] = Whole
+    if params.get("do_remote_decode"):
+        kind = Offer
+    elif params.get("do_remote_prefill"):
+        kind = Ticket
     try:
-        found: Offer | Ticket | Whole = msgspec.convert(params, kind)
+        found = msgspec.convert(params, kind)
     except msgspec.ValidationError:
         return None
     return found if _sensible(found) else None

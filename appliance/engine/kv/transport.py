@@ -39,7 +39,7 @@ class MemoryTransport(ABC):
 
         Returns:
             Per storage a handle that travels in the handshake, and the file descriptors that travel beside it.
-            Both stay valid for the life of the process.
+            Both stay valid, and the storages' own, for as long as those live: the caller closes nothing.
 
         Raises:
             HandoffError: this memory can't be shared; says what would make it shareable.
