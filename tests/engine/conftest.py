@@ -1,0 +1,39 @@
+"""Real engines are dear to start: one pair and one model serve the whole session."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from pair import Pair
+from random_model import write
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents:
+            item.add_marker(pytest.mark.engine)
+
+
+@pytest.fixture(scope="session")
+def directory() -> Iterator[Path]:
+    """Short: Unix socket paths have an end at 107 characters."""
+    with tempfile.TemporaryDirectory(prefix="pd-") as name:
+        yield Path(name)
+
+
+@pytest.fixture(scope="session")
+def random_model(directory: Path) -> Path:
+    return write(directory / "model")
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def pair(directory: Path, random_model: Path) -> AsyncIterator[Pair]:
+    running = Pair(directory, random_model, inline_bytes=2 << 20)
+    await running.start()
+    yield running
+    await running.stop()
