@@ -43,7 +43,10 @@ def test_equal_engines_may_share() -> None:
         ({"protocol": 2}, "protocol 1 against 2"),
         ({"transport": "cuda_ipc"}, "transport shared_memory against cuda_ipc"),
         ({"ranks": 2}, "tensor-parallel sizes"),
-        ({"traits": {"model": "other"}, "fingerprint": fingerprint({"model": "other"})}, "model synthetic against other"),
+        (
+            {"traits": {"model": "other"}, "fingerprint": fingerprint({"model": "other"})},
+            "model synthetic against other",
+        ),
     ],
 )
 def test_a_difference_is_named_with_both_engines(change: dict[str, object], says: str) -> None:

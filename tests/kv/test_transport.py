@@ -36,7 +36,9 @@ class Exporter:
         self.socket = socket
         command = [sys.executable, str(Path(__file__).parent / "exporter.py"), kind, str(socket), str(BLOCKS), "1"]
         environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
         self._expect("ready\n")
 
     def fill(self, seed: int) -> None:
@@ -70,7 +72,9 @@ class Local:
     """Our own memory, exported, with a peer's mapped beside it."""
 
     def __init__(self, kind: str) -> None:
-        self.memory = torch.zeros(LOCAL_BLOCKS * LAYERS * PAGE, dtype=torch.uint8, device="cuda" if kind == "cuda_ipc" else "cpu")
+        self.memory = torch.zeros(
+            LOCAL_BLOCKS * LAYERS * PAGE, dtype=torch.uint8, device="cuda" if kind == "cuda_ipc" else "cpu"
+        )
         self.transport: MemoryTransport = open_transport(kind)
         self.transport.export([self.memory.untyped_storage()])
 

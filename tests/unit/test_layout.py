@@ -95,7 +95,9 @@ def test_a_plane_addresses_what_the_view_addresses(layers_first: bool, split: in
         plane = plane_of(0, layer * layer_stride, view.shape, elements, item, split)
         for number in range(blocks // split):
             expected = view[number * split : (number + 1) * split].tobytes()
-            got = b"".join(memory[number * plane.stride + o : number * plane.stride + o + s].tobytes() for o, s in plane.segments)
+            got = b"".join(
+                memory[number * plane.stride + o : number * plane.stride + o + s].tobytes() for o, s in plane.segments
+            )
             assert got == expected
 
 

@@ -1,0 +1,5 @@
+"""``python -m appliance`` is ``pd-appliance``."""
+
+from appliance.cli import main
+
+main()

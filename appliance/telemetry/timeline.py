@@ -1,0 +1,328 @@
+"""Timelines: what became of each request, stage by stage, on the node's one clock.
+
+The router puts marks on a ``Trace`` as it goes; engines add theirs over the channel (``Timelines.fold``). Stages are a pure function
+of the marks, each clamped between the one before it and the first byte, so that they always sum to TTFT. A mark that never came
+leaves its stage at 0 and its time to the next one.
+"""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final
+
+import msgspec
+
+from appliance.channel import HandoffEnded, LeaseGranted, Scheduled, Up
+from appliance.records import STAGES, Leg, Stage, Timeline
+
+_NS: Final = 1e-9
+_WHOLE_STAGES: Final = STAGES[:3]  # nothing divides the rest of an unsplit request
+_GAPS_KEPT: Final = 4096
+
+
+class Marks(msgspec.Struct):
+    """``CLOCK_MONOTONIC`` nanoseconds; None until it has happened. All but ``arrived`` are of the latest attempt."""
+
+    arrived: int
+    dispatched: int | None = None  # first leg sent
+    scheduled: int | None = None  # first leg scheduled
+    kept: int | None = None  # prompt's KV complete and held
+    pull_began: int | None = None
+    pull_ended: int | None = None
+    decode_scheduled: int | None = None
+    first_byte: int | None = None
+
+    def restart(self, now_ns: int) -> None:
+        """A new attempt: what was lost on the last one counts as queueing."""
+        self.dispatched = now_ns
+        self.scheduled = self.kept = self.pull_began = self.pull_ended = self.decode_scheduled = None
+
+
+def stages(marks: Marks, split: bool, now_ns: int) -> tuple[Stage, ...]:
+    """The stages until the first byte, or until ``now_ns`` while there is none. Durations sum to the time since arrival."""
+    end = now_ns if marks.first_byte is None else marks.first_byte
+    inner = (marks.dispatched, marks.scheduled)
+    if split:
+        inner += (marks.kept, marks.pull_began, marks.pull_ended, marks.decode_scheduled)
+    return _between(marks.arrived, inner, end, STAGES if split else _WHOLE_STAGES)
+
+
+def _between(start: int, inner: Iterable[int | None], end: int, names: Sequence[str]) -> tuple[Stage, ...]:
+    """``names[i]`` ends at the i-th of ``inner``, the last one at ``end``. Nothing is known of what comes after the last mark."""
+    marks = list(inner)
+    while marks and marks[-1] is None:
+        marks.pop()
+    found, previous = [], start
+    for name, mark in zip(names, [*marks, end], strict=False):
+        until = previous if mark is None else min(max(mark, previous), max(end, start))
+        found.append(Stage(name, (until - previous) * _NS))
+        previous = until
+    return tuple(found)
+
+
+class Trace:
+    """One request's marks and outcomes; written by the router and by ``Timelines.fold``, from one event loop."""
+
+    __slots__ = (
+        "attempts",
+        "decode_engine",
+        "engine_of",
+        "error",
+        "id",
+        "last_chunk_ns",
+        "legs",
+        "marks",
+        "on_scheduled",
+        "outcome",
+        "output_chunks",
+        "prefill_engine",
+        "prompt_tokens",
+        "recomputed",
+        "route",
+        "split",
+        "status",
+        "stream",
+        "total_ns",
+        "transfer_bytes",
+        "unsplit_reason",
+        "_began",
+        "_owner",
+        "_unix_s",
+    )
+
+    def __init__(self, owner: Timelines, id: str, route: str, stream: bool, now_ns: int, unix_s: float) -> None:
+        self.id = id
+        self.route = route
+        self.stream = stream
+        self.marks = Marks(arrived=now_ns)
+        self.split = False
+        self.unsplit_reason: str | None = None
+        self.status: int | None = None
+        self.outcome = "running"
+        self.error: str | None = None
+        self.prefill_engine: str | None = None
+        self.decode_engine: str | None = None
+        self.attempts = 0
+        self.prompt_tokens: int | None = None
+        self.output_chunks = 0
+        self.last_chunk_ns = 0
+        self.transfer_bytes: int | None = None
+        self.recomputed = False
+        self.total_ns: int | None = None
+        self.legs: list[Leg] = []
+        self.engine_of: dict[str, str] = {}  # the engine that each key was first sent to
+        self.on_scheduled: Callable[[str], None] | None = None  # called with the key
+        self._began: dict[tuple[str, str], int] = {}
+        self._owner = owner
+        self._unix_s = unix_s
+
+    # ---- marks of the router's
+
+    def dispatched(self, kind: str, engine: str, key: str, now_ns: int) -> None:
+        """A leg is sent. ``prefill`` and ``whole`` begin an attempt, ``decode`` goes on with one."""
+        self._owner.keys[key] = self
+        self.engine_of.setdefault(key, engine)
+        self._began[kind, engine] = now_ns
+        if kind == "decode":
+            self.decode_engine = engine
+            return
+        self.marks.restart(now_ns)
+        self.attempts += kind == "prefill" or not self.split
+        self.split = kind == "prefill"
+        self.prefill_engine = engine
+        self.decode_engine = None if self.split else engine
+
+    def unsplit(self, reason: str) -> None:
+        """Said before the whole leg is dispatched: why there is only one."""
+        self.unsplit_reason = reason
+
+    def leg_ended(
+        self, kind: str, engine: str, outcome: str, now_ns: int, *, status: int | None = None, error: str | None = None
+    ) -> None:
+        """A leg is over; ``outcome`` is ok, error, unreachable or cancelled."""
+        began = self._began.pop((kind, engine), now_ns)
+        seconds = (now_ns - began) * _NS
+        self.legs.append(Leg(kind=kind, engine=engine, outcome=outcome, status=status, duration_s=seconds, error=error))
+        if kind == "prefill" and outcome == "ok" and self.marks.kept is None:
+            self.marks.kept = now_ns
+
+    def first_byte(self, now_ns: int) -> None:
+        """The status line and the first bytes leave for the client."""
+        if self.marks.first_byte is None:
+            self.marks.first_byte = now_ns
+            self.last_chunk_ns = now_ns
+            self.output_chunks = 1
+
+    def chunk(self, now_ns: int) -> None:
+        """Another piece has been sent. Called for every one, so it does next to nothing."""
+        self.output_chunks += 1
+        self._owner.gaps.append(now_ns - self.last_chunk_ns)
+        self.last_chunk_ns = now_ns
+
+    def finish(self, outcome: str, status: int | None, now_ns: int, *, error: str | None = None) -> None:
+        """The request is over; ``outcome`` is ok, failed or cancelled. Only the first call counts."""
+        if self.outcome != "running":
+            return
+        self.outcome, self.status, self.error = outcome, status, error
+        self.total_ns = now_ns - self.marks.arrived
+        self.on_scheduled = None
+        self._owner.finished(self)
+
+    # ---- what is read
+
+    @property
+    def ttft_ns(self) -> int | None:
+        first = self.marks.first_byte
+        return None if first is None else max(0, first - self.marks.arrived)
+
+    def stages(self, now_ns: int) -> tuple[Stage, ...]:
+        """Stages so far; see the function of this name."""
+        ended = now_ns if self.total_ns is None else self.marks.arrived + self.total_ns
+        return stages(self.marks, self.split, ended)
+
+    def server_timing(self) -> str:
+        """The stages as a ``Server-Timing`` header, in milliseconds; to be asked after ``first_byte``."""
+        found = self.stages(self.marks.first_byte or self.marks.arrived)
+        return ", ".join(f"{stage.name};dur={stage.duration_s * 1e3:.3f}" for stage in found)
+
+    def timeline(self, now_ns: int) -> Timeline:
+        """An immutable copy of it all."""
+        ttft_ns = self.ttft_ns
+        return Timeline(
+            id=self.id,
+            route=self.route,
+            arrived=self._unix_s,
+            stream=self.stream,
+            split=self.split,
+            unsplit_reason=self.unsplit_reason,
+            status=self.status,
+            outcome=self.outcome,
+            error=self.error,
+            prefill_engine=self.prefill_engine,
+            decode_engine=self.decode_engine,
+            attempts=max(1, self.attempts),
+            prompt_tokens=self.prompt_tokens,
+            output_chunks=self.output_chunks,
+            transfer_bytes=self.transfer_bytes,
+            recomputed=self.recomputed,
+            ttft_s=None if ttft_ns is None else ttft_ns * _NS,
+            total_s=None if self.total_ns is None else self.total_ns * _NS,
+            stages=self.stages(now_ns),
+            legs=tuple(self.legs),
+        )
+
+    # ---- marks of the engines'
+
+    def scheduled(self, key: str, message: Scheduled) -> None:
+        if message.phase == "decode":
+            self.marks.decode_scheduled = message.at_ns
+        else:
+            self.marks.scheduled = message.at_ns
+        self.prompt_tokens = message.prompt_tokens or self.prompt_tokens
+        if self.on_scheduled is not None:
+            self.on_scheduled(key)
+
+    def granted(self, message: LeaseGranted) -> None:
+        self.marks.kept = message.at_ns
+
+    def handed_off(self, message: HandoffEnded) -> None:
+        """With ``n`` > 1 there are several pulls: the stage is that of the first, the bytes are those of all."""
+        self.transfer_bytes = (self.transfer_bytes or 0) + message.bytes
+        self.recomputed = self.recomputed or not message.ok
+        if self.marks.pull_began is None:
+            self.marks.pull_began = message.start_ns
+            self.marks.pull_ended = message.end_ns
+
+
+class Percentiles(msgspec.Struct, frozen=True, kw_only=True):
+    """Over the recent requests; None where there are none. TTFT of streamed requests only: others have no first token."""
+
+    ttft_p50_s: float | None = None
+    ttft_p99_s: float | None = None
+    itl_p50_s: float | None = None  # gaps between the pieces of streamed answers
+    itl_p99_s: float | None = None
+
+
+class Timelines:
+    """All running requests and the last ``capacity`` finished ones. Used from one event loop."""
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._running: dict[int, Trace] = {}  # by identity: a client may use one id twice
+        self._finished: deque[Trace] = deque()
+        self._by_id: dict[str, Trace] = {}
+        self.keys: dict[str, Trace] = {}  # by the router's key; kept as long as the trace, for late messages
+        self.gaps: deque[int] = deque(maxlen=_GAPS_KEPT)
+
+    def begin(self, id: str, route: str, stream: bool, now_ns: int) -> Trace:
+        """A request has arrived."""
+        trace = Trace(self, id, route, stream, now_ns, time.time())
+        self._running[hash(trace)] = trace
+        self._by_id[id] = trace
+        return trace
+
+    def finished(self, trace: Trace) -> None:
+        """Called by the trace itself."""
+        self._running.pop(hash(trace), None)
+        self._finished.append(trace)
+        while len(self._finished) > self._capacity:
+            self._forget(self._finished.popleft())
+
+    def fold(self, engine: str, message: Up) -> None:
+        """Put an engine's message on the trace that it belongs to, if it is one of these and the trace is still known."""
+        if isinstance(message, Scheduled):
+            trace = self.keys.get(message.request)
+            if trace is not None:
+                trace.scheduled(message.request, message)
+        elif isinstance(message, LeaseGranted):
+            trace = self.keys.get(message.lease)
+            if trace is not None and engine == trace.engine_of.get(message.lease):
+                trace.granted(message)
+        elif isinstance(message, HandoffEnded):
+            trace = self.keys.get(message.lease)
+            if trace is not None:
+                trace.handed_off(message)
+
+    def recent(self, limit: int, now_ns: int | None = None) -> list[Timeline]:
+        """Newest first, running ones too, with the stages they have so far."""
+        now_ns = time.monotonic_ns() if now_ns is None else now_ns
+        everything = [*self._running.values(), *self._finished]
+        newest = heapq.nlargest(max(0, limit), everything, key=lambda trace: trace.marks.arrived)
+        return [trace.timeline(now_ns) for trace in newest]
+
+    def get(self, id: str, now_ns: int | None = None) -> Timeline | None:
+        """The newest request of that id."""
+        trace = self._by_id.get(id)
+        return None if trace is None else trace.timeline(time.monotonic_ns() if now_ns is None else now_ns)
+
+    def percentiles(self) -> Percentiles:
+        """TTFT and ITL of the requests kept here."""
+        ttfts = sorted(trace.ttft_ns for trace in self._finished if trace.stream and trace.ttft_ns is not None and _good(trace))
+        gaps = sorted(self.gaps)
+        return Percentiles(
+            ttft_p50_s=percentile(ttfts, 0.5),
+            ttft_p99_s=percentile(ttfts, 0.99),
+            itl_p50_s=percentile(gaps, 0.5),
+            itl_p99_s=percentile(gaps, 0.99),
+        )
+
+    def _forget(self, trace: Trace) -> None:
+        for key in trace.engine_of:
+            self.keys.pop(key, None)
+        if self._by_id.get(trace.id) is trace:
+            del self._by_id[trace.id]
+
+
+def _good(trace: Trace) -> bool:
+    return trace.status is not None and trace.status < 400
+
+
+def percentile(ordered_ns: Sequence[int], share: float) -> float | None:
+    """Nearest rank, in seconds, of values in ascending order; None of nothing."""
+    if not ordered_ns:
+        return None
+    rank = max(0, min(len(ordered_ns) - 1, -(-int(share * 1000) * len(ordered_ns) // 1000) - 1))
+    return ordered_ns[rank] * _NS

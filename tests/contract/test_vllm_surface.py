@@ -1,0 +1,127 @@
+"""vLLM's private surfaces that the engine rooms stand on. When vLLM moves, this says what moved before a user finds out."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import pytest
+import torch
+from vllm.distributed.kv_transfer.kv_connector.v1.base import (
+    KVConnectorBase_V1,
+    KVConnectorTransferResults,
+    SupportsHMA,
+    supports_hma,
+)
+from vllm.v1.core.block_pool import BlockPool
+from vllm.v1.core.kv_cache_manager import KVCacheManager
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.engine import EngineCoreRequestType
+from vllm.v1.engine.core import EngineCoreProc
+from vllm.v1.outputs import KVConnectorOutput
+from vllm.v1.request import RequestStatus
+
+import vllm
+from appliance.engine import pulse
+from appliance.engine.kv.connector import ApplianceConnector
+from appliance.engine.recorder import RecordingAsyncScheduler, RecordingScheduler
+
+PINNED = "0.32.0"
+
+
+def test_the_version_is_the_one_that_was_read() -> None:
+    assert vllm.__version__.split("+")[0] == PINNED
+
+
+OVERRIDDEN = [
+    name
+    for name, member in vars(ApplianceConnector).items()
+    if inspect.isfunction(member) and not name.startswith("_") and hasattr(KVConnectorBase_V1, name)
+]
+
+
+def test_the_facade_overrides_what_it_must() -> None:
+    assert not ApplianceConnector.__abstractmethods__
+    assert supports_hma(ApplianceConnector), "without it vLLM turns its hybrid KV manager off, silently"
+    assert {"register_kv_caches", "handle_preemptions", "get_transfer_results", "bind_kv_cache_manager"} <= set(
+        OVERRIDDEN
+    )
+
+
+@pytest.mark.parametrize("name", OVERRIDDEN)
+def test_an_overridden_hook_still_takes_what_it_took(name: str) -> None:
+    def names(owner: Any) -> list[str]:
+        return [p.name for p in inspect.signature(getattr(owner, name)).parameters.values() if p.kind != p.VAR_KEYWORD]
+
+    assert names(ApplianceConnector) == names(KVConnectorBase_V1)
+
+
+def test_the_connector_is_made_with_three_arguments() -> None:
+    parameters = list(inspect.signature(KVConnectorBase_V1.__init__).parameters)
+    assert parameters == ["self", "vllm_config", "role", "kv_cache_config"]
+    assert list(inspect.signature(SupportsHMA.request_finished_all_groups).parameters) == [
+        "self",
+        "request",
+        "block_ids",
+    ]
+
+
+def test_transfer_results_and_outputs_have_the_fields_used() -> None:
+    results = KVConnectorTransferResults(finished_recving={"a"}, failed_recving={"a"})
+    assert results.finished_sending == set()
+    output = KVConnectorOutput()
+    assert hasattr(output, "finished_recving") and hasattr(output, "failed_recving")
+    assert hasattr(output, "kv_connector_worker_meta")
+
+
+@pytest.mark.parametrize("scheduler", [Scheduler, AsyncScheduler])
+@pytest.mark.parametrize(
+    "name", ["schedule", "update_from_output", "make_stats", "_preempt_request", "get_request_counts"]
+)
+def test_the_scheduler_has_the_methods_that_are_recorded(scheduler: type, name: str) -> None:
+    assert callable(getattr(scheduler, name))
+
+
+def test_the_recorders_come_before_the_schedulers() -> None:
+    for recording, base in ((RecordingScheduler, Scheduler), (RecordingAsyncScheduler, AsyncScheduler)):
+        order = recording.__mro__
+        assert order.index(base) > 1
+        assert recording.schedule is not base.schedule
+
+
+def test_an_idle_engine_core_can_be_woken() -> None:
+    assert EngineCoreRequestType.WAKEUP
+    loop = inspect.getsource(EngineCoreProc._process_input_queue)
+    assert "_notify_idle_state_callbacks" in loop and "input_queue.get" in loop
+    assert "_idle_state_callbacks.pop()" in inspect.getsource(EngineCoreProc._notify_idle_state_callbacks)
+    assert EngineCoreProc.run_busy_loop.__module__ == pulse.__name__, "importing the recorder installs the pulse"
+
+
+def test_blocks_can_be_pinned_and_freed_by_us() -> None:
+    pool = BlockPool(num_gpu_blocks=8, enable_caching=True, hash_block_size=16)
+    assert [block.block_id for block in pool.blocks] == list(range(8))
+    free = pool.get_num_free_blocks()
+    taken = pool.get_new_blocks(3)
+    pool.touch([pool.blocks[block.block_id] for block in taken])  # the lease's reference
+    pool.free_blocks(taken)  # the request ends
+    assert pool.get_num_free_blocks() == free - 3
+    pool.free_blocks([pool.blocks[block.block_id] for block in reversed(taken)])  # the lease ends
+    assert pool.get_num_free_blocks() == free
+
+
+def test_statuses_that_make_a_lease() -> None:
+    assert RequestStatus.is_finished(RequestStatus.FINISHED_LENGTH_CAPPED)
+    assert RequestStatus.is_finished(RequestStatus.FINISHED_STOPPED)
+    assert hasattr(KVCacheManager, "get_blocks")
+
+
+def test_a_storage_moves_into_shared_memory_under_its_views() -> None:
+    memory = torch.arange(4096, dtype=torch.int32)
+    view = memory.view(4, 1024)[1:3]
+    before = view.clone()
+    descriptor, _ = memory.untyped_storage()._share_fd_cpu_()
+    assert descriptor >= 0
+    assert torch.equal(view, before)
+    memory[1024] = -7
+    assert view[0, 0] == -7
