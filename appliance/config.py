@@ -1,10 +1,26 @@
-"""Configuration: TOML, environment and flags folded into one frozen ``Config``."""
+"""Configuration: TOML, environment and flags folded into one frozen ``Config``, each value with its origin.
+
+Later ones win: defaults, the file, ``PD_APPLIANCE_<SECTION>_<KEY>``, flags. Whatever can't work is one ``ConfigError`` that names the
+setting, where it came from, and what would be right.
+"""
 
 from __future__ import annotations
 
+import difflib
+import json
+import os
+import tomllib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated, Any, Final
 
 import msgspec
+
+from appliance.errors import ConfigError
+
+_PREFIX: Final = "PD_APPLIANCE_"
+Positive = Annotated[float, msgspec.Meta(gt=0)]
+Count = Annotated[int, msgspec.Meta(gt=0)]
 
 
 class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -13,19 +29,19 @@ class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 class ServerConfig(Section, frozen=True, kw_only=True):
     host: str = "127.0.0.1"
-    port: int = 8000  # 0 takes a free one
+    port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 8000  # 0 takes a free one
     state_dir: str = ""  # empty: $STATE_DIRECTORY, else ~/.local/state/pd-appliance
-    max_body_bytes: int = 16 << 20
-    grace_s: float = 30.0  # for streams to finish after SIGTERM
+    max_body_bytes: Count = 16 << 20
+    grace_s: Annotated[float, msgspec.Meta(ge=0)] = 30.0  # for answers to finish after SIGTERM
 
 
 class ModelConfig(Section, frozen=True, kw_only=True):
     path: str = "demo"  # a directory, "demo" (the model that ships), or a hub id
-    name: str = ""  # served name; empty: the preset's or the directory's name
+    name: str = ""  # served name; empty: the directory's, or the hub id
 
 
 class TopologyConfig(Section, frozen=True, kw_only=True):
-    layout: str = ""  # NpMd or Nb; empty: 1p1d
+    layout: str = "1p1d"  # NpMd or Nb
 
 
 class RoleArgs(Section, frozen=True, kw_only=True):
@@ -38,26 +54,30 @@ class EngineConfig(Section, frozen=True, kw_only=True):
     prefill: RoleArgs = RoleArgs()
     decode: RoleArgs = RoleArgs()
     env: dict[str, str] = {}
-    kv_cache_bytes: int = 256 << 20  # per CPU engine
-    stall_s: float = 120.0  # a start without any progress for this long has failed
+    kv_cache_bytes: Count = 256 << 20  # per CPU engine
+    stall_s: Positive = 120.0  # a start without any progress for this long has failed
 
 
 class SloConfig(Section, frozen=True, kw_only=True):
-    ttft_s: float = 2.0
-    itl_s: float = 0.05
-    share: float = 0.95  # of requests that must meet both
+    ttft_s: Positive = 2.0
+    itl_s: Positive = 0.05
+    share: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.95  # of requests that must meet both
 
 
 class RouterConfig(Section, frozen=True, kw_only=True):
-    queue_capacity: int = 1024
-    lease_ttl_s: float = 60.0
-    attempts: int = 3  # per request, before the first byte
-    inline_bytes: int = 16 << 20  # hand-offs up to this size are copied in the engine's loop
+    queue_capacity: Count = 1024
+    lease_ttl_s: Positive = 60.0
+    attempts: Count = 3  # per request, before the first byte
+    inline_bytes: Annotated[int, msgspec.Meta(ge=0)] = 16 << 20  # hand-offs up to this size are copied in the engine's loop
 
 
 class TelemetryConfig(Section, frozen=True, kw_only=True):
-    tick_s: float = 0.5
-    recent_requests: int = 512
+    tick_s: Annotated[float, msgspec.Meta(ge=0.05, le=60)] = 0.5
+    recent_requests: Count = 512
+
+
+class DiagnosisConfig(Section, frozen=True, kw_only=True):
+    """Nothing yet: diagnosis is not built."""
 
 
 class Config(Section, frozen=True, kw_only=True):
@@ -70,9 +90,124 @@ class Config(Section, frozen=True, kw_only=True):
     slo: SloConfig = SloConfig()
     router: RouterConfig = RouterConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
+    diagnosis: DiagnosisConfig = DiagnosisConfig()
+
+
+class Loaded(msgspec.Struct, frozen=True):
+    """A configuration, and where each value that isn't a default came from: ``{"server.port": "flag --port"}``."""
+
+    config: Config
+    origins: dict[str, str]
+
+
+def load(path: Path | None, environment: Mapping[str, str], flags: Mapping[str, tuple[str, Any]]) -> Loaded:
+    """Fold all sources.
+
+    Args:
+        path: a TOML file, or None for none.
+        environment: looked through for ``PD_APPLIANCE_…``.
+        flags: setting → (the flag's name, its value), e.g. ``{"server.port": ("--port", 8001)}``.
+    """
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for setting, value in _flat(_read(path)).items() if path else ():
+        _put(values, origins, setting, value, str(path))
+    for name, text in environment.items():
+        if name.startswith(_PREFIX):
+            _put(values, origins, _setting_of(name), _parsed(text), f"environment {name}")
+    for setting, (flag, value) in flags.items():
+        _put(values, origins, setting, value, f"flag {flag}")
+    return Loaded(_convert(values, origins), origins)
 
 
 def config_path_default() -> Path | None:
     """``/etc/pd-appliance/config.toml`` where it exists."""
     path = Path("/etc/pd-appliance/config.toml")
     return path if path.is_file() else None
+
+
+def settings(section: type[msgspec.Struct] = Config, prefix: str = "") -> list[str]:
+    """All settings there are, as ``section.key``."""
+    found = []
+    for field in msgspec.structs.fields(section):
+        if isinstance(field.type, type) and issubclass(field.type, Section):
+            found += settings(field.type, f"{prefix}{field.name}.")
+        else:
+            found.append(prefix + field.name)
+    return found
+
+
+def state_directory(config: Config, environment: Mapping[str, str]) -> Path:
+    """Made if need be. Raises ``ConfigError`` if it can't be written to."""
+    given = config.server.state_dir or environment.get("STATE_DIRECTORY", "").split(":")[0]
+    path = Path(given).expanduser() if given else Path("~/.local/state/pd-appliance").expanduser()
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"server.state_dir: {path} can't be made ({error.strerror}); name a directory that can") from error
+    if not os.access(path, os.W_OK):
+        raise ConfigError(f"server.state_dir: {path} can't be written to; name one that can, or change its owner")
+    return path
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"configuration file {path} does not exist") from None
+    except OSError as error:
+        raise ConfigError(f"configuration file {path} can't be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"configuration file {path} is not valid TOML: {error}") from error
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """``{"server.port": 8000}``; ``engine.env`` stays a table."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and prefix + key != "engine.env":
+            found |= _flat(value, f"{prefix}{key}.") or {}
+        else:
+            found[prefix + key] = value
+    return found
+
+
+def _setting_of(name: str) -> str:
+    """``PD_APPLIANCE_ENGINE_PREFILL_ARGS`` → ``engine.prefill.args``."""
+    by_name = {_PREFIX + setting.upper().replace(".", "_"): setting for setting in settings()}
+    if name not in by_name:
+        raise ConfigError(f"environment {name}: there is no such setting{_nearest(name, list(by_name))}")
+    return by_name[name]
+
+
+def _parsed(text: str) -> Any:
+    """Numbers, booleans and lists as JSON; anything else is text."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _put(values: dict[str, Any], origins: dict[str, str], setting: str, value: Any, origin: str) -> None:
+    if setting not in settings():
+        raise ConfigError(f"{setting} (from {origin}): there is no such setting{_nearest(setting, settings())}")
+    *sections, key = setting.split(".")
+    table = values
+    for section in sections:
+        table = table.setdefault(section, {})
+    table[key] = value
+    origins[setting] = origin
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _convert(values: dict[str, Any], origins: dict[str, str]) -> Config:
+    try:
+        return msgspec.convert(values, Config)
+    except msgspec.ValidationError as error:
+        what, _, where = str(error).partition(" - at `$.")
+        setting = where.rstrip("`").split("[")[0]
+        raise ConfigError(f"{setting} (from {origins.get(setting, 'a source unknown')}): {what[:1].lower()}{what[1:]}") from None

@@ -1,8 +1,8 @@
 """Timelines: what became of each request, stage by stage, on the node's one clock.
 
-The router puts marks on a ``Trace`` as it goes; engines add theirs over the channel (``Timelines.fold``). Stages are a pure function
-of the marks, each clamped between the one before it and the first byte, so that they always sum to TTFT. A mark that never came
-leaves its stage at 0 and its time to the next one.
+The router puts marks on a ``Trace`` as it goes; engines add theirs over the channel (``Timelines.fold``). Stages are a
+pure function of the marks, each clamped between the one before it and the first byte, so that they always sum to TTFT.
+A mark that never came leaves its stage at 0 and its time to the next one.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import msgspec
@@ -42,22 +42,22 @@ class Marks(msgspec.Struct):
 
 
 def stages(marks: Marks, split: bool, now_ns: int) -> tuple[Stage, ...]:
-    """The stages until the first byte, or until ``now_ns`` while there is none. Durations sum to the time since arrival."""
-    end = now_ns if marks.first_byte is None else marks.first_byte
-    inner = (marks.dispatched, marks.scheduled)
+    """The stages until the first byte, or until ``now_ns`` while there is none. They sum to the time since arrival."""
+    inner: list[int | None] = [marks.dispatched, marks.scheduled]
     if split:
-        inner += (marks.kept, marks.pull_began, marks.pull_ended, marks.decode_scheduled)
-    return _between(marks.arrived, inner, end, STAGES if split else _WHOLE_STAGES)
+        inner += [marks.kept, marks.pull_began, marks.pull_ended, marks.decode_scheduled]
+    if marks.first_byte is None:
+        while inner and inner[-1] is None:  # it is still in the stage after the last mark
+            inner.pop()
+    end = now_ns if marks.first_byte is None else marks.first_byte
+    return _between(marks.arrived, inner, max(end, marks.arrived), STAGES if split else _WHOLE_STAGES)
 
 
-def _between(start: int, inner: Iterable[int | None], end: int, names: Sequence[str]) -> tuple[Stage, ...]:
-    """``names[i]`` ends at the i-th of ``inner``, the last one at ``end``. Nothing is known of what comes after the last mark."""
-    marks = list(inner)
-    while marks and marks[-1] is None:
-        marks.pop()
+def _between(start: int, inner: list[int | None], end: int, names: Sequence[str]) -> tuple[Stage, ...]:
+    """``names[i]`` ends at the i-th of ``inner``, and the one after these at ``end``."""
     found, previous = [], start
-    for name, mark in zip(names, [*marks, end], strict=False):
-        until = previous if mark is None else min(max(mark, previous), max(end, start))
+    for name, mark in zip(names, [*inner, end], strict=False):
+        until = previous if mark is None else min(max(mark, previous), end)
         found.append(Stage(name, (until - previous) * _NS))
         previous = until
     return tuple(found)
@@ -65,33 +65,6 @@ def _between(start: int, inner: Iterable[int | None], end: int, names: Sequence[
 
 class Trace:
     """One request's marks and outcomes; written by the router and by ``Timelines.fold``, from one event loop."""
-
-    __slots__ = (
-        "attempts",
-        "decode_engine",
-        "engine_of",
-        "error",
-        "id",
-        "last_chunk_ns",
-        "legs",
-        "marks",
-        "on_scheduled",
-        "outcome",
-        "output_chunks",
-        "prefill_engine",
-        "prompt_tokens",
-        "recomputed",
-        "route",
-        "split",
-        "status",
-        "stream",
-        "total_ns",
-        "transfer_bytes",
-        "unsplit_reason",
-        "_began",
-        "_owner",
-        "_unix_s",
-    )
 
     def __init__(self, owner: Timelines, id: str, route: str, stream: bool, now_ns: int, unix_s: float) -> None:
         self.id = id
@@ -113,27 +86,33 @@ class Trace:
         self.recomputed = False
         self.total_ns: int | None = None
         self.legs: list[Leg] = []
-        self.engine_of: dict[str, str] = {}  # the engine that each key was first sent to
-        self.on_scheduled: Callable[[str], None] | None = None  # called with the key
+        self.keys: list[str] = []  # the router's; only what is said about the last one is of interest
+        self.on_scheduled: Callable[[str, int], None] | None = None  # called with key and prompt tokens
         self._began: dict[tuple[str, str], int] = {}
         self._owner = owner
         self._unix_s = unix_s
 
     # ---- marks of the router's
 
+    def next_attempt(self) -> None:
+        """Another try begins."""
+        self.attempts += 1
+
     def dispatched(self, kind: str, engine: str, key: str, now_ns: int) -> None:
-        """A leg is sent. ``prefill`` and ``whole`` begin an attempt, ``decode`` goes on with one."""
-        self._owner.keys[key] = self
-        self.engine_of.setdefault(key, engine)
+        """A leg is sent. ``prefill`` and ``whole`` come with a new key, ``decode`` with that of the prefill leg."""
+        if key not in self.keys:
+            self.keys.append(key)
+            self._owner.keys[key] = self
         self._began[kind, engine] = now_ns
         if kind == "decode":
             self.decode_engine = engine
             return
         self.marks.restart(now_ns)
-        self.attempts += kind == "prefill" or not self.split
         self.split = kind == "prefill"
         self.prefill_engine = engine
         self.decode_engine = None if self.split else engine
+        if self.split:
+            self.unsplit_reason = None
 
     def unsplit(self, reason: str) -> None:
         """Said before the whole leg is dispatched: why there is only one."""
@@ -216,19 +195,29 @@ class Trace:
 
     # ---- marks of the engines'
 
-    def scheduled(self, key: str, message: Scheduled) -> None:
-        if message.phase == "decode":
-            self.marks.decode_scheduled = message.at_ns
+    def fold(self, engine: str, key: str, message: Scheduled | LeaseGranted | HandoffEnded) -> None:
+        """What an engine says about one of this request's keys; an attempt that was given up is of no interest."""
+        if key != self.keys[-1]:
+            return
+        if isinstance(message, Scheduled):
+            self._scheduled(engine, key, message)
+        elif isinstance(message, LeaseGranted):
+            self.marks.kept = message.at_ns
         else:
-            self.marks.scheduled = message.at_ns
+            self._handed_off(message)
+
+    def _scheduled(self, engine: str, key: str, message: Scheduled) -> None:
+        """The first time counts: with ``n`` > 1, or after a failed load, there are several."""
+        marks = self.marks
+        if self.split and engine == self.decode_engine:
+            marks.decode_scheduled = message.at_ns if marks.decode_scheduled is None else marks.decode_scheduled
+        elif marks.scheduled is None:
+            marks.scheduled = message.at_ns
         self.prompt_tokens = message.prompt_tokens or self.prompt_tokens
         if self.on_scheduled is not None:
-            self.on_scheduled(key)
+            self.on_scheduled(key, message.prompt_tokens)
 
-    def granted(self, message: LeaseGranted) -> None:
-        self.marks.kept = message.at_ns
-
-    def handed_off(self, message: HandoffEnded) -> None:
+    def _handed_off(self, message: HandoffEnded) -> None:
         """With ``n`` > 1 there are several pulls: the stage is that of the first, the bytes are those of all."""
         self.transfer_bytes = (self.transfer_bytes or 0) + message.bytes
         self.recomputed = self.recomputed or not message.ok
@@ -238,7 +227,7 @@ class Trace:
 
 
 class Percentiles(msgspec.Struct, frozen=True, kw_only=True):
-    """Over the recent requests; None where there are none. TTFT of streamed requests only: others have no first token."""
+    """Of the recent requests; None where there are none. TTFT is of streamed ones: others show no first token."""
 
     ttft_p50_s: float | None = None
     ttft_p99_s: float | None = None
@@ -251,7 +240,7 @@ class Timelines:
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
-        self._running: dict[int, Trace] = {}  # by identity: a client may use one id twice
+        self._running: dict[Trace, None] = {}  # a client may use one id twice
         self._finished: deque[Trace] = deque()
         self._by_id: dict[str, Trace] = {}
         self.keys: dict[str, Trace] = {}  # by the router's key; kept as long as the trace, for late messages
@@ -260,36 +249,33 @@ class Timelines:
     def begin(self, id: str, route: str, stream: bool, now_ns: int) -> Trace:
         """A request has arrived."""
         trace = Trace(self, id, route, stream, now_ns, time.time())
-        self._running[hash(trace)] = trace
+        self._running[trace] = None
         self._by_id[id] = trace
         return trace
 
     def finished(self, trace: Trace) -> None:
         """Called by the trace itself."""
-        self._running.pop(hash(trace), None)
+        self._running.pop(trace, None)
         self._finished.append(trace)
         while len(self._finished) > self._capacity:
             self._forget(self._finished.popleft())
 
     def fold(self, engine: str, message: Up) -> None:
-        """Put an engine's message on the trace that it belongs to, if it is one of these and the trace is still known."""
+        """Put an engine's message on the trace that it belongs to, if there is one."""
         if isinstance(message, Scheduled):
-            trace = self.keys.get(message.request)
-            if trace is not None:
-                trace.scheduled(message.request, message)
-        elif isinstance(message, LeaseGranted):
-            trace = self.keys.get(message.lease)
-            if trace is not None and engine == trace.engine_of.get(message.lease):
-                trace.granted(message)
-        elif isinstance(message, HandoffEnded):
-            trace = self.keys.get(message.lease)
-            if trace is not None:
-                trace.handed_off(message)
+            self._fold(engine, message.request, message)
+        elif isinstance(message, LeaseGranted | HandoffEnded):
+            self._fold(engine, message.lease, message)
+
+    def _fold(self, engine: str, key: str, message: Scheduled | LeaseGranted | HandoffEnded) -> None:
+        trace = self.keys.get(key)
+        if trace is not None:
+            trace.fold(engine, key, message)
 
     def recent(self, limit: int, now_ns: int | None = None) -> list[Timeline]:
         """Newest first, running ones too, with the stages they have so far."""
         now_ns = time.monotonic_ns() if now_ns is None else now_ns
-        everything = [*self._running.values(), *self._finished]
+        everything = [*self._running, *self._finished]
         newest = heapq.nlargest(max(0, limit), everything, key=lambda trace: trace.marks.arrived)
         return [trace.timeline(now_ns) for trace in newest]
 
@@ -300,7 +286,8 @@ class Timelines:
 
     def percentiles(self) -> Percentiles:
         """TTFT and ITL of the requests kept here."""
-        ttfts = sorted(trace.ttft_ns for trace in self._finished if trace.stream and trace.ttft_ns is not None and _good(trace))
+        answered = [trace for trace in self._finished if trace.stream and _good(trace)]
+        ttfts = sorted(trace.ttft_ns for trace in answered if trace.ttft_ns is not None)
         gaps = sorted(self.gaps)
         return Percentiles(
             ttft_p50_s=percentile(ttfts, 0.5),
@@ -310,7 +297,7 @@ class Timelines:
         )
 
     def _forget(self, trace: Trace) -> None:
-        for key in trace.engine_of:
+        for key in trace.keys:
             self.keys.pop(key, None)
         if self._by_id.get(trace.id) is trace:
             del self._by_id[trace.id]

@@ -1,0 +1,40 @@
+# pd-appliance: `make serve` and `make test` each do all set-up on a fresh machine.
+.DEFAULT_GOAL := help
+.PHONY: help serve test lint format bench wheel clean setup setup-test
+
+BIN := .venv/bin
+PYTEST := $(BIN)/python -m pytest -q
+
+help:  ## what there is
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
+
+setup:
+	@requirements/setup.sh serve
+
+setup-test:
+	@requirements/setup.sh test
+
+serve: setup  ## serve the demo model on this machine; ARGS="…" is passed on
+	@exec $(BIN)/pd-appliance serve $(ARGS)
+
+lint: setup-test  ## ruff, mypy, import-linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+test: lint  ## everything that can be tested on this machine
+	$(PYTEST) tests
+
+format: setup-test  ## let ruff format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup-test  ## split against aggregated, and the hand-off against memcpy; takes a quarter of an hour
+	$(BIN)/python -m bench.run $(ARGS)
+
+wheel: setup-test  ## build the wheel
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation -w dist .
+
+clean:  ## remove what set-up and tests have made
+	rm -rf .venv node_modules static/vendor dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

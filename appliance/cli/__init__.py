@@ -1,0 +1,44 @@
+"""The command line: ``pd-appliance``. A file per command."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from appliance import __version__
+from appliance.cli import serve
+from appliance.errors import ApplianceError, NoEngineError
+
+EXIT_CONFIGURATION, EXIT_NO_ENGINE = 2, 3
+
+app = typer.Typer(
+    help="Serve a large language model on one node: prefill and decode on separate engines.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("serve", context_settings={"allow_extra_args": False})(serve.serve)
+
+
+@app.callback(invoke_without_command=True)
+def _options(version: bool = typer.Option(False, "--version", help="Print the version and end.")) -> None:
+    if version:
+        sys.stdout.write(f"pd-appliance {__version__}\n")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run a command. What we refuse is one line, never a traceback."""
+    try:
+        app()
+    except NoEngineError as error:
+        _complain(error)
+        sys.exit(EXIT_NO_ENGINE)
+    except ApplianceError as error:
+        _complain(error)
+        sys.exit(EXIT_CONFIGURATION)
+
+
+def _complain(error: ApplianceError) -> None:
+    sys.stderr.write(f"pd-appliance: {error}\n")

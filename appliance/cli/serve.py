@@ -1,0 +1,251 @@
+"""``pd-appliance serve``: the only place where the rooms are wired together."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import psutil
+import typer
+import uvicorn
+import uvloop
+
+from appliance import __version__
+from appliance.channel import Up
+from appliance.config import Config, config_path_default, load, state_directory
+from appliance.errors import ConfigError, NoEngineError
+from appliance.records import EngineState, EngineView
+from appliance.router.router import Router
+from appliance.supervisor.node import Node
+from appliance.supervisor.process import adopt_orphans
+from appliance.supervisor.runtime import Runtime, choose_directory
+from appliance.supervisor.specs import Model, resolve_model, specs
+from appliance.supervisor.topology import Topology, parse
+from appliance.telemetry.collector import Collector
+from appliance.telemetry.ledger import Ledger
+from appliance.telemetry.timeline import Timelines
+from web.app import create_app
+
+_ENGINE_MEMORY_BYTES: Final = 1200 << 20  # of one CPU engine, measured, without its KV cache and its weights
+_ENGINE_GRACE_S: Final = 5.0
+_BACKLOG: Final = 2048
+
+
+def serve(
+    config: Annotated[Path | None, typer.Option(help="A TOML file.")] = None,
+    model: Annotated[str | None, typer.Option(help="A directory, a hub id, or demo (the model that ships).")] = None,
+    topology: Annotated[str | None, typer.Option(help="NpMd or Nb: 1p1d, 2b, 2p1d@tp2:tp4.")] = None,
+    engine: Annotated[str | None, typer.Option(help="auto, vllm or sim.")] = None,
+    scenario: Annotated[Path | None, typer.Option(help="A simulated node's scenario.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one.")] = None,
+    state_dir: Annotated[Path | None, typer.Option(help="Directory for what is kept.")] = None,
+) -> None:
+    """Serve a model, and a page that shows how it goes."""
+    if scenario is not None:
+        raise ConfigError("--scenario: the simulated engine is not built yet; leave it out to serve a real model")
+    flags: dict[str, tuple[str, Any]] = {
+        "model.path": ("--model", model),
+        "topology.layout": ("--topology", topology),
+        "engine.kind": ("--engine", engine),
+        "server.host": ("--host", host),
+        "server.port": ("--port", port),
+        "server.state_dir": ("--state-dir", str(state_dir) if state_dir else None),
+    }
+    given = {setting: flag for setting, flag in flags.items() if flag[1] is not None}
+    loaded = load(config or config_path_default(), os.environ, given)
+    uvloop.run(Appliance(loaded.config).run())
+
+
+class Appliance:
+    """One run of the supervisor, from configuration to the last process gone."""
+
+    def __init__(self, config: Config) -> None:
+        """Check everything that can be checked before anything is started. Raises ``ConfigError``."""
+        _check_kind(config)
+        self._config = config
+        self._topology = parse(config.topology.layout)
+        self._model = resolve_model(config)
+        self._cores = sorted(os.sched_getaffinity(0))
+        self._specs = specs(config, self._topology, self._model, self._cores)
+        _check_memory(config, self._topology)
+        state_directory(config, os.environ)
+        self._listener = _listen(config.server.host, config.server.port)
+        self._stopping = asyncio.Event()
+        self._hurry = asyncio.Event()
+
+    async def run(self) -> None:
+        """Serve until SIGTERM or SIGINT. Raises ``NoEngineError`` if no engine can start."""
+        adopt_orphans()
+        runtime = Runtime(choose_directory(dict(os.environ), os.getpid()))
+        try:
+            await self._serve(runtime)
+        finally:
+            runtime.remove()
+
+    async def _serve(self, runtime: Runtime) -> None:
+        config = self._config
+        timelines = Timelines(config.telemetry.recent_requests)
+        ledger = Ledger(send=lambda engine, message: node.send_core(engine, message))
+
+        def fold(engine: str, epoch: int, message: Up) -> None:
+            now_ns = time.monotonic_ns()
+            ledger.fold(engine, epoch, message, now_ns)
+            timelines.fold(engine, message)
+            collector.fold(engine, epoch, message, now_ns)
+
+        def changed(view: EngineView) -> None:
+            _report(view)
+            router.engines_changed()
+
+        node = Node(
+            config, self._specs, runtime, topology=self._topology.layout, on_message=fold, on_change=lambda view: changed(view)
+        )
+        router = Router(config.router, node.views, ledger, timelines, self._model.name)
+        collector = Collector(
+            config, node, router, ledger, timelines, model_name=self._model.name, version=__version__
+        )
+        node.on_engine_lost(ledger.lost)
+        node.on_engine_lost(router.engine_lost)
+        app = create_app(inference=router, node=collector, max_body_bytes=config.server.max_body_bytes)
+        server = _Web(app, self._listener)
+        self._watch_signals()
+        async with asyncio.TaskGroup() as group:
+            web = group.create_task(server.run())
+            telemetry = group.create_task(collector.run())
+            await router.start()
+            await node.start()
+            _say(f"pd-appliance {__version__}: {self._model.name} as {self._topology.layout} on {self._address()}")
+            failure = await self._until_stopped(node)
+            router.drain()
+            await self._finish(router)
+            telemetry.cancel()
+            await server.stop(web)
+            await router.close()
+            await node.stop(0.0 if self._hurry.is_set() else _ENGINE_GRACE_S)
+        _say("pd-appliance: stopped")
+        if failure:
+            raise NoEngineError(failure)
+
+    async def _until_stopped(self, node: Node) -> str | None:
+        """Until a signal, or until no engine can start any more: the reason then."""
+        while not self._stopping.is_set():
+            views = node.views()
+            if all(view.state is EngineState.FAILED for view in views):
+                return "no engine can start: " + "; ".join(sorted({f"{view.name}: {view.cause}" for view in views}))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.25):
+                    await self._stopping.wait()
+        return None
+
+    async def _finish(self, router: Router) -> None:
+        """Let answers that are under way end, for the grace period or until a second signal."""
+        deadline = time.monotonic() + self._config.server.grace_s
+        waiting = _unfinished(router)
+        if waiting:
+            _say(f"pd-appliance: stopping; {waiting} answers have {self._config.server.grace_s:.0f} s to end")
+        while _unfinished(router) and time.monotonic() < deadline and not self._hurry.is_set():
+            await asyncio.sleep(0.05)
+
+    def _watch_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._signalled)
+
+    def _signalled(self) -> None:
+        (self._hurry if self._stopping.is_set() else self._stopping).set()
+
+    def _address(self) -> str:
+        host, port = self._listener.getsockname()[:2]
+        return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+class _Web(uvicorn.Server):
+    """uvicorn inside our own loop: our signals, our socket."""
+
+    def __init__(self, app: Any, listener: socket.socket) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app, log_level="warning", access_log=False, lifespan="on", timeout_graceful_shutdown=2, server_header=False
+            )
+        )
+        self._listener = listener
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Any:
+        yield
+
+    async def run(self) -> None:  # type: ignore[override]
+        await self.serve(sockets=[self._listener])
+
+    async def stop(self, running: asyncio.Task[None]) -> None:
+        """Close the listener and what is still open."""
+        self.should_exit = True
+        await running
+
+
+def _unfinished(router: Router) -> int:
+    queue = router.queue_snapshot(time.monotonic_ns())
+    return queue.depth + queue.in_flight
+
+
+def _check_kind(config: Config) -> None:
+    if config.engine.kind not in ("auto", "vllm", "sim"):
+        raise ConfigError(f"engine.kind {config.engine.kind!r} is not one: write auto, vllm or sim")
+    if config.engine.kind == "sim":
+        raise ConfigError("engine.kind sim: the simulated engine is not built yet; use auto or vllm")
+    if importlib.util.find_spec("vllm") is None:
+        raise ConfigError("vLLM is not installed in this environment: run make serve, or pip install 'pd-appliance[cpu]'")
+
+
+def _check_memory(config: Config, topology: Topology) -> None:
+    wanted = len(topology.places) * (_ENGINE_MEMORY_BYTES + config.engine.kv_cache_bytes)
+    available = psutil.virtual_memory().available
+    if wanted > available:
+        raise ConfigError(
+            f"{len(topology.places)} engines need about {wanted >> 20} MiB of memory and {available >> 20} MiB are available: "
+            f"use fewer engines (topology.layout), or a lower engine.kv_cache_bytes (now {config.engine.kv_cache_bytes >> 20} MiB)"
+        )
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Bound before anything is started, so that a port in use costs nothing."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        raise ConfigError(f"{host}:{port} can't be listened on: {error.strerror or error}; choose another --host or --port") from error
+    listener.setblocking(False)
+    return listener
+
+
+_last_said: dict[str, tuple[EngineState, str | None]] = {}
+
+
+def _report(view: EngineView) -> None:
+    """A line whenever an engine's state or stage changes."""
+    now = (view.state, view.stage)
+    if _last_said.get(view.name) != now and view.epoch:
+        _last_said[view.name] = now
+        detail = view.stage if view.state is EngineState.STARTING else view.cause if view.state is not EngineState.READY else None
+        _say(f"{view.name} {view.role.value:8} {view.state.value}" + (f": {detail}" if detail else ""))
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)

@@ -1,0 +1,140 @@
+"""Which engine a request goes to. Pure: a function of views and loads, and of nothing else.
+
+Only READY engines are chosen. Among equals the one whose turn is longest ago comes first, so that equals take turns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Final, Protocol
+
+import msgspec
+
+from appliance.records import EngineState, EngineView, Role
+
+
+class Load(msgspec.Struct, frozen=True):
+    """What the router has open on one engine."""
+
+    legs: int = 0
+    prompt_tokens: int = 0  # of these legs, not yet computed
+    turn: int = 0  # grows with every leg that is given out; that of this engine's latest
+
+
+IDLE: Final = Load()
+
+
+class LoadTable(Protocol):
+    def __getitem__(self, engine: str) -> Load:
+        """An engine that nothing is known of is idle."""
+        ...
+
+
+class Choice(msgspec.Struct, frozen=True):
+    """The engine for a request's first leg; the only leg, if there is a reason why it isn't split."""
+
+    engine: EngineView
+    unsplit_reason: str | None = None
+
+
+def choose(
+    views: Sequence[EngineView],
+    loads: LoadTable,
+    unsplit_reason: str | None = None,
+    avoid: Collection[str] = (),
+) -> Choice | None:
+    """Where to send a request now; None while every engine that could take it has its window full.
+
+    Args:
+        views: all engines of the node.
+        unsplit_reason: why the request has to run whole, if it has to.
+        avoid: engines that have failed this request; used only if there is no other.
+    """
+    ready = _ready(views, avoid)
+    reason = unsplit_reason or _whole_reason(views, ready)
+    candidates = ready if reason else [view for view in ready if _decoders(view, ready)]
+    if unsplit_reason:
+        candidates = [view for view in ready if view.role is Role.BOTH] or ready
+    free = [view for view in candidates if _has_room(view, loads[view.name])]
+    if not free:
+        return None
+    key = _whole_order if reason else _prefill_order
+    return Choice(min(free, key=lambda view: key(loads[view.name])), reason)
+
+
+def choose_decode(
+    views: Sequence[EngineView], loads: LoadTable, prefill: str, avoid: Collection[str] = ()
+) -> EngineView | None:
+    """Where to decode what ``prefill`` has computed: on an engine that has its memory mapped. None if there is none."""
+    ready = [view for view in views if view.state is EngineState.READY]
+    found = [view for view in ready if view.role.decodes and view.name != prefill and prefill in view.peers]
+    found = [view for view in found if view.name not in avoid] or found
+    return min(found, key=lambda view: _whole_order(loads[view.name]), default=None)
+
+
+def by_load(views: Sequence[EngineView], loads: LoadTable, avoid: Collection[str] = ()) -> list[EngineView]:
+    """READY engines, the least loaded first."""
+    return sorted(_ready(views, avoid), key=lambda view: _whole_order(loads[view.name]))
+
+
+def none_ready(views: Sequence[EngineView], model: str) -> str | None:
+    """Why no request can be served now, in words; None if one can."""
+    if any(view.state is EngineState.READY for view in views):
+        return None
+    said = "; ".join(map(_said, views)) or "there are none"
+    loading = any(view.state is EngineState.STARTING for view in views)
+    return f"{model} is still being loaded: {said}" if loading else f"no engine is ready: {said}"
+
+
+def _said(view: EngineView) -> str:
+    """``e0 loading weights (60%)``"""
+    if view.state is EngineState.STARTING:
+        progress = "" if view.progress is None else f" ({view.progress:.0%})"
+        return f"{view.name} {view.stage or view.state.value}{progress}"
+    return f"{view.name} {view.state.value}" + (f", {view.cause}" if view.cause else "")
+
+
+def _ready(views: Sequence[EngineView], avoid: Collection[str]) -> list[EngineView]:
+    ready = [view for view in views if view.state is EngineState.READY]
+    return [view for view in ready if view.name not in avoid] or ready
+
+
+def _decoders(prefill: EngineView, ready: Sequence[EngineView]) -> list[EngineView]:
+    if not prefill.role.prefills:
+        return []
+    return [view for view in ready if view.role.decodes and view is not prefill and prefill.name in view.peers]
+
+
+def _whole_reason(views: Sequence[EngineView], ready: Sequence[EngineView]) -> str | None:
+    """Why no request can be split now; None if one can."""
+    if all(view.role is Role.BOTH for view in views):
+        return "aggregated"
+    if any(_decoders(view, ready) for view in ready):
+        return None
+    if not any(view.role.prefills for view in ready):
+        return _missing("prefill", [view for view in views if view.role.prefills])
+    if not any(view.role.decodes for view in ready):
+        return _missing("decode", [view for view in views if view.role.decodes])
+    if len(ready) == 1:
+        return f"only {ready[0].name} is ready"
+    errors = [error for view in ready for error in view.peer_errors]
+    return "no two engines share their KV memory" + (f": {errors[0]}" if errors else " yet")
+
+
+def _missing(kind: str, views: Sequence[EngineView]) -> str:
+    failed = "has just failed this request"  # or it would be among those to choose from
+    said = ", ".join(f"{v.name} {failed if v.state is EngineState.READY else 'is ' + v.state.value}" for v in views)
+    return f"no {kind} engine is ready" + (f" ({said})" if said else "")
+
+
+def _has_room(view: EngineView, load: Load) -> bool:
+    """Late binding: nothing waits in an engine that could still go to another, but no engine runs dry."""
+    return load.prompt_tokens < max(1, view.max_batched_tokens)
+
+
+def _prefill_order(load: Load) -> tuple[int, int, int]:
+    return load.prompt_tokens, load.legs, load.turn
+
+
+def _whole_order(load: Load) -> tuple[int, int, int]:
+    return load.legs, load.prompt_tokens, load.turn

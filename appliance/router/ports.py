@@ -1,0 +1,41 @@
+"""What the router is given. ``web.ports`` has the same shapes: neither side imports the other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+
+class Request(Protocol):
+    """One call to the API as it came in. ``headers`` has lower-case names, ``path`` no query string."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def method(self) -> str: ...
+    @property
+    def path(self) -> str: ...
+    @property
+    def query(self) -> bytes: ...
+    @property
+    def headers(self) -> Mapping[str, str]: ...
+    @property
+    def body(self) -> bytes: ...
+
+
+class Reply(Protocol):
+    """Where an answer goes. ``start`` once, ``send`` any number of times, then ``end``."""
+
+    @property
+    def started(self) -> bool: ...
+    async def start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None: ...
+    async def send(self, chunk: bytes) -> None: ...
+    async def end(self) -> None: ...
+
+
+class Ledger(Protocol):
+    """What the router needs of the ledger."""
+
+    def cancel(self, key: str) -> None:
+        """End this key's lease if it is held, or as soon as it is granted."""
+        ...

@@ -1,0 +1,139 @@
+"""The bounded queue in front of all engines, first come first served, with late binding.
+
+A request stays here until an engine's window has room for it: until then it is visible, cancellable and free to go
+anywhere. No clock, no task and no lock: whoever changes something that matters calls ``pump``.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Collection, Sequence
+from typing import Final
+
+from appliance.errors import RequestError
+from appliance.records import EngineView, QueueSnapshot
+from appliance.router import policy
+from appliance.router.loads import Leg, Loads
+from appliance.router.policy import Choice
+
+FULL_RETRY_S: Final = 1.0
+DRAINING_RETRY_S: Final = 10.0
+LOADING_RETRY_S: Final = 5.0
+
+Deliver = Callable[[Choice, Leg], None]
+Refuse = Callable[[RequestError], None]
+
+
+class Ticket:
+    """One request that waits. Either ``deliver`` or ``refuse`` is called, once, unless it is withdrawn before."""
+
+    def __init__(
+        self,
+        prompt_tokens: int,
+        unsplit_reason: str | None,
+        deliver: Deliver,
+        refuse: Refuse,
+        avoid: Collection[str] = (),
+    ) -> None:
+        self.prompt_tokens = prompt_tokens
+        self.unsplit_reason = unsplit_reason
+        self.avoid = avoid
+        self.deliver = deliver
+        self.refuse = refuse
+        self.since_ns = 0
+        self.leg: Leg | None = None
+
+
+class Queue:
+    """Tickets in order. ``views`` is asked anew at every pump; a delivered ticket's leg is booked in ``loads``."""
+
+    def __init__(self, capacity: int, model: str, views: Callable[[], Sequence[EngineView]], loads: Loads) -> None:
+        self._capacity = capacity
+        self._model = model
+        self._views = views
+        self._loads = loads
+        self._waiting: deque[Ticket] = deque()
+        self._draining = False
+        self._pumping = False
+        loads.on_less = self.pump
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def put(self, ticket: Ticket, now_ns: int, *, again: bool = False) -> None:
+        """Let a ticket wait; it may be delivered before this returns. ``again``: it has waited before, and goes first.
+
+        Raises ``RequestError``: 429 where the queue is full, 503 while draining. (No engine ready: ``refuse``.)
+        """
+        if not again:
+            self._admit()
+        ticket.since_ns = now_ns
+        if again:
+            self._waiting.appendleft(ticket)
+        else:
+            self._waiting.append(ticket)
+        self.pump()
+
+    def withdraw(self, ticket: Ticket) -> None:
+        """Forget a ticket, and what was booked for it if it has just been delivered."""
+        if ticket in self._waiting:
+            self._waiting.remove(ticket)
+            self.pump()  # the next one may want less than this one did
+        elif ticket.leg is not None:
+            ticket.leg.end()
+
+    def drain(self) -> None:
+        """Take no new tickets; those that wait are still served."""
+        self._draining = True
+
+    def pump(self) -> None:
+        """Deliver from the front for as long as an engine has room."""
+        if self._pumping:  # a delivery may end something, which pumps
+            return
+        self._pumping = True
+        try:
+            while self._waiting and self._serve(self._waiting[0]):
+                pass
+        finally:
+            self._pumping = False
+
+    def snapshot(self, now_ns: int, in_flight: int) -> QueueSnapshot:
+        """``oldest_s`` is how long the one that came first has waited."""
+        oldest_ns = min((ticket.since_ns for ticket in self._waiting), default=None)
+        return QueueSnapshot(
+            depth=len(self._waiting),
+            capacity=self._capacity,
+            oldest_s=None if oldest_ns is None else max(0, now_ns - oldest_ns) * 1e-9,
+            in_flight=in_flight,
+        )
+
+    def _admit(self) -> None:
+        if self._draining:
+            message = "the appliance is shutting down and takes no new requests"
+            raise RequestError(
+                503, message, kind="service_unavailable", code="draining", retry_after_s=DRAINING_RETRY_S
+            )
+        if len(self._waiting) >= self._capacity:
+            message = f"{len(self._waiting)} requests already wait, which is the most; try again in a moment"
+            raise RequestError(429, message, kind="rate_limit_error", code="queue_full", retry_after_s=FULL_RETRY_S)
+
+    def _serve(self, ticket: Ticket) -> bool:
+        """Deliver or refuse the first ticket; False if it has to go on waiting."""
+        views = self._views()
+        reason = policy.none_ready(views, self._model)
+        if reason is not None:
+            self._waiting.popleft()
+            ticket.refuse(not_ready(reason))
+            return True
+        choice = policy.choose(views, self._loads, ticket.unsplit_reason, ticket.avoid)
+        if choice is None:
+            return False
+        self._waiting.popleft()
+        ticket.leg = self._loads.begin(choice.engine.name, ticket.prompt_tokens)
+        ticket.deliver(choice, ticket.leg)
+        return True
+
+
+def not_ready(reason: str) -> RequestError:
+    """503: nothing can be served now."""
+    return RequestError(503, reason, kind="service_unavailable", code="no_engine_ready", retry_after_s=LOADING_RETRY_S)

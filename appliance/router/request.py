@@ -1,0 +1,294 @@
+"""One request through both of its legs, or whole through one.
+
+Nothing leaves for the client before the answering leg's first bytes are here, so a failure up to then is tried again
+elsewhere. Each leg's outcome is recorded on its own, against its own engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from appliance.config import RouterConfig
+from appliance.errors import RequestError
+from appliance.records import EngineView
+from appliance.router import legs, policy, wire
+from appliance.router.client import Engines, Response, Unreachable
+from appliance.router.loads import Leg, Loads
+from appliance.router.policy import Choice
+from appliance.router.ports import Ledger, Reply, Request
+from appliance.router.queue import Queue, Ticket, not_ready
+from appliance.router.wire import Answer
+from appliance.telemetry.timeline import Trace
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Desk:
+    """What all requests share."""
+
+    config: RouterConfig
+    model: str
+    views: Callable[[], Sequence[EngineView]]
+    ledger: Ledger
+    loads: Loads
+    queue: Queue
+    engines: Engines
+
+
+class LegFailed(Exception):
+    """A leg failed through no fault of the client's.
+
+    ``answer`` is what the engine said, if it said something; ``tail`` the last bytes that the client got of it.
+    """
+
+    def __init__(self, engine: str, message: str, *, answer: Answer | None = None, tail: bytes = b"") -> None:
+        super().__init__(message)
+        self.engine = engine
+        self.answer = answer
+        self.tail = tail
+
+    @property
+    def detail(self) -> str:
+        """For the log: what lies behind it, too."""
+        return self.__cause__.detail if isinstance(self.__cause__, Unreachable) else str(self)
+
+
+class Exchange:
+    """One request and its answer."""
+
+    def __init__(self, desk: Desk, plan: legs.Plan, request: Request, reply: Reply, trace: Trace) -> None:
+        self._desk = desk
+        self._plan = plan
+        self._request = request
+        self._reply = reply
+        self._trace = trace
+        self._target = wire.target(plan.route.path, request.query)
+        self._nonce = secrets.token_hex(8)  # two requests of one id must not share a lease
+        self._failed_on: set[str] = set()
+
+    async def run(self) -> None:
+        """Answer. Raises ``RequestError`` before anything was sent; cancelled, it leaves nothing on any engine."""
+        failure: LegFailed | None = None
+        for attempt in range(max(1, self._desk.config.attempts)):
+            try:
+                return await self._attempt(again=attempt > 0)
+            except LegFailed as error:
+                failure = error
+                _log.warning("request %s, attempt %d: %s", self._trace.id, self._trace.attempts, error.detail)
+                if self._reply.started or not self._try_again(error):
+                    break
+            except RequestError:
+                if failure is None or failure.answer is None:
+                    raise
+                break  # the queue would not have it again: what an engine said is the better answer
+        if failure is not None:
+            await self._give_up(failure)
+
+    def _try_again(self, failure: LegFailed) -> bool:
+        """An engine that is gone may be back or be replaced; what a living one answers, it would answer again."""
+        self._failed_on.add(failure.engine)
+        ready = policy.by_load(self._desk.views(), self._desk.loads)
+        return failure.answer is None or any(view.name not in self._failed_on for view in ready)
+
+    async def _give_up(self, failure: LegFailed) -> None:
+        if self._reply.started:
+            await self._reply.send(wire.broken_off(self._plan.route, failure.tail, str(failure)))
+            await self._reply.end()
+            self._finish("failed", 200, str(failure))
+        elif failure.answer is not None:
+            await self._pass_on(failure.answer)
+        else:
+            tries = f" ({self._trace.attempts} attempts)" if self._trace.attempts > 1 else ""
+            raise RequestError(503, f"{failure}{tries}", kind="server_error", code="engine_lost", retry_after_s=1.0)
+
+    # ---- one attempt
+
+    async def _attempt(self, again: bool) -> None:
+        choice, leg = await self._admitted(again)
+        self._trace.next_attempt()
+        key = f"{self._trace.id}.{self._nonce}.{self._trace.attempts}"
+        with leg:
+            if choice.unsplit_reason is None:
+                await self._split(choice.engine, leg, key)
+            else:
+                await self._whole(choice.engine, leg, key, choice.unsplit_reason)
+
+    async def _admitted(self, again: bool) -> tuple[Choice, Leg]:
+        """Wait in the queue."""
+        future: asyncio.Future[tuple[Choice, Leg]] = asyncio.get_running_loop().create_future()
+        ticket = Ticket(
+            self._plan.prompt_tokens,
+            self._plan.unsplit_reason,
+            deliver=lambda choice, leg: None if future.done() else future.set_result((choice, leg)),
+            refuse=lambda error: None if future.done() else future.set_exception(error),
+            avoid=self._failed_on,
+        )
+        try:
+            self._desk.queue.put(ticket, time.monotonic_ns(), again=again)
+            return await future
+        except BaseException:
+            self._desk.queue.withdraw(ticket)
+            raise
+
+    async def _split(self, view: EngineView, leg: Leg, key: str) -> None:
+        self._trace.on_scheduled = lambda scheduled, tokens: leg.counted(tokens) if scheduled == key else None
+        try:
+            answer = await self._prefill(view, key)
+            leg.end()
+            if answer.status != 200:
+                self._trace.unsplit("the prefill leg answered with an error")
+                return await self._pass_on(answer)
+            kept = legs.kept(answer.body)
+            decode = policy.choose_decode(self._desk.views(), self._desk.loads, view.name, self._failed_on)
+            if decode is None or not kept.any:
+                self._desk.ledger.cancel(key)
+                return await self._fall_back(view, decode, key)
+            with self._desk.loads.begin(decode.name, 0) as decoding:
+                await self._answer("decode", decode, decoding, legs.decode_body(self._plan, kept), key)
+        finally:
+            self._desk.ledger.cancel(key)
+
+    async def _prefill(self, view: EngineView, key: str) -> Answer:
+        body = legs.prefill_body(self._plan, key, self._desk.config.lease_ttl_s)
+        with self._recorded("prefill", view, key) as outcome:
+            response = await self._send(view, body, "-prefill")
+            try:
+                return await _read(view, response, outcome)
+            finally:
+                response.close()
+
+    async def _fall_back(self, prefill: EngineView, decode: EngineView | None, key: str) -> None:
+        """The prompt was computed, but its KV can't be handed over."""
+        if decode is not None:
+            return await self._whole_on(decode, key, f"{prefill.name} kept no KV")
+        ready = policy.by_load(self._desk.views(), self._desk.loads, self._failed_on)
+        again = [view for view in ready if view.name == prefill.name] or ready  # its prefix cache still has the prompt
+        if not again:
+            raise not_ready(policy.none_ready(self._desk.views(), self._desk.model) or "no engine is ready")
+        await self._whole_on(again[0], key, f"no decode engine shares the memory of {prefill.name} any more")
+
+    async def _whole_on(self, view: EngineView, key: str, reason: str) -> None:
+        with self._desk.loads.begin(view.name, self._plan.prompt_tokens) as leg:
+            await self._whole(view, leg, f"{key}w", reason)
+
+    async def _whole(self, view: EngineView, leg: Leg, key: str, reason: str) -> None:
+        self._trace.unsplit(reason)
+        # An unstreamed answer comes long after its prompt is done: the window opens when vLLM begins with it.
+        self._trace.on_scheduled = lambda scheduled, _: leg.prefilled() if scheduled == key else None
+        await self._answer("whole", view, leg, legs.whole_body(self._plan, key), key)
+
+    # ---- the answering leg
+
+    async def _answer(self, kind: str, view: EngineView, leg: Leg, body: bytes, key: str) -> None:
+        with self._recorded(kind, view, key) as outcome:
+            response = await self._send(view, body, "")
+            outcome.status = response.status
+            try:
+                if response.streams and response.status == 200:
+                    await self._relay(view, leg, response)
+                else:
+                    answer = await _read(view, response, outcome)
+                    leg.prefilled()
+                    await self._pass_on(answer)
+            finally:
+                response.close()
+
+    async def _relay(self, view: EngineView, leg: Leg, response: Response) -> None:
+        """Bytes go through as they come. This loop runs once per token of every stream: it does nothing else."""
+        chunk = await response.some()
+        if not chunk:
+            raise LegFailed(view.name, f"{view.name} ended its answer before it began")
+        error = wire.stream_error(chunk)
+        if error is not None and error.status >= 500:
+            raise LegFailed(view.name, _said(view, error), answer=error)
+        leg.prefilled()
+        await self._start(200, response.content_type, None)
+        send, some, sent = self._reply.send, response.some, self._trace.chunk
+        try:
+            while True:
+                await send(chunk)
+                more = await some()
+                if not more:
+                    break
+                chunk = more
+                sent(time.monotonic_ns())
+        except Unreachable as lost:
+            raise LegFailed(view.name, str(lost), tail=chunk) from lost
+        await self._reply.end()
+        self._finish("ok", 200)
+
+    async def _pass_on(self, answer: Answer) -> None:
+        """An answer that has been read to its end."""
+        answer = wire.openai_shaped(answer, self._plan.route)
+        await self._start(answer.status, answer.content_type, len(answer.body))
+        await self._reply.send(answer.body)
+        await self._reply.end()
+        failed = answer.status >= 400
+        self._finish("failed" if failed else "ok", answer.status, wire.error_message(answer.body) if failed else None)
+
+    async def _start(self, status: int, content_type: str, length: int | None) -> None:
+        await asyncio.sleep(0)  # what engines have already said about this request belongs into its Server-Timing
+        self._trace.first_byte(time.monotonic_ns())
+        await self._reply.start(status, wire.head(self._trace, content_type, length))
+
+    def _finish(self, outcome: str, status: int, error: str | None = None) -> None:
+        self._trace.finish(outcome, status, time.monotonic_ns(), error=error)
+
+    # ---- both kinds of legs
+
+    async def _send(self, view: EngineView, body: bytes, suffix: str) -> Response:
+        own_id = not suffix and "request_id" in self._plan.body  # vLLM takes the body's, unless a header comes
+        headers = wire.engine_headers(self._request.headers, None if own_id else self._trace.id + suffix)
+        return await self._desk.engines.send(view, "POST", self._target, headers, body)
+
+    @contextlib.contextmanager
+    def _recorded(self, kind: str, view: EngineView, key: str) -> Iterator[_Outcome]:
+        """One leg's entry on the timeline, however it ends."""
+        self._trace.dispatched(kind, view.name, key, time.monotonic_ns())
+        outcome = _Outcome()
+        try:
+            yield outcome
+        except Unreachable as error:
+            outcome.kind, outcome.error = "unreachable", error.detail
+            raise LegFailed(view.name, str(error)) from error
+        except LegFailed as failure:
+            outcome.kind = "unreachable" if failure.answer is None else "error"
+            outcome.error = str(failure)
+            raise
+        except BaseException:  # the client left
+            outcome.kind = "cancelled"
+            raise
+        finally:
+            now_ns = time.monotonic_ns()
+            self._trace.leg_ended(kind, view.name, outcome.kind, now_ns, status=outcome.status, error=outcome.error)
+
+
+class _Outcome:
+    """How a leg went."""
+
+    def __init__(self) -> None:
+        self.kind = "ok"
+        self.status: int | None = None
+        self.error: str | None = None
+
+
+async def _read(view: EngineView, response: Response, outcome: _Outcome) -> Answer:
+    """All of an answer. Raises ``LegFailed`` if it is the engine's own failure; one of the client's is an answer."""
+    outcome.status = response.status
+    answer = Answer(response.status, response.content_type, await response.all())
+    if answer.status >= 400:
+        outcome.kind, outcome.error = "error", wire.error_message(answer.body)
+    if answer.status >= 500 and answer.status != 501:  # not implemented there is not implemented anywhere
+        raise LegFailed(view.name, _said(view, answer), answer=answer)
+    return answer
+
+
+def _said(view: EngineView, answer: Answer) -> str:
+    return f"{view.name} answered {answer.status}: {wire.error_message(answer.body) or 'no reason given'}"

@@ -1,0 +1,178 @@
+"""The router as the rest of the house sees it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import msgspec
+
+from appliance.config import RouterConfig
+from appliance.errors import RequestError
+from appliance.records import EngineView, QueueSnapshot, RequestCounts
+from appliance.router import legs, policy, routes, wire
+from appliance.router.client import Engines, Unreachable
+from appliance.router.loads import Loads
+from appliance.router.ports import Ledger, Reply, Request
+from appliance.router.queue import Queue, not_ready
+from appliance.router.request import Desk, Exchange
+from appliance.router.routes import Route, Way
+from appliance.telemetry.timeline import Timelines, Trace
+
+_POLL_S: Final = 0.25  # only while requests wait, and only in case nobody told of a change
+
+
+class _Totals(msgspec.Struct):
+    total: int = 0
+    ok: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    split: int = 0
+    retried: int = 0
+
+
+class Router:
+    """Answers requests with the engines there are. Implements ``web.ports.Inference``; lives on one event loop."""
+
+    def __init__(
+        self,
+        config: RouterConfig,
+        views: Callable[[], Sequence[EngineView]],
+        ledger: Ledger,
+        timelines: Timelines,
+        model_name: str,
+    ) -> None:
+        self._views = views
+        self._model = model_name
+        self._timelines = timelines
+        self._totals = _Totals()
+        self._serving = 0
+        self._loads = Loads()
+        self._queue = Queue(config.queue_capacity, model_name, views, self._loads)
+        self._engines = Engines()
+        self._desk = Desk(config, model_name, views, ledger, self._loads, self._queue, self._engines)
+        self._poller: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        self._poller = asyncio.create_task(self._poll(), name="router queue poll")
+
+    async def close(self) -> None:
+        """Close all connections to engines. Requests that still run fail; the web layer ends them before."""
+        if self._poller is not None:
+            self._poller.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._poller
+        await self._engines.close()
+
+    async def serve(self, request: Request, reply: Reply) -> None:
+        """See ``web.ports.Inference.serve``."""
+        route = routes.find(request.method, request.path)
+        if route.way is Way.DIRECT:
+            await self._direct(route, request, reply)
+        else:
+            await self._counted(route, request, reply)
+
+    # ---- what others tell and ask
+
+    def engines_changed(self) -> None:
+        """A view has changed: requests that wait may have somewhere to go now."""
+        self._queue.pump()
+
+    def engine_lost(self, engine: str, epoch: int) -> None:
+        """A life of an engine is over: its connections end now, so that its requests are tried elsewhere at once."""
+        self._engines.lost(engine, epoch)
+        self._queue.pump()
+
+    def drain(self) -> None:
+        """Take no new requests; those that wait or run are served to the end."""
+        self._queue.drain()
+
+    def queue_snapshot(self, now_ns: int) -> QueueSnapshot:
+        return self._queue.snapshot(now_ns, in_flight=self._serving - len(self._queue))
+
+    def in_flight(self, engine: str) -> int:
+        """Legs open on an engine."""
+        return self._loads[engine].legs
+
+    def outstanding_prompt_tokens(self, engine: str) -> int:
+        """Of these legs, not yet computed; estimated from the bodies' lengths."""
+        return self._loads[engine].prompt_tokens
+
+    def counts(self) -> RequestCounts:
+        return msgspec.convert(msgspec.structs.asdict(self._totals), RequestCounts)
+
+    # ---- requests
+
+    async def _counted(self, route: Route, request: Request, reply: Reply) -> None:
+        """Serve through the queue, and count how it ended."""
+        self._totals.total += 1
+        try:
+            plan = legs.plan(route, request.body)
+        except RequestError:
+            self._totals.failed += 1
+            raise
+        name = wire.request_id(request.headers, request.id)
+        trace = self._timelines.begin(name, route.path, plan.stream, time.monotonic_ns())
+        self._serving += 1
+        try:
+            await self._traced(Exchange(self._desk, plan, request, reply, trace), reply, trace)
+        finally:
+            self._serving -= 1
+            self._count(trace)
+
+    async def _traced(self, exchange: Exchange, reply: Reply, trace: Trace) -> None:
+        try:
+            await exchange.run()
+        except RequestError as error:
+            trace.finish("failed", error.status, time.monotonic_ns(), error=error.message)
+            raise
+        except (asyncio.CancelledError, OSError):  # engines' are never this: the client left
+            trace.finish("cancelled", 200 if reply.started else None, time.monotonic_ns())
+            raise
+        except BaseException as error:
+            trace.finish("failed", 200 if reply.started else 500, time.monotonic_ns(), error=repr(error))
+            raise
+
+    def _count(self, trace: Trace) -> None:
+        totals = self._totals
+        totals.ok += trace.outcome == "ok"
+        totals.failed += trace.outcome == "failed"
+        totals.cancelled += trace.outcome == "cancelled"
+        totals.split += trace.split
+        totals.retried += trace.attempts > 1
+
+    async def _direct(self, route: Route, request: Request, reply: Reply) -> None:
+        """Ask engines, the least loaded first, until one answers."""
+        body = msgspec.json.encode(legs.plan(route, request.body).body) if request.body else b""
+        name = wire.request_id(request.headers, request.id)
+        headers = wire.engine_headers(request.headers, name)
+        target = wire.target(route.path, request.query)
+        lost: Unreachable | None = None
+        for view in policy.by_load(self._views(), self._loads):
+            try:
+                response = await self._engines.send(view, request.method, target, headers, body)
+                try:
+                    answer = wire.Answer(response.status, response.content_type, await response.all())
+                finally:
+                    response.close()
+            except Unreachable as error:
+                lost = error
+                continue
+            return await _reply_with(reply, name, wire.openai_shaped(answer, route))
+        raise not_ready(policy.none_ready(self._views(), self._model) or str(lost))
+
+    async def _poll(self) -> None:
+        while True:
+            await asyncio.sleep(_POLL_S)
+            if len(self._queue):
+                self._queue.pump()
+
+
+async def _reply_with(reply: Reply, name: str, answer: wire.Answer) -> None:
+    fields = {"content-type": answer.content_type, "x-request-id": name, "content-length": str(len(answer.body))}
+    await reply.start(answer.status, [(key.encode(), value.encode("latin-1")) for key, value in fields.items()])
+    await reply.send(answer.body)
+    await reply.end()

@@ -1,0 +1,125 @@
+"""Headers and bytes between client, router and engine. Pure."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Mapping
+from typing import Final
+
+import msgspec
+
+from appliance.router.routes import Route, Way
+from appliance.telemetry.timeline import Trace
+
+_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_QUERY: Final = re.compile(rb"[!-~]{1,2048}")  # visible ASCII
+_TO_ENGINE: Final = ("content-type", "accept", "traceparent", "tracestate", "x-session-id")
+_STREAM_ERROR: Final = b'data: {"error"'
+_HEADER_CHARS: Final = 1024
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """An engine's answer, read to its end."""
+
+    status: int
+    content_type: str
+    body: bytes
+
+
+def request_id(headers: Mapping[str, str], made: str) -> str:
+    """The client's ``X-Request-Id`` if that is safe to pass on, else the one ``made`` for it, else a new one."""
+    for candidate in (headers.get("x-request-id", ""), made):
+        if _ID.fullmatch(candidate):
+            return candidate
+    return secrets.token_hex(16)
+
+
+def target(path: str, query: bytes) -> str:
+    """Path and query for the engine; a query that no client would write is left out."""
+    return f"{path}?{query.decode('ascii')}" if _QUERY.fullmatch(query) else path
+
+
+def engine_headers(headers: Mapping[str, str], request_id: str | None) -> dict[str, str]:
+    """What an engine is told of the client's headers: what it needs, and no credentials or routing hints."""
+    passed = {name: headers[name] for name in _TO_ENGINE if name in headers}
+    return passed if request_id is None else {**passed, "X-Request-Id": request_id}
+
+
+def head(trace: Trace, content_type: str, length: int | None) -> list[tuple[bytes, bytes]]:
+    """The answer's headers; ``length`` is None for streams."""
+    prefill = trace.prefill_engine or ""
+    fields = {
+        "content-type": content_type,
+        "x-request-id": trace.id,
+        "server-timing": trace.server_timing(),
+        "x-prefill-engine": prefill,
+        "x-decode-engine": trace.decode_engine or prefill,
+    }
+    if trace.unsplit_reason is not None:
+        fields["x-unsplit-reason"] = trace.unsplit_reason
+    fields.update({"cache-control": "no-cache"} if length is None else {"content-length": str(length)})
+    return [(name.encode(), _printable(value)) for name, value in fields.items()]
+
+
+def openai_shaped(answer: Answer, route: Route) -> Answer:
+    """The answer itself, unless it is an error that isn't told in OpenAI's shape."""
+    if answer.status < 400 or error_message(answer.body) is not None:
+        return answer
+    unknown = answer.status == 404  # vLLM registers a route only if its model can do it
+    message = f"the model can't do {route.path}" if unknown else f"the engine answered {answer.status} and no reason"
+    kind = "invalid_request_error" if answer.status < 500 else "server_error"
+    error = {"message": message, "type": kind, "param": None, "code": answer.status}
+    return Answer(answer.status, "application/json", msgspec.json.encode({"error": error}))
+
+
+def error_message(body: bytes) -> str | None:
+    """The message in an answer of OpenAI's error shape; None if it has another shape."""
+    try:
+        return msgspec.json.decode(body, type=_Error).error.message
+    except (ValueError, RecursionError):
+        return None
+
+
+class _Message(msgspec.Struct):
+    message: str
+
+
+class _Error(msgspec.Struct):
+    error: _Message
+
+
+def stream_error(chunk: bytes) -> Answer | None:
+    """The error that a stream begins with instead of an answer: vLLM had sent its status line before it knew."""
+    if not chunk.startswith(_STREAM_ERROR):
+        return None
+    body = chunk.removeprefix(b"data: ").split(b"\n", 1)[0]
+    try:
+        code = msgspec.json.decode(body, type=_StreamError).error.code
+    except ValueError:
+        return None
+    return Answer(code, "application/json", body)
+
+
+class _Code(msgspec.Struct):
+    code: int
+
+
+class _StreamError(msgspec.Struct):
+    error: _Code
+
+
+def broken_off(route: Route, tail: bytes, message: str) -> bytes:
+    """The event that ends a stream whose engine is gone. No ``[DONE]`` follows, so it is never taken for whole."""
+    error = {"message": message, "type": "server_error", "param": None, "code": "engine_lost"}
+    name = b""
+    body: dict[str, object] = {"error": error}
+    if route.way is not Way.SPLIT:  # messages and responses: named events, their fields on the outside
+        name, body = b"event: error\n", {**error, "type": "error", "error": error}
+    parted = b"" if tail.endswith(b"\n\n") else b"\n\n"  # an event may have been cut short
+    return parted + name + b"data: " + msgspec.json.encode(body) + b"\n\n"
+
+
+def _printable(value: str) -> bytes:
+    """A header's value: one line of visible ASCII, of bounded length."""
+    return re.sub(r"[^ -~]+", " ", value)[:_HEADER_CHARS].encode("ascii")

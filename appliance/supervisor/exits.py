@@ -1,0 +1,94 @@
+"""Why an engine ended: from its exit code and last lines to a cause and a remedy, in words. Pure."""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+_LINES: Final = 200  # the last ones are searched
+
+
+class Exit(msgspec.Struct, frozen=True):
+    """``terminal``: another try would end the same way."""
+
+    cause: str
+    terminal: bool = False
+
+
+class _Sign(msgspec.Struct, frozen=True):
+    pattern: re.Pattern[str]
+    remedy: str
+    terminal: bool
+
+
+def _sign(pattern: str, remedy: str, *, terminal: bool) -> _Sign:
+    return _Sign(re.compile(pattern), remedy, terminal)
+
+
+_SIGNS: Final = (
+    _sign(
+        r"error: (unrecognized arguments|argument |invalid choice|the following arguments).*",
+        "correct [engine] args: vLLM does not take them",
+        terminal=True,
+    ),
+    _sign(r"CUDA out of memory.*", "use a smaller model, more GPUs per engine, or a lower --gpu-memory-utilization", terminal=True),
+    _sign(r"CUDA error.*", "look at the GPU (nvidia-smi, dmesg); other processes may be using it", terminal=False),
+    _sign(r"HandoffError: (.*)", "", terminal=True),
+    _sign(
+        r"(Cannot allocate memory|DefaultCPUAllocator: can't allocate memory|MemoryError).*",
+        "lower [engine] kv_cache_bytes, or run fewer engines",
+        terminal=True,
+    ),
+    _sign(r"No available memory for the cache blocks.*", "raise [engine] kv_cache_bytes", terminal=True),
+    _sign(
+        r".*(larger than the available KV cache memory|KV cache is needed).*",
+        "raise [engine] kv_cache_bytes, or lower --max-model-len in [engine] args",
+        terminal=True,
+    ),
+    _sign(r"ModuleNotFoundError: (No module named .*)", "install it: make serve, or pip install 'pd-appliance[cpu]'", terminal=True),
+    _sign(r"ImportError: .*", "reinstall: the engine's packages do not fit together", terminal=True),
+    _sign(
+        r"(.*is not a local folder and is not a valid model identifier.*|.*Can't load the configuration of.*|.*Repository Not Found.*)",
+        "check [model] path",
+        terminal=True,
+    ),
+    _sign(r"(ValueError: Model architectures .* are not supported.*)", "this vLLM can't serve that model", terminal=True),
+    _sign(r"(SafetensorError.*|.*Error while deserializing header.*)", "the model's files are damaged: fetch them again", terminal=True),
+    _sign(r".*pydantic_core.*ValidationError.*", "correct [engine] args", terminal=True),
+    _sign(r".*Address already in use.*", "something else uses the runtime directory", terminal=False),
+)
+
+
+def explain(code: int, lines: Sequence[str]) -> Exit:
+    """``code``: exit status, negative for a signal. ``lines``: the engine's last output, oldest first."""
+    tail = [_plain(line) for line in lines[-_LINES:]]
+    for sign in _SIGNS:
+        for line in reversed(tail):
+            if found := sign.pattern.search(line):
+                said = (found[1] if found.groups() and found[1] else found[0]).strip()
+                return Exit(f"{said[:300]}{': ' if sign.remedy else ''}{sign.remedy}", sign.terminal)
+    if code < 0:
+        return Exit(_signalled(-code))
+    return Exit(f"exit status {code}: {_last_error(tail)}")
+
+
+def _signalled(number: int) -> str:
+    name = signal.Signals(number).name if number in signal.Signals.__members__.values() else f"signal {number}"
+    if number == signal.SIGKILL:
+        return "killed (SIGKILL): perhaps by the kernel for want of memory (see dmesg), or by hand"
+    return f"ended by {name}"
+
+
+def _last_error(tail: Sequence[str]) -> str:
+    errors = [line for line in tail if re.search(r"\b[A-Za-z]*(Error|Exception)\b", line)]
+    found = errors or [line for line in tail if line.strip()]
+    return found[-1].strip()[:300] if found else "it said nothing"
+
+
+def _plain(line: str) -> str:
+    """Without colours, and without vLLM's prefix of process and place."""
+    return re.sub(r"^\(\w+ pid=\d+\)\s*", "", re.sub(r"\x1b\[[0-9;]*m", "", line))

@@ -1,0 +1,159 @@
+"""An engine's life as a pure state machine: ``(life, event, now) → (life, actions)``."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+from msgspec.structs import replace
+
+from appliance.records import EngineState
+from appliance.supervisor.exits import Exit
+
+BACKOFF_S: Final = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
+STABLE_NS: Final = 60 * 1_000_000_000  # an engine that was ready for this long has a clean record
+FAILED_STARTS: Final = 3  # in a row, and it is given up
+
+
+class Life(msgspec.Struct, frozen=True, kw_only=True):
+    """Where one engine stands."""
+
+    state: EngineState = EngineState.STOPPED
+    since_ns: int = 0
+    epoch: int = 0
+    pid: int | None = None
+    stage: str | None = None
+    progress: float | None = None
+    progress_ns: int = 0  # when it last gave a sign of getting on
+    deaths: int = 0  # since it was last stable
+    failed_starts: int = 0  # in a row
+    restarts: int = 0
+    cause: str | None = None
+
+
+# ---- events
+
+
+class Start(msgspec.Struct, frozen=True):
+    """Begin a life: at first, and when a back-off is over."""
+
+
+class Spawned(msgspec.Struct, frozen=True):
+    pid: int
+
+
+class Progressed(msgspec.Struct, frozen=True):
+    stage: str
+    fraction: float
+
+
+class Stirred(msgspec.Struct, frozen=True):
+    """It said something, if only to its log."""
+
+
+class Answers(msgspec.Struct, frozen=True):
+    """Healthy, and EngineCore is up."""
+
+
+class Clock(msgspec.Struct, frozen=True):
+    """Time has passed."""
+
+    stall_s: float
+
+
+class Ended(msgspec.Struct, frozen=True):
+    """All of its processes are gone."""
+
+    exit: Exit
+
+
+class Stop(msgspec.Struct, frozen=True):
+    """Asked to end for good."""
+
+
+Event = Start | Spawned | Progressed | Stirred | Answers | Clock | Ended | Stop
+
+
+# ---- actions
+
+
+class Spawn(msgspec.Struct, frozen=True):
+    """Start the process of this life."""
+
+
+class Kill(msgspec.Struct, frozen=True):
+    """End all of its processes, now."""
+
+
+class StartIn(msgspec.Struct, frozen=True):
+    """Send ``Start`` after so many seconds."""
+
+    delay_s: float
+
+
+class Introduce(msgspec.Struct, frozen=True):
+    """It can meet the others."""
+
+
+Action = Spawn | Kill | StartIn | Introduce
+Result = tuple[Life, tuple[Action, ...]]
+
+
+def step(life: Life, event: Event, now_ns: int) -> Result:
+    """What becomes of a life. Events that have no meaning in its state change nothing."""
+    match event:
+        case Start() if life.state in (EngineState.STOPPED, EngineState.BACKOFF):
+            return _started(life, now_ns), (Spawn(),)
+        case Spawned(pid):
+            return replace(life, pid=pid), ()
+        case Progressed(stage, fraction) if life.state is EngineState.STARTING:
+            return replace(life, stage=stage, progress=fraction, progress_ns=now_ns), ()
+        case Stirred() if life.state is EngineState.STARTING:
+            return replace(life, progress_ns=now_ns), ()
+        case Answers() if life.state is EngineState.STARTING:
+            ready = replace(life, state=EngineState.READY, since_ns=now_ns, stage=None, progress=None, failed_starts=0)
+            return ready, (Introduce(),)
+        case Clock(stall_s) if life.state is EngineState.STARTING and now_ns - life.progress_ns > stall_s * 1e9:
+            cause = f"no progress for {stall_s:.0f} s while {life.stage or 'starting'}: see its log, or raise [engine] stall_s"
+            return replace(life, state=EngineState.HUNG, since_ns=now_ns, cause=cause), (Kill(),)
+        case Ended(exit):
+            return _ended(life, exit, now_ns)
+        case Stop():
+            return _stopped(life, now_ns)
+        case _:
+            return life, ()
+
+
+def _started(life: Life, now_ns: int) -> Life:
+    return replace(
+        life,
+        state=EngineState.STARTING,
+        since_ns=now_ns,
+        epoch=life.epoch + 1,
+        restarts=life.restarts + (life.epoch > 0),
+        pid=None,
+        stage="starting its process",
+        progress=0.0,
+        progress_ns=now_ns,
+    )
+
+
+def _ended(life: Life, exit: Exit, now_ns: int) -> Result:
+    dead = replace(life, pid=None, since_ns=now_ns, stage=None, progress=None)
+    if life.state is EngineState.STOPPED:
+        return dead, ()
+    cause = life.cause if life.state is EngineState.HUNG else exit.cause
+    starting = life.state in (EngineState.STARTING, EngineState.HUNG)
+    stable = life.state is EngineState.READY and now_ns - life.since_ns >= STABLE_NS
+    failed_starts = life.failed_starts + 1 if starting else 0
+    deaths = 1 if stable else life.deaths + 1
+    dead = replace(dead, cause=cause, failed_starts=failed_starts, deaths=deaths)
+    if starting and (exit.terminal or failed_starts >= FAILED_STARTS):
+        return replace(dead, state=EngineState.FAILED), ()
+    delay_s = BACKOFF_S[min(deaths, len(BACKOFF_S)) - 1]
+    return replace(dead, state=EngineState.BACKOFF), (StartIn(delay_s),)
+
+
+def _stopped(life: Life, now_ns: int) -> Result:
+    running = life.pid is not None
+    return replace(life, state=EngineState.STOPPED, since_ns=now_ns, stage=None, progress=None), ((Kill(),) if running else ())

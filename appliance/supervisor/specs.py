@@ -1,0 +1,148 @@
+"""What an engine is started with. Pure: from configuration and topology to command lines and environments."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from appliance import demo
+from appliance.config import Config
+from appliance.errors import ConfigError
+from appliance.records import Role
+from appliance.supervisor.runtime import Runtime
+from appliance.supervisor.topology import Topology
+
+ENGINE_MODULE: Final = "appliance.engine.main"
+_DEMO_CONTEXT: Final = "4096"
+
+
+class Model(msgspec.Struct, frozen=True):
+    """What is served, and under which name."""
+
+    path: str
+    name: str
+    local: bool  # a directory, so that nothing is to be downloaded
+    shipped: bool = False  # the demo model
+
+
+class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """One engine, for all of its lives."""
+
+    name: str
+    role: Role
+    cores: tuple[int, ...]
+    tensor_parallel: int
+    arguments: tuple[str, ...]  # of vLLM, without what changes from life to life
+    environment: dict[str, str]
+    module: str = ENGINE_MODULE
+
+
+def resolve_model(config: Config) -> Model:
+    """Raises ``ConfigError`` for a directory that isn't there or holds no model."""
+    path, name = config.model.path, config.model.name
+    if path == "demo":
+        if not (demo.MODEL_DIR / "config.json").is_file():
+            raise ConfigError("the demo model is missing: python -m appliance.demo.train makes it")
+        return Model(str(demo.MODEL_DIR), name or demo.MODEL_NAME, True, True)
+    directory = Path(path).expanduser()
+    if directory.is_dir():
+        if not (directory / "config.json").is_file():
+            raise ConfigError(f"model {path!r}: there is no config.json in that directory, so it is not a Hugging Face model")
+        return Model(str(directory.resolve()), name or directory.resolve().name, True)
+    if path.startswith((".", "/", "~")) or path.count("/") > 1 or not path:
+        raise ConfigError(f"model {path!r}: no such directory; name one, a hub id such as org/model, or demo")
+    return Model(path, name or path, False)
+
+
+def specs(config: Config, topology: Topology, model: Model, cores: Sequence[int]) -> tuple[EngineSpec, ...]:
+    """One per place, the machine's cores shared out evenly."""
+    count = len(topology.places)
+    found = []
+    for number, place in enumerate(topology.places):
+        if place.tensor_parallel > 1:
+            raise ConfigError(f"topology {topology.layout!r}: tensor-parallel engines on the CPU are not supported yet; use @tp1")
+        mine = share(cores, number, count)
+        found.append(
+            EngineSpec(
+                name=place.name,
+                role=place.role,
+                cores=mine,
+                tensor_parallel=place.tensor_parallel,
+                arguments=_arguments(config, model, place.role),
+                environment=_environment(config, model, len(mine)),
+            )
+        )
+    return tuple(found)
+
+
+def share(cores: Sequence[int], number: int, count: int) -> tuple[int, ...]:
+    """The cores of engine ``number`` of ``count``: a part of its own, or one in turn where there are too few."""
+    if len(cores) < count:
+        return (cores[number % len(cores)],)
+    return tuple(cores[number * len(cores) // count : (number + 1) * len(cores) // count])
+
+
+def command(spec: EngineSpec, runtime: Runtime, config: Config, epoch: int, parent: int) -> list[str]:
+    """The command line of one life."""
+    own = ["--engine", spec.name, "--epoch", str(epoch), "--channel", str(runtime.channel), "--parent", str(parent)]
+    own += ["--cores", ",".join(map(str, spec.cores))]
+    life = ["--uds", str(runtime.server_socket(spec.name)), "--kv-transfer-config", json.dumps(_transfer(spec, runtime, config, epoch))]
+    return [sys.executable, "-m", spec.module, *own, "--", *life, *spec.arguments]
+
+
+def environment(spec: EngineSpec, runtime: Runtime, inherited: Mapping[str, str]) -> dict[str, str]:
+    """The environment of one life. ``TMPDIR`` keeps what vLLM leaves in temporary files inside the runtime directory."""
+    return {**inherited, "TMPDIR": str(runtime.temporary), "VLLM_RPC_BASE_PATH": str(runtime.temporary), **spec.environment}
+
+
+def _arguments(config: Config, model: Model, role: Role) -> tuple[str, ...]:
+    by_role = {Role.PREFILL: config.engine.prefill.args, Role.DECODE: config.engine.decode.args, Role.BOTH: ()}
+    return (
+        *("--model", model.path, "--served-model-name", model.name),
+        *("--distributed-executor-backend", "uni", "--enforce-eager"),
+        *("--kv-cache-memory-bytes", str(config.engine.kv_cache_bytes)),
+        *("--scheduler-cls", "appliance.engine.recorder.RecordingScheduler"),
+        *("--disable-uvicorn-access-log", "--api-server-count", "1"),
+        *(_demo_arguments() if model.shipped else ()),
+        *config.engine.args,
+        *by_role[role],
+    )
+
+
+def _demo_arguments() -> tuple[str, ...]:
+    return ("--dtype", "float32", "--max-model-len", _DEMO_CONTEXT, "--enable-auto-tool-choice", "--tool-call-parser", "hermes")
+
+
+def _transfer(spec: EngineSpec, runtime: Runtime, config: Config, epoch: int) -> dict[str, Any]:
+    return {
+        "kv_connector": "ApplianceConnector",
+        "kv_connector_module_path": "appliance.engine.kv.connector",
+        "kv_role": "kv_both",
+        "kv_load_failure_policy": "recompute",
+        "kv_connector_extra_config": {
+            "engine": spec.name,
+            "epoch": epoch,
+            "directory": str(runtime.directory),
+            "channel": str(runtime.channel),
+            "transport": "shared_memory",
+            "inline_bytes": config.router.inline_bytes,
+        },
+    }
+
+
+def _environment(config: Config, model: Model, cores: int) -> dict[str, str]:
+    own = {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # lets a CPU engine run its worker inside EngineCore
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # the affinity of the process is set already
+        "OMP_NUM_THREADS": str(cores),
+        "OPENBLAS_NUM_THREADS": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_DO_NOT_TRACK": "1",
+        "PYTHONUNBUFFERED": "1",
+    }
+    return {**own, **({"HF_HUB_OFFLINE": "1"} if model.local else {}), **config.engine.env}

@@ -1,0 +1,161 @@
+"""A snapshot as Prometheus text. Pure; what is absent is left out, never 0."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Final
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric, StateSetMetricFamily
+from prometheus_client.registry import Collector
+
+from appliance.records import EngineSnapshot, EngineState, NodeSnapshot, Role
+
+_PREFIX: Final = "pd_appliance"
+
+_Read = Callable[[EngineSnapshot], "float | None"]
+_ReadNode = Callable[[NodeSnapshot], "float | None"]
+
+_ENGINE_GAUGES: Final[tuple[tuple[str, str, _Read], ...]] = (
+    ("start_progress_ratio", "Estimated progress of the engine's start.", lambda e: e.progress),
+    ("state_seconds", "Time in the present state.", lambda e: e.in_state_s),
+    ("epoch", "Life of the engine, counted from 1.", lambda e: e.epoch),
+    ("legs_in_flight", "Legs that the router has open on the engine.", lambda e: e.in_flight),
+    ("outstanding_prompt_tokens", "Prompt tokens of those legs, not yet prefilled.", lambda e: e.outstanding_prompt_tokens),
+    ("requests_running", "Requests in the engine's running batch.", lambda e: e.running),
+    ("requests_waiting", "Requests waiting in the engine.", lambda e: e.waiting),
+    ("requests_fetching", "Requests whose KV is on its way in.", lambda e: e.fetching),
+    ("kv_usage_ratio", "Share of the KV cache in use.", lambda e: e.kv_usage),
+    ("kv_blocks", "KV blocks in all.", lambda e: e.kv_blocks_total),
+    ("kv_blocks_free", "KV blocks that are free.", lambda e: e.kv_blocks_free),
+    ("kv_block_tokens", "Tokens per KV block.", lambda e: e.block_tokens),
+    ("prompt_tokens_per_second", "Prompt tokens computed, over the last telemetry window.", lambda e: e.prompt_tokens_s),
+    ("output_tokens_per_second", "Output tokens, over the last telemetry window.", lambda e: e.output_tokens_s),
+    ("steps_per_second", "Scheduler steps, over the last telemetry window.", lambda e: e.steps_s),
+    ("step_seconds", "Mean duration of a step with tokens in it.", lambda e: _seconds(e.step_ms)),
+    ("prefix_hit_ratio", "Share of prompt tokens found in the prefix cache.", lambda e: e.prefix_hit_rate),
+    ("last_step_age_seconds", "Since the engine's last step or heartbeat.", lambda e: e.last_step_age_s),
+    ("peers", "Engines whose KV memory this one has mapped.", lambda e: len(e.peers)),
+    ("peer_errors", "Engines that this one can't share KV with.", lambda e: len(e.peer_errors)),
+    ("memory_bytes", "Proportional set size of all the engine's processes.", lambda e: e.memory_bytes),
+)
+_ENGINE_COUNTERS: Final[tuple[tuple[str, str, _Read], ...]] = (
+    ("restarts", "Times the engine was started again.", lambda e: e.restarts),
+    ("preemptions", "Requests preempted since the engine's start.", lambda e: e.preemptions),
+)
+_NODE_GAUGES: Final[tuple[tuple[str, str, _ReadNode], ...]] = (
+    ("ready", "1 when a request sent now would be served.", lambda s: s.ready),
+    ("uptime_seconds", "Since the supervisor's start.", lambda s: s.uptime_s),
+    ("queue_depth", "Requests in the router's queue.", lambda s: s.queue.depth),
+    ("queue_capacity", "Requests that the queue has room for.", lambda s: s.queue.capacity),
+    ("queue_oldest_seconds", "Age of the oldest request in the queue.", lambda s: s.queue.oldest_s),
+    ("requests_in_flight", "Requests taken from the queue and not yet answered.", lambda s: s.queue.in_flight),
+    ("handoffs_per_second", "Recent hand-offs.", lambda s: s.handoffs.recent_s),
+    ("handoff_bytes_per_second", "While bytes were being copied, recently.", lambda s: s.handoffs.recent_bytes_s),
+    ("slo_ttft_seconds", "Target for the time to first token.", lambda s: s.slo_ttft_s),
+    ("slo_itl_seconds", "Target for the time between tokens.", lambda s: s.slo_itl_s),
+    ("supervisor_memory_bytes", "Proportional set size of the supervisor.", lambda s: s.supervisor.memory_bytes),
+    ("supervisor_cpu_ratio", "Of one core, used by the supervisor.", lambda s: s.supervisor.cpu_share),
+    ("supervisor_loop_delay_seconds", "Lateness of the event loop.", lambda s: _seconds(s.supervisor.loop_delay_ms)),
+)
+_NODE_COUNTERS: Final[tuple[tuple[str, str, _ReadNode], ...]] = (
+    ("requests_received", "Requests that have come.", lambda s: s.requests.total),
+    ("requests_split", "Requests prefilled and decoded on different engines.", lambda s: s.requests.split),
+    ("requests_retried", "Requests that needed more than one attempt.", lambda s: s.requests.retried),
+    ("leases_granted", "Leases on KV blocks, granted.", lambda s: s.ledger.granted),
+    ("handoffs", "KV hand-offs.", lambda s: s.handoffs.count),
+    ("handoffs_failed", "Hand-offs that failed; the KV was computed again.", lambda s: s.handoffs.failed),
+    ("handoff_bytes", "Bytes handed over.", lambda s: s.handoffs.bytes),
+)
+
+
+def render(snapshot: NodeSnapshot) -> bytes:
+    """The snapshot in Prometheus' text format."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Snapshot(snapshot))
+    return generate_latest(registry)
+
+
+class _Snapshot(Collector):
+    """All metrics of one snapshot. A family without a sample is left out."""
+
+    def __init__(self, snapshot: NodeSnapshot) -> None:
+        self._snapshot = snapshot
+
+    def describe(self) -> list[Metric]:
+        return []  # or the registry would collect once more, for the names
+
+    def collect(self) -> Iterator[Metric]:
+        families = (*_node(self._snapshot), *_labelled(self._snapshot), *_engines(self._snapshot.engines))
+        return (family for family in families if family.samples)
+
+
+def _seconds(milliseconds: float | None) -> float | None:
+    return None if milliseconds is None else milliseconds / 1e3
+
+
+def _gauge(name: str, text: str, labels: Sequence[str], samples: Iterable[tuple[Sequence[str], float | None]]) -> Metric:
+    family = GaugeMetricFamily(f"{_PREFIX}_{name}", text, labels=labels)
+    for values, value in samples:
+        if value is not None:
+            family.add_metric(values, value)
+    return family
+
+
+def _counter(name: str, text: str, labels: Sequence[str], samples: Iterable[tuple[Sequence[str], float | None]]) -> Metric:
+    family = CounterMetricFamily(f"{_PREFIX}_{name}", text, labels=labels)
+    for values, value in samples:
+        if value is not None:
+            family.add_metric(values, value)
+    return family
+
+
+def _node(snapshot: NodeSnapshot) -> Iterator[Metric]:
+    info = InfoMetricFamily(_PREFIX, "What runs here.")
+    simulated = str(snapshot.simulated).lower()
+    info.add_metric(
+        (), {"version": snapshot.version, "model": snapshot.model, "topology": snapshot.topology, "simulated": simulated}
+    )
+    yield info
+    for name, text, read in _NODE_GAUGES:
+        yield _gauge(name, text, (), [((), read(snapshot))])
+    for name, text, read in _NODE_COUNTERS:
+        yield _counter(name, text, (), [((), read(snapshot))])
+
+
+def _labelled(snapshot: NodeSnapshot) -> Iterator[Metric]:
+    requests, ledger = snapshot.requests, snapshot.ledger
+    outcomes = (("ok", requests.ok), ("failed", requests.failed), ("cancelled", requests.cancelled))
+    ends = ("released", "cancelled", "expired", "lost")
+    yield _counter("requests", "Requests that are over, by outcome.", ("outcome",), [((o,), n) for o, n in outcomes])
+    yield _counter("leases_ended", "Leases that are over, by reason.", ("reason",), [((r,), getattr(ledger, r)) for r in ends])
+    for name, text, amount in (
+        ("leases", "Leases held, by the engine that holds the blocks.", _leases),
+        ("leased_blocks", "KV blocks held by leases.", _leased_blocks),
+    ):
+        yield _gauge(name, text, ("engine",), [((e.name,), amount(snapshot, e.name)) for e in snapshot.engines])
+    quantiles = [(("0.5",), snapshot.ttft_p50_s), (("0.99",), snapshot.ttft_p99_s)]
+    yield _gauge("ttft_seconds", "Time to first token of the recent requests.", ("quantile",), quantiles)
+    yield _gauge("itl_seconds", "Time between tokens of the recent requests.", ("quantile",), [(("0.5",), snapshot.itl_p50_s)])
+
+
+def _leases(snapshot: NodeSnapshot, owner: str) -> int:
+    return sum(1 for lease in snapshot.ledger.leases if lease.owner == owner)
+
+
+def _leased_blocks(snapshot: NodeSnapshot, owner: str) -> int:
+    return sum(lease.blocks for lease in snapshot.ledger.leases if lease.owner == owner)
+
+
+def _engines(engines: Sequence[EngineSnapshot]) -> Iterator[Metric]:
+    states = StateSetMetricFamily(f"{_PREFIX}_engine_state", "The engine's state.", labels=("engine",))
+    roles = StateSetMetricFamily(f"{_PREFIX}_engine_role", "What the router uses the engine for.", labels=("engine",))
+    for engine in engines:
+        states.add_metric((engine.name,), {state.value: state is engine.state for state in EngineState})
+        roles.add_metric((engine.name,), {role.value: role is engine.role for role in Role})
+    yield states
+    yield roles
+    for name, text, read in _ENGINE_GAUGES:
+        yield _gauge(f"engine_{name}", text, ("engine",), [((e.name,), read(e)) for e in engines])
+    for name, text, read in _ENGINE_COUNTERS:
+        yield _counter(f"engine_{name}", text, ("engine",), [((e.name,), read(e)) for e in engines])

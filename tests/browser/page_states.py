@@ -1,0 +1,297 @@
+"""Made-up snapshots of a node in each of its conditions, and a node that shows them; for tests and for screenshots."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+import time
+from collections.abc import AsyncIterator, Callable
+
+import msgspec
+
+from appliance.records import (
+    EngineSnapshot,
+    EngineState,
+    HandoffSnapshot,
+    Lease,
+    LedgerSnapshot,
+    Leg,
+    NodeSnapshot,
+    QueueSnapshot,
+    RequestCounts,
+    Role,
+    Stage,
+    SupervisorSnapshot,
+    Timeline,
+)
+
+_NOON = 1_700_000_000.0
+
+
+def engine(name: str, role: Role = Role.PREFILL, state: EngineState = EngineState.READY, **more: object) -> EngineSnapshot:
+    """An idle engine on two cores, unless told otherwise."""
+    number = int(name[1:])
+    defaults: dict[str, object] = {
+        "epoch": 1,
+        "pid": 41000 + number,
+        "cores": (2 * number, 2 * number + 1),
+        "in_state_s": 754.0,
+        "running": 0,
+        "waiting": 0,
+        "fetching": 0,
+        "kv_usage": 0.0,
+        "kv_blocks_total": 4096,
+        "kv_blocks_free": 4096,
+        "block_tokens": 16,
+        "prompt_tokens_s": 0.0,
+        "output_tokens_s": 0.0,
+        "steps_s": 0.0,
+        "last_step_age_s": 0.4,
+        "memory_bytes": 912 << 20,
+    }
+    return EngineSnapshot(name=name, role=role, state=state, **{**defaults, **more})  # type: ignore[arg-type]
+
+
+def node(engines: tuple[EngineSnapshot, ...], tick: int, **more: object) -> NodeSnapshot:
+    """A ready node around these engines."""
+    defaults: dict[str, object] = {
+        "version": "0.1.0",
+        "model": "tiny-stories",
+        "topology": "1p1d",
+        "simulated": False,
+        "ready": True,
+        "reason": None,
+        "uptime_s": 760.0 + tick / 2,
+        "queue": QueueSnapshot(capacity=1024),
+        "ledger": LedgerSnapshot(),
+        "handoffs": HandoffSnapshot(),
+        "requests": RequestCounts(),
+        "supervisor": SupervisorSnapshot(memory_bytes=61 << 20, cpu_share=0.012, loop_delay_ms=0.3),
+        "slo_ttft_s": 2.0,
+        "slo_itl_s": 0.05,
+    }
+    return NodeSnapshot(time=_NOON + tick / 2, engines=engines, **{**defaults, **more})  # type: ignore[arg-type]
+
+
+def timeline(number: int, lengths_ms: tuple[float, ...], **more: object) -> Timeline:
+    """A split, streamed, answered request; ``lengths_ms`` are its stages."""
+    names = ("queue", "prefill_wait", "prefill_compute", "handoff_wait", "transfer", "decode_wait", "first_step")
+    stages = tuple(Stage(name, length / 1e3) for name, length in zip(names, lengths_ms, strict=False))
+    ttft_s = sum(lengths_ms) / 1e3
+    defaults: dict[str, object] = {
+        "route": "/v1/chat/completions",
+        "stream": True,
+        "split": True,
+        "status": 200,
+        "outcome": "ok",
+        "prefill_engine": "e0",
+        "decode_engine": "e1",
+        "prompt_tokens": 180 + 37 * (number % 31),
+        "output_chunks": 96,
+        "transfer_bytes": 1_800_000,
+        "ttft_s": ttft_s,
+        "total_s": ttft_s + 1.9,
+        "legs": (
+            Leg(kind="prefill", engine="e0", outcome="ok", status=200, duration_s=ttft_s * 0.7),
+            Leg(kind="decode", engine="e1", outcome="ok", status=200, duration_s=1.9),
+        ),
+    }
+    identity = f"{number:032x}"
+    return Timeline(id=identity, arrived=_NOON + number * 0.7, stages=stages, **{**defaults, **more})  # type: ignore[arg-type]
+
+
+def loading(tick: int) -> NodeSnapshot:
+    """Both engines start."""
+    share = min(0.95, 0.1 + tick * 0.02)
+    half = {"prompt_tokens_s": None, "output_tokens_s": None, "kv_usage": None, "kv_blocks_total": None, "running": None}
+    half |= {"waiting": None, "fetching": None, "memory_bytes": 512 << 20, "in_state_s": tick / 2, "last_step_age_s": None}
+    return node(
+        (
+            engine("e0", state=EngineState.STARTING, progress=share, stage="loading weights", **half),
+            engine("e1", Role.DECODE, EngineState.STARTING, progress=share / 2, stage="importing vLLM", **half),
+        ),
+        tick,
+        ready=False,
+        reason="e0 and e1 are still starting.",
+        uptime_s=tick / 2,
+    )
+
+
+def empty(tick: int) -> NodeSnapshot:
+    """Ready; nobody has come yet."""
+    return node((engine("e0"), engine("e1", Role.DECODE)), tick)
+
+
+def idle(tick: int) -> NodeSnapshot:
+    """It has worked, and rests."""
+    recent = tuple(timeline(n, (0.2, 0.4, 9 + n, 0.3, 0.5, 0.6, 4.1)) for n in range(6, 0, -1))
+    counts = RequestCounts(total=1211, ok=1204, failed=3, cancelled=4, split=1180, retried=2)
+    handoffs = HandoffSnapshot(count=1180, bytes=2_124_000_000, failed=1)
+    return node(
+        (engine("e0", prefix_hit_rate=0.31), engine("e1", Role.DECODE)),
+        tick,
+        recent=recent,
+        requests=counts,
+        handoffs=handoffs,
+        ttft_p50_s=0.0182,
+        ttft_p99_s=0.049,
+        itl_p50_s=0.0041,
+    )
+
+
+def busy(tick: int) -> NodeSnapshot:
+    """It works; two requests in the queue, one retried, one whole, one cancelled, one failed."""
+    wave = 1 + 0.3 * math.sin(tick / 7)
+    prefill = engine(
+        "e0", running=3, waiting=5, kv_usage=0.62, kv_blocks_free=1557, prompt_tokens_s=4213 * wave, steps_s=11.0, step_ms=86.0,
+        prefix_hit_rate=0.27, output_tokens_s=11.0,
+    )  # fmt: skip
+    decode = engine(
+        "e1", Role.DECODE, running=14, waiting=0, fetching=2, kv_usage=0.41, kv_blocks_free=2416, output_tokens_s=851 * wave,
+        steps_s=61.0, step_ms=14.2, restarts=1, prompt_tokens_s=14.0,
+    )  # fmt: skip
+    leases = tuple(
+        Lease(id=f"{n}.1", owner="e0", blocks=31 + n, tokens=500, consumers=1, age_s=0.2, remaining_s=59.8) for n in range(3)
+    )
+    return node(
+        (prefill, decode),
+        tick,
+        recent=_mixed(tick // 4),
+        queue=QueueSnapshot(depth=2, capacity=1024, oldest_s=0.21, in_flight=19),
+        ledger=LedgerSnapshot(leases=leases, granted=612, released=606, cancelled=2, expired=1),
+        handoffs=HandoffSnapshot(count=608, failed=1, bytes=1_094_400_000, recent_s=11.2 * wave, recent_bytes_s=3.24e9),
+        requests=RequestCounts(total=633, ok=609, failed=1, cancelled=4, split=608, retried=1),
+        ttft_p50_s=0.21 * wave,
+        ttft_p99_s=0.62 * wave,
+        itl_p50_s=0.0162,
+    )
+
+
+def _mixed(newest: int) -> tuple[Timeline, ...]:
+    """Newest first; a request keeps its shape while newer ones push it down."""
+    running = timeline(newest + 101, (4, 2, 61), outcome="running", status=None, ttft_s=None, total_s=None, legs=())
+    return running, *(_one(number) for number in range(newest + 100, newest + 86, -1))
+
+
+def _one(number: int) -> Timeline:
+    dice = random.Random(number)
+    base = (dice.uniform(1, 160), dice.uniform(1, 40), dice.uniform(60, 210), dice.uniform(0.5, 30), dice.uniform(2, 25),
+            dice.uniform(1, 20), dice.uniform(12, 18))  # fmt: skip
+    match number % 9:
+        case 1:
+            return timeline(number, base, attempts=2)
+        case 3:
+            whole = {"split": False, "decode_engine": "e0", "unsplit_reason": "prompt_logprobs", "transfer_bytes": None}
+            return timeline(number, base[:3], stream=False, **whole)
+        case 5:
+            return timeline(number, base, recomputed=True)
+        case 7:
+            return timeline(number, base[:3], outcome="cancelled", status=None, decode_engine=None, ttft_s=None)
+        case 8 if number % 2:
+            error = "e1: connection reset before the first byte; 3 attempts were made"
+            return timeline(number, base[:5], outcome="failed", status=502, error=error, attempts=3, ttft_s=None)
+        case _:
+            return timeline(number, base)
+
+
+def failed(tick: int) -> NodeSnapshot:
+    """The decode engine can't start; nothing can be served."""
+    cause = "Killed by the kernel (SIGKILL), probably out of memory.\nLower [engine] kv_cache_bytes, or use a smaller model."
+    dead = {"pid": None, "memory_bytes": None, "kv_usage": None, "kv_blocks_total": None, "running": None, "waiting": None}
+    dead |= {"fetching": None, "output_tokens_s": None, "restarts": 5, "in_state_s": 42.0, "last_step_age_s": None}
+    return node(
+        (
+            engine("e0", peer_errors=("can't share KV with e1: e1 is not running",)),
+            engine("e1", Role.DECODE, EngineState.FAILED, cause=cause, **dead),
+        ),
+        tick,
+        ready=False,
+        reason="No engine decodes: e1 has failed.",
+        recent=_mixed(3)[:4],
+        requests=RequestCounts(total=18, ok=14, failed=4),
+    )
+
+
+def whole(tick: int) -> NodeSnapshot:
+    """Two aggregated engines, one of them back from a crash."""
+    wave = 1 + 0.3 * math.sin(tick / 7)
+    work = {"running": 6, "waiting": 1, "kv_usage": 0.5, "kv_blocks_free": 2048, "step_ms": 31.0}
+    again = {"restarts": 2, "progress": 0.6, "stage": "warming up", "cause": "Segmentation fault (SIGSEGV) 12 s ago."}
+    recent = tuple(
+        timeline(n, (3, 5, 80 + n), split=False, decode_engine="e0", unsplit_reason="aggregated", transfer_bytes=None)
+        for n in range(9, 0, -1)
+    )
+    return node(
+        (
+            engine("e0", Role.BOTH, prompt_tokens_s=2100 * wave, output_tokens_s=310 * wave, **work),
+            engine("e1", Role.BOTH, EngineState.STARTING, **again),
+        ),
+        tick,
+        topology="2b",
+        recent=recent,
+        queue=QueueSnapshot(capacity=1024, in_flight=7),
+        requests=RequestCounts(total=90, ok=83),
+        ttft_p50_s=0.11 * wave,
+        ttft_p99_s=0.3,
+        itl_p50_s=0.02,
+    )
+
+
+def large(tick: int) -> NodeSnapshot:
+    """Eight simulated GPUs, three engines that prefill and one that decodes, two GPUs each."""
+    wave = 1 + 0.2 * math.sin(tick / 5)
+
+    def gpus(n: int) -> tuple[str, ...]:
+        return tuple(f"GPU-{random.Random(g).getrandbits(32):08x}-0000" for g in (2 * n, 2 * n + 1))
+
+    work = {"cores": (), "running": 9, "waiting": 3, "kv_usage": 0.71, "kv_blocks_free": 1188, "step_ms": 42.0}
+    prefill = tuple(engine(f"e{n}", gpus=gpus(n), prompt_tokens_s=21450 * wave, **work) for n in range(3))
+    decode = engine("e3", Role.DECODE, gpus=gpus(3), output_tokens_s=6120 * wave, **{**work, "kv_usage": 0.97, "waiting": 41})
+    return msgspec.structs.replace(busy(tick), engines=(*prefill, decode), topology="3p1d@tp2", simulated=True, model="Llama-3.3-70B")
+
+
+STATES: dict[str, Callable[[int], NodeSnapshot]] = {
+    "loading": loading,
+    "empty": empty,
+    "idle": idle,
+    "busy": busy,
+    "failed": failed,
+    "whole": whole,
+    "large": large,
+}
+
+
+class FakeNode:
+    """A ``NodeView`` that shows one of ``STATES`` and ticks on; ``show`` changes to another."""
+
+    def __init__(self, state: str = "busy", tick_s: float = 0.5) -> None:
+        self.state = state
+        self.tick_s = tick_s
+        self.readers = 0
+        self._began = time.monotonic()
+
+    def show(self, state: str) -> None:
+        self.state = state
+
+    def latest(self) -> NodeSnapshot:
+        return STATES[self.state](int((time.monotonic() - self._began) / self.tick_s))
+
+    async def updates(self) -> AsyncIterator[NodeSnapshot]:
+        self.readers += 1
+        try:
+            while True:
+                yield self.latest()
+                await asyncio.sleep(self.tick_s)
+        finally:
+            self.readers -= 1
+
+    def timelines(self, limit: int) -> list[Timeline]:
+        return list(self.latest().recent[:limit])
+
+    def timeline(self, request_id: str) -> Timeline | None:
+        return next((t for t in self.latest().recent if t.id == request_id), None)
+
+    def logs(self, engine: str) -> list[str] | None:
+        known = {e.name for e in self.latest().engines}
+        return [f"INFO {engine} one", f"ERROR {engine} two"] if engine in known else None

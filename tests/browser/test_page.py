@@ -1,0 +1,178 @@
+"""The page in a real browser: each condition of the node, light and dark, wide and narrow, live and cut off."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from conftest import Served
+from playwright.sync_api import Page, expect
+
+Opened = Callable[..., Page]
+
+SAYS = {
+    "loading": "Loading: e0",
+    "empty": "Nothing has been asked yet",
+    "idle": "Ready, and idle",
+    "busy": "Serving 21 requests",
+    "failed": "Not serving: e1 has failed",
+    "whole": "e1 is still starting",
+    "large": "Serving",
+}
+
+# Every element with text of its own, against the first opaque ground behind it (WCAG 2.2, contrast minimum).
+CONTRASTS = """() => {
+  const lum = ([r, g, b]) => [r, g, b].map(v => v / 255).map(v => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)
+    .reduce((sum, v, i) => sum + v * [.2126, .7152, .0722][i], 0);
+  const rgb = text => text.match(/[\\d.]+/g).map(Number);
+  const ground = element => {
+    for (let e = element; e; e = e.parentElement) {
+      const c = rgb(getComputedStyle(e).backgroundColor);
+      if (c.length === 3 || c[3] === 1) return c;
+    }
+    return [255, 255, 255];
+  };
+  const poor = [];
+  for (const e of document.querySelectorAll("body *")) {
+    const own = [...e.childNodes].some(n => n.nodeType === 3 && n.nodeValue.trim());
+    if (!own || !e.checkVisibility() || e.closest("script, .unseen, svg")) continue;
+    const [a, b] = [lum(rgb(getComputedStyle(e).color)), lum(ground(e))].sort((x, y) => y - x);
+    if ((a + .05) / (b + .05) < 4.5) poor.push(`${e.className || e.tagName}: ${e.textContent.trim().slice(0, 30)}`);
+  }
+  return poor;
+}"""
+
+
+@pytest.mark.parametrize("state", SAYS)
+def test_each_state_says_what_it_is(open_page: Opened, state: str) -> None:
+    page = open_page(state)
+    expect(page.locator("h1")).to_contain_text(SAYS[state])
+
+
+@pytest.mark.parametrize("state", ["loading", "busy", "failed"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_can_be_read_in_both_themes(open_page: Opened, state: str, scheme: str) -> None:
+    page = open_page(state, color_scheme=scheme)
+    assert page.evaluate(CONTRASTS) == []
+
+
+@pytest.mark.parametrize("state", SAYS)
+def test_nothing_scrolls_sideways_on_the_narrowest_phone(open_page: Opened, state: str) -> None:
+    page = open_page(state, viewport={"width": 360, "height": 740})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+
+
+def test_the_page_is_complete_without_javascript(open_page: Opened) -> None:
+    page = open_page("busy", live=False, java_script_enabled=False)
+    expect(page.locator("h1")).to_contain_text("Serving 21 requests")
+    expect(page.locator(".engine")).to_have_count(2)
+    expect(page.locator(".request")).to_have_count(12)
+    expect(page.locator("#theme")).to_be_hidden()
+
+
+def test_the_page_follows_the_node_without_reloading(open_page: Opened, served: Served) -> None:
+    page = open_page("loading")
+    page.evaluate("window.loadedOnce = true")
+    for state in ("empty", "busy", "failed", "idle"):
+        served.node.show(state)
+        expect(page.locator("h1")).to_contain_text(SAYS[state])
+    assert page.evaluate("window.loadedOnce") is True
+
+
+def test_an_update_keeps_focus_scroll_and_what_was_opened(open_page: Opened) -> None:
+    page = open_page("busy")
+    row = page.locator(".request").nth(2)
+    row_id = row.get_attribute("id")
+    row.locator("summary").click()
+    page.locator('.engine a[href*="e1"]').focus()
+    page.evaluate("window.scrollTo(0, 150)")
+    page.wait_for_timeout(1500)  # some fifteen updates
+    assert page.evaluate("document.activeElement.getAttribute('href')") == "/api/engines/e1/logs?format=text"
+    assert page.evaluate("window.scrollY") == 150
+    assert page.locator(f"#{row_id} details").get_attribute("open") is not None
+
+
+def test_screen_readers_hear_the_condition_and_no_numbers(open_page: Opened, served: Served) -> None:
+    page = open_page("busy")
+    page.evaluate("""() => {
+      window.heard = 0;
+      for (const region of document.querySelectorAll('[role=status], [aria-live], output'))
+        new MutationObserver(() => window.heard++).observe(region, {childList: true, characterData: true, subtree: true});
+    }""")
+    page.wait_for_timeout(1000)
+    assert page.evaluate("window.heard") == 0
+    served.node.show("failed")
+    expect(page.locator("#announcement")).to_contain_text("e1 has failed")
+    assert page.evaluate("window.heard") > 0
+
+
+def test_a_cut_stream_is_said_and_mended(open_page: Opened, served: Served, complaints: list[str]) -> None:
+    page = open_page("busy")
+    page.evaluate("window.loadedOnce = true")
+    served.stop()
+    expect(page.locator("#link")).to_contain_text("Connection lost", timeout=10_000)
+    assert float(page.locator("main").evaluate("e => getComputedStyle(e).opacity")) < 1
+    served.node.show("idle")
+    served.start()
+    expect(page.locator("#link")).to_have_text("Live", timeout=15_000)
+    expect(page.locator("h1")).to_contain_text("Ready, and idle")
+    assert page.evaluate("window.loadedOnce") is True
+    assert all("ERR_CONNECTION_REFUSED" in complaint or "ERR_INCOMPLETE" in complaint for complaint in complaints)
+    complaints.clear()
+
+
+def test_the_theme_is_toggled_and_remembered(open_page: Opened) -> None:
+    page = open_page("idle", color_scheme="light")
+    ground = "getComputedStyle(document.body).backgroundColor"
+    light = page.evaluate(ground)
+    page.get_by_role("button", name="Theme").click()
+    page.get_by_role("button", name="Theme").click()
+    expect(page.get_by_role("button", name="Theme")).to_have_text("Theme: dark")
+    dark = page.evaluate(ground)
+    assert dark != light
+    page.reload()
+    assert page.evaluate(ground) == dark
+
+
+def test_the_keyboard_reaches_everything_in_reading_order(open_page: Opened) -> None:
+    page = open_page("empty")
+    reached = []
+    for _ in range(12):
+        page.keyboard.press("Tab")
+        reached.append(page.evaluate("document.activeElement.id || document.activeElement.textContent.trim().slice(0, 20)"))
+    assert reached[:5] == ["Skip to the node", "theme", "Send a request", "curl", "copy"]
+    assert reached[5:11] == ["log of e0", "log of e1", "node", "requests", "metrics", "models"]
+
+
+def test_the_curl_names_this_host_and_is_copied(open_page: Opened, served: Served) -> None:
+    page = open_page("empty")
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.get_by_role("button", name="Copy").click()
+    expect(page.locator("#copy")).to_have_text("Copied")
+    assert page.evaluate("navigator.clipboard.readText()").startswith(f"curl -N {served.url}/v1/chat/completions")
+
+
+def test_the_charts_draw_what_has_come(open_page: Opened) -> None:
+    page = open_page("busy")
+    expect(page.locator("#charts canvas")).to_have_count(2)
+    expect(page.locator("#now-prompt")).not_to_have_text("—")
+
+
+def test_no_request_leaves_this_host(open_page: Opened, served: Served, browser: object) -> None:
+    asked: list[str] = []
+    page = open_page("busy")
+    page.on("request", lambda request: asked.append(request.url))
+    page.reload()
+    page.locator('html[data-link="live"]').wait_for()
+    assert asked and all(url.startswith(served.url) for url in asked)
+
+
+def test_nobody_looks_nothing_is_read(open_page: Opened, served: Served) -> None:
+    page = open_page("busy")
+    assert served.node.readers == 1
+    page.goto("about:blank")
+    for _ in range(50):
+        if served.node.readers == 0:
+            return
+        page.wait_for_timeout(100)
+    pytest.fail("the feed is still read although nobody looks")

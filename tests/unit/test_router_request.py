@@ -1,0 +1,627 @@
+"""One request through the router: both legs, their failures, and what is left behind (nothing)."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from aiohttp import web
+from router_fakes import (
+    EVENTS,
+    TRANSFER,
+    Client,
+    Engine,
+    House,
+    asked,
+    failing,
+    holding,
+    house,
+    obliging,
+    stream,
+    until,
+)
+
+from appliance.channel import HandoffEnded, LeaseGranted, Scheduled
+from appliance.errors import RequestError
+from appliance.records import EngineState, Timeline
+from appliance.router.client import Response
+
+ASK: dict[str, Any] = {"model": "demo", "prompt": "to be", "max_tokens": 9}
+STREAM = {**ASK, "stream": True}
+
+
+@pytest.fixture
+def short() -> Iterator[Path]:
+    """A directory whose path leaves room for a socket's name."""
+    with tempfile.TemporaryDirectory(prefix="rt") as name:
+        yield Path(name)
+
+
+@pytest.fixture
+async def pair(short: Path) -> AsyncIterator[House]:
+    async with house(short) as built:
+        yield built
+        await until(built.idle)
+
+
+def last(built: House) -> Timeline:
+    return built.timelines.recent(1)[0]
+
+
+def legs(built: House) -> list[tuple[str, str, str]]:
+    return [(leg.kind, leg.engine, leg.outcome) for leg in last(built).legs]
+
+
+# ---- how it should go
+
+
+async def test_a_stream_is_split_and_its_bytes_are_untouched(pair: House) -> None:
+    client = await pair.ask(STREAM)
+    assert (client.status, client.body, client.ended) == (200, b"".join(EVENTS), True)
+    assert client.fields["content-type"] == "text/event-stream; charset=utf-8"
+    assert (client.fields["x-prefill-engine"], client.fields["x-decode-engine"]) == ("e0", "e1")
+    assert "x-unsplit-reason" not in client.fields
+    assert legs(pair) == [("prefill", "e0", "ok"), ("decode", "e1", "ok")]
+    assert (last(pair).outcome, last(pair).split, last(pair).status) == ("ok", True, 200)
+
+
+async def test_an_unstreamed_answer_is_split(pair: House) -> None:
+    client = await pair.ask(ASK)
+    assert (client.status, client.json["by"]) == (200, "e1")
+    assert client.fields["content-length"] == str(len(client.body))
+
+
+async def test_what_the_legs_are_sent(pair: House) -> None:
+    await pair.ask(STREAM)
+    [first], [second] = pair["e0"].seen, pair["e1"].seen
+    offer = first.pop("kv_transfer_params")
+    assert first == {"model": "demo", "prompt": "to be", "max_tokens": 1}
+    assert (offer["do_remote_decode"], offer["consumers"], offer["ttl_s"]) == (True, 1, 60.0)
+    assert second == {**STREAM, "kv_transfer_params": TRANSFER}
+    assert offer["request"] in pair.ledger.cancelled
+
+
+async def test_an_error_of_the_clients_is_passed_on_from_the_prefill_leg(pair: House) -> None:
+    pair["e0"].script = failing(400, "the prompt is too long")
+    client = await pair.ask(STREAM)
+    assert (client.status, client.json["error"]["message"]) == (400, "the prompt is too long")
+    assert pair["e1"].seen == []
+    assert (last(pair).outcome, last(pair).error) == ("failed", "the prompt is too long")
+    assert last(pair).attempts == 1
+
+
+async def test_an_error_of_the_clients_is_passed_on_from_the_decode_leg(pair: House) -> None:
+    pair["e1"].script = failing(400, "max_tokens is absurd")
+    client = await pair.ask(STREAM)
+    assert (client.status, client.json["error"]["message"]) == (400, "max_tokens is absurd")
+    assert legs(pair) == [("prefill", "e0", "ok"), ("decode", "e1", "error")]
+
+
+async def test_what_cannot_be_split_runs_whole_and_says_why(pair: House) -> None:
+    client = await pair.ask({**ASK, "echo": True})
+    assert client.fields["x-prefill-engine"] == client.fields["x-decode-engine"]
+    assert client.fields["x-unsplit-reason"].startswith("echo")
+    [body] = pair["e0"].seen + pair["e1"].seen
+    assert set(body.pop("kv_transfer_params")) == {"request"}
+    assert body == {**ASK, "echo": True}
+
+
+async def test_a_prefill_leg_that_kept_nothing_is_decoded_whole(pair: House) -> None:
+    async def keeps_nothing(engine: Engine, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        return web.json_response({"kv_transfer_params": None})
+
+    pair["e0"].script = keeps_nothing
+    client = await pair.ask(STREAM)
+    assert client.body == b"".join(EVENTS)
+    assert client.fields["x-prefill-engine"] == client.fields["x-decode-engine"] == "e1"
+    assert client.fields["x-unsplit-reason"] == "e0 kept no KV"
+    assert legs(pair) == [("prefill", "e0", "ok"), ("whole", "e1", "ok")]
+
+
+async def test_n_is_what_the_prefill_leg_keeps_its_kv_for(pair: House) -> None:
+    await pair.ask({**ASK, "n": 3})
+    assert pair["e0"].seen[0]["kv_transfer_params"]["consumers"] == 3
+    assert (pair["e0"].seen[0]["n"], pair["e1"].seen[0]["n"]) == (1, 3)
+
+
+@pytest.mark.parametrize("layout", ["b", "bb"])
+async def test_engines_that_do_both_are_aggregated(short: Path, layout: str) -> None:
+    async with house(short, layout) as built:
+        clients = [await built.ask(STREAM) for _ in range(4)]
+        assert {client.fields["x-unsplit-reason"] for client in clients} == {"aggregated"}
+        assert {client.fields["x-decode-engine"] for client in clients} == set(built.engines)
+
+
+async def test_equal_decode_engines_take_turns(short: Path) -> None:
+    async with house(short, "pddd") as built:
+        engines = [(await built.ask(ASK)).fields["x-decode-engine"] for _ in range(6)]
+        assert engines == ["e1", "e2", "e3"] * 2
+
+
+async def test_a_large_body_goes_through(pair: House) -> None:
+    await pair.ask({**ASK, "prompt": "x" * (3 << 20)})
+    assert len(pair["e1"].seen[0]["prompt"]) == 3 << 20
+
+
+async def test_a_messages_request_runs_whole(pair: House) -> None:
+    client = await pair.ask({"model": "demo", "messages": []}, path="/v1/messages", query=b"beta=true")
+    assert client.fields["x-unsplit-reason"] == "messages are not split yet"
+    assert pair["e0"].targets + pair["e1"].targets == ["/v1/messages?beta=true"]
+
+
+# ---- ids and headers
+
+
+async def test_a_clients_request_id_is_kept(pair: House) -> None:
+    client = await pair.ask(ASK, headers={"x-request-id": "abc-1"})
+    assert client.fields["x-request-id"] == "abc-1"
+    assert pair["e0"].headers[0]["x-request-id"] == "abc-1-prefill"
+    assert pair["e1"].headers[0]["x-request-id"] == "abc-1"
+
+
+@pytest.mark.parametrize("bad", ["", "a b", "x" * 129, "é", "a\r\nb: c"])
+async def test_a_bad_request_id_is_replaced(pair: House, bad: str) -> None:
+    client = await pair.ask(ASK, headers={"x-request-id": bad})
+    assert client.fields["x-request-id"] == "made"
+
+
+async def test_one_id_used_twice_makes_two_leases(pair: House) -> None:
+    await asyncio.gather(*(pair.ask(ASK, headers={"x-request-id": "same"}) for _ in range(2)))
+    assert len({body["kv_transfer_params"]["request"] for body in pair["e0"].seen}) == 2
+
+
+async def test_a_request_id_in_the_body_is_left_to_vllm(pair: House) -> None:
+    await pair.ask({**ASK, "request_id": "mine"})
+    assert "x-request-id" not in pair["e1"].headers[0]
+
+
+async def test_credentials_and_routing_hints_stay_here(pair: House) -> None:
+    secret = {"authorization": "Bearer s", "cookie": "c", "x-data-parallel-rank": "7", "x-vllm-priority": "-9"}
+    await pair.ask(ASK, headers={**secret, "traceparent": "00-1"})
+    for headers in pair["e0"].headers + pair["e1"].headers:
+        told = set(headers)
+        assert told == {"host", "content-type", "content-length", "traceparent", "x-request-id"}
+
+
+@pytest.mark.parametrize(
+    "body", [{**ASK, "kv_transfer_params": {}}, {**ASK, "vllm_xargs": {"kv_transfer_params": "x"}}]
+)
+async def test_a_clients_transfer_parameters_reach_no_engine(pair: House, body: dict[str, Any]) -> None:
+    with pytest.raises(RequestError, match="not accepted") as caught:
+        await pair.ask(body)
+    assert caught.value.status == 400
+    assert pair["e0"].seen == pair["e1"].seen == []
+    assert pair.router.counts().failed == 1
+
+
+async def test_server_timing_sums_to_ttft_and_has_the_engines_marks(pair: House) -> None:
+    async def tells(engine: Engine, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        key, now = pair["e0"].seen[0]["kv_transfer_params"]["request"], asyncio.get_running_loop().time
+        at = int(now() * 1e9)
+        pair.timelines.fold("e0", Scheduled(request=key, phase="prefill", at_ns=at, prompt_tokens=5))
+        pair.timelines.fold("e0", LeaseGranted(lease=key, blocks=1, tokens=5, consumers=1, ttl_s=60, at_ns=at))
+        ended = HandoffEnded(lease=key, producer="e0", ok=True, bytes=77, tokens=5, start_ns=at, end_ns=at)
+        pair.timelines.fold("e1", ended)
+        return await obliging(engine, request, body)
+
+    pair["e1"].script = tells
+    client = await pair.ask(STREAM)
+    said = dict(stage.split(";dur=") for stage in client.fields["server-timing"].split(", "))
+    timeline = last(pair)
+    assert [stage.name for stage in timeline.stages] == list(said)
+    assert len(said) == 7
+    assert sum(map(float, said.values())) == pytest.approx((timeline.ttft_s or 0) * 1e3, abs=0.01)
+    assert (timeline.prompt_tokens, timeline.transfer_bytes, timeline.recomputed) == (5, 77, False)
+
+
+async def test_what_engines_have_said_by_the_first_byte_is_in_it(pair: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Words that arrive together with the first bytes are folded before the head is made."""
+    original = Response.some
+
+    async def some(self: Response) -> bytes:
+        data = await original(self)
+        key = pair["e0"].seen[0]["kv_transfer_params"]["request"]
+        said = Scheduled(request=key, phase="prefill", at_ns=1, prompt_tokens=5)
+        asyncio.get_running_loop().call_soon(pair.timelines.fold, "e0", said)
+        return data
+
+    monkeypatch.setattr(Response, "some", some)
+    client = Client()
+    told: list[int | None] = []
+    start = client.start
+
+    async def starting(status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        told.append(last(pair).prompt_tokens)
+        await start(status, headers)
+
+    monkeypatch.setattr(client, "start", starting)
+    await pair.router.serve(asked(STREAM), client)
+    assert told == [5]
+
+
+async def test_a_prefill_engine_is_free_again_while_the_answer_is_decoded(pair: House) -> None:
+    pair["e1"].script = holding()
+    task, _ = pair.asking(STREAM)
+    await pair["e1"].reached.wait()
+    assert (pair.router.in_flight("e0"), pair.router.outstanding_prompt_tokens("e0")) == (0, 0)
+    assert (pair.router.in_flight("e1"), pair.router.outstanding_prompt_tokens("e1")) == (1, 0)
+    pair["e1"].hold.set()
+    await task
+
+
+# ---- failures
+
+
+async def test_a_decode_engine_that_is_gone_does_not_fail_the_request(pair: House) -> None:
+    await pair["e1"].stop()
+    client = await pair.ask(STREAM)
+    assert client.body == b"".join(EVENTS)
+    assert client.fields["x-decode-engine"] == "e0"
+    assert client.fields["x-unsplit-reason"] == "no decode engine is ready (e1 has just failed this request)"
+    assert legs(pair) == [("prefill", "e0", "ok"), ("decode", "e1", "unreachable"), ("whole", "e0", "ok")]
+    assert (last(pair).attempts, pair.router.counts().retried) == (2, 1)
+
+
+async def test_a_prefill_engine_that_is_gone_does_not_fail_the_request(pair: House) -> None:
+    await pair["e0"].stop()
+    client = await pair.ask(ASK)
+    assert client.json["by"] == "e1"
+    assert legs(pair) == [("prefill", "e0", "unreachable"), ("whole", "e1", "ok")]
+
+
+async def test_another_decode_engine_is_tried_and_the_prefill_engine_is_not_blamed(short: Path) -> None:
+    async with house(short, "pdd") as built:
+        built["e1"].script = failing(500)
+        client = await built.ask(STREAM)
+        assert client.fields["x-decode-engine"] == "e2"
+        assert client.fields["x-prefill-engine"] == "e0"
+        assert [leg for leg in legs(built) if leg[1] == "e0"] == [("prefill", "e0", "ok")] * 2
+
+
+async def test_an_engines_failure_is_passed_on_once_all_have_failed(pair: House) -> None:
+    pair["e0"].script = pair["e1"].script = failing(500, "out of order")
+    client = await pair.ask(STREAM)
+    assert (client.status, client.json["error"]["message"]) == (500, "out of order")
+    assert last(pair).outcome == "failed"
+
+
+async def test_a_living_engines_failure_is_not_asked_for_again(short: Path) -> None:
+    async with house(short, "b") as built:
+        built["e0"].script = failing(500)
+        assert (await built.ask(ASK)).status == 500
+        assert len(built["e0"].seen) == 1
+
+
+@pytest.mark.parametrize(("status", "said"), [(404, "the model can't do /v1/embeddings"), (403, "answered 403")])
+async def test_errors_of_another_shape_are_told_in_openais(pair: House, status: int, said: str) -> None:
+    async def other(engine: Engine, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        return web.json_response({"detail": "Not Found"}, status=status)
+
+    pair["e0"].script = pair["e1"].script = other
+    client = await pair.ask({"input": "x"}, path="/v1/embeddings")
+    assert client.status == status
+    assert said in client.json["error"]["message"]
+    assert client.fields["content-length"] == str(len(client.body))
+
+
+async def test_all_engines_gone_is_said(pair: House) -> None:
+    await pair["e0"].stop()
+    await pair["e1"].stop()
+    with pytest.raises(RequestError, match="can't be reached") as caught:
+        await pair.ask(STREAM)
+    assert (caught.value.status, caught.value.retry_after_s) == (503, 1.0)
+    assert last(pair).attempts == 3
+
+
+async def test_a_stream_that_begins_with_an_engines_error_is_tried_elsewhere(short: Path) -> None:
+    async def dies(engine: Engine, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        event = b'data: {"error": {"message": "EngineDead", "code": 500}}\n\n'
+        return await stream(engine, request, [event, b"data: [DONE]\n\n"])
+
+    async with house(short, "pdd") as built:
+        built["e1"].script = dies
+        assert (await built.ask(STREAM)).body == b"".join(EVENTS)
+        assert ("decode", "e1", "error") in legs(built)
+
+
+async def test_an_answer_cut_short_is_tried_elsewhere(pair: House) -> None:
+    async def cut(engine: Engine, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Length": "1000", "Content-Type": "application/json"})
+        await response.prepare(request)
+        await response.write(b'{"id":')
+        engine.break_connections()
+        return response
+
+    pair["e1"].script = cut
+    client = await pair.ask(ASK)
+    assert client.json["by"] == "e0"
+
+
+async def test_a_stream_that_ends_before_it_began_is_tried_elsewhere(pair: House) -> None:
+    async def empty(engine: Engine, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        return await stream(engine, request, [])
+
+    pair["e1"].script = empty
+    assert (await pair.ask(STREAM)).body == b"".join(EVENTS)
+
+
+@pytest.mark.parametrize(("sent", "between"), [(EVENTS[0], b""), (EVENTS[0][:9], b"\n\n")])
+async def test_a_stream_that_breaks_off_says_so_and_is_not_done(pair: House, sent: bytes, between: bytes) -> None:
+    async def breaks(engine: Engine, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        response = await stream(engine, request, [sent])
+        await engine.hold.wait()
+        engine.break_connections()
+        return response
+
+    pair["e1"].script = breaks
+    task, client = pair.asking(STREAM)
+    await client.first.wait()
+    pair["e1"].hold.set()
+    await task
+    assert client.body.startswith(sent + between + b'data: {"error":')
+    event = json.loads(client.body.removeprefix(sent + between + b"data: "))
+    assert event["error"]["code"] == "engine_lost"
+    assert client.body.endswith(b"\n\n")
+    assert client.ended
+    assert (last(pair).outcome, last(pair).attempts) == ("failed", 1)
+    assert last(pair).legs[-1].status == 200
+    assert last(pair).error == "e1 ended in the middle of its answer"
+
+
+async def test_a_restarted_engine_is_met_on_a_new_connection(pair: House) -> None:
+    await pair.ask(ASK)
+    old = pair["e1"]
+    await old.stop()
+    old.view = msgspec.structs.replace(old.view, epoch=2)
+    await old.start()
+    assert (await pair.ask(ASK)).json["by"] == "e1"
+    assert last(pair).attempts == 1
+
+
+async def test_connections_are_kept_for_one_life_of_an_engine(pair: House) -> None:
+    for _ in range(2):
+        await pair.ask(ASK)
+    pair["e1"].view = msgspec.structs.replace(pair["e1"].view, epoch=2)
+    await pair.ask(ASK)
+    first, second, third = pair["e1"].connections
+    assert first == second != third
+
+
+async def test_requests_of_a_lost_engine_are_tried_elsewhere_at_once(pair: House) -> None:
+    pair["e1"].script = holding()
+    task, client = pair.asking(STREAM)
+    await pair["e1"].reached.wait()
+    pair["e1"].view = msgspec.structs.replace(pair["e1"].view, state=EngineState.BACKOFF)
+    pair.router.engine_lost("e1", 1)
+    await task
+    assert client.fields["x-decode-engine"] == "e0"
+    assert client.fields["x-unsplit-reason"] == "no decode engine is ready (e1 is backoff)"
+
+
+# ---- clients that leave
+
+
+def _queued(built: House) -> bool:
+    return built.router.queue_snapshot(0).depth == 1
+
+
+PHASES: dict[str, tuple[str, Callable[[House], bool]]] = {
+    "prefilling": ("e0", lambda built: len(built["e0"].seen) == 1),
+    "decoding": ("e1", lambda built: len(built["e1"].seen) == 1),
+}
+
+
+@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("body", [ASK, STREAM], ids=["whole answer", "stream"])
+async def test_a_client_that_leaves_aborts_the_leg(pair: House, phase: str, body: dict[str, Any]) -> None:
+    name, reached = PHASES[phase]
+    pair[name].script = holding()
+    task, client = pair.asking(body)
+    await until(lambda: reached(pair))
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await until(lambda: pair[name].aborted == 1)
+    assert not client.started
+    assert (last(pair).outcome, last(pair).legs[-1].outcome) == ("cancelled", "cancelled")
+    assert pair.router.counts().cancelled == 1
+
+
+async def test_a_client_that_leaves_in_mid_stream_aborts_the_leg(pair: House) -> None:
+    async def endless(engine: Engine, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        response = await stream(engine, request, EVENTS[:1])
+        await engine.hold.wait()
+        return response
+
+    pair["e1"].script = endless
+    task, client = pair.asking(STREAM)
+    await client.first.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await until(lambda: pair["e1"].aborted == 1)
+    assert (last(pair).outcome, last(pair).status) == ("cancelled", 200)
+
+
+async def test_a_client_that_leaves_the_queue_takes_nothing_with_it(short: Path) -> None:
+    async with house(short) as built:
+        built["e0"].view = msgspec.structs.replace(built["e0"].view, max_batched_tokens=1)
+        built["e0"].script = holding()
+        first, _ = built.asking(ASK)
+        await built["e0"].reached.wait()
+        second, _ = built.asking(ASK)
+        await until(lambda: _queued(built))
+        second.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await second
+        assert built.router.queue_snapshot(0).depth == 0
+        built["e0"].hold.set()
+        await first
+        assert built.idle()
+        assert len(built["e0"].seen) == 1
+
+
+async def test_a_client_whose_connection_breaks_is_one_that_left(pair: House) -> None:
+    class Broken(Client):
+        async def send(self, chunk: bytes) -> None:
+            raise ConnectionResetError("gone")
+
+    with pytest.raises(ConnectionResetError):
+        await pair.router.serve(asked(STREAM), Broken())
+    assert last(pair).outcome == "cancelled"
+
+
+@pytest.mark.parametrize("steps", range(0, 60, 3))
+async def test_cancelled_anywhere_nothing_is_left(pair: House, steps: int) -> None:
+    """The loop turns a fixed number of times, then the client leaves: whatever the request was doing."""
+    task, _ = pair.asking(STREAM)
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    await until(pair.idle)
+
+
+# ---- queue, window, draining
+
+
+async def test_the_window_holds_back_what_the_engine_could_not_begin(short: Path) -> None:
+    async with house(short) as built:
+        built["e0"].view = msgspec.structs.replace(built["e0"].view, max_batched_tokens=1)
+        built["e0"].script = holding()
+        tasks = [built.asking(ASK)[0] for _ in range(3)]
+        await built["e0"].reached.wait()
+        snapshot = built.router.queue_snapshot(10**18)
+        assert (snapshot.depth, snapshot.in_flight, len(built["e0"].seen)) == (2, 1, 1)
+        assert snapshot.oldest_s is not None
+        built["e0"].hold.set()
+        await asyncio.gather(*tasks)
+        assert built.idle()
+
+
+async def test_an_estimate_gives_way_to_the_engines_count(short: Path) -> None:
+    async with house(short) as built:
+        built["e0"].script = holding()
+        task, _ = built.asking(ASK)
+        await built["e0"].reached.wait()
+        key = built["e0"].seen[0]["kv_transfer_params"]["request"]
+        built.timelines.fold("e0", Scheduled(request=key, phase="prefill", at_ns=1, prompt_tokens=3000))
+        assert built.router.outstanding_prompt_tokens("e0") == 3000
+        built["e0"].hold.set()
+        await task
+        assert built.idle()
+
+
+async def test_a_whole_request_leaves_the_window_when_the_engine_begins_with_it(short: Path) -> None:
+    async with house(short, "b") as built:
+        built["e0"].view = msgspec.structs.replace(built["e0"].view, max_batched_tokens=1)
+        built["e0"].script = holding()
+        tasks = [built.asking(ASK)[0] for _ in range(2)]
+        await built["e0"].reached.wait()
+        key = built["e0"].seen[0]["kv_transfer_params"]["request"]
+        built.timelines.fold("e0", Scheduled(request=key, phase="prefill", at_ns=1, prompt_tokens=2))
+        await until(lambda: len(built["e0"].seen) == 2)
+        built["e0"].hold.set()
+        await asyncio.gather(*tasks)
+
+
+async def test_a_full_queue_is_429(short: Path) -> None:
+    async with house(short, queue_capacity=1) as built:
+        built["e0"].view = msgspec.structs.replace(built["e0"].view, max_batched_tokens=1)
+        built["e0"].script = holding()
+        tasks = [built.asking(ASK)[0] for _ in range(2)]
+        await until(lambda: _queued(built))
+        with pytest.raises(RequestError) as caught:
+            await built.ask(ASK)
+        assert (caught.value.status, caught.value.retry_after_s) == (429, 1.0)
+        built["e0"].hold.set()
+        await asyncio.gather(*tasks)
+
+
+async def test_draining_takes_nothing_new_and_ends_the_rest(short: Path) -> None:
+    async with house(short) as built:
+        built["e0"].script = holding()
+        task, client = built.asking(ASK)
+        await built["e0"].reached.wait()
+        built.router.drain()
+        with pytest.raises(RequestError) as caught:
+            await built.ask(ASK)
+        assert (caught.value.status, caught.value.code) == (503, "draining")
+        built["e0"].hold.set()
+        await task
+        assert client.status == 200
+
+
+async def test_no_engine_yet_is_said_with_its_progress(short: Path) -> None:
+    async with house(short) as built:
+        for engine in built.engines.values():
+            engine.view = msgspec.structs.replace(
+                engine.view, state=EngineState.STARTING, stage="loading weights", progress=0.6
+            )
+        with pytest.raises(RequestError, match=r"e0 loading weights \(60%\)") as caught:
+            await built.ask(ASK)
+        assert (caught.value.status, caught.value.code) == (503, "no_engine_ready")
+        with pytest.raises(RequestError, match="still being loaded"):
+            await built.ask(b"", method="GET", path="/v1/models")
+
+
+async def test_the_last_engine_going_down_ends_the_wait(short: Path) -> None:
+    async with house(short) as built:
+        built["e0"].view = msgspec.structs.replace(built["e0"].view, max_batched_tokens=1)
+        built["e0"].script = holding()
+        first, _ = built.asking(ASK)
+        await built["e0"].reached.wait()
+        second, _ = built.asking(ASK)
+        await until(lambda: _queued(built))
+        for engine in built.engines.values():
+            engine.view = msgspec.structs.replace(engine.view, state=EngineState.FAILED, cause="no memory")
+        built.router.engines_changed()
+        with pytest.raises(RequestError, match="e0 failed, no memory"):
+            await second
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+
+
+# ---- routes that cost no model step
+
+
+async def test_models_are_an_engines_answer(pair: House) -> None:
+    client = await pair.ask(b"", method="GET", path="/v1/models", headers={"x-request-id": "m"})
+    assert client.json["data"] == [{"id": "demo"}]
+    assert client.fields["x-request-id"] == "m"
+    assert pair.router.counts().total == 0
+
+
+async def test_models_come_from_another_engine_if_the_first_is_gone(pair: House) -> None:
+    await pair["e0"].stop()
+    assert (await pair.ask(b"", method="GET", path="/v1/models")).json["of"] == "e1"
+
+
+async def test_tokenize_refuses_transfer_parameters_too(pair: House) -> None:
+    with pytest.raises(RequestError, match="not accepted"):
+        await pair.ask({"prompt": "x", "kv_transfer_params": {"a": 1}}, path="/tokenize")
+    assert (await pair.ask({"prompt": "x"}, path="/tokenize")).status == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("POST", "/inference/v1/generate", 404),
+        ("POST", "/v1/nothing", 404),
+        ("POST", "/sleep", 404),
+        ("GET", "/v1/responses/resp_1", 404),
+        ("GET", "/v1/chat/completions", 405),
+        ("DELETE", "/v1/models", 405),
+    ],
+)
+async def test_other_routes_are_refused(pair: House, method: str, path: str, status: int) -> None:
+    with pytest.raises(RequestError) as caught:
+        await pair.ask(ASK, method=method, path=path)
+    assert caught.value.status == status
+    assert pair["e0"].seen == pair["e1"].seen == []

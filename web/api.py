@@ -1,0 +1,111 @@
+"""The JSON API, health and metrics. Everything here reads one snapshot and answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from appliance.errors import RequestError
+from appliance.records import NodeSnapshot
+from web.ports import NodeView
+from web.stream import Feed, event, stream
+
+_LIMIT_DEFAULT: Final = 50
+_LIMIT_MAX: Final = 1000
+_RETRY_S: Final = 2
+_METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+
+
+def encoded_snapshot(snapshot: NodeSnapshot) -> dict[str, bytes]:
+    """The snapshot as ``/events`` sends it."""
+    return {"snapshot": event(msgspec.json.encode(snapshot).decode())}
+
+
+class Api:
+    """Endpoints over a node's read side.
+
+    Args:
+        node: what is shown.
+        events: the feed of ``encoded_snapshot``.
+        metrics: a snapshot as Prometheus text.
+    """
+
+    def __init__(self, node: NodeView, events: Feed, metrics: Callable[[NodeSnapshot], bytes]) -> None:
+        self._node = node
+        self._events = events
+        self._metrics = metrics
+
+    def routes(self) -> list[BaseRoute]:
+        return [
+            Route("/health", self.health),
+            Route("/ready", self.ready),
+            Route("/metrics", self.metrics),
+            Route("/events", self.events),
+            Route("/api/node", self.snapshot),
+            Route("/api/requests", self.requests),
+            Route("/api/requests/{id}", self.request),
+            Route("/api/engines/{name}/logs", self.logs),
+        ]
+
+    async def health(self, request: Request) -> Response:
+        """The supervisor's event loop turns; says nothing of the engines."""
+        return _json({"status": "alive"})
+
+    async def ready(self, request: Request) -> Response:
+        """Whether a request sent now would be served."""
+        snapshot = self._node.latest()
+        if snapshot.ready:
+            return _json({"status": "ready"})
+        body = {"status": "not ready", "reason": snapshot.reason or "No engine is ready yet."}
+        return _json(body, status=503, headers={"retry-after": str(_RETRY_S)})
+
+    async def metrics(self, request: Request) -> Response:
+        return Response(self._metrics(self._node.latest()), media_type=_METRICS_TYPE)
+
+    async def events(self, request: Request) -> Response:
+        return await stream(request, self._events)
+
+    async def snapshot(self, request: Request) -> Response:
+        return _json(self._node.latest())
+
+    async def requests(self, request: Request) -> Response:
+        """A list of timelines, newest first."""
+        return _json(self._node.timelines(_limit(request.query_params.get("limit"))))
+
+    async def request(self, request: Request) -> Response:
+        timeline = self._node.timeline(request.path_params["id"])
+        if timeline is None:
+            raise _unknown("request", request.path_params["id"])
+        return _json(timeline)
+
+    async def logs(self, request: Request) -> Response:
+        """The last lines; ``?format=text`` for reading them in a browser."""
+        name = request.path_params["name"]
+        lines = self._node.logs(name)
+        if lines is None:
+            raise _unknown("engine", name)
+        if request.query_params.get("format") == "text":
+            return PlainTextResponse("\n".join(lines) + "\n")
+        return _json({"engine": name, "lines": lines})
+
+
+def _limit(text: str | None) -> int:
+    if text is None:
+        return _LIMIT_DEFAULT
+    if text.isascii() and text.isdigit() and len(text) <= 4 and 1 <= int(text) <= _LIMIT_MAX:
+        return int(text)
+    raise RequestError(400, f"limit must be a whole number from 1 to {_LIMIT_MAX}.", param="limit")
+
+
+def _unknown(what: str, name: str) -> RequestError:
+    return RequestError(404, f"There is no {what} {name!r}, or it is no longer kept.", code="not_found")
+
+
+def _json(body: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    everything = {"cache-control": "no-store", **(headers or {})}
+    return Response(msgspec.json.encode(body), status, everything, media_type="application/json")

@@ -1,0 +1,113 @@
+"""The one ASGI app: the OpenAI API beside the page, the JSON API, metrics and live streams."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from starlette.applications import Starlette
+from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.routing import Mount
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from appliance.errors import RequestError
+from appliance.records import NodeSnapshot
+from web import assets, errors
+from web.api import Api, encoded_snapshot
+from web.openai import OpenAI
+from web.pages import Pages
+from web.ports import Inference, NodeView
+from web.stream import Feed
+
+_POLICY: Final = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_GUARDS: Final = {
+    "content-security-policy": _POLICY,
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "referrer-policy": "no-referrer",
+    "cross-origin-opener-policy": "same-origin",
+}
+
+
+def create_app(
+    *, inference: Inference, node: NodeView, max_body_bytes: int, metrics: Callable[[NodeSnapshot], bytes]
+) -> Site:
+    """Build the app.
+
+    Args:
+        inference: answers ``/v1/*``.
+        node: everything else shows what this says.
+        max_body_bytes: of a request to ``/v1/*``.
+        metrics: a snapshot as Prometheus text (``appliance.telemetry.exposition.render``).
+    """
+    return Site(OpenAI(inference, max_body_bytes), node, metrics)
+
+
+class Site:
+    """ASGI app. ``/v1/*`` goes past Starlette, whose layers would each handle every chunk of a streamed answer."""
+
+    def __init__(self, openai: ASGIApp, node: NodeView, metrics: Callable[[NodeSnapshot], bytes]) -> None:
+        pages = Pages(node)
+        self._openai = openai
+        self._feeds = (Feed(node, encoded_snapshot), pages.feed)
+        api = Api(node, self._feeds[0], metrics)
+        self._rest = Starlette(
+            routes=[
+                *pages.routes(),
+                *api.routes(),
+                Mount("/static", Static(directory=assets.directory("static"), check_dir=False)),
+            ],
+            middleware=[Middleware(Guard)],
+            exception_handlers={
+                RequestError: errors.on_request_error,
+                HTTPException: errors.on_http_exception,
+                Exception: errors.on_unexpected,
+            },
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"].startswith("/v1/"):
+            await self._openai(scope, receive, send)
+        else:
+            await self._rest(scope, receive, send)
+
+    def close_streams(self) -> None:
+        """End ``/events`` and ``/live/*``; to be called before the server is told to stop, which else waits for them."""
+        for feed in self._feeds:
+            feed.close()
+
+
+class Guard:
+    """Adds the headers that keep a browser from doing with our pages what we never do."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(_GUARDS)
+            await send(message)
+
+        await self._app(scope, receive, guarded)
+
+
+class Static(StaticFiles):
+    """Static files. Those asked for with ``?v=<fingerprint>`` never change."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        lasting = scope["query_string"] == f"v={assets.fingerprint()}".encode()
+
+        async def aged(message: Message) -> None:
+            if message["type"] == "http.response.start" and message["status"] in (200, 304):
+                age = "public, max-age=31536000, immutable" if lasting else "no-cache"
+                MutableHeaders(scope=message)["cache-control"] = age
+            await send(message)
+
+        await super().__call__(scope, receive, aged)

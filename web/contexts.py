@@ -1,0 +1,171 @@
+"""What the templates are given: documented structs, and the pure functions that make them of a snapshot.
+
+A test holds each template's variables to the fields here. Texts are ready to print: absent values are dashes already.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Final
+
+import msgspec
+
+from appliance.records import EngineState, NodeSnapshot
+from web import words
+
+
+class Context(msgspec.Struct, frozen=True, kw_only=True):
+    """Base of everything a template renders."""
+
+
+class HeadlineContext(Context, frozen=True, kw_only=True):
+    """``headline.html``: how the node is, in one sentence."""
+
+    tone: str  # one of TONES
+    glyph: str  # the tone again, as a shape
+    sentence: str
+    detail: str | None
+    causes: tuple[str, ...]  # why engines are down, with the remedy
+    model: str
+    topology: str
+    simulated: bool
+
+
+class AnnouncementContext(Context, frozen=True, kw_only=True):
+    """``announcement.html``: told to screen readers; changes only when the node's condition does, never with numbers."""
+
+    text: str
+
+
+class FooterContext(Context, frozen=True, kw_only=True):
+    """``footer.html``: what the supervisor itself costs."""
+
+    version: str
+    uptime: str
+    memory: str
+    cpu: str
+    loop_delay: str
+
+
+TONES: Final = {"ok": "●", "busy": "○", "wait": "◔", "warn": "▲", "bad": "✕", "off": "■"}
+
+_DOWN: Final = {
+    EngineState.SUSPECT: "is suspect",
+    EngineState.HUNG: "hangs",
+    EngineState.BACKOFF: "is started again shortly",
+    EngineState.FAILED: "has failed",
+    EngineState.STOPPED: "is stopped",
+}
+
+
+def headline(snapshot: NodeSnapshot) -> HeadlineContext:
+    """The node's condition, numbers included."""
+    tone, sentence, detail = _condition(snapshot)
+    return HeadlineContext(
+        tone=tone,
+        glyph=TONES[tone],
+        sentence=sentence,
+        detail=detail,
+        causes=tuple(f"{e.name}: {e.cause}" for e in snapshot.engines if e.cause and e.state in _DOWN),
+        model=snapshot.model,
+        topology=snapshot.topology,
+        simulated=snapshot.simulated,
+    )
+
+
+def announcement(snapshot: NodeSnapshot) -> AnnouncementContext:
+    """The node's condition without numbers."""
+    down = [f"{e.name} {_DOWN[e.state]}" for e in snapshot.engines if e.state in _DOWN]
+    serving = "The node serves requests" if snapshot.ready else "The node does not serve requests yet"
+    return AnnouncementContext(text=f"{serving}{'; ' if down else ''}{words.listing(down)}.")
+
+
+def _condition(snapshot: NodeSnapshot) -> tuple[str, str, str | None]:
+    """Tone, sentence and detail."""
+    if not snapshot.ready:
+        return _not_serving(snapshot)
+    troubles = _troubles(snapshot)
+    queue = snapshot.queue
+    active = queue.depth + queue.in_flight
+    tone = "warn" if troubles else "ok"
+    suffix = f", but {words.listing(troubles)}" if troubles else ""
+    if active:
+        return tone, f"Serving {words.several(active, 'request')}{suffix}.", _rates(snapshot)
+    if not snapshot.requests.total:
+        return tone, f"Ready{suffix}. Nothing has been asked yet.", "The command below sends a first request."
+    return tone, f"Ready, and idle{suffix}.", _tally(snapshot)
+
+
+def _not_serving(snapshot: NodeSnapshot) -> tuple[str, str, str | None]:
+    starting = [e for e in snapshot.engines if e.state is EngineState.STARTING]
+    if starting:
+        states = words.listing([f"{e.name} {words.percent(e.progress)}" for e in starting])
+        stages = dict.fromkeys(f"{e.name} is {e.stage}" for e in starting if e.stage)
+        detail = f"{words.listing(list(stages))}." if stages else snapshot.reason
+        return "wait", f"Loading: {states}.", detail
+    troubles = _troubles(snapshot)
+    sentence = f"Not serving: {words.listing(troubles)}." if troubles else "Not serving."
+    return "bad", sentence, snapshot.reason
+
+
+def _troubles(snapshot: NodeSnapshot) -> list[str]:
+    """Engines that are not at work, each with what it does instead."""
+    found = []
+    for engine in snapshot.engines:
+        if engine.state in _DOWN:
+            found.append(f"{engine.name} {_DOWN[engine.state]}")
+        elif engine.state is EngineState.STARTING:
+            progress = "" if engine.progress is None else f" ({words.percent(engine.progress)})"
+            found.append(f"{engine.name} is still starting{progress}")
+    return found
+
+
+def _rates(snapshot: NodeSnapshot) -> str:
+    prompt, output = token_rates(snapshot)
+    waiting = f" {words.several(snapshot.queue.depth, 'request')} in the queue." if snapshot.queue.depth else ""
+    return f"{words.number(prompt)} prompt tokens/s in, {words.number(output)} output tokens/s out.{waiting}"
+
+
+def _tally(snapshot: NodeSnapshot) -> str:
+    requests = snapshot.requests
+    unhappy = [f"{amount:,} {what}" for amount, what in ((requests.failed, "failed"), (requests.cancelled, "cancelled")) if amount]
+    rest = f"; {words.listing(unhappy)}" if unhappy else ""
+    return f"{words.several(requests.ok, 'request')} answered since the start{rest}."
+
+
+def token_rates(snapshot: NodeSnapshot) -> tuple[float | None, float | None]:
+    """Prompt and output tokens per second, each of the engines whose role it is."""
+    prompt = total(e.prompt_tokens_s for e in snapshot.engines if e.role.prefills)
+    return prompt, total(e.output_tokens_s for e in snapshot.engines if e.role.decodes)
+
+
+def total(values: Iterable[float | None]) -> float | None:
+    """Sum of what is known; None if nothing is."""
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None
+
+
+def footer(snapshot: NodeSnapshot) -> FooterContext:
+    """The supervisor's own cost."""
+    supervisor = snapshot.supervisor
+    delay_ms = supervisor.loop_delay_ms
+    return FooterContext(
+        version=snapshot.version,
+        uptime=words.duration(math.floor(snapshot.uptime_s)),
+        memory=words.memory(supervisor.memory_bytes),
+        cpu=words.DASH if supervisor.cpu_share is None else f"{supervisor.cpu_share * 100:.1f} %",
+        loop_delay=words.duration(None if delay_ms is None else delay_ms / 1e3),
+    )
+
+
+def sample(snapshot: NodeSnapshot) -> dict[str, float | None]:
+    """One point of the charts."""
+    prompt, output = token_rates(snapshot)
+    return {
+        "time": snapshot.time,
+        "prompt_tokens_s": prompt,
+        "output_tokens_s": output,
+        "ttft_p50_s": snapshot.ttft_p50_s,
+        "ttft_p99_s": snapshot.ttft_p99_s,
+    }

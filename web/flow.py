@@ -1,0 +1,248 @@
+"""The map of the node: queue, engines, hand-offs and answers. Pure, like ``web.contexts``."""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+from appliance.records import EngineSnapshot, EngineState, NodeSnapshot, Role
+from web import words
+from web.contexts import TONES, Context, token_rates
+
+
+class LinkContext(Context, frozen=True, kw_only=True):
+    """``link.html``: an arrow between two stations."""
+
+    label: str
+    unit: str
+    level: int  # 0 nothing flows, to 5; the width of the arrow, by the logarithm of the rate
+
+
+class RateContext(Context, frozen=True, kw_only=True):
+    """A rate with its unit."""
+
+    value: str
+    unit: str
+
+
+class EngineContext(Context, frozen=True, kw_only=True):
+    """``engine.html``: one engine."""
+
+    name: str
+    role: str
+    state: str
+    tone: str
+    glyph: str
+    since: str  # how long it has been in that state
+    pid: str
+    hardware: str  # cores or GPUs
+    memory: str
+    stage: str | None  # what it does while it starts
+    progress: int | None  # of the start, percent
+    cause: str | None  # of its last end, with the remedy
+    warnings: tuple[str, ...]
+    rates: tuple[RateContext, ...]
+    running: str
+    waiting: str
+    fetching: str
+    kv: str
+    kv_percent: int | None
+    kv_blocks: str  # in use, of all
+    step: str
+    prefix_hits: str
+    restarts: int
+
+
+class QueueContext(Context, frozen=True, kw_only=True):
+    """The router's queue, in ``flow.html``."""
+
+    depth: str
+    capacity: str
+    oldest: str
+    in_flight: str
+
+
+class HandoffContext(Context, frozen=True, kw_only=True):
+    """Hand-offs and leases, in ``flow.html``."""
+
+    bandwidth: str
+    count: str
+    moved: str
+    failed: int  # recomputed
+    leases: str
+    leased_blocks: str
+    lost: str | None  # leases that ended otherwise than planned
+    last_error: str | None
+
+
+class AnswersContext(Context, frozen=True, kw_only=True):
+    """What clients got, in ``flow.html``."""
+
+    ttft_p50: str
+    ttft_p99: str
+    ttft_target: str
+    itl_p50: str
+    itl_target: str
+    ok: str
+    failed: int
+    cancelled: str
+    retried: int
+
+
+class FlowContext(Context, frozen=True, kw_only=True):
+    """``flow.html``: the way of a request through the node."""
+
+    queue: QueueContext
+    handoff: HandoffContext
+    answers: AnswersContext
+    prefill: tuple[EngineContext, ...]
+    decode: tuple[EngineContext, ...]
+    both: tuple[EngineContext, ...]  # aggregated
+    split: bool  # there are engines that only prefill or only decode
+    prompt_link: LinkContext
+    handoff_link: LinkContext
+    output_link: LinkContext
+
+
+_STATE_TONES: Final = {
+    EngineState.STARTING: "wait",
+    EngineState.READY: "ok",
+    EngineState.DRAINING: "wait",
+    EngineState.SUSPECT: "warn",
+    EngineState.HUNG: "bad",
+    EngineState.BACKOFF: "warn",
+    EngineState.FAILED: "bad",
+    EngineState.STOPPED: "off",
+}
+_SILENT_S: Final = 5.0  # an engine says something every second
+
+
+def flow(snapshot: NodeSnapshot) -> FlowContext:
+    """The map of the node."""
+    prompt, output = token_rates(snapshot)
+    by_role = {role: tuple(engine(e) for e in snapshot.engines if e.role is role) for role in Role}
+    return FlowContext(
+        queue=_queue(snapshot),
+        handoff=_handoff(snapshot),
+        answers=_answers(snapshot),
+        prefill=by_role[Role.PREFILL],
+        decode=by_role[Role.DECODE],
+        both=by_role[Role.BOTH],
+        split=bool(by_role[Role.PREFILL] or by_role[Role.DECODE]),
+        prompt_link=_link(prompt, "prompt tokens/s"),
+        handoff_link=_link(snapshot.handoffs.recent_s, "hand-offs/s"),
+        output_link=_link(output, "output tokens/s"),
+    )
+
+
+def engine(snapshot: EngineSnapshot) -> EngineContext:
+    """One engine's card."""
+    starting = snapshot.state is EngineState.STARTING
+    return EngineContext(
+        name=snapshot.name,
+        role=snapshot.role.value,
+        state=snapshot.state.value,
+        tone=_STATE_TONES[snapshot.state],
+        glyph=TONES[_STATE_TONES[snapshot.state]],
+        since=words.duration(math.floor(snapshot.in_state_s)),
+        pid=words.DASH if snapshot.pid is None else str(snapshot.pid),
+        hardware=_hardware(snapshot),
+        memory=words.memory(snapshot.memory_bytes),
+        stage=snapshot.stage if starting else None,
+        progress=_percent(snapshot.progress) if starting else None,
+        cause=snapshot.cause,
+        warnings=_warnings(snapshot),
+        rates=_engine_rates(snapshot),
+        running=words.count(snapshot.running),
+        waiting=words.count(snapshot.waiting),
+        fetching=words.count(snapshot.fetching),
+        kv=words.percent(snapshot.kv_usage),
+        kv_percent=_percent(snapshot.kv_usage),
+        kv_blocks=_blocks(snapshot),
+        step=words.duration(None if snapshot.step_ms is None else snapshot.step_ms / 1e3),
+        prefix_hits=words.percent(snapshot.prefix_hit_rate),
+        restarts=snapshot.restarts,
+    )
+
+
+def _engine_rates(snapshot: EngineSnapshot) -> tuple[RateContext, ...]:
+    """What its role is for."""
+    prompt = RateContext(value=words.number(snapshot.prompt_tokens_s), unit="prompt tokens/s")
+    output = RateContext(value=words.number(snapshot.output_tokens_s), unit="output tokens/s")
+    return {Role.PREFILL: (prompt,), Role.DECODE: (output,), Role.BOTH: (prompt, output)}[snapshot.role]
+
+
+def _hardware(snapshot: EngineSnapshot) -> str:
+    if snapshot.gpus:
+        return f"{words.several(len(snapshot.gpus), 'GPU')}: {', '.join(_short_uuid(gpu) for gpu in snapshot.gpus)}"
+    if not snapshot.cores:
+        return words.DASH
+    return f"{'core' if len(snapshot.cores) == 1 else 'cores'} {words.ranges(snapshot.cores)}"
+
+
+def _short_uuid(gpu: str) -> str:
+    """GPU-3f2a81c0-… as 3f2a81c0."""
+    return gpu.removeprefix("GPU-").split("-")[0]
+
+
+def _warnings(snapshot: EngineSnapshot) -> tuple[str, ...]:
+    silent = snapshot.last_step_age_s
+    if silent is not None and silent > _SILENT_S and snapshot.state is EngineState.READY:
+        return (f"has said nothing for {words.duration(silent)}", *snapshot.peer_errors)
+    return snapshot.peer_errors
+
+
+def _blocks(snapshot: EngineSnapshot) -> str:
+    total, free = snapshot.kv_blocks_total, snapshot.kv_blocks_free
+    if total is None:
+        return words.DASH
+    return f"{words.count(None if free is None else total - free)} of {words.count(total)}"
+
+
+def _percent(share: float | None) -> int | None:
+    return None if share is None else round(100 * min(1.0, max(0.0, share)))
+
+
+def _queue(snapshot: NodeSnapshot) -> QueueContext:
+    queue = snapshot.queue
+    return QueueContext(
+        depth=words.count(queue.depth),
+        capacity=words.count(queue.capacity),
+        oldest=words.duration(queue.oldest_s),
+        in_flight=words.count(queue.in_flight),
+    )
+
+
+def _handoff(snapshot: NodeSnapshot) -> HandoffContext:
+    handoffs, ledger = snapshot.handoffs, snapshot.ledger
+    ended = ((ledger.expired, "expired"), (ledger.lost, "lost"))
+    return HandoffContext(
+        bandwidth=words.traffic_rate(handoffs.recent_bytes_s),
+        count=words.count(handoffs.count),
+        moved=words.traffic(handoffs.bytes),
+        failed=handoffs.failed,
+        leases=words.count(len(ledger.leases)),
+        leased_blocks=words.count(sum(lease.blocks for lease in ledger.leases)),
+        lost=words.listing([f"{amount:,} {what}" for amount, what in ended if amount]) or None,
+        last_error=handoffs.last_error,
+    )
+
+
+def _answers(snapshot: NodeSnapshot) -> AnswersContext:
+    requests = snapshot.requests
+    return AnswersContext(
+        ttft_p50=words.duration(snapshot.ttft_p50_s),
+        ttft_p99=words.duration(snapshot.ttft_p99_s),
+        ttft_target=words.duration(snapshot.slo_ttft_s),
+        itl_p50=words.duration(snapshot.itl_p50_s),
+        itl_target=words.duration(snapshot.slo_itl_s),
+        ok=words.count(requests.ok),
+        failed=requests.failed,
+        cancelled=words.count(requests.cancelled),
+        retried=requests.retried,
+    )
+
+
+def _link(rate: float | None, unit: str) -> LinkContext:
+    level = 0 if not rate else min(5, max(1, 1 + math.floor(math.log10(max(1.0, rate)))))
+    return LinkContext(label=words.number(rate), unit=unit, level=level)

@@ -1,0 +1,158 @@
+"""``/v1/*``: a bounded body in, the router's bytes out, and a client's leaving told at once.
+
+This is plain ASGI. A streamed answer passes here chunk by chunk, so nothing but ``send`` may stand in its way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import uuid
+from typing import Final
+
+from starlette.types import Receive, Scope, Send
+
+from appliance.errors import RequestError
+from web import errors
+from web.ports import Inference, InferenceRequest
+
+_log = logging.getLogger(__name__)
+_BODY_PAUSE_S: Final = 60.0  # a body that stands still for longer is given up
+
+
+class ClientLeft(Exception):
+    """The connection ended before the body was complete."""
+
+
+class AsgiReply:
+    """``Reply`` over ASGI's ``send``."""
+
+    __slots__ = ("_send", "started")
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.started = False
+
+    async def start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        self.started = True
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+
+    async def send(self, chunk: bytes) -> None:
+        await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
+
+    async def end(self) -> None:
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+class OpenAI:
+    """ASGI app for ``/v1/*``.
+
+    Args:
+        inference: answers the requests.
+        max_body_bytes: larger bodies are refused with 413 and never held in memory.
+    """
+
+    def __init__(self, inference: Inference, max_body_bytes: int) -> None:
+        self._inference = inference
+        self._max_body_bytes = max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request_id = uuid.uuid4().hex  # never the client's: it names leases, and must be unique
+        reply = AsgiReply(send)
+        try:
+            request = await self._request(request_id, scope, receive)
+            await self._serve(request, reply, receive)
+        except ClientLeft:
+            return
+        except RequestError as error:
+            await _fail(reply, request_id, error, error)
+        except Exception as error:
+            await _fail(reply, request_id, errors.unexpected(), error)
+
+    async def _request(self, request_id: str, scope: Scope, receive: Receive) -> InferenceRequest:
+        headers = _headers(scope)
+        return InferenceRequest(
+            id=request_id,
+            method=scope["method"],
+            path=scope["path"],
+            query=scope["query_string"],
+            headers=headers,
+            body=await _body(headers, receive, self._max_body_bytes),
+        )
+
+    async def _serve(self, request: InferenceRequest, reply: AsgiReply, receive: Receive) -> None:
+        """Run the request until it is answered or its client has left, whichever is first."""
+        serving = asyncio.create_task(self._inference.serve(request, reply), name=f"serve {request.id}")
+        leaving = asyncio.create_task(_left(receive), name=f"client of {request.id}")
+        try:
+            await asyncio.wait({serving, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            left = not serving.done()
+        finally:
+            leaving.cancel()
+            serving.cancel()
+            await asyncio.wait({leaving, serving})
+        if not left:
+            serving.result()
+        elif not serving.cancelled() and serving.exception() is not None:
+            _log.warning("request %s, cancelled: %r", request.id, serving.exception())
+
+
+async def _left(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _headers(scope: Scope) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for raw_name, raw_value in scope["headers"]:
+        name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
+        found[name] = f"{found[name]}, {value}" if name in found else value
+    return found
+
+
+async def _body(headers: dict[str, str], receive: Receive, limit_bytes: int) -> bytes:
+    """The whole body. Raises ``RequestError`` 413 as soon as it is known to be too large, whatever Content-Length said."""
+    declared = headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > limit_bytes:
+        raise _too_large(limit_bytes)
+    chunks: list[bytes] = []
+    size_bytes = 0
+    more = True
+    while more:
+        chunk, more = await _chunk(receive)
+        size_bytes += len(chunk)
+        if size_bytes > limit_bytes:
+            raise _too_large(limit_bytes)
+        chunks.append(chunk)
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+async def _chunk(receive: Receive) -> tuple[bytes, bool]:
+    try:
+        async with asyncio.timeout(_BODY_PAUSE_S):
+            message = await receive()
+    except TimeoutError as error:
+        message_text = f"Nothing more of the request's body has come for {_BODY_PAUSE_S:.0f} s."
+        raise RequestError(408, message_text, code="request_timeout") from error
+    if message["type"] == "http.disconnect":
+        raise ClientLeft
+    return message.get("body", b""), message.get("more_body", False)
+
+
+def _too_large(limit_bytes: int) -> RequestError:
+    message = f"The request's body is over the limit of {limit_bytes:,} bytes ([server] max_body_bytes)."
+    return RequestError(413, message, code="request_too_large")
+
+
+async def _fail(reply: AsgiReply, request_id: str, error: RequestError, cause: Exception) -> None:
+    """Answer with the error; where an answer has begun, returning without its end makes the server close the connection."""
+    if cause is not error or reply.started:
+        _log.error("request %s: %s", request_id, "broke off in mid-answer" if reply.started else "failed", exc_info=cause)
+    if reply.started:
+        return
+    status, headers, body = errors.encoded(error)
+    with contextlib.suppress(OSError):  # the client may be gone
+        await reply.start(status, [*headers, (b"x-request-id", request_id.encode())])
+        await reply.send(body)
+        await reply.end()

@@ -1,0 +1,157 @@
+"""Live streams: every snapshot is rendered once, however many look, and a slow viewer skips to the newest.
+
+A ``Feed`` holds named parts, each with the tick at which it last changed. A viewer is sent the parts that have changed since
+it was last sent anything, in one piece: while it reads slowly the feed moves on, and what it missed is never queued.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
+from typing import Final
+
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.types import Send
+
+from appliance.records import NodeSnapshot
+from web.ports import NodeView
+
+_log = logging.getLogger(__name__)
+_KEEPALIVE_S: Final = 15.0  # proxies cut silent connections
+_SEND_S: Final = 60.0  # a viewer that takes nothing for so long is dropped
+_KEEPALIVE: Final = b": still here\n\n"
+_HEADERS: Final = {"cache-control": "no-store", "x-accel-buffering": "no"}
+
+Render = Callable[[NodeSnapshot], Mapping[str, bytes]]
+"""A snapshot as named parts, each a complete server-sent event (see ``event``)."""
+
+
+def event(data: str, name: str | None = None) -> bytes:
+    """One server-sent event; unnamed ones are what htmx swaps in."""
+    lines = [f"event: {name}"] if name else []
+    lines += [f"data: {line}" for line in data.splitlines()]
+    return ("\n".join(lines) + "\n\n").encode()
+
+
+class Feed:
+    """Fans snapshots out to viewers; reads the node only while there are any."""
+
+    def __init__(self, node: NodeView, render: Render) -> None:
+        self._node = node
+        self._render = render
+        self._parts: dict[str, tuple[int, bytes]] = {}  # with the tick of its last change
+        self._tick = 0
+        self._changed = asyncio.Event()
+        self._viewers = 0
+        self._reader: asyncio.Task[None] | None = None
+        self._ending: set[asyncio.Task[None]] = set()  # cancelled, but not yet over
+        self._closed = False
+
+    @property
+    def viewers(self) -> int:
+        return self._viewers
+
+    def close(self) -> None:
+        """End all streams, also future ones; the server's shutdown would wait for them for ever."""
+        self._closed = True
+        self._wake()
+
+    async def follow(self) -> AsyncGenerator[bytes, None]:
+        """Everything first, then what changes."""
+        self._enter()
+        seen = 0
+        try:
+            while not self._closed and self._reader is not None:
+                changed, tick = self._changed, self._tick
+                if tick > seen:
+                    news, seen = self._since(seen), tick
+                    if news:
+                        yield news
+                elif not await _within(changed, _KEEPALIVE_S):
+                    yield _KEEPALIVE
+        finally:
+            self._leave()
+
+    def _enter(self) -> None:
+        self._viewers += 1
+        if self._reader is None and not self._closed:
+            self._parts.clear()  # of the last time somebody looked
+            self._reader = asyncio.create_task(self._read(), name="feed")
+
+    def _leave(self) -> None:
+        self._viewers -= 1
+        if self._viewers or self._reader is None:
+            return
+        reader, self._reader = self._reader, None
+        self._ending.add(reader)
+        reader.add_done_callback(self._ending.discard)
+        reader.cancel()
+
+    async def _read(self) -> None:
+        """Ends only by cancellation, or when the node has no more to say; then the viewers are let go, and come back."""
+        try:
+            async for snapshot in self._node.updates():
+                self._publish(self._render(snapshot))
+        except Exception:
+            _log.exception("a live stream broke off")
+        if self._reader is asyncio.current_task():
+            self._reader = None
+            self._wake()
+
+    def _publish(self, parts: Mapping[str, bytes]) -> None:
+        self._tick += 1
+        for name, part in parts.items():
+            if name not in self._parts or self._parts[name][1] != part:
+                self._parts[name] = (self._tick, part)
+        self._wake()
+
+    def _since(self, tick: int) -> bytes:
+        return b"".join(part for changed_at, part in self._parts.values() if changed_at > tick)
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+
+async def _within(happened: asyncio.Event, timeout_s: float) -> bool:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(timeout_s):
+            await happened.wait()
+    return happened.is_set()
+
+
+class LiveResponse(StreamingResponse):
+    """An event stream that ends its generator with itself, and does not wait for ever on a viewer that reads nothing."""
+
+    body_iterator: AsyncGenerator[bytes, None]
+
+    def __init__(self, content: AsyncGenerator[bytes, None]) -> None:
+        super().__init__(content, media_type="text/event-stream", headers=_HEADERS)
+
+    async def stream_response(self, send: Send) -> None:
+        async with aclosing(self.body_iterator) as parts:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            async for part in parts:
+                if not await _sent(send, part):
+                    return  # an answer without an end makes the server close the connection
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _sent(send: Send, part: bytes) -> bool:
+    try:
+        async with asyncio.timeout(_SEND_S):
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+    except TimeoutError:
+        return False
+    return True
+
+
+async def stream(request: Request, feed: Feed) -> Response:
+    """The feed as an answer; HEAD gets its headers only."""
+    if request.method == "HEAD":
+        return Response(media_type="text/event-stream", headers=_HEADERS)
+    return LiveResponse(feed.follow())

@@ -1,0 +1,192 @@
+"""The newest requests as waterfalls: where each one's time to first token went. Pure, like ``web.contexts``."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Final
+
+from appliance.records import STAGES, Leg, NodeSnapshot, Timeline
+from web import words
+from web.contexts import TONES, Context
+
+ROWS: Final = 12
+_LABELS: Final = {
+    "queue": "queue",
+    "prefill_wait": "prefill wait",
+    "prefill_compute": "prefill",
+    "handoff_wait": "hand-off wait",
+    "transfer": "transfer",
+    "decode_wait": "decode wait",
+    "first_step": "first step",
+}
+_OUTCOMES: Final = {"running": "busy", "ok": "ok", "failed": "bad", "cancelled": "off"}
+_SCALES_S: Final = tuple(step * 10.0**power for power in range(-3, 4) for step in (1, 2, 5))
+
+
+class LegendContext(Context, frozen=True, kw_only=True):
+    """One stage in the legend."""
+
+    stage: str
+    label: str
+
+
+class BarContext(Context, frozen=True, kw_only=True):
+    """One stage of one request; positions in percent of the scale."""
+
+    stage: str
+    title: str
+    x: str
+    width: str
+
+
+class DetailContext(Context, frozen=True, kw_only=True):
+    """A line of a request's details."""
+
+    label: str
+    value: str
+
+
+class RowContext(Context, frozen=True, kw_only=True):
+    """``request.html``: one request."""
+
+    id: str
+    clock: str  # when it came, the server's time of day
+    route: str
+    path: str  # the engines it ran on
+    marks: tuple[str, ...]  # what was not as usual
+    outcome: str
+    tone: str
+    glyph: str
+    prompt: str  # tokens
+    ttft: str
+    mostly: str | None  # the stage that took most of it
+    bars: tuple[BarContext, ...]
+    beyond: bool  # the bar goes on, beyond the scale
+    spoken: str  # the bars, in words
+    stages: tuple[DetailContext, ...]
+    details: tuple[DetailContext, ...]
+    error: str | None
+
+
+class RequestsContext(Context, frozen=True, kw_only=True):
+    """``requests.html``: the newest requests, on one scale."""
+
+    rows: tuple[RowContext, ...]
+    legend: tuple[LegendContext, ...]
+    scale: str  # how long the full width is
+    target: str  # for TTFT
+    target_x: str | None  # where that is, if it is on the scale
+
+
+def requests(snapshot: NodeSnapshot) -> RequestsContext:
+    """The newest requests. Unstreamed ones, whose first byte is their last, do not stretch the scale."""
+    newest = snapshot.recent[:ROWS]
+    scale_s = scale([sum(s.duration_s for s in t.stages) for t in newest if t.stream] or [_whole_s(t) for t in newest])
+    target = snapshot.slo_ttft_s
+    return RequestsContext(
+        rows=tuple(row(timeline, scale_s) for timeline in newest),
+        legend=tuple(LegendContext(stage=stage, label=_LABELS[stage]) for stage in STAGES),
+        scale=words.duration(scale_s),
+        target=words.duration(target),
+        target_x=_share(target, scale_s) if target <= scale_s else None,
+    )
+
+
+def scale(lengths_s: Sequence[float]) -> float:
+    """The least of 1, 2, 5 times a power of ten that holds them all, in seconds; 0.1 for none."""
+    longest = max(lengths_s, default=0.1)
+    return next((step for step in _SCALES_S if step >= longest), longest)
+
+
+def row(timeline: Timeline, scale_s: float) -> RowContext:
+    """One request on a scale of ``scale_s`` seconds."""
+    tone = _OUTCOMES.get(timeline.outcome, "off")
+    parts = [f"{_LABELS.get(s.name, s.name)} {words.duration(s.duration_s)}" for s in timeline.stages if s.duration_s > 0]
+    return RowContext(
+        id=timeline.id,
+        clock=time.strftime("%H:%M:%S", time.localtime(timeline.arrived)),
+        route=timeline.route.removeprefix("/v1/"),
+        path=_path(timeline),
+        marks=_marks(timeline),
+        outcome=_outcome(timeline),
+        tone=tone,
+        glyph=TONES[tone],
+        prompt=words.count(timeline.prompt_tokens),
+        ttft=words.duration(timeline.ttft_s),
+        mostly=_mostly(timeline),
+        bars=_bars(timeline, scale_s),
+        beyond=_whole_s(timeline) > scale_s,
+        spoken=", ".join(parts) or "no stage yet",
+        stages=tuple(_detail(_LABELS.get(s.name, s.name), words.duration(s.duration_s)) for s in timeline.stages),
+        details=_details(timeline),
+        error=timeline.error,
+    )
+
+
+def _whole_s(timeline: Timeline) -> float:
+    return sum(stage.duration_s for stage in timeline.stages)
+
+
+def _bars(timeline: Timeline, scale_s: float) -> tuple[BarContext, ...]:
+    bars, start_s = [], 0.0
+    for stage in timeline.stages:
+        if stage.duration_s > 0 and start_s < scale_s:
+            title = f"{_LABELS.get(stage.name, stage.name)} {words.duration(stage.duration_s)}"
+            x, width = _share(start_s, scale_s), _share(min(stage.duration_s, scale_s - start_s), scale_s)
+            bars.append(BarContext(stage=stage.name, title=title, x=x, width=width))
+        start_s += stage.duration_s
+    return tuple(bars)
+
+
+def _share(part_s: float, whole_s: float) -> str:
+    return f"{100 * part_s / whole_s:.2f}%"
+
+
+def _path(timeline: Timeline) -> str:
+    if timeline.prefill_engine is None:
+        return words.DASH
+    if not timeline.split:
+        return timeline.prefill_engine
+    return f"{timeline.prefill_engine} → {timeline.decode_engine or '…'}"
+
+
+def _marks(timeline: Timeline) -> tuple[str, ...]:
+    found = [(timeline.attempts > 1, f"attempt {timeline.attempts}"), (timeline.recomputed, "recomputed")]
+    found += [(not timeline.split and timeline.prefill_engine is not None, "whole"), (not timeline.stream, "unstreamed")]
+    return tuple(mark for holds, mark in found if holds)
+
+
+def _outcome(timeline: Timeline) -> str:
+    if timeline.outcome == "failed" and timeline.status is not None:
+        return f"failed ({timeline.status})"
+    return timeline.outcome
+
+
+def _mostly(timeline: Timeline) -> str | None:
+    longest = max(timeline.stages, key=lambda stage: stage.duration_s, default=None)
+    if longest is None or longest.duration_s <= 0:
+        return None
+    return f"{_LABELS.get(longest.name, longest.name)} {words.duration(longest.duration_s)}"
+
+
+def _details(timeline: Timeline) -> tuple[DetailContext, ...]:
+    found = [
+        ("prompt tokens", words.count(timeline.prompt_tokens)),
+        ("pieces sent", words.count(timeline.output_chunks)),
+        ("handed over", words.traffic(timeline.transfer_bytes)),
+        ("whole time", words.duration(timeline.total_s)),
+        *((f"{leg.kind} leg", _leg(leg)) for leg in timeline.legs),
+    ]
+    if timeline.unsplit_reason:
+        found.append(("not split", timeline.unsplit_reason))
+    return tuple(_detail(label, value) for label, value in found)
+
+
+def _leg(leg: Leg) -> str:
+    error = f": {leg.error}" if leg.error else ""
+    return f"{leg.engine} {leg.outcome}, {words.duration(leg.duration_s)}{error}"
+
+
+def _detail(label: str, value: str) -> DetailContext:
+    return DetailContext(label=label, value=value)

@@ -1,0 +1,99 @@
+"""How numbers are said on the page. Absent is a dash, never 0; units are spelled as engineers write them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+DASH = "—"
+
+
+def count(value: int | None) -> str:
+    """12,345."""
+    return DASH if value is None else f"{value:,}"
+
+
+def number(value: float | None) -> str:
+    """Three significant digits below a thousand, none after the point above: 0.42, 4.2, 98.1, 4,213."""
+    if value is None:
+        return DASH
+    if value >= 100 or value == 0:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if value >= 1 else f"{value:.2g}"
+
+
+def percent(share: float | None) -> str:
+    """A share of 1 as 43 %."""
+    return DASH if share is None else f"{share * 100:.0f} %"
+
+
+def duration(seconds: float | None) -> str:
+    """0.4 ms, 12 ms, 1.25 s, 42 s, 3 min, 5 h 12 min, 3 d 4 h."""
+    if seconds is None:
+        return DASH
+    if seconds < 60:
+        return _short(seconds)
+    minutes, hours = int(seconds // 60), int(seconds // 3600)
+    if minutes < 60:
+        return f"{minutes} min"
+    if hours < 48:
+        return f"{hours} h {minutes % 60} min"
+    return f"{hours // 24} d {hours % 24} h"
+
+
+def _short(seconds: float) -> str:
+    if seconds < 0.0005:
+        return "0 ms" if seconds < 0.00005 else f"{seconds * 1e3:.1f} ms"
+    if seconds < 0.9995:
+        milliseconds = seconds * 1e3
+        return f"{milliseconds:.1f} ms" if milliseconds < 9.95 else f"{milliseconds:.0f} ms"
+    return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:.0f} s"
+
+
+def memory(size_bytes: int | None) -> str:
+    """Memory, in powers of 1024: 312 MiB, 1.4 GiB."""
+    return DASH if size_bytes is None else _scaled(size_bytes, 1024, ("B", "KiB", "MiB", "GiB", "TiB"))
+
+
+def traffic(size_bytes: float | None) -> str:
+    """Bytes moved, in powers of 1000: 312 MB, 1.4 GB."""
+    return DASH if size_bytes is None else _scaled(size_bytes, 1000, ("B", "kB", "MB", "GB", "TB"))
+
+
+def traffic_rate(bytes_s: float | None) -> str:
+    """Always GB/s from 10 MB/s up, so that two rates can be compared at a glance."""
+    if bytes_s is None:
+        return DASH
+    if bytes_s < 1e7:
+        return f"{traffic(bytes_s)}/s"
+    return f"{bytes_s / 1e9:.2f} GB/s" if bytes_s < 1e10 else f"{bytes_s / 1e9:.1f} GB/s"
+
+
+def _scaled(value: float, base: int, units: Sequence[str]) -> str:
+    for unit in units[:-1]:
+        if value < base * 0.9995:
+            return f"{value:.0f} {unit}" if value >= 100 or unit == units[0] else f"{value:.3g} {unit}"
+        value /= base
+    return f"{value:.3g} {units[-1]}"
+
+
+def ranges(values: Sequence[int]) -> str:
+    """0, 1, 2, 3, 8 as 0–3, 8."""
+    runs: list[list[int]] = []
+    for value in sorted(values):
+        if runs and value == runs[-1][1] + 1:
+            runs[-1][1] = value
+        else:
+            runs.append([value, value])
+    return ", ".join(str(first) if first == last else f"{first}–{last}" for first, last in runs)
+
+
+def several(amount: int, noun: str) -> str:
+    """1 engine, 2 engines."""
+    return f"{count(amount)} {noun}" if amount == 1 else f"{count(amount)} {noun}s"
+
+
+def listing(items: Sequence[str]) -> str:
+    """a, b and c."""
+    if len(items) < 2:
+        return "".join(items)
+    return f"{', '.join(items[:-1])} and {items[-1]}"
