@@ -30,6 +30,7 @@ from appliance.supervisor.process import adopt_orphans
 from appliance.supervisor.runtime import Runtime, choose_directory
 from appliance.supervisor.specs import Model, resolve_model, specs
 from appliance.supervisor.topology import Topology, parse
+from appliance.telemetry import exposition
 from appliance.telemetry.collector import Collector
 from appliance.telemetry.ledger import Ledger
 from appliance.telemetry.timeline import Timelines
@@ -116,7 +117,9 @@ class Appliance:
         )
         node.on_engine_lost(ledger.lost)
         node.on_engine_lost(router.engine_lost)
-        app = create_app(inference=router, node=collector, max_body_bytes=config.server.max_body_bytes)
+        app = create_app(
+            inference=router, node=collector, max_body_bytes=config.server.max_body_bytes, metrics=exposition.render
+        )
         server = _Web(app, self._listener)
         self._watch_signals()
         async with asyncio.TaskGroup() as group:
@@ -128,6 +131,7 @@ class Appliance:
             failure = await self._until_stopped(node)
             router.drain()
             await self._finish(router)
+            app.close_streams()
             telemetry.cancel()
             await server.stop(web)
             await router.close()

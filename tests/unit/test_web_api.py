@@ -1,0 +1,189 @@
+"""The JSON API, health, headers and errors of the whole app, over a made-up node."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+from starlette.testclient import TestClient
+
+from appliance.errors import RequestError
+from appliance.records import NodeSnapshot, Timeline
+from web import assets
+from web.app import Site, create_app
+from web.ports import InferenceRequest, Reply
+
+sys.path.append(str(Path(__file__).parents[1] / "browser"))
+from page_states import FakeNode  # noqa: E402
+
+
+class Router:
+    """Says which path it was asked for."""
+
+    async def serve(self, request: InferenceRequest, reply: Reply) -> None:
+        if request.path == "/v1/nothing":
+            raise RequestError(404, "No such route.")
+        await reply.start(200, [(b"content-type", b"text/plain")])
+        await reply.send(f"{request.method} {request.path}".encode())
+        await reply.end()
+
+
+@pytest.fixture
+def node() -> FakeNode:
+    return FakeNode("busy")
+
+
+@pytest.fixture
+def site(node: FakeNode) -> Site:
+    return create_app(inference=Router(), node=node, max_body_bytes=1000, metrics=lambda snapshot: b"metric 1\n")
+
+
+@pytest.fixture
+def client(site: Site) -> TestClient:
+    return TestClient(site, raise_server_exceptions=False)
+
+
+def test_alive_whatever_the_engines_do(client: TestClient, node: FakeNode) -> None:
+    node.show("failed")
+    answer = client.get("/health")
+    assert (answer.status_code, answer.json()) == (200, {"status": "alive"})
+
+
+def test_ready_says_why_it_is_not(client: TestClient, node: FakeNode) -> None:
+    assert client.get("/ready").status_code == 200
+    node.show("loading")
+    answer = client.get("/ready")
+    assert answer.status_code == 503
+    assert answer.json() == {"status": "not ready", "reason": "e0 and e1 are still starting."}
+    assert int(answer.headers["retry-after"]) >= 1
+
+
+def test_the_snapshot_is_the_record_as_it_is(client: TestClient, node: FakeNode) -> None:
+    answer = client.get("/api/node")
+    snapshot = msgspec.json.decode(answer.content, type=NodeSnapshot)
+    assert [engine.name for engine in snapshot.engines] == ["e0", "e1"]
+    assert {"time", "model", "simulated", "topology", "engines", "queue", "ledger", "verdict"} <= set(answer.json())
+    assert answer.headers["cache-control"] == "no-store"
+
+
+def test_timelines_newest_first_as_many_as_asked(client: TestClient, node: FakeNode) -> None:
+    answer = client.get("/api/requests", params={"limit": 3})
+    found = msgspec.json.decode(answer.content, type=list[Timeline])
+    assert found == list(node.latest().recent[:3])
+    assert len(client.get("/api/requests").json()) == len(node.latest().recent)
+
+
+@pytest.mark.parametrize("limit", ["0", "-1", "1001", "x", "", "1.5", "٣", "9" * 5000])
+def test_a_bad_limit_is_a_400_in_openai_shape(client: TestClient, limit: str) -> None:
+    answer = client.get("/api/requests", params={"limit": limit})
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert (error["param"], error["type"]) == ("limit", "invalid_request_error")
+
+
+def test_one_timeline_or_a_404(client: TestClient, node: FakeNode) -> None:
+    wanted = node.latest().recent[1]
+    assert client.get(f"/api/requests/{wanted.id}").json()["id"] == wanted.id
+    assert client.get("/api/requests/other").status_code == 404
+
+
+def test_logs_as_json_and_as_text_or_a_404(client: TestClient) -> None:
+    assert client.get("/api/engines/e1/logs").json() == {"engine": "e1", "lines": ["INFO e1 one", "ERROR e1 two"]}
+    text = client.get("/api/engines/e1/logs?format=text")
+    assert text.text == "INFO e1 one\nERROR e1 two\n"
+    assert text.headers["content-type"].startswith("text/plain")
+    assert client.get("/api/engines/e9/logs").status_code == 404
+
+
+def test_metrics_are_what_the_exposition_made(client: TestClient) -> None:
+    answer = client.get("/metrics")
+    assert answer.text == "metric 1\n"
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+
+
+@pytest.mark.parametrize("path", ["/api/none", "/api/engines/e0", "/v1", "/v1/nothing", "/nowhere", "/live/none", "/static/none"])
+def test_unknown_routes_are_404_in_openai_shape(client: TestClient, path: str) -> None:
+    answer = client.get(path, follow_redirects=False)
+    assert answer.status_code == 404
+    assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+
+
+@pytest.mark.parametrize("path", ["/", "/health", "/ready", "/metrics", "/events", "/api/node", "/api/requests", "/live/node"])
+def test_a_wrong_method_is_405_and_names_the_right_ones(client: TestClient, path: str) -> None:
+    answer = client.post(path)
+    assert answer.status_code == 405
+    assert "GET" in answer.headers["allow"]
+    assert "POST" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("path", ["/events", "/live/node"])
+def test_the_head_of_a_stream_ends(client: TestClient, path: str) -> None:
+    answer = client.head(path)
+    assert answer.status_code == 200
+    assert answer.headers["content-type"].startswith("text/event-stream")
+
+
+@pytest.mark.parametrize("path", ["/events", "/live/node"])
+def test_closed_streams_end(client: TestClient, site: Site, path: str) -> None:
+    site.close_streams()
+    assert client.get(path).status_code == 200
+
+
+def test_v1_goes_to_the_router(client: TestClient) -> None:
+    assert client.post("/v1/chat/completions", content=b"{}").text == "POST /v1/chat/completions"
+    assert client.post("/v1/completions", content=b"x" * 1001).status_code == 413
+
+
+def test_the_page_is_guarded(client: TestClient) -> None:
+    for path in ("/", "/api/node", "/nowhere"):
+        headers = client.get(path).headers
+        assert "script-src 'self';" in headers["content-security-policy"]
+        assert "frame-ancestors 'none'" in headers["content-security-policy"]
+        assert headers["x-content-type-options"] == "nosniff"
+
+
+def test_the_page_names_the_host_that_was_asked_and_no_other(client: TestClient) -> None:
+    assert "http://gpu-1:8000/v1/" in client.get("/", headers={"host": "gpu-1:8000"}).text
+    assert "http://[::1]:80/v1/" in client.get("/", headers={"host": "[::1]:80"}).text
+    evil = client.get("/", headers={"host": "a';rm -rf /;'<script>"}).text
+    assert "rm -rf" not in evil
+    assert "http://127.0.0.1:8000/v1/" in evil
+
+
+def test_no_markup_of_a_name_gets_through(client: TestClient, node: FakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    snapshot = msgspec.structs.replace(node.latest(), model="<img src=x onerror=alert(1)>")
+    monkeypatch.setattr(node, "latest", lambda: snapshot)
+    assert "<img" not in client.get("/").text
+
+
+def test_without_the_browser_libraries_the_page_says_so(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(assets, "vendor_present", lambda: False)
+    text = client.get("/").text
+    assert "Live updates are off" in text
+    assert "vendor/" not in text
+    assert "Serving 21 requests" in text
+
+
+def test_static_files_may_be_kept_for_ever_by_their_fingerprint(client: TestClient) -> None:
+    lasting = client.get(f"/static/app.css?v={assets.fingerprint()}")
+    assert (lasting.status_code, lasting.headers["cache-control"]) == (200, "public, max-age=31536000, immutable")
+    assert client.get("/static/app.css").headers["cache-control"] == "no-cache"
+    assert client.get("/static/app.css?v=old").headers["cache-control"] == "no-cache"
+    assert client.get("/static/..%2f..%2fpackage.json").status_code == 404
+
+
+def test_a_fault_is_a_500_in_openai_shape(client: TestClient, node: FakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(node, "latest", lambda: 1 / 0)
+    answer = client.get("/api/node")
+    assert answer.status_code == 500
+    assert json.loads(answer.content)["error"]["type"] == "internal_server_error"
+
+
+def test_assets_are_taken_from_the_wheel_where_there_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(assets, "_HERE", tmp_path / "web")
+    assert assets.directory("static") == tmp_path / "static"
+    (tmp_path / "web" / "_assets" / "static").mkdir(parents=True)
+    assert assets.directory("static") == tmp_path / "web" / "_assets" / "static"
