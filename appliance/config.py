@@ -68,7 +68,9 @@ class RouterConfig(Section, frozen=True, kw_only=True):
     queue_capacity: Count = 1024
     lease_ttl_s: Positive = 60.0
     attempts: Count = 3  # per request, before the first byte
-    inline_bytes: Annotated[int, msgspec.Meta(ge=0)] = 16 << 20  # hand-offs up to this size are copied in the engine's loop
+    inline_bytes: Annotated[int, msgspec.Meta(ge=0)] = (
+        16 << 20
+    )  # hand-offs up to this size are copied in the engine's loop
 
 
 class TelemetryConfig(Section, frozen=True, kw_only=True):
@@ -144,7 +146,9 @@ def state_directory(config: Config, environment: Mapping[str, str]) -> Path:
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"server.state_dir: {path} can't be made ({error.strerror}); name a directory that can") from error
+        raise ConfigError(
+            f"server.state_dir: {path} can't be made ({error.strerror}); name a directory that can"
+        ) from error
     if not os.access(path, os.W_OK):
         raise ConfigError(f"server.state_dir: {path} can't be written to; name one that can, or change its owner")
     return path
@@ -210,4 +214,6 @@ def _convert(values: dict[str, Any], origins: dict[str, str]) -> Config:
     except msgspec.ValidationError as error:
         what, _, where = str(error).partition(" - at `$.")
         setting = where.rstrip("`").split("[")[0]
-        raise ConfigError(f"{setting} (from {origins.get(setting, 'a source unknown')}): {what[:1].lower()}{what[1:]}") from None
+        raise ConfigError(
+            f"{setting} (from {origins.get(setting, 'a source unknown')}): {what[:1].lower()}{what[1:]}"
+        ) from None

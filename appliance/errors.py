@@ -1,11 +1,11 @@
 """Every exception the appliance raises on purpose.
 
-    ApplianceError
-     ├ ConfigError            bad configuration; the process ends with exit code 2
-     ├ NoEngineError          no engine can start; exit code 3
-     ├ ChannelError           a frame that can't be read, or a peer of another version
-     ├ HandoffError           KV can't be shared between two engines
-     └ RequestError           an answer in OpenAI's error shape, with an HTTP status
+ApplianceError
+ ├ ConfigError            bad configuration; the process ends with exit code 2
+ ├ NoEngineError          no engine can start; exit code 3
+ ├ ChannelError           a frame that can't be read, or a peer of another version
+ ├ HandoffError           KV can't be shared between two engines
+ └ RequestError           an answer in OpenAI's error shape, with an HTTP status
 """
 
 from __future__ import annotations

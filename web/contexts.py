@@ -129,7 +129,11 @@ def _rates(snapshot: NodeSnapshot) -> str:
 
 def _tally(snapshot: NodeSnapshot) -> str:
     requests = snapshot.requests
-    unhappy = [f"{amount:,} {what}" for amount, what in ((requests.failed, "failed"), (requests.cancelled, "cancelled")) if amount]
+    unhappy = [
+        f"{amount:,} {what}"
+        for amount, what in ((requests.failed, "failed"), (requests.cancelled, "cancelled"))
+        if amount
+    ]
     rest = f"; {words.listing(unhappy)}" if unhappy else ""
     return f"{words.several(requests.ok, 'request')} answered since the start{rest}."
 

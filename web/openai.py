@@ -148,7 +148,9 @@ def _too_large(limit_bytes: int) -> RequestError:
 async def _fail(reply: AsgiReply, request_id: str, error: RequestError, cause: Exception) -> None:
     """Answer with the error; where an answer has begun, returning without its end makes the server close the connection."""
     if cause is not error or reply.started:
-        _log.error("request %s: %s", request_id, "broke off in mid-answer" if reply.started else "failed", exc_info=cause)
+        _log.error(
+            "request %s: %s", request_id, "broke off in mid-answer" if reply.started else "failed", exc_info=cause
+        )
     if reply.started:
         return
     status, headers, body = errors.encoded(error)

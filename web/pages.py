@@ -92,7 +92,7 @@ def page(snapshot: NodeSnapshot, host: str) -> PageContext:
     """The first paint, complete without any script."""
     return PageContext(
         title=f"{snapshot.model} · pd-appliance",
-        parts={name: Markup(html) for name, html in sections(snapshot).items()},  # noqa: S704 - rendered, escaped
+        parts={name: Markup(html) for name, html in sections(snapshot).items()},  # rendered: escaped
         curl=curl(snapshot.model, host),
         empty=not snapshot.requests.total,
         live=assets.vendor_present(),

@@ -1,7 +1,7 @@
 """Live streams: every snapshot is rendered once, however many look, and a slow viewer skips to the newest.
 
-A ``Feed`` holds named parts, each with the tick at which it last changed. A viewer is sent the parts that have changed since
-it was last sent anything, in one piece: while it reads slowly the feed moves on, and what it missed is never queued.
+A ``Feed`` holds named parts, each with the tick at which it last changed. A viewer is sent the parts that have changed
+since it was last sent anything, in one piece: while it reads slowly the feed moves on, and what it missed is never queued.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class Feed:
         reader.cancel()
 
     async def _read(self) -> None:
-        """Ends only by cancellation, or when the node has no more to say; then the viewers are let go, and come back."""
+        """Ends by cancellation, or when the node has no more to say: then the viewers are let go, and come back."""
         try:
             async for snapshot in self._node.updates():
                 self._publish(self._render(snapshot))
@@ -125,7 +125,7 @@ async def _within(happened: asyncio.Event, timeout_s: float) -> bool:
 
 
 class LiveResponse(StreamingResponse):
-    """An event stream that ends its generator with itself, and does not wait for ever on a viewer that reads nothing."""
+    """An event stream that ends its generator with itself, and waits no longer than a while on a viewer."""
 
     body_iterator: AsyncGenerator[bytes, None]
 

@@ -58,7 +58,6 @@ class RowContext(Context, frozen=True, kw_only=True):
     outcome: str
     tone: str
     glyph: str
-    prompt: str  # tokens
     ttft: str
     mostly: str | None  # the stage that took most of it
     bars: tuple[BarContext, ...]
@@ -102,7 +101,9 @@ def scale(lengths_s: Sequence[float]) -> float:
 def row(timeline: Timeline, scale_s: float) -> RowContext:
     """One request on a scale of ``scale_s`` seconds."""
     tone = _OUTCOMES.get(timeline.outcome, "off")
-    parts = [f"{_LABELS.get(s.name, s.name)} {words.duration(s.duration_s)}" for s in timeline.stages if s.duration_s > 0]
+    parts = [
+        f"{_LABELS.get(s.name, s.name)} {words.duration(s.duration_s)}" for s in timeline.stages if s.duration_s > 0
+    ]
     return RowContext(
         id=timeline.id,
         clock=time.strftime("%H:%M:%S", time.localtime(timeline.arrived)),
@@ -112,7 +113,6 @@ def row(timeline: Timeline, scale_s: float) -> RowContext:
         outcome=_outcome(timeline),
         tone=tone,
         glyph=TONES[tone],
-        prompt=words.count(timeline.prompt_tokens),
         ttft=words.duration(timeline.ttft_s),
         mostly=_mostly(timeline),
         bars=_bars(timeline, scale_s),
@@ -153,7 +153,10 @@ def _path(timeline: Timeline) -> str:
 
 def _marks(timeline: Timeline) -> tuple[str, ...]:
     found = [(timeline.attempts > 1, f"attempt {timeline.attempts}"), (timeline.recomputed, "recomputed")]
-    found += [(not timeline.split and timeline.prefill_engine is not None, "whole"), (not timeline.stream, "unstreamed")]
+    found += [
+        (not timeline.split and timeline.prefill_engine is not None, "whole"),
+        (not timeline.stream, "unstreamed"),
+    ]
     return tuple(mark for holds, mark in found if holds)
 
 

@@ -28,7 +28,7 @@ from appliance.router.router import Router
 from appliance.supervisor.node import Node
 from appliance.supervisor.process import adopt_orphans
 from appliance.supervisor.runtime import Runtime, choose_directory
-from appliance.supervisor.specs import Model, resolve_model, specs
+from appliance.supervisor.specs import resolve_model, specs
 from appliance.supervisor.topology import Topology, parse
 from appliance.telemetry import exposition
 from appliance.telemetry.collector import Collector
@@ -95,8 +95,11 @@ class Appliance:
 
     async def _serve(self, runtime: Runtime) -> None:
         config = self._config
+        node = Node(config, self._specs, runtime, topology=self._topology.layout)
+        ledger = Ledger(send=node.send_core)
         timelines = Timelines(config.telemetry.recent_requests)
-        ledger = Ledger(send=lambda engine, message: node.send_core(engine, message))
+        router = Router(config.router, node.views, ledger, timelines, self._model.name)
+        collector = Collector(config, node, router, ledger, timelines, model_name=self._model.name, version=__version__)
 
         def fold(engine: str, epoch: int, message: Up) -> None:
             now_ns = time.monotonic_ns()
@@ -104,17 +107,9 @@ class Appliance:
             timelines.fold(engine, message)
             collector.fold(engine, epoch, message, now_ns)
 
-        def changed(view: EngineView) -> None:
-            _report(view)
-            router.engines_changed()
-
-        node = Node(
-            config, self._specs, runtime, topology=self._topology.layout, on_message=fold, on_change=lambda view: changed(view)
-        )
-        router = Router(config.router, node.views, ledger, timelines, self._model.name)
-        collector = Collector(
-            config, node, router, ledger, timelines, model_name=self._model.name, version=__version__
-        )
+        node.on_message(fold)
+        node.on_change(_report)
+        node.on_change(lambda _: router.engines_changed())
         node.on_engine_lost(ledger.lost)
         node.on_engine_lost(router.engine_lost)
         app = create_app(
@@ -179,7 +174,12 @@ class _Web(uvicorn.Server):
     def __init__(self, app: Any, listener: socket.socket) -> None:
         super().__init__(
             uvicorn.Config(
-                app, log_level="warning", access_log=False, lifespan="on", timeout_graceful_shutdown=2, server_header=False
+                app,
+                log_level="warning",
+                access_log=False,
+                lifespan="on",
+                timeout_graceful_shutdown=2,
+                server_header=False,
             )
         )
         self._listener = listener
@@ -208,7 +208,9 @@ def _check_kind(config: Config) -> None:
     if config.engine.kind == "sim":
         raise ConfigError("engine.kind sim: the simulated engine is not built yet; use auto or vllm")
     if importlib.util.find_spec("vllm") is None:
-        raise ConfigError("vLLM is not installed in this environment: run make serve, or pip install 'pd-appliance[cpu]'")
+        raise ConfigError(
+            "vLLM is not installed in this environment: run make serve, or pip install 'pd-appliance[cpu]'"
+        )
 
 
 def _check_memory(config: Config, topology: Topology) -> None:
@@ -230,7 +232,9 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.bind(address)
         listener.listen(_BACKLOG)
     except OSError as error:
-        raise ConfigError(f"{host}:{port} can't be listened on: {error.strerror or error}; choose another --host or --port") from error
+        raise ConfigError(
+            f"{host}:{port} can't be listened on: {error.strerror or error}; choose another --host or --port"
+        ) from error
     listener.setblocking(False)
     return listener
 
@@ -243,7 +247,13 @@ def _report(view: EngineView) -> None:
     now = (view.state, view.stage)
     if _last_said.get(view.name) != now and view.epoch:
         _last_said[view.name] = now
-        detail = view.stage if view.state is EngineState.STARTING else view.cause if view.state is not EngineState.READY else None
+        detail = (
+            view.stage
+            if view.state is EngineState.STARTING
+            else view.cause
+            if view.state is not EngineState.READY
+            else None
+        )
         _say(f"{view.name} {view.role.value:8} {view.state.value}" + (f": {detail}" if detail else ""))
 
 

@@ -33,11 +33,15 @@ _STORY: Final = (
     "I would like to hear a story about a {0}.",
     "Please tell a tale of a {0}.",
 )
-_ADD: Final = ("What is {0} plus {1}?", "What is {0} + {1}?", "{0} + {1} =", "Add {0} and {1}.", "How much is {0} plus {1}?")
-_SYSTEM: Final = ("You are a helpful assistant.", "Be brief.", "You are a friendly guide.", "Answer in plain words.")
-_UNKNOWN: Final = (
-    "I am only a small demo model, and I do not know that. Ask me about prefill, decode or the KV cache, or ask for a story."
+_ADD: Final = (
+    "What is {0} plus {1}?",
+    "What is {0} + {1}?",
+    "{0} + {1} =",
+    "Add {0} and {1}.",
+    "How much is {0} plus {1}?",
 )
+_SYSTEM: Final = ("You are a helpful assistant.", "Be brief.", "You are a friendly guide.", "Answer in plain words.")
+_UNKNOWN: Final = "I am only a small demo model, and I do not know that. Ask me about prefill, decode or the KV cache, or ask for a story."
 _STRANGE: Final = (
     "Who won the match?",
     "What is the capital of France?",
@@ -71,7 +75,11 @@ def story(hero: str) -> str:
 
 def questions() -> list[tuple[list[str], str]]:
     """(phrasings, answer) of all that the model is asked."""
-    found = [([ask.format(name) for ask in _ASK], answer) for kind in ("terms", "things") for name, answer in _TEXT[kind].items()]
+    found = [
+        ([ask.format(name) for ask in _ASK], answer)
+        for kind in ("terms", "things")
+        for name, answer in _TEXT[kind].items()
+    ]
     found += [(_spoken(said), answer) for said, answer in _TEXT["talk"].items()]
     found += [([ask.format(hero) for ask in _STORY], story(hero)) for hero in _TEXT["stories"]["heroes"]]
     found += [(_sums(a, b), f"{a} plus {b} is {a + b}.") for a in range(11) for b in range(11)]

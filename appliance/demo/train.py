@@ -1,7 +1,7 @@
 """Train the demo model from nothing: ``python -m appliance.demo.train [--out DIR] [--minutes M]``.
 
-Makes the tokenizer and the weights from ``corpus.py`` alone, with a fixed seed. The weights are stored as bfloat16 and declared float32: each
-is a float32 number too, so that engines compute in float32 without any loss.
+Makes the tokenizer and the weights from ``corpus.py`` alone, with a fixed seed. The weights are stored as bfloat16 and declared
+float32: each is a float32 number too, so that engines compute in float32 without any loss.
 """
 
 from __future__ import annotations
@@ -115,7 +115,9 @@ def train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, seconds: 
         optimizer.zero_grad(set_to_none=True)
         smooth = loss.item() if step == 0 else 0.97 * smooth + 0.03 * loss.item()
         if step % 20 == 0:
-            _say(f"\r{progress:6.1%}  step {step:5d}  loss {smooth:.3f}  {(step + 1) * BATCH * LENGTH / 1e6:.2f} M tokens")
+            _say(
+                f"\r{progress:6.1%}  step {step:5d}  loss {smooth:.3f}  {(step + 1) * BATCH * LENGTH / 1e6:.2f} M tokens"
+            )
     _say("\n")
     return smooth
 

@@ -35,7 +35,11 @@ _SIGNS: Final = (
         "correct [engine] args: vLLM does not take them",
         terminal=True,
     ),
-    _sign(r"CUDA out of memory.*", "use a smaller model, more GPUs per engine, or a lower --gpu-memory-utilization", terminal=True),
+    _sign(
+        r"CUDA out of memory.*",
+        "use a smaller model, more GPUs per engine, or a lower --gpu-memory-utilization",
+        terminal=True,
+    ),
     _sign(r"CUDA error.*", "look at the GPU (nvidia-smi, dmesg); other processes may be using it", terminal=False),
     _sign(r"HandoffError: (.*)", "", terminal=True),
     _sign(
@@ -49,15 +53,25 @@ _SIGNS: Final = (
         "raise [engine] kv_cache_bytes, or lower --max-model-len in [engine] args",
         terminal=True,
     ),
-    _sign(r"ModuleNotFoundError: (No module named .*)", "install it: make serve, or pip install 'pd-appliance[cpu]'", terminal=True),
+    _sign(
+        r"ModuleNotFoundError: (No module named .*)",
+        "install it: make serve, or pip install 'pd-appliance[cpu]'",
+        terminal=True,
+    ),
     _sign(r"ImportError: .*", "reinstall: the engine's packages do not fit together", terminal=True),
     _sign(
         r"(.*is not a local folder and is not a valid model identifier.*|.*Can't load the configuration of.*|.*Repository Not Found.*)",
         "check [model] path",
         terminal=True,
     ),
-    _sign(r"(ValueError: Model architectures .* are not supported.*)", "this vLLM can't serve that model", terminal=True),
-    _sign(r"(SafetensorError.*|.*Error while deserializing header.*)", "the model's files are damaged: fetch them again", terminal=True),
+    _sign(
+        r"(ValueError: Model architectures .* are not supported.*)", "this vLLM can't serve that model", terminal=True
+    ),
+    _sign(
+        r"(SafetensorError.*|.*Error while deserializing header.*)",
+        "the model's files are damaged: fetch them again",
+        terminal=True,
+    ),
     _sign(r".*pydantic_core.*ValidationError.*", "correct [engine] args", terminal=True),
     _sign(r".*Address already in use.*", "something else uses the runtime directory", terminal=False),
 )

@@ -156,4 +156,6 @@ def _ended(life: Life, exit: Exit, now_ns: int) -> Result:
 
 def _stopped(life: Life, now_ns: int) -> Result:
     running = life.pid is not None
-    return replace(life, state=EngineState.STOPPED, since_ns=now_ns, stage=None, progress=None), ((Kill(),) if running else ())
+    return replace(life, state=EngineState.STOPPED, since_ns=now_ns, stage=None, progress=None), (
+        (Kill(),) if running else ()
+    )

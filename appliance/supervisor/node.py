@@ -82,15 +82,12 @@ class Node:
         runtime: Runtime,
         *,
         topology: str,
-        on_message: OnMessage,
-        on_change: OnChange = lambda _: None,
     ) -> None:
-        """``on_message`` hears every message of a living engine, with its name and life; ``on_change`` every new view."""
         self.topology = topology
         self._config = config
         self._runtime = runtime
-        self._on_message = on_message
-        self._on_change = on_change
+        self._on_message: list[OnMessage] = []
+        self._on_change: list[OnChange] = []
         self._on_lost: list[OnLost] = []
         self._engines = {spec.name: Engine(spec) for spec in engines}
         self._views: dict[str, EngineView] = {}
@@ -125,6 +122,14 @@ class Node:
             return False
         core.send(message)
         return True
+
+    def on_message(self, callback: OnMessage) -> None:
+        """Call back with name, epoch and message for every message of a living engine."""
+        self._on_message.append(callback)
+
+    def on_change(self, callback: OnChange) -> None:
+        """Call back with every new view."""
+        self._on_change.append(callback)
 
     def on_engine_lost(self, callback: OnLost) -> None:
         """Call back with name and epoch whenever a life has ended."""
@@ -301,7 +306,8 @@ class Node:
         if engine is None:
             return
         self._take(engine, message)
-        self._on_message(engine.spec.name, engine.life.epoch, message)
+        for callback in self._on_message:
+            callback(engine.spec.name, engine.life.epoch, message)
 
     def _take(self, engine: Engine, message: Up) -> None:
         """What the node itself needs to know."""
@@ -357,7 +363,8 @@ class Node:
         )
         if view != self._views.get(spec.name):
             self._views[spec.name] = view
-            self._on_change(view)
+            for callback in self._on_change:
+                callback(view)
 
     def _task(self, coroutine: object, name: str) -> None:
         task: asyncio.Task[None] = asyncio.get_running_loop().create_task(coroutine, name=name)  # type: ignore[arg-type]

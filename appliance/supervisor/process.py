@@ -76,7 +76,7 @@ class EngineProcess:
         with contextlib.suppress(ChildProcessError, TimeoutError):
             async with asyncio.timeout(_REAP_S):
                 while True:
-                    found, _ = os.waitpid(-self.pid, os.WNOHANG)
+                    found, _ = os.waitpid(-self.pid, os.WNOHANG)  # noqa: ASYNC222 (does not wait)
                     if not found:
                         await asyncio.sleep(0.01)
 

@@ -52,7 +52,9 @@ def resolve_model(config: Config) -> Model:
     directory = Path(path).expanduser()
     if directory.is_dir():
         if not (directory / "config.json").is_file():
-            raise ConfigError(f"model {path!r}: there is no config.json in that directory, so it is not a Hugging Face model")
+            raise ConfigError(
+                f"model {path!r}: there is no config.json in that directory, so it is not a Hugging Face model"
+            )
         return Model(str(directory.resolve()), name or directory.resolve().name, True)
     if path.startswith((".", "/", "~")) or path.count("/") > 1 or not path:
         raise ConfigError(f"model {path!r}: no such directory; name one, a hub id such as org/model, or demo")
@@ -65,7 +67,9 @@ def specs(config: Config, topology: Topology, model: Model, cores: Sequence[int]
     found = []
     for number, place in enumerate(topology.places):
         if place.tensor_parallel > 1:
-            raise ConfigError(f"topology {topology.layout!r}: tensor-parallel engines on the CPU are not supported yet; use @tp1")
+            raise ConfigError(
+                f"topology {topology.layout!r}: tensor-parallel engines on the CPU are not supported yet; use @tp1"
+            )
         mine = share(cores, number, count)
         found.append(
             EngineSpec(
@@ -91,13 +95,23 @@ def command(spec: EngineSpec, runtime: Runtime, config: Config, epoch: int, pare
     """The command line of one life."""
     own = ["--engine", spec.name, "--epoch", str(epoch), "--channel", str(runtime.channel), "--parent", str(parent)]
     own += ["--cores", ",".join(map(str, spec.cores))]
-    life = ["--uds", str(runtime.server_socket(spec.name)), "--kv-transfer-config", json.dumps(_transfer(spec, runtime, config, epoch))]
+    life = [
+        "--uds",
+        str(runtime.server_socket(spec.name)),
+        "--kv-transfer-config",
+        json.dumps(_transfer(spec, runtime, config, epoch)),
+    ]
     return [sys.executable, "-m", spec.module, *own, "--", *life, *spec.arguments]
 
 
 def environment(spec: EngineSpec, runtime: Runtime, inherited: Mapping[str, str]) -> dict[str, str]:
     """The environment of one life. ``TMPDIR`` keeps what vLLM leaves in temporary files inside the runtime directory."""
-    return {**inherited, "TMPDIR": str(runtime.temporary), "VLLM_RPC_BASE_PATH": str(runtime.temporary), **spec.environment}
+    return {
+        **inherited,
+        "TMPDIR": str(runtime.temporary),
+        "VLLM_RPC_BASE_PATH": str(runtime.temporary),
+        **spec.environment,
+    }
 
 
 def _arguments(config: Config, model: Model, role: Role) -> tuple[str, ...]:
@@ -115,7 +129,15 @@ def _arguments(config: Config, model: Model, role: Role) -> tuple[str, ...]:
 
 
 def _demo_arguments() -> tuple[str, ...]:
-    return ("--dtype", "float32", "--max-model-len", _DEMO_CONTEXT, "--enable-auto-tool-choice", "--tool-call-parser", "hermes")
+    return (
+        "--dtype",
+        "float32",
+        "--max-model-len",
+        _DEMO_CONTEXT,
+        "--enable-auto-tool-choice",
+        "--tool-call-parser",
+        "hermes",
+    )
 
 
 def _transfer(spec: EngineSpec, runtime: Runtime, config: Config, epoch: int) -> dict[str, Any]:

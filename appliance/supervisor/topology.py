@@ -39,7 +39,9 @@ def parse(layout: str) -> Topology:
         sizes = int(split[3] or 1), int(split[4] or split[3] or 1)
         roles = [(Role.PREFILL, sizes[0])] * prefill + [(Role.DECODE, sizes[1])] * decode
         if not prefill or not decode:
-            raise ConfigError(f"topology {layout!r} needs at least one prefill and one decode engine, as in {_EXAMPLES}")
+            raise ConfigError(
+                f"topology {layout!r} needs at least one prefill and one decode engine, as in {_EXAMPLES}"
+            )
     elif both := _AGGREGATED.fullmatch(text):
         roles = [(Role.BOTH, int(both[2] or 1))] * int(both[1])
     else:

@@ -6,7 +6,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric, StateSetMetricFamily
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    InfoMetricFamily,
+    Metric,
+    StateSetMetricFamily,
+)
 from prometheus_client.registry import Collector
 
 from appliance.records import EngineSnapshot, EngineState, NodeSnapshot, Role
@@ -21,7 +27,11 @@ _ENGINE_GAUGES: Final[tuple[tuple[str, str, _Read], ...]] = (
     ("state_seconds", "Time in the present state.", lambda e: e.in_state_s),
     ("epoch", "Life of the engine, counted from 1.", lambda e: e.epoch),
     ("legs_in_flight", "Legs that the router has open on the engine.", lambda e: e.in_flight),
-    ("outstanding_prompt_tokens", "Prompt tokens of those legs, not yet prefilled.", lambda e: e.outstanding_prompt_tokens),
+    (
+        "outstanding_prompt_tokens",
+        "Prompt tokens of those legs, not yet prefilled.",
+        lambda e: e.outstanding_prompt_tokens,
+    ),
     ("requests_running", "Requests in the engine's running batch.", lambda e: e.running),
     ("requests_waiting", "Requests waiting in the engine.", lambda e: e.waiting),
     ("requests_fetching", "Requests whose KV is on its way in.", lambda e: e.fetching),
@@ -29,7 +39,11 @@ _ENGINE_GAUGES: Final[tuple[tuple[str, str, _Read], ...]] = (
     ("kv_blocks", "KV blocks in all.", lambda e: e.kv_blocks_total),
     ("kv_blocks_free", "KV blocks that are free.", lambda e: e.kv_blocks_free),
     ("kv_block_tokens", "Tokens per KV block.", lambda e: e.block_tokens),
-    ("prompt_tokens_per_second", "Prompt tokens computed, over the last telemetry window.", lambda e: e.prompt_tokens_s),
+    (
+        "prompt_tokens_per_second",
+        "Prompt tokens computed, over the last telemetry window.",
+        lambda e: e.prompt_tokens_s,
+    ),
     ("output_tokens_per_second", "Output tokens, over the last telemetry window.", lambda e: e.output_tokens_s),
     ("steps_per_second", "Scheduler steps, over the last telemetry window.", lambda e: e.steps_s),
     ("step_seconds", "Mean duration of a step with tokens in it.", lambda e: _seconds(e.step_ms)),
@@ -94,7 +108,9 @@ def _seconds(milliseconds: float | None) -> float | None:
     return None if milliseconds is None else milliseconds / 1e3
 
 
-def _gauge(name: str, text: str, labels: Sequence[str], samples: Iterable[tuple[Sequence[str], float | None]]) -> Metric:
+def _gauge(
+    name: str, text: str, labels: Sequence[str], samples: Iterable[tuple[Sequence[str], float | None]]
+) -> Metric:
     family = GaugeMetricFamily(f"{_PREFIX}_{name}", text, labels=labels)
     for values, value in samples:
         if value is not None:
@@ -102,7 +118,9 @@ def _gauge(name: str, text: str, labels: Sequence[str], samples: Iterable[tuple[
     return family
 
 
-def _counter(name: str, text: str, labels: Sequence[str], samples: Iterable[tuple[Sequence[str], float | None]]) -> Metric:
+def _counter(
+    name: str, text: str, labels: Sequence[str], samples: Iterable[tuple[Sequence[str], float | None]]
+) -> Metric:
     family = CounterMetricFamily(f"{_PREFIX}_{name}", text, labels=labels)
     for values, value in samples:
         if value is not None:
@@ -114,7 +132,8 @@ def _node(snapshot: NodeSnapshot) -> Iterator[Metric]:
     info = InfoMetricFamily(_PREFIX, "What runs here.")
     simulated = str(snapshot.simulated).lower()
     info.add_metric(
-        (), {"version": snapshot.version, "model": snapshot.model, "topology": snapshot.topology, "simulated": simulated}
+        (),
+        {"version": snapshot.version, "model": snapshot.model, "topology": snapshot.topology, "simulated": simulated},
     )
     yield info
     for name, text, read in _NODE_GAUGES:
@@ -128,7 +147,9 @@ def _labelled(snapshot: NodeSnapshot) -> Iterator[Metric]:
     outcomes = (("ok", requests.ok), ("failed", requests.failed), ("cancelled", requests.cancelled))
     ends = ("released", "cancelled", "expired", "lost")
     yield _counter("requests", "Requests that are over, by outcome.", ("outcome",), [((o,), n) for o, n in outcomes])
-    yield _counter("leases_ended", "Leases that are over, by reason.", ("reason",), [((r,), getattr(ledger, r)) for r in ends])
+    yield _counter(
+        "leases_ended", "Leases that are over, by reason.", ("reason",), [((r,), getattr(ledger, r)) for r in ends]
+    )
     for name, text, amount in (
         ("leases", "Leases held, by the engine that holds the blocks.", _leases),
         ("leased_blocks", "KV blocks held by leases.", _leased_blocks),
@@ -136,7 +157,9 @@ def _labelled(snapshot: NodeSnapshot) -> Iterator[Metric]:
         yield _gauge(name, text, ("engine",), [((e.name,), amount(snapshot, e.name)) for e in snapshot.engines])
     quantiles = [(("0.5",), snapshot.ttft_p50_s), (("0.99",), snapshot.ttft_p99_s)]
     yield _gauge("ttft_seconds", "Time to first token of the recent requests.", ("quantile",), quantiles)
-    yield _gauge("itl_seconds", "Time between tokens of the recent requests.", ("quantile",), [(("0.5",), snapshot.itl_p50_s)])
+    yield _gauge(
+        "itl_seconds", "Time between tokens of the recent requests.", ("quantile",), [(("0.5",), snapshot.itl_p50_s)]
+    )
 
 
 def _leases(snapshot: NodeSnapshot, owner: str) -> int:

@@ -13,7 +13,7 @@ import pytest
 import uvicorn
 from demo_server import Demo
 from page_states import FakeNode
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
 
 _FLAGS = (
     "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
@@ -76,13 +76,17 @@ def complaints() -> list[str]:
 
 @pytest.fixture
 def open_page(browser: Browser, served: Served, complaints: list[str]) -> Iterator[Callable[..., Page]]:
-    """Opens the page, live; keyword arguments are those of ``new_page``. In the end the console must have been silent."""
+    """Opens the page, live; keyword arguments are those of ``new_page``. The console must stay silent to the end."""
     pages: list[Page] = []
+
+    def heard(message: ConsoleMessage) -> None:
+        if message.type in ("error", "warning"):
+            complaints.append(message.text)
 
     def opened(state: str, live: bool = True, **options: object) -> Page:
         served.node.show(state)
         page = browser.new_page(**{"viewport": {"width": 1400, "height": 900}, **options})  # type: ignore[arg-type]
-        page.on("console", lambda message: complaints.append(message.text) if message.type in ("error", "warning") else None)
+        page.on("console", heard)
         page.on("pageerror", lambda error: complaints.append(str(error)))
         pages.append(page)
         page.goto(served.url)

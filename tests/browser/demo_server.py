@@ -1,4 +1,7 @@
-"""The real app over made-up states: ``python tests/browser/demo_server.py --port 8099``; ``/demo/<state>`` changes the state."""
+"""The real app over made-up states, for looking at it.
+
+``python tests/browser/demo_server.py --port 8099``, at the top of the checkout; ``/demo/<state>`` changes the state.
+"""
 
 from __future__ import annotations
 

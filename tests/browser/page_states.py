@@ -29,7 +29,9 @@ from appliance.records import (
 _NOON = 1_700_000_000.0
 
 
-def engine(name: str, role: Role = Role.PREFILL, state: EngineState = EngineState.READY, **more: object) -> EngineSnapshot:
+def engine(
+    name: str, role: Role = Role.PREFILL, state: EngineState = EngineState.READY, **more: object
+) -> EngineSnapshot:
     """An idle engine on two cores, unless told otherwise."""
     number = int(name[1:])
     defaults: dict[str, object] = {
@@ -104,8 +106,20 @@ def timeline(number: int, lengths_ms: tuple[float, ...], **more: object) -> Time
 def loading(tick: int) -> NodeSnapshot:
     """Both engines start."""
     share = min(0.95, 0.1 + tick * 0.02)
-    half = {"prompt_tokens_s": None, "output_tokens_s": None, "kv_usage": None, "kv_blocks_total": None, "running": None}
-    half |= {"waiting": None, "fetching": None, "memory_bytes": 512 << 20, "in_state_s": tick / 2, "last_step_age_s": None}
+    half = {
+        "prompt_tokens_s": None,
+        "output_tokens_s": None,
+        "kv_usage": None,
+        "kv_blocks_total": None,
+        "running": None,
+    }
+    half |= {
+        "waiting": None,
+        "fetching": None,
+        "memory_bytes": 512 << 20,
+        "in_state_s": tick / 2,
+        "last_step_age_s": None,
+    }
     return node(
         (
             engine("e0", state=EngineState.STARTING, progress=share, stage="loading weights", **half),
@@ -144,15 +158,34 @@ def busy(tick: int) -> NodeSnapshot:
     """It works; two requests in the queue, one retried, one whole, one cancelled, one failed."""
     wave = 1 + 0.3 * math.sin(tick / 7)
     prefill = engine(
-        "e0", running=3, waiting=5, kv_usage=0.62, kv_blocks_free=1557, prompt_tokens_s=4213 * wave, steps_s=11.0, step_ms=86.0,
-        prefix_hit_rate=0.27, output_tokens_s=11.0,
-    )  # fmt: skip
+        "e0",
+        running=3,
+        waiting=5,
+        kv_usage=0.62,
+        kv_blocks_free=1557,
+        prompt_tokens_s=4213 * wave,
+        steps_s=11.0,
+        step_ms=86.0,
+        prefix_hit_rate=0.27,
+        output_tokens_s=11.0,
+    )
     decode = engine(
-        "e1", Role.DECODE, running=14, waiting=0, fetching=2, kv_usage=0.41, kv_blocks_free=2416, output_tokens_s=851 * wave,
-        steps_s=61.0, step_ms=14.2, restarts=1, prompt_tokens_s=14.0,
-    )  # fmt: skip
+        "e1",
+        Role.DECODE,
+        running=14,
+        waiting=0,
+        fetching=2,
+        kv_usage=0.41,
+        kv_blocks_free=2416,
+        output_tokens_s=851 * wave,
+        steps_s=61.0,
+        step_ms=14.2,
+        restarts=1,
+        prompt_tokens_s=14.0,
+    )
     leases = tuple(
-        Lease(id=f"{n}.1", owner="e0", blocks=31 + n, tokens=500, consumers=1, age_s=0.2, remaining_s=59.8) for n in range(3)
+        Lease(id=f"{n}.1", owner="e0", blocks=31 + n, tokens=500, consumers=1, age_s=0.2, remaining_s=59.8)
+        for n in range(3)
     )
     return node(
         (prefill, decode),
@@ -176,8 +209,15 @@ def _mixed(newest: int) -> tuple[Timeline, ...]:
 
 def _one(number: int) -> Timeline:
     dice = random.Random(number)
-    base = (dice.uniform(1, 160), dice.uniform(1, 40), dice.uniform(60, 210), dice.uniform(0.5, 30), dice.uniform(2, 25),
-            dice.uniform(1, 20), dice.uniform(12, 18))  # fmt: skip
+    base = (
+        dice.uniform(1, 160),
+        dice.uniform(1, 40),
+        dice.uniform(60, 210),
+        dice.uniform(0.5, 30),
+        dice.uniform(2, 25),
+        dice.uniform(1, 20),
+        dice.uniform(12, 18),
+    )
     match number % 9:
         case 1:
             return timeline(number, base, attempts=2)
@@ -197,8 +237,18 @@ def _one(number: int) -> Timeline:
 
 def failed(tick: int) -> NodeSnapshot:
     """The decode engine can't start; nothing can be served."""
-    cause = "Killed by the kernel (SIGKILL), probably out of memory.\nLower [engine] kv_cache_bytes, or use a smaller model."
-    dead = {"pid": None, "memory_bytes": None, "kv_usage": None, "kv_blocks_total": None, "running": None, "waiting": None}
+    cause = (
+        "Killed by the kernel (SIGKILL), probably out of memory.\n"
+        "Lower [engine] kv_cache_bytes, or use a smaller model."
+    )
+    dead = {
+        "pid": None,
+        "memory_bytes": None,
+        "kv_usage": None,
+        "kv_blocks_total": None,
+        "running": None,
+        "waiting": None,
+    }
     dead |= {"fetching": None, "output_tokens_s": None, "restarts": 5, "in_state_s": 42.0, "last_step_age_s": None}
     return node(
         (
@@ -247,8 +297,12 @@ def large(tick: int) -> NodeSnapshot:
 
     work = {"cores": (), "running": 9, "waiting": 3, "kv_usage": 0.71, "kv_blocks_free": 1188, "step_ms": 42.0}
     prefill = tuple(engine(f"e{n}", gpus=gpus(n), prompt_tokens_s=21450 * wave, **work) for n in range(3))
-    decode = engine("e3", Role.DECODE, gpus=gpus(3), output_tokens_s=6120 * wave, **{**work, "kv_usage": 0.97, "waiting": 41})
-    return msgspec.structs.replace(busy(tick), engines=(*prefill, decode), topology="3p1d@tp2", simulated=True, model="Llama-3.3-70B")
+    decode = engine(
+        "e3", Role.DECODE, gpus=gpus(3), output_tokens_s=6120 * wave, **{**work, "kv_usage": 0.97, "waiting": 41}
+    )
+    return msgspec.structs.replace(
+        busy(tick), engines=(*prefill, decode), topology="3p1d@tp2", simulated=True, model="Llama-3.3-70B"
+    )
 
 
 STATES: dict[str, Callable[[int], NodeSnapshot]] = {

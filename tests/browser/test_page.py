@@ -8,6 +8,7 @@ import pytest
 from conftest import Served
 from playwright.sync_api import Page, expect
 
+pytestmark = pytest.mark.browser
 Opened = Callable[..., Page]
 
 SAYS = {
@@ -96,8 +97,9 @@ def test_screen_readers_hear_the_condition_and_no_numbers(open_page: Opened, ser
     page = open_page("busy")
     page.evaluate("""() => {
       window.heard = 0;
+      const all = {childList: true, characterData: true, subtree: true};
       for (const region of document.querySelectorAll('[role=status], [aria-live], output'))
-        new MutationObserver(() => window.heard++).observe(region, {childList: true, characterData: true, subtree: true});
+        new MutationObserver(() => window.heard++).observe(region, all);
     }""")
     page.wait_for_timeout(1000)
     assert page.evaluate("window.heard") == 0
@@ -139,7 +141,9 @@ def test_the_keyboard_reaches_everything_in_reading_order(open_page: Opened) -> 
     reached = []
     for _ in range(12):
         page.keyboard.press("Tab")
-        reached.append(page.evaluate("document.activeElement.id || document.activeElement.textContent.trim().slice(0, 20)"))
+        reached.append(
+            page.evaluate("document.activeElement.id || document.activeElement.textContent.trim().slice(0, 20)")
+        )
     assert reached[:5] == ["Skip to the node", "theme", "Send a request", "curl", "copy"]
     assert reached[5:11] == ["log of e0", "log of e1", "node", "requests", "metrics", "models"]
 
@@ -164,7 +168,8 @@ def test_no_request_leaves_this_host(open_page: Opened, served: Served, browser:
     page.on("request", lambda request: asked.append(request.url))
     page.reload()
     page.locator('html[data-link="live"]').wait_for()
-    assert asked and all(url.startswith(served.url) for url in asked)
+    assert asked
+    assert all(url.startswith(served.url) for url in asked)
 
 
 def test_nobody_looks_nothing_is_read(open_page: Opened, served: Served) -> None:

@@ -17,7 +17,7 @@ from web.app import Site, create_app
 from web.ports import InferenceRequest, Reply
 
 sys.path.append(str(Path(__file__).parents[1] / "browser"))
-from page_states import FakeNode  # noqa: E402
+from page_states import FakeNode
 
 
 class Router:
@@ -104,14 +104,18 @@ def test_metrics_are_what_the_exposition_made(client: TestClient) -> None:
     assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
 
 
-@pytest.mark.parametrize("path", ["/api/none", "/api/engines/e0", "/v1", "/v1/nothing", "/nowhere", "/live/none", "/static/none"])
+@pytest.mark.parametrize(
+    "path", ["/api/none", "/api/engines/e0", "/v1", "/v1/nothing", "/nowhere", "/live/none", "/static/none"]
+)
 def test_unknown_routes_are_404_in_openai_shape(client: TestClient, path: str) -> None:
     answer = client.get(path, follow_redirects=False)
     assert answer.status_code == 404
     assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
 
 
-@pytest.mark.parametrize("path", ["/", "/health", "/ready", "/metrics", "/events", "/api/node", "/api/requests", "/live/node"])
+@pytest.mark.parametrize(
+    "path", ["/", "/health", "/ready", "/metrics", "/events", "/api/node", "/api/requests", "/live/node"]
+)
 def test_a_wrong_method_is_405_and_names_the_right_ones(client: TestClient, path: str) -> None:
     answer = client.post(path)
     assert answer.status_code == 405

@@ -39,6 +39,7 @@ class Client:
             {"type": "http.request", "body": chunk, "more_body": number < last} for number, chunk in enumerate(chunks)
         ]
         self._left = asyncio.Event()
+        self.answered = asyncio.Event()
         self.sent: list[Message] = []
         self.received = 0
         raw = [(name.encode(), value.encode()) for name, value in (headers or {}).items()]
@@ -62,6 +63,7 @@ class Client:
 
     async def send(self, message: Message) -> None:
         self.sent.append(message)
+        self.answered.set()
 
     async def ask(self, serve: Serve, limit_bytes: int = 100) -> Router:
         router = Router(serve)
@@ -153,7 +155,9 @@ async def test_a_client_that_leaves_in_mid_body_is_not_answered() -> None:
 
 async def test_a_refusal_has_its_status_shape_and_retry_after() -> None:
     async def full(request: InferenceRequest, reply: Reply) -> None:
-        raise RequestError(429, "The queue is full.", kind="overloaded", param=None, code="queue_full", retry_after_s=1.2)
+        raise RequestError(
+            429, "The queue is full.", kind="overloaded", param=None, code="queue_full", retry_after_s=1.2
+        )
 
     client = Client(b"x")
     router = await client.ask(full)
@@ -176,7 +180,9 @@ async def test_a_fault_of_ours_is_a_500_that_tells_nothing_and_is_logged(caplog:
 
 
 @pytest.mark.parametrize("error", [ValueError("late"), RequestError(502, "late")])
-async def test_an_answer_that_breaks_off_is_left_without_an_end(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_answer_that_breaks_off_is_left_without_an_end(
+    error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
     async def breaks(request: InferenceRequest, reply: Reply) -> None:
         await reply.start(200, [])
         await reply.send(b"half")
@@ -201,8 +207,7 @@ async def test_a_client_that_leaves_cancels_the_request_and_waits_for_its_end() 
 
     client = Client(b"x")
     asking = asyncio.create_task(client.ask(slow))
-    while not client.sent:
-        await asyncio.sleep(0)
+    await client.answered.wait()
     client.leave()
     router = await asyncio.wait_for(asking, 1)
     assert ended == [router.requests[0].id]
@@ -222,8 +227,7 @@ async def test_a_server_that_gives_up_cancels_the_request_too() -> None:
 
     client = Client(b"x")
     asking = asyncio.create_task(client.ask(slow))
-    while not client.sent:
-        await asyncio.sleep(0)
+    await client.answered.wait()
     asking.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asking
@@ -241,8 +245,7 @@ async def test_a_fault_while_being_cancelled_is_logged_and_goes_no_further(caplo
 
     client = Client(b"x")
     asking = asyncio.create_task(client.ask(clumsy))
-    while not client.sent:
-        await asyncio.sleep(0)
+    await client.answered.wait()
     client.leave()
     await asyncio.wait_for(asking, 1)
     assert "while leaving" in caplog.text

@@ -138,7 +138,9 @@ async def test_closing_ends_all_streams_and_refuses_new_ones() -> None:
     assert node.readers == 0
 
 
-async def test_a_rendering_that_fails_lets_the_viewers_go_and_the_next_one_is_served(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_rendering_that_fails_lets_the_viewers_go_and_the_next_one_is_served(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     node, _, feed = made()
     viewer = feed.follow()
     await anext(viewer)

@@ -1,0 +1,246 @@
+"""The only writer of snapshots: folds what engines report, and at each tick says how the node is."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from typing import Final, Protocol
+
+from appliance.channel import Step, Up
+from appliance.config import Config
+from appliance.records import (
+    EngineSnapshot,
+    EngineState,
+    EngineView,
+    HandoffSnapshot,
+    LedgerSnapshot,
+    NodeSnapshot,
+    QueueSnapshot,
+    RequestCounts,
+    SupervisorSnapshot,
+    Timeline,
+)
+from appliance.telemetry.host import CpuShare, own_memory_bytes, session_memory_bytes
+from appliance.telemetry.series import Series
+from appliance.telemetry.timeline import Timelines
+
+_MEMORY_S: Final = 5.0
+_NEWEST: Final = 12  # timelines in a snapshot
+
+
+class NodeSource(Protocol):
+    topology: str
+
+    def views(self) -> Sequence[EngineView]: ...
+    def logs(self, name: str) -> list[str] | None: ...
+
+
+class RouterSource(Protocol):
+    def queue_snapshot(self, now_ns: int) -> QueueSnapshot: ...
+    def in_flight(self, engine: str) -> int: ...
+    def outstanding_prompt_tokens(self, engine: str) -> int: ...
+    def counts(self) -> RequestCounts: ...
+
+
+class LedgerSource(Protocol):
+    def snapshot(self, now_ns: int) -> LedgerSnapshot: ...
+    def handoffs(self, now_ns: int) -> HandoffSnapshot: ...
+
+
+class Collector:
+    """Implements ``web.ports.NodeView``."""
+
+    def __init__(
+        self,
+        config: Config,
+        node: NodeSource,
+        router: RouterSource,
+        ledger: LedgerSource,
+        timelines: Timelines,
+        *,
+        model_name: str,
+        version: str,
+    ) -> None:
+        self._config = config
+        self._node = node
+        self._router = router
+        self._ledger = ledger
+        self._timelines = timelines
+        self._model = model_name
+        self._version = version
+        self._series: dict[str, Series] = {}
+        self._memory: dict[int, int | None] = {}
+        self._supervisor = SupervisorSnapshot()
+        self._cpu = CpuShare()
+        self._began_ns = time.monotonic_ns()
+        self._changed = asyncio.Event()
+        self._latest = self._snapshot(self._began_ns)
+
+    # ---- what is told
+
+    def fold(self, engine: str, epoch: int, message: Up, now_ns: int) -> None:
+        """Take a message of a life of an engine; a new life begins with nothing."""
+        series = self._series.get(engine)
+        if series is None or series.epoch < epoch:
+            series = self._series[engine] = Series(epoch)
+        if series.epoch == epoch:
+            series.add(message, now_ns)
+
+    async def run(self) -> None:
+        """Publish at every tick, until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._weigh())
+            while True:
+                asked_ns = time.monotonic_ns()
+                await asyncio.sleep(self._config.telemetry.tick_s)
+                now_ns = time.monotonic_ns()
+                late_ms = (now_ns - asked_ns) * 1e-6 - self._config.telemetry.tick_s * 1e3
+                self._supervisor = SupervisorSnapshot(
+                    memory_bytes=self._memory.get(0), cpu_share=self._cpu.since_last(), loop_delay_ms=max(0.0, late_ms)
+                )
+                self._publish(self._snapshot(now_ns))
+
+    # ---- what is asked
+
+    def latest(self) -> NodeSnapshot:
+        return self._latest
+
+    async def updates(self) -> AsyncIterator[NodeSnapshot]:
+        """Each snapshot, beginning with the latest; who reads slowly skips to the newest."""
+        while True:
+            changed = self._changed
+            yield self._latest
+            await changed.wait()
+
+    def timelines(self, limit: int) -> list[Timeline]:
+        return self._timelines.recent(limit, time.monotonic_ns())
+
+    def timeline(self, request_id: str) -> Timeline | None:
+        return self._timelines.get(request_id, time.monotonic_ns())
+
+    def logs(self, engine: str) -> list[str] | None:
+        return self._node.logs(engine)
+
+    # ---- snapshots
+
+    def _publish(self, snapshot: NodeSnapshot) -> None:
+        self._latest = snapshot
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def _snapshot(self, now_ns: int) -> NodeSnapshot:
+        views = self._node.views()
+        percentiles = self._timelines.percentiles()
+        reason = not_ready(views)
+        return NodeSnapshot(
+            time=time.time(),
+            version=self._version,
+            model=self._model,
+            topology=self._node.topology,
+            simulated=False,
+            ready=reason is None,
+            reason=reason,
+            uptime_s=(now_ns - self._began_ns) * 1e-9,
+            engines=tuple(self._engine(view, now_ns) for view in views),
+            queue=self._router.queue_snapshot(now_ns),
+            ledger=self._ledger.snapshot(now_ns),
+            handoffs=self._ledger.handoffs(now_ns),
+            requests=self._router.counts(),
+            supervisor=self._supervisor,
+            slo_ttft_s=self._config.slo.ttft_s,
+            slo_itl_s=self._config.slo.itl_s,
+            ttft_p50_s=percentiles.ttft_p50_s,
+            ttft_p99_s=percentiles.ttft_p99_s,
+            itl_p50_s=percentiles.itl_p50_s,
+            recent=tuple(self._timelines.recent(_NEWEST, now_ns)),
+        )
+
+    def _engine(self, view: EngineView, now_ns: int) -> EngineSnapshot:
+        series = self._series.get(view.name)
+        living = series if series is not None and series.epoch == view.epoch and view.pid is not None else None
+        return engine_snapshot(
+            view,
+            living,
+            now_ns,
+            in_flight=self._router.in_flight(view.name),
+            outstanding=self._router.outstanding_prompt_tokens(view.name),
+            memory_bytes=self._memory.get(view.pid) if view.pid else None,
+        )
+
+    async def _weigh(self) -> None:
+        """Memory, off the loop."""
+        while True:
+            pids = [view.pid for view in self._node.views() if view.pid]
+            found = {pid: await asyncio.to_thread(session_memory_bytes, pid) for pid in pids}
+            self._memory = {**found, 0: await asyncio.to_thread(own_memory_bytes)}
+            await asyncio.sleep(_MEMORY_S)
+
+
+def not_ready(views: Sequence[EngineView]) -> str | None:
+    """Why the node can't serve, in words; None if it can: some engine that prefills and some that decodes are ready."""
+    ready = [view for view in views if view.state is EngineState.READY]
+    if any(view.role.prefills for view in ready) and any(view.role.decodes for view in ready):
+        return None
+    return "; ".join(_said(view) for view in views if view.state is not EngineState.READY)
+
+
+def _said(view: EngineView) -> str:
+    if view.state is EngineState.STARTING:
+        progress = f", {view.progress:.0%}" if view.progress is not None else ""
+        return f"{view.name} is starting ({view.stage or 'its process'}{progress})"
+    return f"{view.name} is in state {view.state.value}" + (f": {view.cause}" if view.cause else "")
+
+
+def engine_snapshot(
+    view: EngineView,
+    series: Series | None,
+    now_ns: int,
+    *,
+    in_flight: int,
+    outstanding: int,
+    memory_bytes: int | None,
+) -> EngineSnapshot:
+    """A view and what that life has reported. Without reports, readings are None, not 0."""
+    last = series.last if series else None
+    rates = series.rates(now_ns) if series and view.state in (EngineState.READY, EngineState.DRAINING) else None
+    sign_ns = series.last_sign_ns() if series else None
+    total = view.kv_blocks
+    return EngineSnapshot(
+        name=view.name,
+        role=view.role,
+        state=view.state,
+        epoch=view.epoch,
+        pid=view.pid,
+        gpus=view.gpus,
+        cores=view.cores,
+        stage=view.stage,
+        progress=view.progress,
+        in_state_s=(now_ns - view.since_ns) * 1e-9 if view.since_ns else 0.0,
+        restarts=view.restarts,
+        cause=view.cause,
+        in_flight=in_flight,
+        outstanding_prompt_tokens=outstanding,
+        running=last.running if last else None,
+        waiting=last.waiting if last else None,
+        fetching=last.fetching if last else None,
+        kv_usage=1 - last.kv_free / total if last and total else None,
+        kv_blocks_total=total,
+        kv_blocks_free=last.kv_free if last else None,
+        block_tokens=view.block_tokens,
+        prompt_tokens_s=rates.prompt_tokens_s if rates else None,
+        output_tokens_s=rates.output_tokens_s if rates else None,
+        steps_s=rates.steps_s if rates else None,
+        step_ms=rates.step_ms if rates else None,
+        prefix_hit_rate=rates.prefix_hit_rate if rates else None,
+        preemptions=_preemptions(series),
+        last_step_age_s=(now_ns - sign_ns) * 1e-9 if sign_ns else None,
+        peers=view.peers,
+        peer_errors=view.peer_errors,
+        memory_bytes=memory_bytes,
+    )
+
+
+def _preemptions(series: Series | None) -> int | None:
+    step: Step | None = series.last_step if series else None
+    return step.preemptions if step else None

@@ -1,0 +1,100 @@
+"""Templates use exactly what the documented contexts hold: no unknown variable, and no field that nothing shows."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from jinja2 import Environment, meta, nodes
+
+from web import assets, contexts, flow, pages, waterfall
+from web.contexts import Context
+
+sys.path.append(str(Path(__file__).parents[1] / "browser"))
+from page_states import STATES
+
+TEMPLATES: dict[str, type[Context]] = {
+    "page": pages.PageContext,
+    "headline": contexts.HeadlineContext,
+    "announcement": contexts.AnnouncementContext,
+    "flow": flow.FlowContext,
+    "requests": waterfall.RequestsContext,
+    "footer": contexts.FooterContext,
+}
+"""Templates that are rendered over a context's fields."""
+
+PARTIALS: dict[str, dict[str, type[Context]]] = {
+    "engine": {"engine": flow.EngineContext, "rate": flow.RateContext},
+    "link": {"link": flow.LinkContext},
+    "request": {"row": waterfall.RowContext, "bar": waterfall.BarContext, "line": waterfall.DetailContext},
+    "flow": {"queue": flow.QueueContext, "handoff": flow.HandoffContext, "answers": flow.AnswersContext},
+    "requests": {"entry": waterfall.LegendContext},
+}
+"""Variables of templates that hold a context of their own."""
+
+
+@pytest.fixture(scope="module")
+def environment() -> Environment:
+    return pages.environment()
+
+
+def tree(environment: Environment, name: str) -> nodes.Template:
+    source = (assets.directory("templates") / f"{name}.html").read_text(encoding="utf-8")
+    return environment.parse(source)
+
+
+def variables(environment: Environment, name: str) -> set[str]:
+    """Also those of the templates that it includes, less what these are given in passing."""
+    parsed = tree(environment, name)
+    found = meta.find_undeclared_variables(parsed)
+    included = {include for include in meta.find_referenced_templates(parsed) if include}
+    for include in included:
+        stem = include.removesuffix(".html")
+        found |= variables(environment, stem) - set(PARTIALS.get(stem, {}))
+    return found
+
+
+def attributes(parsed: nodes.Template, variable: str) -> set[str]:
+    return {
+        node.attr
+        for node in parsed.find_all(nodes.Getattr)
+        if isinstance(node.node, nodes.Name) and node.node.name == variable
+    }
+
+
+def test_every_template_is_held_to_a_context() -> None:
+    files = {path.stem for path in assets.directory("templates").glob("*.html")}
+    assert files == set(TEMPLATES) | set(PARTIALS) | {"patterns"}
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_template_uses_its_context_and_all_of_it(environment: Environment, name: str) -> None:
+    assert variables(environment, name) == set(TEMPLATES[name].__struct_fields__)
+
+
+@pytest.mark.parametrize(("name", "variable"), [(name, variable) for name in PARTIALS for variable in PARTIALS[name]])
+def test_a_partial_uses_its_context_and_all_of_it(environment: Environment, name: str, variable: str) -> None:
+    used = attributes(tree(environment, name), variable)
+    fields = set(PARTIALS[name][variable].__struct_fields__)
+    assert used == fields
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_every_state_renders_strictly(state: str) -> None:
+    for tick in (0, 17):
+        page = pages.page(STATES[state](tick), "localhost:8000")
+        html = pages.render("page", page)
+        assert all(str(part) in html for part in page.parts.values())
+
+
+def test_every_context_says_what_it_is() -> None:
+    for context in {*TEMPLATES.values(), *(context for partial in PARTIALS.values() for context in partial.values())}:
+        assert context.__doc__
+
+
+def test_live_sections_are_elements_of_the_page() -> None:
+    source = (assets.directory("templates") / "page.html").read_text(encoding="utf-8")
+    for name in pages.SECTIONS:
+        assert f'id="{name}"' in source
+        assert f"parts.{name}" in source

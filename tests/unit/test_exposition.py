@@ -1,0 +1,88 @@
+"""Prometheus text: what a snapshot holds, and nothing that it does not."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from appliance.records import EngineSnapshot, HandoffSnapshot, NodeSnapshot, QueueSnapshot, Role
+from appliance.telemetry import exposition
+
+sys.path.append(str(Path(__file__).parents[1] / "browser"))
+import page_states as made
+
+
+def samples(snapshot: NodeSnapshot) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    families = text_string_to_metric_families(exposition.render(snapshot).decode())
+    return {(s.name, frozenset(s.labels.items())): s.value for family in families for s in family.samples}
+
+
+def one(snapshot: NodeSnapshot, name: str, **labels: str) -> float | None:
+    return samples(snapshot).get((f"pd_appliance_{name}", frozenset(labels.items())))
+
+
+@pytest.mark.parametrize("state", made.STATES)
+def test_every_state_can_be_parsed_back(state: str) -> None:
+    assert samples(made.STATES[state](3))
+
+
+def test_values_stand_where_they_belong() -> None:
+    snapshot = made.busy(0)
+    assert one(snapshot, "ready") == 1
+    assert one(snapshot, "queue_depth") == 2
+    assert one(snapshot, "engine_kv_usage_ratio", engine="e0") == 0.62
+    assert one(snapshot, "engine_step_seconds", engine="e1") == pytest.approx(0.0142)
+    assert one(snapshot, "engine_restarts_total", engine="e1") == 1
+    assert one(snapshot, "requests_total", outcome="ok") == 609
+    assert one(snapshot, "leases", engine="e0") == 3
+    assert one(snapshot, "leases", engine="e1") == 0
+    assert one(snapshot, "leases_ended_total", reason="expired") == 1
+    assert one(snapshot, "handoff_bytes_total") == 1_094_400_000
+    assert one(snapshot, "ttft_seconds", quantile="0.5") == pytest.approx(0.21)
+    assert one(snapshot, "supervisor_loop_delay_seconds") == pytest.approx(0.0003)
+
+
+def test_state_and_role_are_one_of_all() -> None:
+    found = samples(made.failed(0))
+    states = {dict(labels)["pd_appliance_engine_state"]: value for (name, labels), value in found.items()
+              if name == "pd_appliance_engine_state" and ("engine", "e1") in labels}  # fmt: skip
+    assert states["failed"] == 1
+    assert sum(states.values()) == 1
+    assert one(made.failed(0), "engine_role", engine="e1", pd_appliance_engine_role="decode") == 1
+
+
+def test_absent_is_left_out_and_zero_is_not() -> None:
+    bare = EngineSnapshot(name="e0", role=Role.BOTH, state=made.EngineState.STARTING, epoch=1)
+    snapshot = msgspec.structs.replace(
+        made.empty(0), engines=(bare,), queue=QueueSnapshot(), handoffs=HandoffSnapshot()
+    )
+    text = exposition.render(snapshot).decode()
+    for name in ("kv_usage_ratio", "requests_running", "prompt_tokens_per_second", "memory_bytes{", "preemptions"):
+        assert f"engine_{name}" not in text, "a family without a sample must not be there at all"
+    assert "ttft_seconds{" not in text
+    assert "queue_oldest_seconds" not in text
+    assert one(snapshot, "queue_depth") == 0
+    assert one(snapshot, "engine_legs_in_flight", engine="e0") == 0
+
+
+def test_labels_are_escaped() -> None:
+    model = 'a"b\\c\nd'
+    snapshot = msgspec.structs.replace(made.empty(0), model=model)
+    labels = next(labels for name, labels in samples(snapshot) if name == "pd_appliance_info")
+    assert dict(labels)["model"] == model
+
+
+def test_every_figure_of_an_engine_is_exposed() -> None:
+    """A new number in the record must come out here too, or be named as told otherwise."""
+    elsewhere = {"name", "role", "state", "pid", "gpus", "cores", "stage", "cause"}
+    numbers = set(EngineSnapshot.__struct_fields__) - elsewhere
+    full = msgspec.structs.replace(
+        made.engine("e0"), progress=0.5, step_ms=1.0, prefix_hit_rate=0.1, preemptions=1, steps_s=1.0, peers=("e1",)
+    )
+    found = samples(msgspec.structs.replace(made.empty(0), engines=(full,)))
+    of_engines = {name for name, labels in found if name.startswith("pd_appliance_engine_")}
+    assert len(of_engines - {"pd_appliance_engine_state", "pd_appliance_engine_role"}) == len(numbers)

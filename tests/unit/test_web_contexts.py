@@ -1,0 +1,176 @@
+"""What the page says of a snapshot: headline, map, waterfalls."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from appliance.records import EngineState, LedgerSnapshot, QueueSnapshot, RequestCounts, Role
+from web import contexts, flow, pages, waterfall
+
+sys.path.append(str(Path(__file__).parents[1] / "browser"))
+import page_states as made
+
+replace = msgspec.structs.replace
+
+
+@pytest.mark.parametrize(
+    ("state", "tone", "sentence"),
+    [
+        ("loading", "wait", "Loading: e0 10 % and e1 5 %."),
+        ("empty", "ok", "Ready. Nothing has been asked yet."),
+        ("idle", "ok", "Ready, and idle."),
+        ("busy", "ok", "Serving 21 requests."),
+        ("failed", "bad", "Not serving: e1 has failed."),
+        ("whole", "warn", "Serving 7 requests, but e1 is still starting (60 %)."),
+    ],
+)
+def test_the_headline(state: str, tone: str, sentence: str) -> None:
+    found = contexts.headline(made.STATES[state](0))
+    assert (found.tone, found.sentence) == (tone, sentence)
+
+
+def test_the_headline_counts_one_request_as_one() -> None:
+    snapshot = replace(made.empty(0), queue=QueueSnapshot(in_flight=1))
+    assert contexts.headline(snapshot).sentence == "Serving 1 request."
+
+
+def test_a_load_of_unknown_progress_is_a_dash() -> None:
+    engine = made.engine("e0", state=EngineState.STARTING, progress=None)
+    snapshot = replace(made.loading(0), engines=(engine,))
+    assert contexts.headline(snapshot).sentence == "Loading: e0 —."
+
+
+@pytest.mark.parametrize(
+    "state", [EngineState.SUSPECT, EngineState.HUNG, EngineState.BACKOFF, EngineState.FAILED, EngineState.STOPPED]
+)
+def test_an_engine_that_is_down_is_named_while_the_node_serves(state: EngineState) -> None:
+    snapshot = replace(
+        made.busy(0), engines=(made.engine("e0"), made.engine("e1", state=state, cause="Why, and what to do."))
+    )
+    found = contexts.headline(snapshot)
+    assert found.tone == "warn"
+    assert "but e1 " in found.sentence
+    assert found.causes == ("e1: Why, and what to do.",)
+
+
+def test_the_announcement_holds_no_numbers_that_move() -> None:
+    said = {contexts.announcement(made.busy(tick)).text for tick in range(50)}
+    assert said == {"The node serves requests."}
+    assert contexts.announcement(made.failed(0)).text == "The node does not serve requests yet; e1 has failed."
+
+
+def test_rates_are_of_the_engines_whose_role_it_is() -> None:
+    engines = (
+        made.engine("e0", prompt_tokens_s=100.0, output_tokens_s=1.0),
+        made.engine("e1", Role.DECODE, prompt_tokens_s=7.0),
+    )
+    point = contexts.sample(replace(made.empty(0), engines=engines))
+    assert (point["prompt_tokens_s"], point["output_tokens_s"]) == (100.0, 0.0)
+
+
+def test_a_rate_that_nobody_measured_is_absent() -> None:
+    assert contexts.sample(made.loading(0))["prompt_tokens_s"] is None
+    assert flow.flow(made.loading(0)).prompt_link == flow.LinkContext(label="—", unit="prompt tokens/s", level=0)
+
+
+def test_the_map_sorts_engines_by_role() -> None:
+    found = flow.flow(made.large(0))
+    assert [engine.name for engine in found.prefill] == ["e0", "e1", "e2"]
+    assert [engine.name for engine in found.decode] == ["e3"]
+    assert found.split
+    assert not flow.flow(made.whole(0)).split
+
+
+@pytest.mark.parametrize(("rate", "level"), [(None, 0), (0.0, 0), (0.3, 1), (9.0, 1), (10.0, 2), (4213.0, 4), (1e9, 5)])
+def test_arrows_widen_with_the_logarithm(rate: float | None, level: int) -> None:
+    engines = (made.engine("e0", prompt_tokens_s=rate),)
+    assert flow.flow(replace(made.empty(0), engines=engines)).prompt_link.level == level
+
+
+def test_an_engine_says_its_hardware_and_kv() -> None:
+    found = flow.engine(made.engine("e1", kv_usage=0.411, kv_blocks_free=2416))
+    assert (found.hardware, found.kv, found.kv_percent, found.kv_blocks) == ("cores 2–3", "41 %", 41, "1,680 of 4,096")
+    assert flow.engine(made.engine("e1", cores=(), gpus=("GPU-ab12-c", "GPU-ff-0"))).hardware == "2 GPUs: ab12, ff"
+    assert flow.engine(made.engine("e1", cores=())).hardware == "—"
+
+
+def test_a_ready_engine_that_falls_silent_is_pointed_out() -> None:
+    assert flow.engine(made.engine("e0", last_step_age_s=12.0)).warnings == ("has said nothing for 12 s",)
+    assert flow.engine(made.engine("e0", last_step_age_s=1.0)).warnings == ()
+
+
+def test_leases_that_ended_badly_are_pointed_out() -> None:
+    assert flow.flow(made.empty(0)).handoff.lost is None
+    snapshot = replace(made.empty(0), ledger=LedgerSnapshot(expired=1, lost=2))
+    assert flow.flow(snapshot).handoff.lost == "1 expired and 2 lost"
+
+
+def test_a_waterfall_fills_the_scale_without_gaps() -> None:
+    timeline = made.timeline(1, (10, 20, 30, 10, 10, 10, 10))
+    row = waterfall.row(timeline, 0.1)
+    starts = [float(bar.x.rstrip("%")) for bar in row.bars]
+    widths = [float(bar.width.rstrip("%")) for bar in row.bars]
+    assert starts == [0, 10, 30, 60, 70, 80, 90]
+    assert starts[-1] + widths[-1] == 100
+    assert (row.mostly, row.ttft, row.beyond) == ("prefill 30 ms", "100 ms", False)
+
+
+def test_a_bar_beyond_the_scale_is_cut_and_says_so() -> None:
+    row = waterfall.row(made.timeline(1, (10, 20, 300)), 0.1)
+    assert row.beyond
+    assert row.bars[-1].width == "70.00%"
+
+
+def test_unstreamed_requests_do_not_stretch_the_scale() -> None:
+    recent = (made.timeline(2, (10, 10, 60)), made.timeline(1, (10, 10, 9000), stream=False))
+    found = waterfall.requests(replace(made.idle(0), recent=recent))
+    assert (found.scale, found.target_x) == ("100 ms", None)
+    alone = waterfall.requests(replace(made.idle(0), recent=recent[1:]))
+    assert (alone.scale, alone.target_x) == ("10 s", "20.00%")
+
+
+@pytest.mark.parametrize(
+    ("lengths", "scale"), [([], 0.1), ([0.0], 0.001), ([0.1], 0.1), ([0.11, 0.03], 0.2), ([99_999.0], 99_999.0)]
+)
+def test_scales_are_round(lengths: list[float], scale: float) -> None:
+    assert waterfall.scale(lengths) == pytest.approx(scale)
+
+
+def test_a_request_that_went_unusually_is_marked() -> None:
+    base = made.timeline(1, (1, 1, 1))
+    assert waterfall.row(base, 1).marks == ()
+    assert waterfall.row(replace(base, attempts=3, recomputed=True), 1).marks == ("attempt 3", "recomputed")
+    assert waterfall.row(replace(base, split=False, stream=False), 1).marks == ("whole", "unstreamed")
+    assert waterfall.row(replace(base, outcome="failed", status=502), 1).outcome == "failed (502)"
+
+
+def test_a_request_still_in_the_queue_has_no_engine_yet() -> None:
+    waiting = made.timeline(
+        1, (4,), prefill_engine=None, decode_engine=None, outcome="running", ttft_s=None, split=False
+    )
+    row = waterfall.row(waiting, 0.1)
+    assert (row.path, row.ttft, row.marks) == ("—", "—", ())
+
+
+def test_the_curl_is_one_command_whatever_the_model_is_called() -> None:
+    command = pages.curl('it\'s "odd" $HOME', "localhost:8000")
+    words = shlex.split(command.replace("\\\n", ""))
+    assert words[:3] == ["curl", "-N", "http://localhost:8000/v1/chat/completions"]
+    assert json.loads(words[-1])["model"] == 'it\'s "odd" $HOME'
+
+
+def test_sections_that_did_not_change_are_the_same_bytes() -> None:
+    first, second = pages.fragments(made.idle(0)), pages.fragments(made.idle(2))
+    assert [name for name in first if first[name] != second[name]] == ["sample"]
+
+
+def test_a_tally_speaks_of_failures_only_where_there_are_some() -> None:
+    snapshot = replace(made.idle(0), requests=RequestCounts(total=2, ok=2))
+    assert contexts.headline(snapshot).detail == "2 requests answered since the start."
+    assert "3 failed and 4 cancelled" in str(contexts.headline(made.idle(0)).detail)
