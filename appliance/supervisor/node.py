@@ -224,7 +224,7 @@ class Node:
 
     async def _watch(self, engine: Engine, process: EngineProcess, key: Key) -> None:
         code = await process.wait()
-        self._post(engine, Ended(explain(code, engine.log)), key.epoch)
+        self._post(engine, Ended(explain(code, list(engine.log))), key.epoch)
 
     async def _probe(self, engine: Engine, key: Key) -> None:
         """Until it is healthy: EngineCore has reported, and its server says 200."""

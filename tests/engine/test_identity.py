@@ -87,7 +87,7 @@ FEATURES = {
     "shared prefix 2": completion(_SHARED + tokens(300)),
     "text prompt": completion("Once upon a time there was a block of memory."),
     "n=2 seeded": completion(tokens(200), n=2, temperature=0.9, seed=11),
-    "n=3 greedy": completion(tokens(150), n=3),
+    "n=3 unequal lengths": completion(tokens(150), n=3, temperature=1.1, seed=4, stop=["a"], max_tokens=30),
     "seeded": completion(tokens(350), temperature=1.0, seed=5, top_p=0.9, top_k=50),
     "penalties": completion(tokens(90), frequency_penalty=0.5, presence_penalty=0.3, repetition_penalty=1.2),
     "stop string": completion("abc abc abc", max_tokens=40, stop=["\u00e9", "a", "e"]),
