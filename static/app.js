@@ -72,10 +72,14 @@ function startLink(live, onSample) {
   live.addEventListener("htmx:sse:before:connection", (event) => {
     if (event.detail.connection.attempt > 0 && !document.hidden) lost();
   });
-  live.addEventListener("htmx:error", () => { // the first connection, which htmx itself does not try again
+  let again = 0;
+  const retry = () => { // htmx tries again what broke off, but not what never began
     lost();
-    if (!connection) setTimeout(() => htmx.trigger(live, "live:open"), 2000);
-  });
+    clearTimeout(again);
+    if (!connection) again = setTimeout(() => htmx.trigger(live, "live:open"), 2000);
+  };
+  live.addEventListener("htmx:error", retry);
+  live.addEventListener("htmx:response:error", retry);
   live.addEventListener("sample", (event) => onSample(JSON.parse(event.detail.data)));
   document.addEventListener("visibilitychange", () => (heard = Date.now()));
   setInterval(() => {

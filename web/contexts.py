@@ -5,7 +5,6 @@ A test holds each template's variables to the fields here. Texts are ready to pr
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from typing import Final
 
@@ -156,9 +155,9 @@ def footer(snapshot: NodeSnapshot) -> FooterContext:
     delay_ms = supervisor.loop_delay_ms
     return FooterContext(
         version=snapshot.version,
-        uptime=words.duration(math.floor(snapshot.uptime_s)),
+        uptime=words.age(snapshot.uptime_s),
         memory=words.memory(supervisor.memory_bytes),
-        cpu=words.DASH if supervisor.cpu_share is None else f"{supervisor.cpu_share * 100:.1f} %",
+        cpu=words.DASH if supervisor.cpu_share is None else f"{supervisor.cpu_share * 100:.1f}\u00a0%",
         loop_delay=words.duration(None if delay_ms is None else delay_ms / 1e3),
     )
 

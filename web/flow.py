@@ -144,7 +144,7 @@ def engine(snapshot: EngineSnapshot) -> EngineContext:
         state=snapshot.state.value,
         tone=_STATE_TONES[snapshot.state],
         glyph=TONES[_STATE_TONES[snapshot.state]],
-        since=words.duration(math.floor(snapshot.in_state_s)),
+        since=words.age(snapshot.in_state_s),
         pid=words.DASH if snapshot.pid is None else str(snapshot.pid),
         hardware=_hardware(snapshot),
         memory=words.memory(snapshot.memory_bytes),
@@ -188,7 +188,7 @@ def _short_uuid(gpu: str) -> str:
 def _warnings(snapshot: EngineSnapshot) -> tuple[str, ...]:
     silent = snapshot.last_step_age_s
     if silent is not None and silent > _SILENT_S and snapshot.state is EngineState.READY:
-        return (f"has said nothing for {words.duration(silent)}", *snapshot.peer_errors)
+        return (f"has said nothing for {words.age(silent)}", *snapshot.peer_errors)
     return snapshot.peer_errors
 
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
-from appliance.records import STAGES, Leg, NodeSnapshot, Timeline
+from appliance.records import STAGES, Leg, NodeSnapshot, Role, Timeline
 from web import words
 from web.contexts import TONES, Context
 
@@ -83,8 +83,9 @@ def requests(snapshot: NodeSnapshot) -> RequestsContext:
     newest = snapshot.recent[:ROWS]
     scale_s = scale([sum(s.duration_s for s in t.stages) for t in newest if t.stream] or [_whole_s(t) for t in newest])
     target = snapshot.slo_ttft_s
+    splits = any(engine.role is not Role.BOTH for engine in snapshot.engines)
     return RequestsContext(
-        rows=tuple(row(timeline, scale_s) for timeline in newest),
+        rows=tuple(row(timeline, scale_s, splits) for timeline in newest),
         legend=tuple(LegendContext(stage=stage, label=_LABELS[stage]) for stage in STAGES),
         scale=words.duration(scale_s),
         target=words.duration(target),
@@ -98,8 +99,8 @@ def scale(lengths_s: Sequence[float]) -> float:
     return next((step for step in _SCALES_S if step >= longest), longest)
 
 
-def row(timeline: Timeline, scale_s: float) -> RowContext:
-    """One request on a scale of ``scale_s`` seconds."""
+def row(timeline: Timeline, scale_s: float, splits: bool = True) -> RowContext:
+    """One request on a scale of ``scale_s`` seconds; ``splits``: on this node, requests are split as a rule."""
     tone = _OUTCOMES.get(timeline.outcome, "off")
     parts = [
         f"{_LABELS.get(s.name, s.name)} {words.duration(s.duration_s)}" for s in timeline.stages if s.duration_s > 0
@@ -109,7 +110,7 @@ def row(timeline: Timeline, scale_s: float) -> RowContext:
         clock=time.strftime("%H:%M:%S", time.localtime(timeline.arrived)),
         route=timeline.route.removeprefix("/v1/"),
         path=_path(timeline),
-        marks=_marks(timeline),
+        marks=_marks(timeline, splits),
         outcome=_outcome(timeline),
         tone=tone,
         glyph=TONES[tone],
@@ -151,10 +152,11 @@ def _path(timeline: Timeline) -> str:
     return f"{timeline.prefill_engine} → {timeline.decode_engine or '…'}"
 
 
-def _marks(timeline: Timeline) -> tuple[str, ...]:
+def _marks(timeline: Timeline, splits: bool) -> tuple[str, ...]:
+    whole = splits and not timeline.split and timeline.prefill_engine is not None
     found = [(timeline.attempts > 1, f"attempt {timeline.attempts}"), (timeline.recomputed, "recomputed")]
     found += [
-        (not timeline.split and timeline.prefill_engine is not None, "whole"),
+        (whole, "whole"),
         (not timeline.stream, "unstreamed"),
     ]
     return tuple(mark for holds, mark in found if holds)

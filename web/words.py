@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 DASH = "—"
+_NB = "\u00a0"  # no line ends between a number and its unit
 
 
 def count(value: int | None) -> str:
@@ -23,7 +24,7 @@ def number(value: float | None) -> str:
 
 def percent(share: float | None) -> str:
     """A share of 1 as 43 %."""
-    return DASH if share is None else f"{share * 100:.0f} %"
+    return DASH if share is None else f"{share * 100:.0f}{_NB}%"
 
 
 def duration(seconds: float | None) -> str:
@@ -34,19 +35,24 @@ def duration(seconds: float | None) -> str:
         return _short(seconds)
     minutes, hours = int(seconds // 60), int(seconds // 3600)
     if minutes < 60:
-        return f"{minutes} min"
+        return f"{minutes}{_NB}min"
     if hours < 48:
-        return f"{hours} h {minutes % 60} min"
-    return f"{hours // 24} d {hours % 24} h"
+        return f"{hours}{_NB}h {minutes % 60}{_NB}min"
+    return f"{hours // 24}{_NB}d {hours % 24}{_NB}h"
+
+
+def age(seconds: float | None) -> str:
+    """The same, but never finer than a second: what is shown of it must not flicker."""
+    return f"{int(seconds)}{_NB}s" if seconds is not None and seconds < 60 else duration(seconds)
 
 
 def _short(seconds: float) -> str:
     if seconds < 0.0005:
-        return "0 ms" if seconds < 0.00005 else f"{seconds * 1e3:.1f} ms"
+        return f"0{_NB}ms" if seconds < 0.00005 else f"{seconds * 1e3:.1f}{_NB}ms"
     if seconds < 0.9995:
         milliseconds = seconds * 1e3
-        return f"{milliseconds:.1f} ms" if milliseconds < 9.95 else f"{milliseconds:.0f} ms"
-    return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:.0f} s"
+        return f"{milliseconds:.1f}{_NB}ms" if milliseconds < 9.95 else f"{milliseconds:.0f}{_NB}ms"
+    return f"{seconds:.2f}{_NB}s" if seconds < 10 else f"{seconds:.0f}{_NB}s"
 
 
 def memory(size_bytes: int | None) -> str:
@@ -65,15 +71,15 @@ def traffic_rate(bytes_s: float | None) -> str:
         return DASH
     if bytes_s < 1e7:
         return f"{traffic(bytes_s)}/s"
-    return f"{bytes_s / 1e9:.2f} GB/s" if bytes_s < 1e10 else f"{bytes_s / 1e9:.1f} GB/s"
+    return f"{bytes_s / 1e9:.2f}{_NB}GB/s" if bytes_s < 1e10 else f"{bytes_s / 1e9:.1f}{_NB}GB/s"
 
 
 def _scaled(value: float, base: int, units: Sequence[str]) -> str:
     for unit in units[:-1]:
         if value < base * 0.9995:
-            return f"{value:.0f} {unit}" if value >= 100 or unit == units[0] else f"{value:.3g} {unit}"
+            return f"{value:.0f}{_NB}{unit}" if value >= 100 or unit == units[0] else f"{value:.3g}{_NB}{unit}"
         value /= base
-    return f"{value:.3g} {units[-1]}"
+    return f"{value:.3g}{_NB}{units[-1]}"
 
 
 def ranges(values: Sequence[int]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 from conftest import Served
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 pytestmark = pytest.mark.browser
 Opened = Callable[..., Page]
@@ -123,6 +123,23 @@ def test_a_cut_stream_is_said_and_mended(open_page: Opened, served: Served, comp
     complaints.clear()
 
 
+def test_a_stream_that_fails_at_first_is_tried_again(open_page: Opened, complaints: list[str]) -> None:
+    page = open_page("busy", live=False)
+    tries: list[str] = []
+
+    def refuse_once(route: Route) -> None:
+        tries.append(route.request.url)
+        route.fulfill(status=503) if len(tries) == 1 else route.continue_()
+
+    page.route("**/live/node", refuse_once)
+    page.reload()
+    page.locator('html[data-link="lost"]').wait_for()
+    page.locator('html[data-link="live"]').wait_for(timeout=10_000)
+    assert len(tries) == 2
+    assert all("503" in complaint for complaint in complaints)
+    complaints.clear()
+
+
 def test_the_theme_is_toggled_and_remembered(open_page: Opened) -> None:
     page = open_page("idle", color_scheme="light")
     ground = "getComputedStyle(document.body).backgroundColor"
@@ -162,7 +179,7 @@ def test_the_charts_draw_what_has_come(open_page: Opened) -> None:
     expect(page.locator("#now-prompt")).not_to_have_text("—")
 
 
-def test_no_request_leaves_this_host(open_page: Opened, served: Served, browser: object) -> None:
+def test_no_request_leaves_this_host(open_page: Opened, served: Served) -> None:
     asked: list[str] = []
     page = open_page("busy")
     page.on("request", lambda request: asked.append(request.url))

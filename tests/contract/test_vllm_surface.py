@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import vllm
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorBase_V1,
     KVConnectorTransferResults,
@@ -21,8 +22,8 @@ from vllm.v1.engine import EngineCoreRequestType
 from vllm.v1.engine.core import EngineCoreProc
 from vllm.v1.outputs import KVConnectorOutput
 from vllm.v1.request import RequestStatus
+from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
-import vllm
 from appliance.engine import pulse
 from appliance.engine.kv.connector import ApplianceConnector
 from appliance.engine.recorder import RecordingAsyncScheduler, RecordingScheduler
@@ -125,3 +126,12 @@ def test_a_storage_moves_into_shared_memory_under_its_views() -> None:
     assert torch.equal(view, before)
     memory[1024] = -7
     assert view[0, 0] == -7
+
+
+def test_seeded_chunks_on_the_cpu_still_need_their_mend() -> None:
+    """When vLLM no longer winds generators back by an offset, ``engine/mends.py`` can go."""
+    source = inspect.getsource(GPUModelRunner._bookkeeping_sync)
+    assert "gen.set_offset(gen.get_offset() - 4)" in source
+    with pytest.raises(RuntimeError, match="does not use offset"):
+        torch.Generator().get_offset()
+    assert "_bookkeeping_sync" in inspect.getsource(GPUModelRunner.sample_tokens)

@@ -121,6 +121,18 @@ async def test_a_large_pull_runs_beside_the_loop(pair: Pair) -> None:
     await release(pair, "large")
 
 
+async def test_a_seeded_prompt_longer_than_the_token_budget(pair: Pair) -> None:
+    """Plain vLLM on the CPU ends its EngineCore on this one (``engine/mends.py``)."""
+    body = {**completion(1500), "seed": 7, "temperature": 1.0}
+    whole = await pair.e0.post("/v1/completions", body)
+    ticket = await pair.prefill("seeded", body)
+    split = await pair.decode(body, ticket)
+    assert split["choices"][0]["text"] == whole["choices"][0]["text"]
+    recomputed = await pair.decode(body, {**ticket, "generation": 2**40})  # in chunks, on e1
+    assert recomputed["choices"][0]["text"] == whole["choices"][0]["text"]
+    await release(pair, "seeded")
+
+
 async def test_a_prefill_that_did_not_end_well_makes_no_lease(pair: Pair) -> None:
     """A client that leaves in mid-prefill must not pin anything."""
     body = completion(3000)

@@ -232,5 +232,5 @@ async def house(directory: Path, layout: str = "pd", **config: Any) -> AsyncIter
 async def until(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
     """Let the loop run until the condition holds."""
     async with asyncio.timeout(timeout_s):
-        while not condition():  # noqa: ASYNC110 - any condition, not only events
+        while not condition():
             await asyncio.sleep(0.001)

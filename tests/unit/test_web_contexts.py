@@ -22,12 +22,12 @@ replace = msgspec.structs.replace
 @pytest.mark.parametrize(
     ("state", "tone", "sentence"),
     [
-        ("loading", "wait", "Loading: e0 10 % and e1 5 %."),
+        ("loading", "wait", "Loading: e0 10\u00a0% and e1 5\u00a0%."),
         ("empty", "ok", "Ready. Nothing has been asked yet."),
         ("idle", "ok", "Ready, and idle."),
         ("busy", "ok", "Serving 21 requests."),
         ("failed", "bad", "Not serving: e1 has failed."),
-        ("whole", "warn", "Serving 7 requests, but e1 is still starting (60 %)."),
+        ("whole", "warn", "Serving 7 requests, but e1 is still starting (60\u00a0%)."),
     ],
 )
 def test_the_headline(state: str, tone: str, sentence: str) -> None:
@@ -95,13 +95,18 @@ def test_arrows_widen_with_the_logarithm(rate: float | None, level: int) -> None
 
 def test_an_engine_says_its_hardware_and_kv() -> None:
     found = flow.engine(made.engine("e1", kv_usage=0.411, kv_blocks_free=2416))
-    assert (found.hardware, found.kv, found.kv_percent, found.kv_blocks) == ("cores 2–3", "41 %", 41, "1,680 of 4,096")
+    assert (found.hardware, found.kv, found.kv_percent, found.kv_blocks) == (
+        "cores 2–3",
+        "41\u00a0%",
+        41,
+        "1,680 of 4,096",
+    )
     assert flow.engine(made.engine("e1", cores=(), gpus=("GPU-ab12-c", "GPU-ff-0"))).hardware == "2 GPUs: ab12, ff"
     assert flow.engine(made.engine("e1", cores=())).hardware == "—"
 
 
 def test_a_ready_engine_that_falls_silent_is_pointed_out() -> None:
-    assert flow.engine(made.engine("e0", last_step_age_s=12.0)).warnings == ("has said nothing for 12 s",)
+    assert flow.engine(made.engine("e0", last_step_age_s=12.0)).warnings == ("has said nothing for 12\u00a0s",)
     assert flow.engine(made.engine("e0", last_step_age_s=1.0)).warnings == ()
 
 
@@ -118,7 +123,7 @@ def test_a_waterfall_fills_the_scale_without_gaps() -> None:
     widths = [float(bar.width.rstrip("%")) for bar in row.bars]
     assert starts == [0, 10, 30, 60, 70, 80, 90]
     assert starts[-1] + widths[-1] == 100
-    assert (row.mostly, row.ttft, row.beyond) == ("prefill 30 ms", "100 ms", False)
+    assert (row.mostly, row.ttft, row.beyond) == ("prefill 30\u00a0ms", "100\u00a0ms", False)
 
 
 def test_a_bar_beyond_the_scale_is_cut_and_says_so() -> None:
@@ -130,9 +135,9 @@ def test_a_bar_beyond_the_scale_is_cut_and_says_so() -> None:
 def test_unstreamed_requests_do_not_stretch_the_scale() -> None:
     recent = (made.timeline(2, (10, 10, 60)), made.timeline(1, (10, 10, 9000), stream=False))
     found = waterfall.requests(replace(made.idle(0), recent=recent))
-    assert (found.scale, found.target_x) == ("100 ms", None)
+    assert (found.scale, found.target_x) == ("100\u00a0ms", None)
     alone = waterfall.requests(replace(made.idle(0), recent=recent[1:]))
-    assert (alone.scale, alone.target_x) == ("10 s", "20.00%")
+    assert (alone.scale, alone.target_x) == ("10\u00a0s", "20.00%")
 
 
 @pytest.mark.parametrize(
@@ -174,3 +179,8 @@ def test_a_tally_speaks_of_failures_only_where_there_are_some() -> None:
     snapshot = replace(made.idle(0), requests=RequestCounts(total=2, ok=2))
     assert contexts.headline(snapshot).detail == "2 requests answered since the start."
     assert "3 failed and 4 cancelled" in str(contexts.headline(made.idle(0)).detail)
+
+
+def test_whole_is_no_mark_where_nothing_is_ever_split() -> None:
+    rows = waterfall.requests(made.whole(0)).rows
+    assert {row.marks for row in rows} == {()}

@@ -7,6 +7,10 @@ import pytest
 from web import words
 
 
+def plain(text: str) -> str:
+    return text.replace("\u00a0", " ")
+
+
 @pytest.mark.parametrize("say", [words.count, words.number, words.percent, words.duration, words.memory, words.traffic])
 def test_absent_is_a_dash(say: object) -> None:
     assert say(None) == "—"  # type: ignore[operator]
@@ -32,7 +36,7 @@ def test_absent_is_a_dash(say: object) -> None:
     ],
 )
 def test_durations(seconds: float, said: str) -> None:
-    assert words.duration(seconds) == said
+    assert plain(words.duration(seconds)) == said
 
 
 @pytest.mark.parametrize(
@@ -47,14 +51,23 @@ def test_numbers(value: float, said: str) -> None:
     ("size", "said"), [(0, "0 B"), (512, "512 B"), (1 << 20, "1 MiB"), (61 << 20, "61 MiB"), (1400 << 20, "1.37 GiB")]
 )
 def test_memory(size: int, said: str) -> None:
-    assert words.memory(size) == said
+    assert plain(words.memory(size)) == said
 
 
 @pytest.mark.parametrize(
     ("rate", "said"), [(None, "—"), (12e3, "12 kB/s"), (3.24e9, "3.24 GB/s"), (5e7, "0.05 GB/s"), (42.4e9, "42.4 GB/s")]
 )
 def test_rates_of_bytes(rate: float | None, said: str) -> None:
-    assert words.traffic_rate(rate) == said
+    assert plain(words.traffic_rate(rate)) == said
+
+
+def test_ages_do_not_flicker() -> None:
+    assert [plain(words.age(seconds)) for seconds in (0.4, 7.9, 59.9, 61)] == ["0 s", "7 s", "59 s", "1 min"]
+    assert words.age(None) == "—"
+
+
+def test_no_line_ends_between_a_number_and_its_unit() -> None:
+    assert " " not in words.percent(0.5) + words.duration(0.2) + words.memory(5) + words.traffic_rate(3e9)
 
 
 def test_runs_of_cores() -> None:

@@ -16,6 +16,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorWorkerMetadata,
     SupportsHMA,
 )
+from vllm.platforms import current_platform
 
 from appliance.channel import Progress
 from appliance.engine.kv.handshake import PROTOCOL, Manifest, fingerprint
@@ -25,6 +26,7 @@ from appliance.engine.kv.scheduler import SchedulerHalf
 from appliance.engine.kv.transport import open_transport
 from appliance.engine.kv.worker import WorkerHalf
 from appliance.engine.link import Link, process_link
+from appliance.engine.mends import keep_generators_from_discarded_samples
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -81,6 +83,8 @@ class ApplianceConnector(KVConnectorBase_V1, SupportsHMA):
         self._link = link_of(vllm_config, role)
         self._worker: WorkerHalf | None = None
         self._scheduler: SchedulerHalf | None = None
+        if role == KVConnectorRole.WORKER and current_platform.is_cpu():
+            keep_generators_from_discarded_samples()
         if role == KVConnectorRole.SCHEDULER:
             self._scheduler = self._scheduler_half(kv_cache_config)
             self._link.on_message(self._scheduler.receive)

@@ -1,0 +1,34 @@
+"""Mends of vLLM 0.32 where a client could end an engine. Each says what it mends; ``tests/contract`` says when it can go."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+
+def keep_generators_from_discarded_samples() -> None:
+    """Let a seeded request prefill in chunks on the CPU.
+
+    While a prompt is only partly computed, vLLM samples, discards the token, and winds the request's random generator back by an offset
+    that CPU generators do not have: ``RuntimeError``, and EngineCore ends (``gpu_model_runner.py``, ``_bookkeeping_sync``). Setting those
+    generators aside for the sampling has the effect that was meant: a discarded sample draws nothing from them.
+    """
+    sample = GPUModelRunner.sample_tokens
+    if getattr(sample, "mended", False):
+        return
+
+    def sample_tokens(self: Any, *args: Any, **kwargs: Any) -> Any:
+        generators = self.input_batch.generators
+        partial = (
+            np.nonzero(self.discard_request_mask.np[: self.input_batch.num_reqs])[0].tolist() if generators else ()
+        )
+        aside = {index: generators.pop(index) for index in partial if index in generators}
+        try:
+            return sample(self, *args, **kwargs)
+        finally:
+            generators.update(aside)
+
+    sample_tokens.mended = True  # type: ignore[attr-defined]
+    GPUModelRunner.sample_tokens = sample_tokens
