@@ -23,8 +23,11 @@ lint: setup-test  ## ruff, mypy, import-linter
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
+# A browser driver and asyncio tests each want the main thread's event loop: they run one after the other.
 test: lint  ## everything that can be tested on this machine
-	$(PYTEST) tests
+	$(PYTEST) tests/unit tests/contract tests/kv tests/process
+	$(PYTEST) tests/browser
+	$(PYTEST) tests/engine
 
 format: setup-test  ## let ruff format the code
 	$(BIN)/ruff check --fix .
