@@ -1,7 +1,6 @@
 # pd-appliance: `make serve` and `make test` each do all set-up on a fresh machine.
 .DEFAULT_GOAL := help
 .PHONY: help serve test lint format bench wheel clean setup setup-test
-export PYTHON CHROMIUM
 
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest -q

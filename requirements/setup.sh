@@ -14,7 +14,7 @@ trap 'rm -f "$log"' EXIT
 
 say() { printf 'setup: %s\n' "$*" >&2; }
 fail() { # what-and-remedy: with the last lines of what the step said
-    [ ! -s "$log" ] || grep -v '^ *$' "$log" | tail -n 12 | sed 's/^/setup:   | /' >&2
+    [ ! -s "$log" ] || grep -vE '^ *$|already satisfied' "$log" | tail -n 12 | cut -c1-240 | sed 's/^/setup:   | /' >&2
     printf 'setup: FAILED: %s\n' "$*" >&2
     exit 1
 }
@@ -71,7 +71,7 @@ show_progress() { # how many: reads what pip says; one line that counts on a ter
         awk '
             / MB\)/ && /Downloading/ && match($0, /\(([0-9.]+) MB\)/) && substr($0, RSTART + 1) + 0 >= 20 {
                 sub(/^ */, "setup:   "); sub(/https?:[^ ]*\//, ""); print; fflush() }
-            /^Installing collected/ { print "setup:   unpacking"; fflush() }' >&2
+            /^Installing collected/ && all > 40 { print "setup:   unpacking"; fflush() }' all="$1" >&2
     fi
 }
 

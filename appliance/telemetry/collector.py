@@ -27,6 +27,17 @@ from appliance.telemetry.timeline import Timelines
 
 _MEMORY_S: Final = 5.0
 _NEWEST: Final = 12  # timelines in a snapshot
+_IN_SERVICE: Final = (EngineState.READY, EngineState.DRAINING, EngineState.SUSPECT)  # their rates mean something
+_ENDED: Final = (EngineState.BACKOFF, EngineState.FAILED, EngineState.STOPPED)
+_OWN: Final = 0  # the supervisor's place among the memory readings; no engine has this pid
+_SAID: Final = {
+    EngineState.DRAINING: "takes no new requests",
+    EngineState.SUSPECT: "has not been heard of",
+    EngineState.HUNG: "makes no progress",
+    EngineState.BACKOFF: "has died and is started again",
+    EngineState.FAILED: "has failed",
+    EngineState.STOPPED: "is stopped",
+}
 
 
 class NodeSource(Protocol):
@@ -70,7 +81,7 @@ class Collector:
         self._model = model_name
         self._version = version
         self._series: dict[str, Series] = {}
-        self._memory: dict[int, int | None] = {}
+        self._memory: dict[int, int | None] = {}  # bytes, by the pid of the session's leader
         self._supervisor = SupervisorSnapshot()
         self._cpu = CpuShare()
         self._began_ns = time.monotonic_ns()
@@ -97,13 +108,16 @@ class Collector:
                 now_ns = time.monotonic_ns()
                 late_ms = (now_ns - asked_ns) * 1e-6 - self._config.telemetry.tick_s * 1e3
                 self._supervisor = SupervisorSnapshot(
-                    memory_bytes=self._memory.get(0), cpu_share=self._cpu.since_last(), loop_delay_ms=max(0.0, late_ms)
+                    memory_bytes=self._memory.get(_OWN),
+                    cpu_share=self._cpu.since_last(),
+                    loop_delay_ms=max(0.0, late_ms),
                 )
                 self._publish(self._snapshot(now_ns))
 
     # ---- what is asked
 
     def latest(self) -> NodeSnapshot:
+        """The last snapshot published; before ``run``, how the node was when the collector was made."""
         return self._latest
 
     async def updates(self) -> AsyncIterator[NodeSnapshot]:
@@ -157,23 +171,30 @@ class Collector:
         )
 
     def _engine(self, view: EngineView, now_ns: int) -> EngineSnapshot:
-        series = self._series.get(view.name)
-        living = series if series is not None and series.epoch == view.epoch and view.pid is not None else None
         return engine_snapshot(
             view,
-            living,
+            self._living(view),
             now_ns,
             in_flight=self._router.in_flight(view.name),
             outstanding=self._router.outstanding_prompt_tokens(view.name),
             memory_bytes=self._memory.get(view.pid) if view.pid else None,
         )
 
+    def _living(self, view: EngineView) -> Series | None:
+        """What the engine's present life has reported; what a dead one has is dropped."""
+        series = self._series.get(view.name)
+        if series is None or (series.epoch == view.epoch and view.state not in _ENDED):
+            return series if view.pid is not None else None
+        if series.epoch <= view.epoch:
+            del self._series[view.name]
+        return None
+
     async def _weigh(self) -> None:
         """Memory, off the loop."""
         while True:
             pids = [view.pid for view in self._node.views() if view.pid]
             found = {pid: await asyncio.to_thread(session_memory_bytes, pid) for pid in pids}
-            self._memory = {**found, 0: await asyncio.to_thread(own_memory_bytes)}
+            self._memory = {**found, _OWN: await asyncio.to_thread(own_memory_bytes)}
             await asyncio.sleep(_MEMORY_S)
 
 
@@ -182,14 +203,15 @@ def not_ready(views: Sequence[EngineView]) -> str | None:
     ready = [view for view in views if view.state is EngineState.READY]
     if any(view.role.prefills for view in ready) and any(view.role.decodes for view in ready):
         return None
-    return "; ".join(_said(view) for view in views if view.state is not EngineState.READY)
+    missing = [_said(view) for view in views if view.state is not EngineState.READY]
+    return "; ".join(missing) or "no engine prefills, or none decodes: the topology needs both"
 
 
 def _said(view: EngineView) -> str:
     if view.state is EngineState.STARTING:
-        progress = f", {view.progress:.0%}" if view.progress is not None else ""
+        progress = f", {view.progress * 100:.0f} %" if view.progress is not None else ""
         return f"{view.name} is starting ({view.stage or 'its process'}{progress})"
-    return f"{view.name} is in state {view.state.value}" + (f": {view.cause}" if view.cause else "")
+    return f"{view.name} {_SAID[view.state]}" + (f": {view.cause}" if view.cause else "")
 
 
 def engine_snapshot(
@@ -203,9 +225,10 @@ def engine_snapshot(
 ) -> EngineSnapshot:
     """A view and what that life has reported. Without reports, readings are None, not 0."""
     last = series.last if series else None
-    rates = series.rates(now_ns) if series and view.state in (EngineState.READY, EngineState.DRAINING) else None
+    rates = series.rates(now_ns) if series and view.state in _IN_SERVICE else None
     sign_ns = series.last_sign_ns() if series else None
-    total = view.kv_blocks
+    core = series.core if series else None
+    total = core.kv_blocks if core else None
     return EngineSnapshot(
         name=view.name,
         role=view.role,
@@ -227,14 +250,14 @@ def engine_snapshot(
         kv_usage=1 - last.kv_free / total if last and total else None,
         kv_blocks_total=total,
         kv_blocks_free=last.kv_free if last else None,
-        block_tokens=view.block_tokens,
+        block_tokens=core.block_tokens if core else None,
         prompt_tokens_s=rates.prompt_tokens_s if rates else None,
         output_tokens_s=rates.output_tokens_s if rates else None,
         steps_s=rates.steps_s if rates else None,
         step_ms=rates.step_ms if rates else None,
         prefix_hit_rate=rates.prefix_hit_rate if rates else None,
         preemptions=_preemptions(series),
-        last_step_age_s=(now_ns - sign_ns) * 1e-9 if sign_ns else None,
+        last_step_age_s=max(0, now_ns - sign_ns) * 1e-9 if sign_ns is not None else None,
         peers=view.peers,
         peer_errors=view.peer_errors,
         memory_bytes=memory_bytes,

