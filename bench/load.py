@@ -110,7 +110,7 @@ async def _events(content: aiohttp.StreamReader) -> AsyncIterator[dict[str, Any]
 
 def bodies(plan: Plan) -> list[dict[str, Any]]:
     """The requests' bodies, each prompt of its own; the same for the same seed."""
-    rng = random.Random(plan.seed)
+    rng = random.Random(f"prompts {plan.seed} {plan.prompt_tokens} {plan.requests}")
     return [body(plan, rng.choices(range(plan.vocabulary), k=plan.prompt_tokens)) for _ in range(plan.requests)]
 
 
@@ -211,7 +211,10 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--prompt-tokens", type=int, default=256)
     parser.add_argument("--output-tokens", type=int, default=32)
     parser.add_argument("--vocabulary", type=int, default=256)
-    parser.add_argument("--seed", type=int, default=0)
+    default_seed = random.SystemRandom().getrandbits(32)  # a server may still have the last run's prompts in its cache
+    parser.add_argument(
+        "--seed", type=int, default=default_seed, help="of prompts and arrivals; else a new one each time"
+    )
     parser.add_argument("--json", type=Path, help="write the summary and every request here")
     return parser.parse_args(arguments)
 

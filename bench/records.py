@@ -80,6 +80,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     duration_s: float
     repetitions: int
     output_tokens: int
+    kv_cache_bytes: int  # per engine
     machine: dict[str, str]
     versions: dict[str, str]
     start_ups: tuple[StartUp, ...]

@@ -159,6 +159,7 @@ async def bench(steps: Steps) -> Report:
         duration_s=time.perf_counter() - began,
         repetitions=steps.repetitions,
         output_tokens=OUTPUT_TOKENS,
+        kv_cache_bytes=servers.KV_CACHE_BYTES,
         machine=machine,
         versions=measure.versions(),
         start_ups=tuple(one.start_ups),

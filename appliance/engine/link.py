@@ -116,6 +116,7 @@ def _connect(path: str) -> socket.socket:
     try:
         connection.connect(path)
     except OSError as error:
+        connection.close()
         raise ChannelError(f"no supervisor listens on the engine channel {path}: {error.strerror}") from error
     connection.settimeout(None)
     return connection

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Final, Protocol
@@ -25,6 +26,7 @@ from appliance.telemetry.host import CpuShare, own_memory_bytes, session_memory_
 from appliance.telemetry.series import Series
 from appliance.telemetry.timeline import Timelines
 
+_log = logging.getLogger("pd-appliance")
 _MEMORY_S: Final = 5.0
 _NEWEST: Final = 12  # timelines in a snapshot
 _IN_SERVICE: Final = (EngineState.READY, EngineState.DRAINING, EngineState.SUSPECT)  # their rates mean something
@@ -107,12 +109,17 @@ class Collector:
                 await asyncio.sleep(self._config.telemetry.tick_s)
                 now_ns = time.monotonic_ns()
                 late_ms = (now_ns - asked_ns) * 1e-6 - self._config.telemetry.tick_s * 1e3
-                self._supervisor = SupervisorSnapshot(
-                    memory_bytes=self._memory.get(_OWN),
-                    cpu_share=self._cpu.since_last(),
-                    loop_delay_ms=max(0.0, late_ms),
-                )
-                self._publish(self._snapshot(now_ns))
+                self._tick(now_ns, max(0.0, late_ms))
+
+    def _tick(self, now_ns: int, late_ms: float) -> None:
+        """A fault in telling how the node is must not end the node: it is logged, and the last snapshot stays."""
+        try:
+            self._supervisor = SupervisorSnapshot(
+                memory_bytes=self._memory.get(_OWN), cpu_share=self._cpu.since_last(), loop_delay_ms=late_ms
+            )
+            self._publish(self._snapshot(now_ns))
+        except Exception:
+            _log.exception("this tick's snapshot failed")
 
     # ---- what is asked
 

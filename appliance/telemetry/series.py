@@ -32,6 +32,7 @@ class Series:
         self.last: Step | Heartbeat | None = None
         self.last_step: Step | None = None
         self._steps: deque[tuple[int, Step]] = deque(maxlen=_MOST_STEPS)
+        self._before: Step | None = None  # the last one before the window
 
     def add(self, message: Up, now_ns: int) -> None:
         """Steps without tokens are no steps: an engine that only waits for KV makes many."""
@@ -51,7 +52,7 @@ class Series:
 
     def rates(self, now_ns: int) -> Rates:
         while self._steps and now_ns - self._steps[0][0] > WINDOW_NS:
-            self._steps.popleft()
+            self._before = self._steps.popleft()[1]
         steps = [step for _, step in self._steps]
         seconds = WINDOW_NS * 1e-9
         busy_ms = sum(step.end_ns - step.start_ns for step in steps) * 1e-6
@@ -60,12 +61,13 @@ class Series:
             output_tokens_s=sum(step.decode_tokens for step in steps) / seconds,
             steps_s=len(steps) / seconds,
             step_ms=busy_ms / len(steps) if steps else None,
-            prefix_hit_rate=_hit_rate(steps),
+            prefix_hit_rate=_hit_rate(self._before, steps),
         )
 
 
-def _hit_rate(steps: list[Step]) -> float | None:
-    if len(steps) < 2:
+def _hit_rate(before: Step | None, steps: list[Step]) -> float | None:
+    """Steps carry totals since the engine's start, which were 0 then."""
+    if not steps:
         return None
-    queries = steps[-1].prefix_queries - steps[0].prefix_queries
-    return (steps[-1].prefix_hits - steps[0].prefix_hits) / queries if queries > 0 else None
+    queries = steps[-1].prefix_queries - (before.prefix_queries if before else 0)
+    return (steps[-1].prefix_hits - (before.prefix_hits if before else 0)) / queries if queries > 0 else None

@@ -225,6 +225,7 @@ def test_report_has_every_part_and_rectangular_tables() -> None:
         duration_s=60.0,
         repetitions=1,
         output_tokens=32,
+        kv_cache_bytes=512 << 20,
         machine={"cores": "2"},
         versions={"python": "3.11"},
         start_ups=(
