@@ -99,13 +99,18 @@ class Target:
 
 
 async def _events(content: aiohttp.StreamReader) -> AsyncIterator[dict[str, Any]]:
-    """Events up to ``[DONE]``, without which an answer is not whole. Raises ``ValueError``."""
+    """Events up to ``[DONE]``, without which an answer is not whole. Raises ``ValueError``.
+
+    Read on to the end of the body: leaving before it closes the connection, which a server takes for a client that has left.
+    """
+    done = False
     async for line in content:
         if line.startswith(b"data: [DONE]"):
-            return
-        if line.startswith(b"data: "):
+            done = True
+        elif line.startswith(b"data: "):
             yield json.loads(line[6:])
-    raise ValueError("the stream ended without [DONE]")
+    if not done:
+        raise ValueError("the stream ended without [DONE]")
 
 
 def bodies(plan: Plan) -> list[dict[str, Any]]:

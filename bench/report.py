@@ -57,9 +57,10 @@ def _head(report: Report) -> str:
     facts = "; ".join(f"{name} {value}" for name, value in (*report.machine.items(), *report.versions.items()))
     return (
         f"# Benchmark of {when}\n\n{facts}.\n\n"
-        f"Random Llama of 32.5 million parameters, bfloat16, eager, {report.kv_cache_bytes >> 20} MiB of KV cache per engine. {report.repetitions} repetition(s), the servers in turn; "
-        f"closed loop, {report.output_tokens} output tokens, every prompt new. Figures are medians of the repetitions "
-        f"(min–max); ratios are {APPLIANCE} over {AGGREGATED}, pair by pair. It took {report.duration_s / 60:.0f} minutes.\n"
+        f"Random Llama of 32.5 million parameters, bfloat16, eager, {report.kv_cache_bytes >> 20} MiB of KV cache per engine. "
+        f"{report.repetitions} repetition(s), the servers in turn; closed loop, {report.output_tokens} output tokens, every "
+        f"prompt new. Figures are medians of the repetitions (min–max); ratios are {APPLIANCE} over {AGGREGATED}, pair by "
+        f"pair. It took {report.duration_s / 60:.0f} minutes.\n"
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import signal
 import sys
 import tempfile
 import time
@@ -123,7 +124,12 @@ class Bench:
         )
 
     def _say(self, text: str) -> None:
+        """On a bar, or as lines where stderr is no terminal."""
         self._progress.update(self._task, description=text)
+        if not self._progress.console.is_terminal:
+            done = self._progress.tasks[0].percentage
+            sys.stderr.write(f"{done:3.0f} %  {text}\n")
+            sys.stderr.flush()
 
 
 def rounds(steps: Steps) -> Iterator[tuple[int, Cell]]:
@@ -153,6 +159,7 @@ async def bench(steps: Steps) -> Report:
     started, began, machine = time.time(), time.perf_counter(), measure.machine()
     with tempfile.TemporaryDirectory(prefix="bench-") as directory, progress_bar() as progress:
         one = Bench(steps, progress)
+        _cancel_at_sigterm()
         await one.run(Path(directory))
     return Report(
         started=started,
@@ -167,6 +174,13 @@ async def bench(steps: Steps) -> Report:
         runs=tuple(one.runs),
         handoffs=tuple(one.handoffs),
     )
+
+
+def _cancel_at_sigterm() -> None:
+    """So that the servers are ended too, as they are at an interrupt: they are in sessions of their own."""
+    task = asyncio.current_task()
+    if task is not None:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
 
 
 def save(report: Report, out: Path) -> str:
@@ -195,6 +209,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     steps = Steps(cells=cells, repetitions=repetitions, requests_min=requests_min)
     try:
         report = asyncio.run(bench(steps))
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        sys.stderr.write("bench.run: interrupted; the servers have been ended\n")
+        return 130
     except servers.ServerError as error:
         sys.stderr.write(f"bench.run: {error}\n")
         return 1

@@ -29,11 +29,13 @@ class Fake:
         self.seen: list[dict[str, Any]] = []
         self.running = self.most_running = 0
         self.fault: str | None = None
+        self.connections: set[int] = set()
         self.hold_s = 0.005
 
     async def serve(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
         self.seen.append(body)
+        self.connections.add(id(request.transport))
         if self.fault == "status":
             return web.json_response({"error": {"message": "no engine"}}, status=503)
         self.running += 1
@@ -75,7 +77,9 @@ async def test_closed_loop_keeps_concurrency_and_counts_all(fake: tuple[Fake, Ta
     done: list[Result] = []
     summary, results = await drive(target, PLAN, done.append)
     assert (summary.n, summary.errors, summary.first_error) == (8, 0, None)
-    assert server.most_running == 3
+    assert (
+        server.most_running == 3 == len(server.connections)
+    )  # each answer read to its end, so that they are used again
     assert results == done and all(one.tokens == 4 and len(one.gaps_s) == 3 for one in results)
     assert summary.ttft_p50_s is not None and summary.ttft_p50_s >= 0.005
     assert summary.requests_s == pytest.approx(8 / summary.duration_s)
