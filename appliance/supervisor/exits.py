@@ -31,7 +31,7 @@ def _sign(pattern: str, remedy: str, *, terminal: bool) -> _Sign:
 
 _SIGNS: Final = (
     _sign(
-        r"error: (unrecognized arguments|argument |invalid choice|the following arguments).*",
+        r"error: (?:unrecognized arguments|argument |invalid choice|the following arguments).*",
         "correct [engine] args: vLLM does not take them",
         terminal=True,
     ),
@@ -43,13 +43,13 @@ _SIGNS: Final = (
     _sign(r"CUDA error.*", "look at the GPU (nvidia-smi, dmesg); other processes may be using it", terminal=False),
     _sign(r"HandoffError: (.*)", "", terminal=True),
     _sign(
-        r"(Cannot allocate memory|DefaultCPUAllocator: can't allocate memory|MemoryError).*",
+        r"(?:Cannot allocate memory|DefaultCPUAllocator: can't allocate memory|MemoryError).*",
         "lower [engine] kv_cache_bytes, or run fewer engines",
         terminal=True,
     ),
     _sign(r"No available memory for the cache blocks.*", "raise [engine] kv_cache_bytes", terminal=True),
     _sign(
-        r".*(larger than the available KV cache memory|KV cache is needed).*",
+        r".*(?:larger than the available KV cache memory|KV cache is needed).*",
         "raise [engine] kv_cache_bytes, or lower --max-model-len in [engine] args",
         terminal=True,
     ),

@@ -50,7 +50,7 @@ def resolve_model(config: Config) -> Model:
             raise ConfigError("the demo model is missing: python -m appliance.demo.train makes it")
         return Model(str(demo.MODEL_DIR), name or demo.MODEL_NAME, True, True)
     directory = Path(path).expanduser()
-    if directory.is_dir():
+    if path and directory.is_dir():
         if not (directory / "config.json").is_file():
             raise ConfigError(
                 f"model {path!r}: there is no config.json in that directory, so it is not a Hugging Face model"

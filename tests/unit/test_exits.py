@@ -1,0 +1,46 @@
+"""Why an engine ended, told from its last lines."""
+
+from __future__ import annotations
+
+import pytest
+
+from appliance.supervisor.exits import explain
+
+PREFIX = "(EngineCore pid=7) ERROR 11-24 03:14:19 [core.py:1512] "
+
+
+@pytest.mark.parametrize(
+    ("code", "line", "says", "terminal"),
+    [
+        (2, "vllm: error: unrecognized arguments: --wrong", "correct [engine] args", True),
+        (1, PREFIX + "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB", "smaller model", True),
+        (1, PREFIX + "RuntimeError: CUDA error: an illegal memory access was encountered", "nvidia-smi", False),
+        (
+            1,
+            PREFIX + "appliance.errors.HandoffError: /dev/shm has 64 MiB free and needs 256",
+            "/dev/shm has 64 MiB free",
+            True,
+        ),
+        (1, "ModuleNotFoundError: No module named 'vllm'", "install it", True),
+        (1, "ValueError: To serve one request, 2.00 GiB KV cache is needed, which is larger", "kv_cache_bytes", True),
+        (1, "OSError: x/y is not a local folder and is not a valid model identifier", "check [model] path", True),
+        (-9, "INFO all is well", "SIGKILL", False),
+        (-11, "", "SIGSEGV", False),
+        (7, "SomethingError: of its own", "exit status 7: SomethingError: of its own", False),
+    ],
+)
+def test_causes(code: int, line: str, says: str, terminal: bool) -> None:
+    found = explain(code, ["INFO before", line, "INFO after" if line else ""])
+    assert says in found.cause
+    assert found.terminal is terminal
+    assert "\x1b" not in found.cause
+    assert len(found.cause) < 600
+
+
+def test_an_unknown_signal_is_still_told() -> None:
+    assert "signal 63" in explain(-63, []).cause
+    assert explain(7, []).cause == "exit status 7: it said nothing"
+
+
+def test_colours_and_prefixes_are_taken_off() -> None:
+    assert explain(1, ["\x1b[31m(APIServer pid=1)\x1b[0m MyError: red"]).cause == "exit status 1: MyError: red"

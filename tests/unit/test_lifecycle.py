@@ -1,0 +1,154 @@
+"""An engine's life: what follows from what."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from appliance.records import EngineState
+from appliance.supervisor.exits import Exit
+from appliance.supervisor.lifecycle import (
+    BACKOFF_S,
+    FAILED_STARTS,
+    STABLE_NS,
+    Action,
+    Answers,
+    Clock,
+    Ended,
+    Event,
+    Introduce,
+    Kill,
+    Life,
+    Progressed,
+    Spawn,
+    Spawned,
+    Start,
+    StartIn,
+    Stirred,
+    Stop,
+    step,
+)
+
+S = 1_000_000_000
+CRASH = Ended(Exit("killed"))
+
+
+def run(*events: tuple[int, Event], life: Life | None = None) -> tuple[Life, list[Action]]:
+    """Feed events at their times (seconds)."""
+    life, actions = life or Life(), []
+    for at_s, event in events:
+        life, more = step(life, event, at_s * S)
+        actions += more
+    return life, actions
+
+
+def ready(at_s: int = 10) -> Life:
+    return run((0, Start()), (0, Spawned(7)), (at_s, Answers()))[0]
+
+
+def test_a_start_goes_through_stages_to_ready() -> None:
+    life, actions = run((0, Start()), (0, Spawned(7)), (3, Progressed("importing vLLM", 0.05)))
+    assert (life.state, life.epoch, life.pid, life.stage, life.progress) == (
+        EngineState.STARTING,
+        1,
+        7,
+        "importing vLLM",
+        0.05,
+    )
+    assert actions == [Spawn()]
+    life, actions = run((10, Answers()), life=life)
+    assert (life.state, life.stage, life.progress, life.since_ns) == (EngineState.READY, None, None, 10 * S)
+    assert actions == [Introduce()]
+
+
+def test_a_crash_backs_off_longer_each_time() -> None:
+    life, delays = ready(), []
+    for number in range(8):
+        life, actions = step(life, CRASH, (20 + number) * S)
+        assert life.state is EngineState.BACKOFF
+        assert life.pid is None
+        delays += [action.delay_s for action in actions if isinstance(action, StartIn)]
+        life, _ = run((20 + number, Start()), (20 + number, Spawned(8)), (20 + number, Answers()), life=life)
+    assert delays == [*BACKOFF_S, BACKOFF_S[-1], BACKOFF_S[-1]]
+    assert life.restarts == 8
+    assert life.epoch == 9
+
+
+def test_a_stable_engine_has_a_clean_record() -> None:
+    life, _ = run(
+        (11, CRASH), (12, Start()), (13, Answers()), (14, CRASH), (16, Start()), (20, Answers()), life=ready()
+    )
+    assert life.deaths == 2
+    _, actions = step(life, CRASH, 20 * S + STABLE_NS)
+    assert actions == (StartIn(BACKOFF_S[0]),)
+
+
+def test_a_terminal_cause_at_the_start_is_final() -> None:
+    life, actions = run((0, Start()), (1, Ended(Exit("correct [engine] args", terminal=True))))
+    assert (life.state, life.cause) == (EngineState.FAILED, "correct [engine] args")
+    assert actions == [Spawn()]
+
+
+def test_a_terminal_cause_of_an_engine_that_was_ready_is_tried_again() -> None:
+    """It did start once: out of memory under load is no reason to give up."""
+    life, _ = step(ready(), Ended(Exit("CUDA out of memory", terminal=True)), 20 * S)
+    assert life.state is EngineState.BACKOFF
+
+
+def test_failed_starts_in_a_row_are_given_up() -> None:
+    life = Life()
+    for number in range(FAILED_STARTS):
+        assert life.state is not EngineState.FAILED
+        life, _ = run((number, Start()), (number, CRASH), life=life)
+    assert life.state is EngineState.FAILED
+
+
+def test_a_start_that_stalls_is_killed_and_says_where() -> None:
+    life, _ = run((0, Start()), (0, Spawned(7)), (5, Progressed("importing vLLM", 0.05)))
+    assert run((14, Clock(10.0)), life=life)[0].state is EngineState.STARTING
+    stirred, _ = run((14, Stirred()), (20, Clock(10.0)), life=life)
+    assert stirred.state is EngineState.STARTING, "a log line is a sign of life"
+    hung, actions = run((16, Clock(10.0)), life=life)
+    assert (hung.state, actions) == (EngineState.HUNG, [Kill()])
+    dead, _ = run((17, CRASH), life=hung)
+    assert "no progress for 10 s while importing vLLM" in (dead.cause or "")
+
+
+def test_stopping_kills_what_runs_and_nothing_starts_again() -> None:
+    life, actions = step(ready(), Stop(), 20 * S)
+    assert (life.state, actions) == (EngineState.STOPPED, (Kill(),))
+    life, actions = step(life, CRASH, 21 * S)
+    assert (life.state, actions) == (EngineState.STOPPED, ())
+
+
+EVENTS = st.sampled_from(
+    [
+        *(Start(), Spawned(9), Progressed("x", 0.5), Stirred(), Answers(), Clock(1.0), CRASH, Stop()),
+        Ended(Exit("bad", terminal=True)),
+    ]
+)
+
+
+@given(st.lists(st.tuples(EVENTS, st.integers(0, 90)), max_size=60))
+def test_whatever_happens_the_life_makes_sense(events: list[tuple[Event, int]]) -> None:
+    life, now_ns = Life(), 0
+    for event, seconds in events:
+        now_ns += seconds * S
+        before, (life, actions) = life, step(life, event, now_ns)
+        assert life.epoch == before.epoch + actions.count(Spawn())
+        if Spawn() in actions:
+            assert before.state in (EngineState.STOPPED, EngineState.BACKOFF)
+        if before.state is EngineState.FAILED and not isinstance(event, Stop):
+            assert life.state is EngineState.FAILED, "only its owner can help a failed engine"
+        if life.state is EngineState.READY:
+            assert life.stage is None
+            assert life.progress is None
+        if isinstance(event, Ended):
+            assert life.pid is None
+
+
+@pytest.mark.parametrize("event", [Progressed("late", 0.9), Answers(), Clock(0.0), Stirred()])
+def test_events_out_of_place_change_nothing(event: Event) -> None:
+    life = Life(state=EngineState.BACKOFF, epoch=3)
+    assert step(life, event, 99 * S) == (life, ())

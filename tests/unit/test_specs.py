@@ -1,0 +1,88 @@
+"""Command lines and environments of engines."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from appliance.config import Config, EngineConfig, ModelConfig, RoleArgs
+from appliance.errors import ConfigError
+from appliance.supervisor.runtime import Runtime, choose_directory
+from appliance.supervisor.specs import command, environment, resolve_model, share, specs
+from appliance.supervisor.topology import parse
+
+
+def config(**engine: object) -> Config:
+    return Config(engine=EngineConfig(**engine))  # type: ignore[arg-type]
+
+
+def test_a_command_line_names_its_life_and_hands_vllm_the_rest(tmp_path: Path) -> None:
+    made = config(args=("--seed", "1"), prefill=RoleArgs(args=("--max-num-batched-tokens", "99")))
+    first, second = specs(made, parse("1p1d"), resolve_model(made), [0, 1])
+    runtime = Runtime(tmp_path / "run")
+    line = command(first, runtime, made, epoch=4, parent=77)
+    ours, vllm = line[: line.index("--")], line[line.index("--") + 1 :]
+    assert ours[1:3] == ["-m", "appliance.engine.main"]
+    assert ours[ours.index("--epoch") + 1] == "4"
+    assert ours[ours.index("--parent") + 1] == "77"
+    assert ours[ours.index("--cores") + 1] == "0"
+    assert vllm[-4:] == ["--seed", "1", "--max-num-batched-tokens", "99"], (
+        "the owner's come last, the role's last of all"
+    )
+    assert second.arguments[-2:] == ("--seed", "1")
+    transfer = json.loads(vllm[vllm.index("--kv-transfer-config") + 1])
+    assert transfer["kv_role"] == "kv_both"
+    assert transfer["kv_connector_extra_config"]["epoch"] == 4
+
+
+def test_engines_leave_nothing_outside_the_runtime_directory(tmp_path: Path) -> None:
+    made = config(env={"MINE": "1"})
+    spec = specs(made, parse("1b"), resolve_model(made), [0])[0]
+    runtime = Runtime(tmp_path / "run")
+    found = environment(spec, runtime, {"PATH": "/bin", "TMPDIR": "/elsewhere"})
+    assert found["TMPDIR"] == str(runtime.temporary)
+    assert (found["PATH"], found["MINE"], found["HF_HUB_OFFLINE"]) == ("/bin", "1", "1")
+
+
+@pytest.mark.parametrize(
+    ("cores", "count", "shares"),
+    [
+        ([0, 1], 2, [(0,), (1,)]),
+        ([0, 1, 2, 3, 4], 2, [(0, 1), (2, 3, 4)]),
+        ([3], 2, [(3,), (3,)]),
+        ([0, 1], 3, [(0,), (1,), (0,)]),
+    ],
+)
+def test_cores_are_shared_out(cores: list[int], count: int, shares: list[tuple[int, ...]]) -> None:
+    assert [share(cores, number, count) for number in range(count)] == shares
+
+
+def test_models(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "config.json").write_text("{}")
+    (tmp_path / "empty").mkdir()
+
+    def resolve(path: str) -> object:
+        return resolve_model(Config(model=ModelConfig(path=path)))
+
+    assert resolve_model(Config()).shipped
+    assert resolve_model(Config(model=ModelConfig(path=str(tmp_path / "real")))).name == "real"
+    assert not resolve_model(Config(model=ModelConfig(path="org/model"))).local
+    with pytest.raises(ConfigError, match=r"no config\.json"):
+        resolve(str(tmp_path / "empty"))
+    for path in (str(tmp_path / "nothing"), "./nothing", "a/b/c", ""):
+        with pytest.raises(ConfigError, match="no such directory"):
+            resolve(path)
+
+
+def test_runtime_directories(tmp_path: Path) -> None:
+    assert choose_directory({"RUNTIME_DIRECTORY": "/run/a:/run/b"}, 7) == Path("/run/a")
+    stale = tmp_path / "pd-appliance-999999999"
+    stale.mkdir()
+    assert choose_directory({"XDG_RUNTIME_DIR": str(tmp_path)}, 7) == tmp_path / "pd-appliance-7"
+    assert not stale.exists(), "its supervisor is gone"
+    assert (Runtime(tmp_path / "x").directory.stat().st_mode & 0o777) == 0o700
+    with pytest.raises(ConfigError, match="too long"):
+        Runtime(tmp_path / ("x" * 120))

@@ -1,0 +1,35 @@
+"""Layouts: what is understood, and what is said of the rest."""
+
+from __future__ import annotations
+
+import pytest
+
+from appliance.errors import ConfigError
+from appliance.records import Role
+from appliance.supervisor.topology import parse
+
+
+@pytest.mark.parametrize(
+    ("layout", "roles", "sizes"),
+    [
+        ("1p1d", [Role.PREFILL, Role.DECODE], [1, 1]),
+        ("2b", [Role.BOTH, Role.BOTH], [1, 1]),
+        ("1p1d@tp4", [Role.PREFILL, Role.DECODE], [4, 4]),
+        ("2p1d@tp2:tp4", [Role.PREFILL, Role.PREFILL, Role.DECODE], [2, 2, 4]),
+        (" 1B@TP8 ", [Role.BOTH], [8]),
+    ],
+)
+def test_layouts(layout: str, roles: list[Role], sizes: list[int]) -> None:
+    places = parse(layout).places
+    assert [place.role for place in places] == roles
+    assert [place.tensor_parallel for place in places] == sizes
+    assert [place.name for place in places] == [f"e{number}" for number in range(len(roles))]
+
+
+@pytest.mark.parametrize(
+    "layout", ["", "1p", "p1d", "0p1d", "1p0d", "0b", "1p1d@4", "1p1d@tp0", "1b@tp2:tp4", "65b", "-1b", "1p1d2b"]
+)
+def test_what_is_not_a_layout_says_what_would_be(layout: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(layout)
+    assert repr(layout) in str(caught.value)
