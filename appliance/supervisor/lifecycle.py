@@ -116,7 +116,7 @@ def step(life: Life, event: Event, now_ns: int) -> Result:
         case Clock(stall_s) if life.state is EngineState.STARTING and now_ns - life.progress_ns > stall_s * 1e9:
             cause = f"no progress for {stall_s:.0f} s while {life.stage or 'starting'}: see its log, or raise [engine] stall_s"
             return replace(life, state=EngineState.HUNG, since_ns=now_ns, cause=cause), (Kill(),)
-        case Ended(exit):
+        case Ended(exit) if life.state not in (EngineState.BACKOFF, EngineState.FAILED):
             return _ended(life, exit, now_ns)
         case Stop():
             return _stopped(life, now_ns)

@@ -144,7 +144,9 @@ class Node:
             self._post(engine, Start())
 
     async def stop(self, grace_s: float) -> None:
-        """End all engines: ask, wait for ``grace_s``, then force. Afterwards nothing of them is left."""
+        """End all engines: ask, wait for ``grace_s``, then force. Afterwards nothing of them is left. Harmless a second time."""
+        if self._retired:
+            return
         self._retired = True
         ending = [engine.process for engine in self._engines.values() if engine.process]
         for process in ending:

@@ -1,0 +1,169 @@
+"""The real node over scripted engines: real processes, sockets and signals."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+from msgspec.structs import replace
+
+from appliance.channel import Heartbeat, Release, Up
+from appliance.config import Config, EngineConfig
+from appliance.records import EngineState, EngineView
+from appliance.supervisor import lifecycle
+from appliance.supervisor.node import Node
+from appliance.supervisor.runtime import Runtime
+from appliance.supervisor.specs import EngineSpec, resolve_model, specs
+from appliance.supervisor.topology import parse
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(autouse=True)
+def quick_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lifecycle, "BACKOFF_S", (0.1, 0.2, 0.4))
+
+
+class Scene:
+    """A node, and what it said."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.views: list[EngineView] = []
+        self.lost: list[tuple[str, int]] = []
+        self.messages: list[tuple[str, int, Up]] = []
+        node.on_change(self.views.append)
+        node.on_engine_lost(lambda name, epoch: self.lost.append((name, epoch)))
+        node.on_message(lambda name, epoch, message: self.messages.append((name, epoch, message)))
+
+    def engine(self, name: str) -> EngineView:
+        return next(view for view in self.node.views() if view.name == name)
+
+    async def until(self, condition: Callable[[], object], timeout_s: float = 10.0) -> None:
+        async with asyncio.timeout(timeout_s):
+            while not condition():
+                await asyncio.sleep(0.01)
+
+    async def all_ready(self) -> None:
+        await self.until(lambda: all(view.state is EngineState.READY for view in self.node.views()))
+
+
+def scripted(spec: EngineSpec, script: str) -> EngineSpec:
+    environment = {"PYTHONPATH": f"{HERE}:{HERE.parents[1]}", "SCRIPT": script}
+    return replace(spec, module="scripted_engine", environment=environment)
+
+
+@asynccontextmanager
+async def node(layout: str = "1p1d", *, stall_s: float = 30.0, **scripts: str) -> AsyncIterator[Scene]:
+    """Scripts by engine name; afterwards nothing of it may be left."""
+    config = Config(engine=EngineConfig(stall_s=stall_s))
+    with tempfile.TemporaryDirectory(prefix="pd-") as name:
+        engines = specs(config, parse(layout), resolve_model(config), sorted(os.sched_getaffinity(0)))
+        engines = tuple(scripted(spec, scripts.get(spec.name, "")) for spec in engines)
+        made = Node(config, engines, Runtime(Path(name) / "run"), topology=layout)
+        scene = Scene(made)
+        await made.start()
+        try:
+            yield scene
+        finally:
+            children = psutil.Process().children(recursive=True)
+            await made.stop(0.2)
+            _, alive = psutil.wait_procs(children, timeout=3)
+            assert not alive
+
+
+async def test_engines_become_ready_and_meet() -> None:
+    async with node() as scene:
+        await scene.all_ready()
+        await scene.until(lambda: all(view.peers for view in scene.node.views()))
+        e0 = scene.engine("e0")
+        assert (e0.peers, e0.kv_blocks, e0.max_batched_tokens, e0.epoch, e0.restarts) == (("e1",), 100, 512, 1, 0)
+        states = [view.state for view in scene.views if view.name == "e0"]
+        assert states[0] is EngineState.STARTING
+        assert any(view.stage == "pretending" for view in scene.views)
+        await scene.until(lambda: any(isinstance(message, Heartbeat) for *_, message in scene.messages))
+
+
+async def test_an_engine_that_is_killed_comes_back_as_another_life_after_its_peers_have_unmapped_it() -> None:
+    async with node() as scene:
+        await scene.until(lambda: all(view.peers for view in scene.node.views()))
+        pid = scene.engine("e0").pid
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        await scene.until(lambda: scene.engine("e0").state is EngineState.BACKOFF)
+        assert scene.engine("e1").peers == (), "nobody is sent to what is gone"
+        assert "SIGKILL" in (scene.engine("e0").cause or "")
+        await scene.until(lambda: scene.engine("e0").peers == ("e1",))
+        assert scene.lost == [("e0", 1)]
+        assert (scene.engine("e0").epoch, scene.engine("e0").restarts) == (2, 1)
+        assert "closed e0 1" in (scene.node.logs("e1") or [])
+        await scene.until(lambda: scene.engine("e1").peers == ("e0",))
+
+
+async def test_an_engine_that_dies_again_and_again_backs_off() -> None:
+    async with node("1b", e0="dies") as scene:
+        await scene.until(lambda: scene.engine("e0").epoch == 3, 20)
+        assert "of old age" in (scene.engine("e0").cause or "")
+
+
+async def test_starts_that_fail_are_given_up() -> None:
+    async with node("1b", e0="crash") as scene:
+        await scene.until(lambda: scene.engine("e0").state is EngineState.FAILED)
+        assert scene.engine("e0").epoch == lifecycle.FAILED_STARTS
+        assert "it was told to" in (scene.engine("e0").cause or "")
+
+
+async def test_a_terminal_cause_is_not_tried_twice() -> None:
+    async with node(e0="bad-argument") as scene:
+        await scene.until(lambda: scene.engine("e0").state is EngineState.FAILED)
+        assert scene.engine("e0").epoch == 1
+        assert "--no-such" in (scene.engine("e0").cause or "")
+        await scene.until(lambda: scene.engine("e1").state is EngineState.READY)  # the other one is not harmed
+
+
+async def test_a_start_without_progress_is_ended() -> None:
+    began = time.monotonic()
+    async with node("1b", stall_s=0.5, e0="silent") as scene:
+        await scene.until(lambda: "no progress for" in (scene.engine("e0").cause or ""))
+        assert time.monotonic() - began < 5
+
+
+async def test_peers_that_refuse_are_reported_and_not_paired() -> None:
+    async with node(e1="refuse") as scene:
+        await scene.until(lambda: scene.engine("e1").peer_errors)
+        assert scene.engine("e1").peer_errors == ("can't use the KV of e0: told so",)
+        assert scene.engine("e1").peers == ()
+        await scene.until(lambda: scene.engine("e0").peers == ("e1",))
+
+
+async def test_a_foreign_frame_ends_that_engine_alone() -> None:
+    async with node(e0="gibberish") as scene:
+        await scene.until(lambda: ("e0", 1) in scene.lost)
+        assert scene.engine("e1").state is EngineState.READY
+        assert scene.engine("e1").restarts == 0
+
+
+async def test_stopping_takes_children_along_and_leaves_no_zombie() -> None:
+    async with node("1b", e0="child") as scene:
+        await scene.all_ready()
+        leader = scene.engine("e0").pid
+        family = psutil.Process(leader).children()
+        assert len(family) == 1
+        await scene.node.stop(0.2)
+        assert not [process for process in family if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+        assert not psutil.pid_exists(leader or 0)
+
+
+async def test_messages_to_an_engine_that_is_gone_are_refused_not_lost() -> None:
+    async with node("1b", e0="crash") as scene:
+        await scene.until(lambda: scene.engine("e0").state is EngineState.FAILED)
+        assert not scene.node.send_core("e0", Release(lease="x", reason="released"))
+        assert not scene.node.send_core("nobody", Release(lease="x", reason="released"))
