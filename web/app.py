@@ -26,6 +26,7 @@ _POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+_INFERENCE: Final = ("/v1/", "/tokenize", "/detokenize")
 _GUARDS: Final = {
     "content-security-policy": _POLICY,
     "x-content-type-options": "nosniff",
@@ -41,7 +42,7 @@ def create_app(
     """Build the app.
 
     Args:
-        inference: answers ``/v1/*``.
+        inference: answers ``/v1/*`` and the tokenizer's routes.
         node: everything else shows what this says.
         max_body_bytes: of a request to ``/v1/*``.
         metrics: a snapshot as Prometheus text (``appliance.telemetry.exposition.render``).
@@ -50,7 +51,7 @@ def create_app(
 
 
 class Site:
-    """ASGI app. ``/v1/*`` goes past Starlette, whose layers would each handle every chunk of a streamed answer."""
+    """ASGI app. What engines answer goes past Starlette, whose layers would each handle every chunk of a streamed answer."""
 
     def __init__(self, openai: ASGIApp, node: NodeView, metrics: Callable[[NodeSnapshot], bytes]) -> None:
         pages = Pages(node)
@@ -72,7 +73,7 @@ class Site:
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"].startswith("/v1/"):
+        if scope["type"] == "http" and scope["path"].startswith(_INFERENCE):
             await self._openai(scope, receive, send)
         else:
             await self._rest(scope, receive, send)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 import uuid
 from typing import Final
 
@@ -18,6 +19,7 @@ from web import errors
 from web.ports import Inference, InferenceRequest
 
 _log = logging.getLogger(__name__)
+_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _BODY_PAUSE_S: Final = 60.0  # a body that stands still for longer is given up
 
 
@@ -58,10 +60,11 @@ class OpenAI:
         self._max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request_id = uuid.uuid4().hex  # never the client's: it names leases, and must be unique
+        headers = _headers(scope)
+        request_id = _request_id(headers)
         reply = AsgiReply(send)
         try:
-            request = await self._request(request_id, scope, receive)
+            request = await self._request(request_id, headers, scope, receive)
             await self._serve(request, reply, receive)
         except ClientLeft:
             return
@@ -70,8 +73,9 @@ class OpenAI:
         except Exception as error:
             await _fail(reply, request_id, errors.unexpected(), error)
 
-    async def _request(self, request_id: str, scope: Scope, receive: Receive) -> InferenceRequest:
-        headers = _headers(scope)
+    async def _request(
+        self, request_id: str, headers: dict[str, str], scope: Scope, receive: Receive
+    ) -> InferenceRequest:
         return InferenceRequest(
             id=request_id,
             method=scope["method"],
@@ -109,6 +113,12 @@ def _headers(scope: Scope) -> dict[str, str]:
         name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
         found[name] = f"{found[name]}, {value}" if name in found else value
     return found
+
+
+def _request_id(headers: dict[str, str]) -> str:
+    """The client's ``X-Request-Id`` if that is safe to pass on, else a new one. Two requests may have the same."""
+    sent = headers.get("x-request-id", "")
+    return sent if _ID.fullmatch(sent) else uuid.uuid4().hex
 
 
 async def _body(headers: dict[str, str], receive: Receive, limit_bytes: int) -> bytes:

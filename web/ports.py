@@ -11,7 +11,7 @@ from appliance.records import NodeSnapshot, Timeline
 
 
 class InferenceRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """One call to ``/v1/…`` as it came in. ``headers`` has lower-case names."""
+    """One call to the API as it came in. ``headers`` has lower-case names; two requests may have one ``id``."""
 
     id: str
     method: str

@@ -7,7 +7,10 @@ from typing import Protocol
 
 
 class Request(Protocol):
-    """One call to the API as it came in. ``headers`` has lower-case names, ``path`` no query string."""
+    """One call to the API as it came in. ``headers`` has lower-case names, ``path`` no query string.
+
+    ``id`` is the client's where it sent one: two requests may have the same.
+    """
 
     @property
     def id(self) -> str: ...

@@ -114,8 +114,7 @@ class Router:
         except RequestError:
             self._totals.failed += 1
             raise
-        name = wire.request_id(request.headers, request.id)
-        trace = self._timelines.begin(name, route.path, plan.stream, time.monotonic_ns())
+        trace = self._timelines.begin(request.id, route.path, plan.stream, time.monotonic_ns())
         self._serving += 1
         try:
             await self._traced(Exchange(self._desk, plan, request, reply, trace), reply, trace)
@@ -147,8 +146,7 @@ class Router:
     async def _direct(self, route: Route, request: Request, reply: Reply) -> None:
         """Ask engines, the least loaded first, until one answers."""
         body = msgspec.json.encode(legs.plan(route, request.body).body) if request.body else b""
-        name = wire.request_id(request.headers, request.id)
-        headers = wire.engine_headers(request.headers, name)
+        headers = wire.engine_headers(request.headers, request.id)
         target = wire.target(route.path, request.query)
         lost: Unreachable | None = None
         for view in policy.by_load(self._views(), self._loads):
@@ -161,7 +159,7 @@ class Router:
             except Unreachable as error:
                 lost = error
                 continue
-            return await _reply_with(reply, name, wire.openai_shaped(answer, route))
+            return await _reply_with(reply, request.id, wire.openai_shaped(answer, route))
         raise not_ready(policy.none_ready(self._views(), self._model) or str(lost))
 
     async def _poll(self) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import secrets
 from collections.abc import Mapping
 from typing import Final
 
@@ -12,9 +11,9 @@ import msgspec
 from appliance.router.routes import Route, Way
 from appliance.telemetry.timeline import Trace
 
-_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _QUERY: Final = re.compile(rb"[!-~]{1,2048}")  # visible ASCII
 _TO_ENGINE: Final = ("content-type", "accept", "traceparent", "tracestate", "x-session-id")
+DONE: Final = b"data: [DONE]\n\n"
 _STREAM_ERROR: Final = b'data: {"error"'
 _HEADER_CHARS: Final = 1024
 
@@ -25,14 +24,6 @@ class Answer(msgspec.Struct, frozen=True):
     status: int
     content_type: str
     body: bytes
-
-
-def request_id(headers: Mapping[str, str], made: str) -> str:
-    """The client's ``X-Request-Id`` if that is safe to pass on, else the one ``made`` for it, else a new one."""
-    for candidate in (headers.get("x-request-id", ""), made):
-        if _ID.fullmatch(candidate):
-            return candidate
-    return secrets.token_hex(16)
 
 
 def target(path: str, query: bytes) -> str:

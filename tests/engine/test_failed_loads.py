@@ -92,6 +92,13 @@ async def test_a_ticket_that_lies_is_recomputed(pair: Pair, name: str, lie: dict
     await release(pair, name)
 
 
+async def test_the_kv_of_another_prompt_of_the_same_length_is_not_decoded(pair: Pair) -> None:
+    """A chat template that asks for the time renders the two legs differently."""
+    ticket = await pair.prefill("other", completion(300))
+    await expect_recomputed(pair, "other", completion(300), ticket, "not the one that was prefilled")
+    await release(pair, "other")
+
+
 @pytest.mark.parametrize(
     "ticket",
     [

@@ -108,6 +108,11 @@ async def test_bad_input_is_answered_in_openais_shape(server: Server, name: str,
     assert error.keys() >= {"message", "type", "param", "code"}
 
 
+async def test_the_tokenizer_is_served(server: Server) -> None:
+    tokens = (await server.post("/tokenize", {"model": "m", "prompt": "What is prefill?"})).json["tokens"]
+    assert (await server.post("/detokenize", {"model": "m", "tokens": tokens})).json["prompt"].endswith("prefill?")
+
+
 async def test_after_all_that_the_same_processes_serve(server: Server) -> None:
     """The next request is answered as the first was, and nothing was restarted or left behind."""
     node = await server.until_idle()

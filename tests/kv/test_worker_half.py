@@ -87,6 +87,7 @@ class Scene:
             slot=self.held.slot,
             generation=self.held.generation,
             tokens=32,
+            prompt="",
             blocks=((1, 2),),
         )
         return Pull(request_id="r", ticket=ticket, pairs=(((1, 5), (2, 6)),), inline=inline)

@@ -46,6 +46,11 @@ def client(site: Site) -> TestClient:
     return TestClient(site, raise_server_exceptions=False)
 
 
+@pytest.mark.parametrize("path", ["/v1/models", "/tokenize", "/detokenize"])
+def test_what_engines_answer_goes_to_the_router(client: TestClient, path: str) -> None:
+    assert client.post(path, json={}).text == f"POST {path}"
+
+
 def test_alive_whatever_the_engines_do(client: TestClient, node: FakeNode) -> None:
     node.show("failed")
     answer = client.get("/health")

@@ -109,10 +109,17 @@ async def test_the_request_arrives_whole_and_the_bytes_go_out_unchanged() -> Non
     assert request.headers == {"x-thing": "1", "content-length": "4"}
 
 
-async def test_ids_are_ours_and_differ_even_if_a_client_repeats_its_own() -> None:
-    clients = [Client(b"x", headers={"x-request-id": "mine"}) for _ in range(2)]
+async def test_a_clients_request_id_is_kept_even_on_errors() -> None:
+    client = Client(b"x" * 101, headers={"x-request-id": "abc-1"})
+    await client.ask(never)
+    assert (client.status, client.headers["x-request-id"]) == (413, "abc-1")
+
+
+@pytest.mark.parametrize("bad", ["", "a b", "x" * 129, "\xe9", "a\r\nb: c"])
+async def test_a_bad_request_id_is_replaced_by_one_of_our_own(bad: str) -> None:
+    clients = [Client(b"x", headers={"x-request-id": bad}) for _ in range(2)]
     ids = [(await client.ask(echo)).requests[0].id for client in clients]
-    assert len({*ids, "mine"}) == 3
+    assert len({*ids, bad}) == 3
 
 
 async def test_a_declared_size_over_the_limit_is_refused_before_anything_is_read() -> None:

@@ -6,6 +6,9 @@ reading never fails: what can't be read is None, and the prompt is then simply c
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Sequence
+from hashlib import blake2b
 from typing import Any
 
 import msgspec
@@ -21,7 +24,7 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Ticket(msgspec.Struct, frozen=True, kw_only=True):
-    """Decode leg: where the KV of the first ``tokens`` prompt tokens lies. ``blocks`` has ids per KV group, 0 = not kept."""
+    """Decode leg: where the KV of a prompt lies. ``blocks`` has ids per KV group, 0 = not kept; ``prompt`` is ``prompt_digest``."""
 
     request: str
     do_remote_prefill: bool
@@ -30,6 +33,7 @@ class Ticket(msgspec.Struct, frozen=True, kw_only=True):
     slot: int
     generation: int
     tokens: int
+    prompt: str
     blocks: tuple[tuple[int, ...], ...]
 
 
@@ -61,6 +65,11 @@ def _sensible(params: Offer | Ticket | Whole) -> bool:
     if isinstance(params, Ticket):
         return params.tokens > 0 and all(block >= 0 for group in params.blocks for block in group)
     return True
+
+
+def prompt_digest(token_ids: Sequence[int]) -> str:
+    """Tells prompts apart: both legs render the same text, but a chat template may have looked at the clock in between."""
+    return blake2b(array("I", token_ids), digest_size=16).hexdigest()
 
 
 def ticket_params(ticket: Ticket) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from vllm.v1.request import RequestStatus
 
 from appliance.channel import Down, HandoffEnded, LeaseEnded, LeaseGranted, Release
 from appliance.engine.kv.lease import HeldLease, LeaseBook, LeaseTable
-from appliance.engine.kv.params import Offer, Ticket, read, ticket_params
+from appliance.engine.kv.params import Offer, Ticket, prompt_digest, read, ticket_params
 from appliance.engine.kv.pulls import Pull, Pulls, Transfer, Transfers
 
 if TYPE_CHECKING:
@@ -91,6 +91,8 @@ class SchedulerHalf:
         offer = read(request.kv_transfer_params)
         if not isinstance(offer, Offer) or request.status not in _ENDED_WELL or self._manager is None:
             return None
+        if request.prompt_token_ids is None:  # embeddings
+            return None
         now_ns = time.monotonic_ns()
         kept = tuple(
             tuple(ids[: -(-request.num_prompt_tokens // tokens)])
@@ -122,6 +124,7 @@ class SchedulerHalf:
                 slot=held.slot,
                 generation=held.generation,
                 tokens=held.tokens,
+                prompt=prompt_digest(request.prompt_token_ids),
                 blocks=kept,
             )
         )
@@ -136,15 +139,27 @@ class SchedulerHalf:
 
     def arrived(self, request: Request) -> None:
         ticket = read(request.kv_transfer_params)
-        if isinstance(ticket, Ticket) and len(ticket.blocks) == len(self._group_tokens):
+        if not isinstance(ticket, Ticket):
+            return
+        reason = self._misfit(ticket, request)
+        if reason is None:
             self._tickets[request.request_id] = ticket
+        else:
+            self._report(ticket, _instant(time.monotonic_ns(), reason))
+
+    def _misfit(self, ticket: Ticket, request: Request) -> str | None:
+        """Why what a ticket names is not this prompt's KV."""
+        if len(ticket.blocks) != len(self._group_tokens):
+            return f"the ticket has {len(ticket.blocks)} KV groups, this engine {len(self._group_tokens)}"
+        prompt = request.prompt_token_ids or []
+        if ticket.tokens != len(prompt) or ticket.prompt != prompt_digest(prompt):
+            return "the prompt is not the one that was prefilled"
+        return None
 
     def matched_tokens(self, request: Request, computed: int) -> int:
         """Prompt tokens beyond ``computed`` that a pull would bring."""
         ticket = self._tickets.get(request.request_id)
-        if ticket is None or ticket.tokens != request.num_prompt_tokens:
-            return 0
-        return max(0, ticket.tokens - computed)
+        return max(0, ticket.tokens - computed) if ticket else 0
 
     def allocated(self, request: Request, blocks: KVCacheBlocks, external: int) -> None:
         """Blocks are there for ``external`` tokens to come; 0 if the prefix cache has them all."""

@@ -6,6 +6,7 @@ forward pass. Whatever goes wrong in a pull is a failed load, which vLLM recompu
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Iterable
@@ -138,8 +139,8 @@ class WorkerHalf:
         error = None
         try:
             size, runs = self._pull(pull)
-        except (HandoffError, ValueError, IndexError) as failure:  # the last two: a mapping closed under a reader
-            error = str(failure)
+        except Exception as failure:  # a pull that nobody reports would keep its request waiting for ever
+            error = str(failure) or repr(failure)
         transfer = Transfer(bytes=size, copies=runs, start_ns=start_ns, end_ns=time.monotonic_ns(), error=error)
         with self._lock:
             self._ended[pull.request_id] = transfer
@@ -166,7 +167,5 @@ def _check_lease(peer: Peer, pull: Pull, when: str) -> None:
 
 
 def _close_all(descriptors: list[int]) -> None:
-    import os
-
     for descriptor in descriptors:
         os.close(descriptor)
