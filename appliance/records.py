@@ -228,6 +228,7 @@ class Timeline(msgspec.Struct, frozen=True, kw_only=True):
     prompt_tokens: int | None = None
     output_chunks: int = 0  # pieces streamed to the client
     transfer_bytes: int | None = None
+    transfer_copies: int | None = None  # runs of adjacent bytes that these were copied in
     recomputed: bool = False  # the KV was lost on the way and computed again
     ttft_s: float | None = None
     total_s: float | None = None

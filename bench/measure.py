@@ -15,8 +15,8 @@ from typing import Any, Final
 import psutil
 
 from appliance import __version__
-from bench.memcpy import PIECE_BYTES, Copied, Memory
-from bench.records import AGGREGATED, APPLIANCE, KV_LAYER_TOKEN_BYTES, Cell, Handoffs, Transfer, Usage
+from bench.memcpy import Memory
+from bench.records import AGGREGATED, APPLIANCE, Cell, Handoffs, Transfer, Usage
 from bench.servers import Server
 
 IDLE_S: Final = 5.0
@@ -67,7 +67,7 @@ async def handoffs(server: Server, memory: Memory, repetition: int, cell: Cell, 
         raise ValueError(f"{server.name} makes no hand-offs")
     timelines = await server.json(f"/api/requests?limit={requests}")
     transfers = transfers_of(timelines)
-    node = await server.json("/api/node")
+    total, copies = (round(_median(transfers, name)) for name in ("bytes", "copies"))
     return Handoffs(
         repetition=repetition,
         cell=cell,
@@ -75,7 +75,8 @@ async def handoffs(server: Server, memory: Memory, repetition: int, cell: Cell, 
         split=sum(one["split"] for one in timelines),
         recomputed=sum(one["recomputed"] for one in timelines),
         transfers=transfers,
-        memcpy=_memcpy(memory, transfers, node["engines"][0]["block_tokens"], repetition),
+        memmove=memory.measure(total, seed=repetition) if transfers else None,
+        memmove_alike=memory.measure(total, total // copies, seed=repetition) if transfers else None,
     )
 
 
@@ -85,19 +86,14 @@ def transfers_of(timelines: Sequence[dict[str, Any]]) -> tuple[Transfer, ...]:
     for timeline in timelines:
         duration_s = sum(stage["duration_s"] for stage in timeline["stages"] if stage["name"] == "transfer")
         if timeline["transfer_bytes"] and duration_s > 0 and not timeline["recomputed"]:
-            found.append(Transfer(bytes=timeline["transfer_bytes"], duration_s=duration_s))
+            found.append(
+                Transfer(bytes=timeline["transfer_bytes"], copies=timeline["transfer_copies"], duration_s=duration_s)
+            )
     return tuple(found)
 
 
-def _memcpy(
-    memory: Memory, transfers: Sequence[Transfer], block_tokens: int | None, repetition: int
-) -> tuple[Copied, ...]:
-    """In pieces of 64 KiB, and of one block of one layer: the piece that hand-offs find where no two blocks are adjacent."""
-    if not transfers:
-        return ()
-    total_bytes = round(statistics.median(one.bytes for one in transfers))
-    pieces = {PIECE_BYTES} | ({block_tokens * KV_LAYER_TOKEN_BYTES} if block_tokens else set())
-    return tuple(memory.measure(total_bytes, piece, seed=repetition) for piece in sorted(pieces))
+def _median(transfers: Sequence[Transfer], name: str) -> float:
+    return statistics.median(getattr(one, name) for one in transfers) if transfers else 0
 
 
 def machine() -> dict[str, str]:

@@ -15,7 +15,7 @@ from typing import Final
 
 import msgspec
 
-POOL_BYTES: Final = 128 << 20  # per side: well beyond the last-level cache's share of one core
+POOL_BYTES: Final = 512 << 20  # per side: as much as the KV caches that it is compared with
 PIECE_BYTES: Final = 64 << 10
 
 

@@ -13,8 +13,6 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from bench.records import HEAD_DIM, KV_HEADS
-
 VOCABULARY: Final = 1024
 CONTEXT: Final = 4096
 END: Final = "<|end|>"
@@ -30,8 +28,8 @@ def write(directory: Path) -> Path:
         intermediate_size=2048,
         num_hidden_layers=8,
         num_attention_heads=8,
-        num_key_value_heads=KV_HEADS,
-        head_dim=HEAD_DIM,
+        num_key_value_heads=4,
+        head_dim=64,
         max_position_embeddings=CONTEXT,
         tie_word_embeddings=False,
         bos_token_id=None,

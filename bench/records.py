@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 import msgspec
 
 from bench.figures import Summary
 from bench.memcpy import Copied
 
 APPLIANCE, AGGREGATED = "appliance 1p1d", "vLLM aggregated"
-KV_HEADS, HEAD_DIM = 4, 64  # of the model's
-KV_LAYER_TOKEN_BYTES: Final = 2 * KV_HEADS * HEAD_DIM * 2  # one token's keys and values in one layer, bfloat16
 
 
 class Cell(msgspec.Struct, frozen=True):
@@ -54,6 +50,7 @@ class Transfer(msgspec.Struct, frozen=True, kw_only=True):
     """One hand-off's copying, from its request's timeline."""
 
     bytes: int
+    copies: int
     duration_s: float
 
     @property
@@ -70,7 +67,8 @@ class Handoffs(msgspec.Struct, frozen=True, kw_only=True):
     split: int
     recomputed: int
     transfers: tuple[Transfer, ...]
-    memcpy: tuple[Copied, ...]  # in pieces of several sizes
+    memmove: Copied | None  # in pieces of 64 KiB
+    memmove_alike: Copied | None  # in as many pieces as the hand-offs
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):

@@ -87,13 +87,11 @@ def _handoffs(report: Report) -> str:
     if not report.handoffs:
         return "## Hand-offs\n\nNone measured.\n"
     rows = [_handoff(report, cell) for cell in dict.fromkeys(one.cell for one in report.handoffs)]
-    pieces = sorted({copied.piece_bytes for one in report.handoffs for copied in one.memcpy})
-    head = ["prompt", "c", "split", "recomputed", "MiB", "transfer ms", "GB/s"]
-    head += [f"memmove {piece / 1024:.0f} KiB, GB/s" for piece in pieces]
-    head += [f"ratio to {piece / 1024:.0f} KiB" for piece in pieces]
+    head = ["prompt", "c", "split", "recomputed", "MiB", "KiB per copy", "transfer ms", "GB/s"]
+    head += ["memmove 64 KiB, GB/s", "ratio", "memmove alike, GB/s", "ratio"]
     note = (
-        "\nTransfers are the `transfer` stages of the requests' timelines. `memmove` copies as many bytes in scattered pieces in the "
-        "same run, with the engines idle; 64 KiB, and one block of one layer, which is the least that hand-offs copy at once.\n"
+        "\nTransfers are the `transfer` stages of the requests' timelines. `memmove` copies as many bytes, scattered over as much memory, "
+        "in the same run, with the engines idle: in pieces of 64 KiB, and in as many pieces as the hand-offs did.\n"
     )
     return "## Hand-offs\n\n" + _table(head, rows) + note
 
@@ -101,7 +99,6 @@ def _handoffs(report: Report) -> str:
 def _handoff(report: Report, cell: Cell) -> list[str]:
     found = [one for one in report.handoffs if one.cell == cell]
     transfers = [transfer for one in found for transfer in one.transfers]
-    pieces = sorted({copied.piece_bytes for one in report.handoffs for copied in one.memcpy})
     requests = sum(one.requests for one in found)
     return [
         str(cell.prompt_tokens),
@@ -109,28 +106,23 @@ def _handoff(report: Report, cell: Cell) -> list[str]:
         f"{sum(one.split for one in found)} of {requests}",
         str(sum(one.recomputed for one in found)),
         spread((one.bytes for one in transfers), 2**-20),
+        spread((one.bytes / one.copies for one in transfers), 2**-10, 0),
         spread((one.duration_s for one in transfers), 1e3, 2),
-        spread((rate(one) for one in found), 1e-9, 2),
-        *(spread((memmove_rate(one, piece) for one in found), 1e-9, 2) for piece in pieces),
-        *(spread((copy_ratio(one, piece) for one in found), digits=2) for piece in pieces),
+        spread(map(rate, found), 1e-9, 2),
+        *_against([(rate(one), one.memmove) for one in found]),
+        *_against([(rate(one), one.memmove_alike) for one in found]),
     ]
+
+
+def _against(pairs: Sequence[tuple[float | None, Copied | None]]) -> tuple[str, str]:
+    """``memmove``'s rate, and the hand-offs' over it."""
+    known = [(ours, bound.bytes_s) for ours, bound in pairs if ours is not None and bound is not None]
+    return spread((bound for _, bound in known), 1e-9, 2), spread((ours / bound for ours, bound in known), digits=2)
 
 
 def rate(handoffs: Handoffs) -> float | None:
     """Bytes per second of the median transfer of one repetition."""
     return statistics.median(one.bytes_s for one in handoffs.transfers) if handoffs.transfers else None
-
-
-def memmove_rate(handoffs: Handoffs, piece_bytes: int) -> float | None:
-    """Bytes per second of ``memmove`` in the same repetition."""
-    found: Copied | None = next((one for one in handoffs.memcpy if one.piece_bytes == piece_bytes), None)
-    return None if found is None else found.bytes_s
-
-
-def copy_ratio(handoffs: Handoffs, piece_bytes: int) -> float | None:
-    """Hand-off over ``memmove``."""
-    ours, bound = rate(handoffs), memmove_rate(handoffs, piece_bytes)
-    return None if ours is None or not bound else ours / bound
 
 
 def _start_ups(report: Report) -> str:

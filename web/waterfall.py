@@ -179,13 +179,18 @@ def _details(timeline: Timeline) -> tuple[DetailContext, ...]:
     found = [
         ("prompt tokens", words.count(timeline.prompt_tokens)),
         ("pieces sent", words.count(timeline.output_chunks)),
-        ("handed over", words.traffic(timeline.transfer_bytes)),
+        ("handed over", _handed_over(timeline)),
         ("whole time", words.duration(timeline.total_s)),
         *((f"{leg.kind} leg", _leg(leg)) for leg in timeline.legs),
     ]
     if timeline.unsplit_reason:
         found.append(("not split", timeline.unsplit_reason))
     return tuple(_detail(label, value) for label, value in found)
+
+
+def _handed_over(timeline: Timeline) -> str:
+    copies = f" in {timeline.transfer_copies} copies" if timeline.transfer_copies else ""
+    return words.traffic(timeline.transfer_bytes) + copies
 
 
 def _leg(leg: Leg) -> str:

@@ -104,8 +104,10 @@ def step(life: Life, event: Event, now_ns: int) -> Result:
     match event:
         case Start() if life.state in (EngineState.STOPPED, EngineState.BACKOFF):
             return _started(life, now_ns), (Spawn(),)
-        case Spawned(pid):
+        case Spawned(pid) if life.state is EngineState.STARTING:
             return replace(life, pid=pid), ()
+        case Spawned(pid) if life.state is EngineState.STOPPED:  # while it was being spawned
+            return replace(life, pid=pid), (Kill(),)
         case Progressed(stage, fraction) if life.state is EngineState.STARTING:
             return replace(life, stage=stage, progress=fraction, progress_ns=now_ns), ()
         case Stirred() if life.state is EngineState.STARTING:

@@ -148,9 +148,11 @@ class Node:
         if self._retired:
             return
         self._retired = True
-        ending = [engine.process for engine in self._engines.values() if engine.process]
-        for process in ending:
-            process.terminate()
+        for engine in self._engines.values():
+            if engine.process is not None:
+                engine.process.terminate()
+            else:
+                self._post(engine, Stop())
         deadline = time.monotonic() + grace_s
         while any(engine.process for engine in self._engines.values()) and time.monotonic() < deadline:
             await asyncio.sleep(0.02)
@@ -175,6 +177,8 @@ class Node:
                 await self._handle(engine, event)
 
     async def _handle(self, engine: Engine, event: Event) -> None:
+        if isinstance(event, Start) and self._retired:
+            return
         if isinstance(event, Ended):
             self._forget(engine)
         before = engine.life

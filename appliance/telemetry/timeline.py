@@ -83,6 +83,7 @@ class Trace:
         self.output_chunks = 0
         self.last_chunk_ns = 0
         self.transfer_bytes: int | None = None
+        self.transfer_copies: int | None = None
         self.recomputed = False
         self.total_ns: int | None = None
         self.legs: list[Leg] = []
@@ -186,6 +187,7 @@ class Trace:
             prompt_tokens=self.prompt_tokens,
             output_chunks=self.output_chunks,
             transfer_bytes=self.transfer_bytes,
+            transfer_copies=self.transfer_copies,
             recomputed=self.recomputed,
             ttft_s=None if ttft_ns is None else ttft_ns * _NS,
             total_s=None if self.total_ns is None else self.total_ns * _NS,
@@ -218,8 +220,9 @@ class Trace:
             self.on_scheduled(key, message.prompt_tokens)
 
     def _handed_off(self, message: HandoffEnded) -> None:
-        """With ``n`` > 1 there are several pulls: the stage is that of the first, the bytes are those of all."""
+        """With ``n`` > 1 there are several pulls: the stage is that of the first, bytes and copies are those of all."""
         self.transfer_bytes = (self.transfer_bytes or 0) + message.bytes
+        self.transfer_copies = (self.transfer_copies or 0) + message.copies
         self.recomputed = self.recomputed or not message.ok
         if self.marks.pull_began is None:
             self.marks.pull_began = message.start_ns

@@ -92,6 +92,7 @@ def timeline(number: int, lengths_ms: tuple[float, ...], **more: object) -> Time
         "prompt_tokens": 180 + 37 * (number % 31),
         "output_chunks": 96,
         "transfer_bytes": 1_800_000,
+        "transfer_copies": 12,
         "ttft_s": ttft_s,
         "total_s": ttft_s + 1.9,
         "legs": (

@@ -195,12 +195,18 @@ def test_spread() -> None:
 
 def _timeline(bytes_moved: int | None, duration_s: float, recomputed: bool = False) -> dict[str, Any]:
     stages = [{"name": "queue", "duration_s": 5.0}, {"name": "transfer", "duration_s": duration_s}]
-    return {"stages": stages, "transfer_bytes": bytes_moved, "recomputed": recomputed, "split": True}
+    return {
+        "stages": stages,
+        "transfer_bytes": bytes_moved,
+        "transfer_copies": 4,
+        "recomputed": recomputed,
+        "split": True,
+    }
 
 
 def test_transfers_are_those_whose_bytes_arrived() -> None:
     timelines = [_timeline(8 << 20, 0.002), _timeline(None, 0.002), _timeline(0, 0.0), _timeline(9, 0.1, True)]
-    assert measure.transfers_of(timelines) == (Transfer(bytes=8 << 20, duration_s=0.002),)
+    assert measure.transfers_of(timelines) == (Transfer(bytes=8 << 20, copies=4, duration_s=0.002),)
 
 
 def test_memmove_copies_all_it_says_and_refuses_what_does_not_fit() -> None:
@@ -221,8 +227,9 @@ def test_report_has_every_part_and_rectangular_tables() -> None:
         requests=5,
         split=4,
         recomputed=0,
-        transfers=(Transfer(bytes=1 << 20, duration_s=copied.median_s * 2),),
-        memcpy=(copied,),
+        transfers=(Transfer(bytes=1 << 20, copies=16, duration_s=copied.median_s * 2),),
+        memmove=copied,
+        memmove_alike=None,
     )
     whole = Report(
         started=0.0,

@@ -122,6 +122,13 @@ def test_stopping_kills_what_runs_and_nothing_starts_again() -> None:
     assert (life.state, actions) == (EngineState.STOPPED, ())
 
 
+def test_what_is_spawned_too_late_is_killed() -> None:
+    life, _ = run((0, Start()), (0, Stop()))
+    assert life.state is EngineState.STOPPED
+    life, actions = step(life, Spawned(7), 0)
+    assert (life.state, life.pid, actions) == (EngineState.STOPPED, 7, (Kill(),))
+
+
 EVENTS = st.sampled_from(
     [
         *(Start(), Spawned(9), Progressed("x", 0.5), Stirred(), Answers(), Clock(1.0), CRASH, Stop()),

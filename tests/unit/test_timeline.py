@@ -34,7 +34,15 @@ def split(timelines: Timelines, trace: Trace, key: str = "k") -> None:
 
 
 def handoff(key: str, **fields: Any) -> HandoffEnded:
-    known = {"producer": "e0", "ok": True, "bytes": 1000, "tokens": 99, "start_ns": 40 * MS, "end_ns": 50 * MS}
+    known = {
+        "producer": "e0",
+        "ok": True,
+        "bytes": 1000,
+        "copies": 3,
+        "tokens": 99,
+        "start_ns": 40 * MS,
+        "end_ns": 50 * MS,
+    }
     return HandoffEnded(lease=key, **{**known, **fields})
 
 
@@ -127,7 +135,7 @@ def test_with_several_pulls_the_first_is_the_stage_and_bytes_add_up() -> None:
     timelines, trace = begun()
     split(timelines, trace)
     timelines.fold("e1", handoff("k", start_ns=80 * MS, end_ns=99 * MS))
-    assert trace.timeline(0).transfer_bytes == 2000
+    assert (trace.timeline(0).transfer_bytes, trace.timeline(0).transfer_copies) == (2000, 6)
     assert [round(stage.duration_s * 1e3) for stage in trace.stages(0)] == [10] * 7
 
 
