@@ -89,17 +89,19 @@ def _idle(node: dict[str, Any]) -> bool:
 
 
 @asynccontextmanager
-async def appliance(directory: Path, model: Path, *, layout: str = "1p1d", extra: str = "") -> AsyncIterator[Server]:
+async def appliance(
+    directory: Path, model: Path, *, layout: str = "1p1d", extra: str = "", environment: dict[str, str] | None = None
+) -> AsyncIterator[Server]:
     """``pd-appliance serve`` on a free port, ready. Ended by SIGTERM; its exit code must be 0."""
     port = free_port()
     config = directory / f"{layout}-{port}.toml"
     config.write_text(_config(port, directory, model, layout) + extra)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "RUNTIME_DIRECTORY": str(directory / f"run-{port}")}
+    own = {"PYTHONPATH": str(ROOT), "RUNTIME_DIRECTORY": str(directory / f"run-{port}")}
     log = directory / f"appliance-{port}.log"
     with log.open("w") as output:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "appliance", "serve", "--config", str(config)),
-            env=environment,
+            env={**os.environ, **own, **(environment or {})},
             stdout=output,
             stderr=output,
         )
