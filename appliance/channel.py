@@ -20,7 +20,7 @@ import msgspec
 
 from appliance.errors import ChannelError
 
-VERSION: Final = 1
+VERSION: Final = 2
 MAX_FRAME_BYTES: Final = 4 << 20
 _MAGIC: Final = 0x7064  # "pd"
 _HEADER: Final = struct.Struct(">HHI")
@@ -101,6 +101,13 @@ class Scheduled(Message, frozen=True, kw_only=True, tag=True):
     prompt_tokens: int
 
 
+class FirstToken(Message, frozen=True, kw_only=True, tag=True):
+    """A request of the router's has its first output token. Not said of prefill legs, whose one token is nobody's."""
+
+    request: str  # the router's key
+    at_ns: int
+
+
 class LeaseGranted(Message, frozen=True, kw_only=True, tag=True):
     """A prefill ended well and its KV is held. ``ttl_s`` is the time left."""
 
@@ -162,6 +169,7 @@ Up = (
     | Step
     | Heartbeat
     | Scheduled
+    | FirstToken
     | LeaseGranted
     | LeaseEnded
     | HandoffEnded

@@ -205,9 +205,9 @@ STAGES = (
     "handoff_wait",  # KV complete, pull not yet begun
     "transfer",  # bytes being copied
     "decode_wait",  # KV there, not yet scheduled on the decode engine
-    "first_step",  # scheduled until the first byte leaves the supervisor
+    "first_step",  # scheduled until the first token: of a stream, until it leaves the supervisor
 )
-"""Stages before the first byte, in order. Their durations sum to TTFT. An unsplit request has no hand-off stages."""
+"""Stages before the first token, in order. Their durations sum to TTFT. An unsplit request has no hand-off stages."""
 
 
 class Timeline(msgspec.Struct, frozen=True, kw_only=True):

@@ -61,7 +61,6 @@ class RowContext(Context, frozen=True, kw_only=True):
     ttft: str
     mostly: str | None  # the stage that took most of it
     bars: tuple[BarContext, ...]
-    beyond: bool  # the bar goes on, beyond the scale
     spoken: str  # the bars, in words
     stages: tuple[DetailContext, ...]
     details: tuple[DetailContext, ...]
@@ -79,9 +78,8 @@ class RequestsContext(Context, frozen=True, kw_only=True):
 
 
 def requests(snapshot: NodeSnapshot) -> RequestsContext:
-    """The newest requests. Unstreamed ones, whose first byte is their last, do not stretch the scale."""
     newest = snapshot.recent[:ROWS]
-    scale_s = scale([sum(s.duration_s for s in t.stages) for t in newest if t.stream] or [_whole_s(t) for t in newest])
+    scale_s = scale([sum(stage.duration_s for stage in timeline.stages) for timeline in newest])
     target = snapshot.slo_ttft_s
     splits = any(engine.role is not Role.BOTH for engine in snapshot.engines)
     return RequestsContext(
@@ -100,7 +98,7 @@ def scale(lengths_s: Sequence[float]) -> float:
 
 
 def row(timeline: Timeline, scale_s: float, splits: bool = True) -> RowContext:
-    """One request on a scale of ``scale_s`` seconds; ``splits``: on this node, requests are split as a rule."""
+    """One request on a scale of ``scale_s`` seconds, no shorter than it; ``splits``: on this node, requests are split as a rule."""
     tone = _OUTCOMES.get(timeline.outcome, "off")
     parts = [
         f"{_LABELS.get(s.name, s.name)} {words.duration(s.duration_s)}" for s in timeline.stages if s.duration_s > 0
@@ -117,7 +115,6 @@ def row(timeline: Timeline, scale_s: float, splits: bool = True) -> RowContext:
         ttft=words.duration(timeline.ttft_s),
         mostly=_mostly(timeline),
         bars=_bars(timeline, scale_s),
-        beyond=_whole_s(timeline) > scale_s,
         spoken=", ".join(parts) or "no stage yet",
         stages=tuple(_detail(_LABELS.get(s.name, s.name), words.duration(s.duration_s)) for s in timeline.stages),
         details=_details(timeline),
@@ -125,16 +122,12 @@ def row(timeline: Timeline, scale_s: float, splits: bool = True) -> RowContext:
     )
 
 
-def _whole_s(timeline: Timeline) -> float:
-    return sum(stage.duration_s for stage in timeline.stages)
-
-
 def _bars(timeline: Timeline, scale_s: float) -> tuple[BarContext, ...]:
     bars, start_s = [], 0.0
     for stage in timeline.stages:
-        if stage.duration_s > 0 and start_s < scale_s:
+        if stage.duration_s > 0:
             title = f"{_LABELS.get(stage.name, stage.name)} {words.duration(stage.duration_s)}"
-            x, width = _share(start_s, scale_s), _share(min(stage.duration_s, scale_s - start_s), scale_s)
+            x, width = _share(start_s, scale_s), _share(stage.duration_s, scale_s)
             bars.append(BarContext(stage=stage.name, title=title, x=x, width=width))
         start_s += stage.duration_s
     return tuple(bars)
@@ -180,12 +173,20 @@ def _details(timeline: Timeline) -> tuple[DetailContext, ...]:
         ("prompt tokens", words.count(timeline.prompt_tokens)),
         ("pieces sent", words.count(timeline.output_chunks)),
         ("handed over", _handed_over(timeline)),
+        ("decoding", words.duration(_decoding_s(timeline))),
         ("whole time", words.duration(timeline.total_s)),
         *((f"{leg.kind} leg", _leg(leg)) for leg in timeline.legs),
     ]
     if timeline.unsplit_reason:
         found.append(("not split", timeline.unsplit_reason))
     return tuple(_detail(label, value) for label, value in found)
+
+
+def _decoding_s(timeline: Timeline) -> float | None:
+    """From the first token to the end."""
+    if timeline.total_s is None or timeline.ttft_s is None:
+        return None
+    return max(0.0, timeline.total_s - timeline.ttft_s)
 
 
 def _handed_over(timeline: Timeline) -> str:

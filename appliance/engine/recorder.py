@@ -13,10 +13,10 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 
-from appliance.channel import CoreReady, Heartbeat, Progress, Scheduled, Step
+from appliance.channel import CoreReady, FirstToken, Heartbeat, Progress, Scheduled, Step
 from appliance.engine import pulse
 from appliance.engine.kv.connector import ApplianceConnector, link_of, settings_of
-from appliance.engine.kv.params import Ticket, read
+from appliance.engine.kv.params import Offer, Ticket, read
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
@@ -63,6 +63,7 @@ class StepRecorder:
         self._link = link_of(self.vllm_config, KVConnectorRole.SCHEDULER)
         self._link.send(Progress(stage="warming up", fraction=0.9))
         self._batches: dict[int, Batch] = {}
+        self._tokenless: dict[str, str] = {}  # requests without an output token yet: vLLM's id → the router's key
         self._last_end_ns = 0
         self._preemptions = 0
         self._prefix_queries = 0
@@ -91,6 +92,8 @@ class StepRecorder:
         if batch is not None and scheduler_output.total_num_scheduled_tokens > 0:
             self._say_step(batch, end_ns)
         self._last_end_ns = end_ns
+        if self._tokenless:
+            self._say_first_tokens(outputs, end_ns)
         return outputs
 
     def make_stats(self, *args: Any, **kwargs: Any) -> SchedulerStats | None:
@@ -174,6 +177,15 @@ class StepRecorder:
         self._link.send(
             Scheduled(request=params.request, phase=phase, at_ns=at_ns, prompt_tokens=request.num_prompt_tokens)
         )
+        if not isinstance(params, Offer):
+            self._tokenless[request.request_id] = params.request
+
+    def _say_first_tokens(self, outputs: dict[int, EngineCoreOutputs], now_ns: int) -> None:
+        made = {one.request_id for group in outputs.values() for one in group.outputs if one.new_token_ids}
+        for request_id in [known for known in self._tokenless if known in made or known not in self.requests]:
+            key = self._tokenless.pop(request_id)
+            if request_id in made:  # else it was aborted
+                self._link.send(FirstToken(request=key, at_ns=now_ns))
 
     def _counts(self) -> tuple[int, int]:
         """Running, and waiting without those whose KV is on its way."""

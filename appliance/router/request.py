@@ -180,8 +180,9 @@ class Exchange:
 
     async def _whole(self, view: EngineView, leg: Leg, key: str, reason: str) -> None:
         self._trace.unsplit(reason)
-        # An unstreamed answer comes long after its prompt is done: the window opens when vLLM begins with it.
-        self._trace.on_scheduled = lambda scheduled, _: leg.prefilled() if scheduled == key else None
+        self._trace.on_scheduled = lambda scheduled, tokens: leg.counted(tokens) if scheduled == key else None
+        # An unstreamed answer comes long after its prompt is done: the window opens with its first token.
+        self._trace.on_first_token = lambda begun: leg.prefilled() if begun == key else None
         await self._answer("whole", view, leg, legs.whole_body(self._plan, key), key)
 
     # ---- the answering leg

@@ -1,8 +1,11 @@
 """Timelines: what became of each request, stage by stage, on the node's one clock.
 
 The router puts marks on a ``Trace`` as it goes; engines add theirs over the channel (``Timelines.fold``). Stages are a
-pure function of the marks, each clamped between the one before it and the first byte, so that they always sum to TTFT.
+pure function of the marks, each clamped between the one before it and the first token, so that they always sum to TTFT.
 A mark that never came leaves its stage at 0 and its time to the next one.
+
+The first token of a stream is there when its bytes leave for the client; that of an answer in one piece, which no client ever sees
+alone, when the engine has made it.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from typing import Final
 
 import msgspec
 
-from appliance.channel import HandoffEnded, LeaseGranted, Scheduled, Up
+from appliance.channel import FirstToken, HandoffEnded, LeaseGranted, Scheduled, Up
 from appliance.records import STAGES, Leg, Stage, Timeline
 
 _NS: Final = 1e-9
@@ -33,23 +36,24 @@ class Marks(msgspec.Struct):
     pull_began: int | None = None
     pull_ended: int | None = None
     decode_scheduled: int | None = None
-    first_byte: int | None = None
+    first_token: int | None = None
 
     def restart(self, now_ns: int) -> None:
         """A new attempt: what was lost on the last one counts as queueing."""
         self.dispatched = now_ns
         self.scheduled = self.kept = self.pull_began = self.pull_ended = self.decode_scheduled = None
+        self.first_token = None
 
 
 def stages(marks: Marks, split: bool, now_ns: int) -> tuple[Stage, ...]:
-    """The stages until the first byte, or until ``now_ns`` while there is none. They sum to the time since arrival."""
+    """The stages until the first token, or until ``now_ns`` while there is none. They sum to the time since arrival."""
     inner: list[int | None] = [marks.dispatched, marks.scheduled]
     if split:
         inner += [marks.kept, marks.pull_began, marks.pull_ended, marks.decode_scheduled]
-    if marks.first_byte is None:
+    if marks.first_token is None:
         while inner and inner[-1] is None:  # it is still in the stage after the last mark
             inner.pop()
-    end = now_ns if marks.first_byte is None else marks.first_byte
+    end = now_ns if marks.first_token is None else marks.first_token
     return _between(marks.arrived, inner, max(end, marks.arrived), STAGES if split else _WHOLE_STAGES)
 
 
@@ -89,6 +93,7 @@ class Trace:
         self.legs: list[Leg] = []
         self.keys: list[str] = []  # the router's; only what is said about the last one is of interest
         self.on_scheduled: Callable[[str, int], None] | None = None  # called with key and prompt tokens
+        self.on_first_token: Callable[[str], None] | None = None  # called with key
         self._began: dict[tuple[str, str], int] = {}
         self._owner = owner
         self._unix_s = unix_s
@@ -131,10 +136,10 @@ class Trace:
 
     def first_byte(self, now_ns: int) -> None:
         """The status line and the first bytes leave for the client."""
-        if self.marks.first_byte is None:
-            self.marks.first_byte = now_ns
-            self.last_chunk_ns = now_ns
-            self.output_chunks = 1
+        if self.marks.first_token is None:
+            self.marks.first_token = now_ns
+        self.last_chunk_ns = now_ns
+        self.output_chunks = 1
 
     def chunk(self, now_ns: int) -> None:
         """Another piece has been sent. Called for every one, so it does next to nothing."""
@@ -148,14 +153,14 @@ class Trace:
             return
         self.outcome, self.status, self.error = outcome, status, error
         self.total_ns = now_ns - self.marks.arrived
-        self.on_scheduled = None
+        self.on_scheduled = self.on_first_token = None
         self._owner.finished(self)
 
     # ---- what is read
 
     @property
     def ttft_ns(self) -> int | None:
-        first = self.marks.first_byte
+        first = self.marks.first_token
         return None if first is None else max(0, first - self.marks.arrived)
 
     def stages(self, now_ns: int) -> tuple[Stage, ...]:
@@ -164,8 +169,13 @@ class Trace:
         return stages(self.marks, self.split, ended)
 
     def server_timing(self) -> str:
-        """The stages as a ``Server-Timing`` header, in milliseconds; to be asked after ``first_byte``."""
-        found = self.stages(self.marks.first_byte or self.marks.arrived)
+        """The stages as a ``Server-Timing`` header, in milliseconds; to be asked after ``first_byte``.
+
+        The header of an answer in one piece leaves when all is over, so that it has the decoding, too.
+        """
+        found = [*self.stages(self.last_chunk_ns)]
+        if not self.stream and self.marks.first_token is not None:
+            found.append(Stage("decode", max(0, self.last_chunk_ns - self.marks.first_token) * _NS))
         return ", ".join(f"{stage.name};dur={stage.duration_s * 1e3:.3f}" for stage in found)
 
     def timeline(self, now_ns: int) -> Timeline:
@@ -197,12 +207,14 @@ class Trace:
 
     # ---- marks of the engines'
 
-    def fold(self, engine: str, key: str, message: Scheduled | LeaseGranted | HandoffEnded) -> None:
+    def fold(self, engine: str, key: str, message: Scheduled | FirstToken | LeaseGranted | HandoffEnded) -> None:
         """What an engine says about one of this request's keys; an attempt that was given up is of no interest."""
         if key != self.keys[-1]:
             return
         if isinstance(message, Scheduled):
             self._scheduled(engine, key, message)
+        elif isinstance(message, FirstToken):
+            self._first_token(key, message)
         elif isinstance(message, LeaseGranted):
             self.marks.kept = message.at_ns
         else:
@@ -218,6 +230,12 @@ class Trace:
         self.prompt_tokens = message.prompt_tokens or self.prompt_tokens
         if self.on_scheduled is not None:
             self.on_scheduled(key, message.prompt_tokens)
+
+    def _first_token(self, key: str, message: FirstToken) -> None:
+        if not self.stream and self.marks.first_token is None:
+            self.marks.first_token = message.at_ns
+        if self.on_first_token is not None:
+            self.on_first_token(key)
 
     def _handed_off(self, message: HandoffEnded) -> None:
         """With ``n`` > 1 there are several pulls: the stage is that of the first, bytes and copies are those of all."""
@@ -265,12 +283,12 @@ class Timelines:
 
     def fold(self, engine: str, message: Up) -> None:
         """Put an engine's message on the trace that it belongs to, if there is one."""
-        if isinstance(message, Scheduled):
+        if isinstance(message, Scheduled | FirstToken):
             self._fold(engine, message.request, message)
         elif isinstance(message, LeaseGranted | HandoffEnded):
             self._fold(engine, message.lease, message)
 
-    def _fold(self, engine: str, key: str, message: Scheduled | LeaseGranted | HandoffEnded) -> None:
+    def _fold(self, engine: str, key: str, message: Scheduled | FirstToken | LeaseGranted | HandoffEnded) -> None:
         trace = self.keys.get(key)
         if trace is not None:
             trace.fold(engine, key, message)

@@ -36,8 +36,9 @@ async def test_curls_request_is_answered_by_two_engines(server: Server) -> None:
     assert (answer.headers["x-prefill-engine"], answer.headers["x-decode-engine"]) == ("e0", "e1")
     stages = dict(stage.split(";dur=") for stage in answer.headers["server-timing"].split(", "))
     assert list(stages) == [
-        *("queue", "prefill_wait", "prefill_compute", "handoff_wait", "transfer", "decode_wait", "first_step")
+        *("queue", "prefill_wait", "prefill_compute", "handoff_wait", "transfer", "decode_wait", "first_step", "decode")
     ]
+    assert float(stages["decode"]) > float(stages["first_step"]), "dozens of tokens against one"
     timeline = (await server.get(f"/api/requests/{answer.headers['x-request-id']}")).json
     assert sum(stage["duration_s"] for stage in timeline["stages"]) == pytest.approx(timeline["ttft_s"], abs=1e-9)
 

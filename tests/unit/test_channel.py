@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from appliance.channel import (
     MAX_FRAME_BYTES,
+    VERSION,
     ChannelServer,
     Connection,
     Down,
@@ -53,8 +54,8 @@ def test_frames_survive_any_fragmentation(cuts: list[int]) -> None:
     [
         (b"GET / HTTP/1.1\r\n\r\n", "not an engine channel"),
         (struct.pack(">HHI", 0x7064, 99, 4) + b"abcd", "version 99"),
-        (struct.pack(">HHI", 0x7064, 1, MAX_FRAME_BYTES + 1), "over the limit"),
-        (struct.pack(">HHI", 0x7064, 1, 3) + b"\xc1\xc1\xc1", "can't be read"),
+        (struct.pack(">HHI", 0x7064, VERSION, MAX_FRAME_BYTES + 1), "over the limit"),
+        (struct.pack(">HHI", 0x7064, VERSION, 3) + b"\xc1\xc1\xc1", "can't be read"),
         (encode(Release(lease="a", reason="released")), "can't be read"),  # the wrong direction
     ],
 )

@@ -27,7 +27,7 @@ from router_fakes import (
     until,
 )
 
-from appliance.channel import HandoffEnded, LeaseGranted, Scheduled
+from appliance.channel import FirstToken, HandoffEnded, LeaseGranted, Scheduled
 from appliance.errors import RequestError
 from appliance.records import EngineState, Timeline
 from appliance.router.client import Response
@@ -527,14 +527,14 @@ async def test_an_estimate_gives_way_to_the_engines_count(short: Path) -> None:
         assert built.idle()
 
 
-async def test_a_whole_request_leaves_the_window_when_the_engine_begins_with_it(short: Path) -> None:
+async def test_a_whole_request_leaves_the_window_with_its_first_token(short: Path) -> None:
     async with house(short, "b") as built:
         built["e0"].view = msgspec.structs.replace(built["e0"].view, max_batched_tokens=1)
         built["e0"].script = holding()
         tasks = [built.asking(ASK)[0] for _ in range(2)]
         await built["e0"].reached.wait()
         key = built["e0"].seen[0]["kv_transfer_params"]["request"]
-        built.timelines.fold("e0", Scheduled(request=key, phase="prefill", at_ns=1, prompt_tokens=2))
+        built.timelines.fold("e0", FirstToken(request=key, at_ns=1))
         await until(lambda: len(built["e0"].seen) == 2)
         built["e0"].hold.set()
         await asyncio.gather(*tasks)

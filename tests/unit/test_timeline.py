@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from appliance.channel import HandoffEnded, Heartbeat, LeaseGranted, Scheduled
+from appliance.channel import FirstToken, HandoffEnded, Heartbeat, LeaseGranted, Scheduled
 from appliance.records import STAGES
 from appliance.telemetry.timeline import Marks, Timelines, Trace, percentile, stages
 
@@ -86,6 +86,31 @@ def test_an_unsplit_request_has_no_hand_off() -> None:
     assert (timeline.prefill_engine, timeline.decode_engine, timeline.unsplit_reason) == ("e0", "e0", "echo")
 
 
+def test_an_answer_in_one_piece_has_its_first_token_when_the_engine_made_it() -> None:
+    timelines, trace = begun(stream=False)
+    trace.dispatched("whole", "e0", "k", 5 * MS)
+    timelines.fold("e0", Scheduled(request="k", phase="prefill", at_ns=7 * MS, prompt_tokens=3))
+    timelines.fold("e0", FirstToken(request="k", at_ns=20 * MS))
+    timelines.fold("e0", FirstToken(request="k", at_ns=30 * MS))  # n = 2
+    assert trace.timeline(50 * MS).ttft_s == pytest.approx(0.02)
+    trace.first_byte(120 * MS)
+    assert (
+        trace.server_timing()
+        == "queue;dur=5.000, prefill_wait;dur=2.000, prefill_compute;dur=13.000, decode;dur=100.000"
+    )
+    trace.finish("ok", 200, 121 * MS)
+    timeline = trace.timeline(0)
+    assert (timeline.ttft_s, timeline.total_s) == pytest.approx((0.02, 0.121))
+
+
+def test_a_stream_has_its_first_token_when_it_leaves() -> None:
+    timelines, trace = begun()
+    trace.dispatched("whole", "e0", "k", 5 * MS)
+    timelines.fold("e0", FirstToken(request="k", at_ns=20 * MS))
+    trace.first_byte(22 * MS)
+    assert trace.timeline(0).ttft_s == pytest.approx(0.022)
+
+
 def test_a_running_request_shows_the_stages_it_has_reached() -> None:
     timelines, trace = begun()
     assert [stage.name for stage in trace.timeline(4 * MS).stages] == ["queue"]
@@ -112,7 +137,7 @@ def test_a_second_attempt_that_is_split_has_no_reason_not_to_be() -> None:
 def test_what_an_attempt_that_was_given_up_says_does_not_count() -> None:
     timelines, trace = begun()
     split(timelines, trace, "k.1")
-    trace.marks.first_byte = None
+    trace.marks.first_token = None
     trace.next_attempt()
     trace.dispatched("prefill", "e0", "k.2", 100 * MS)
     timelines.fold("e1", handoff("k.1", start_ns=101 * MS, end_ns=102 * MS))

@@ -123,21 +123,15 @@ def test_a_waterfall_fills_the_scale_without_gaps() -> None:
     widths = [float(bar.width.rstrip("%")) for bar in row.bars]
     assert starts == [0, 10, 30, 60, 70, 80, 90]
     assert starts[-1] + widths[-1] == 100
-    assert (row.mostly, row.ttft, row.beyond) == ("prefill 30\u00a0ms", "100\u00a0ms", False)
+    assert (row.mostly, row.ttft) == ("prefill 30\u00a0ms", "100\u00a0ms")
 
 
-def test_a_bar_beyond_the_scale_is_cut_and_says_so() -> None:
-    row = waterfall.row(made.timeline(1, (10, 20, 300)), 0.1)
-    assert row.beyond
-    assert row.bars[-1].width == "70.00%"
-
-
-def test_unstreamed_requests_do_not_stretch_the_scale() -> None:
-    recent = (made.timeline(2, (10, 10, 60)), made.timeline(1, (10, 10, 9000), stream=False))
+def test_the_scale_holds_the_longest_and_shows_the_target_if_it_is_on_it() -> None:
+    recent = (made.timeline(2, (10, 10, 60)), made.timeline(1, (10, 10, 9000)))
     found = waterfall.requests(replace(made.idle(0), recent=recent))
-    assert (found.scale, found.target_x) == ("100\u00a0ms", None)
-    alone = waterfall.requests(replace(made.idle(0), recent=recent[1:]))
-    assert (alone.scale, alone.target_x) == ("10\u00a0s", "20.00%")
+    assert (found.scale, found.target_x) == ("10\u00a0s", "20.00%")
+    short = waterfall.requests(replace(made.idle(0), recent=recent[:1]))
+    assert (short.scale, short.target_x) == ("100\u00a0ms", None)
 
 
 @pytest.mark.parametrize(
