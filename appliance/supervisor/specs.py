@@ -163,6 +163,7 @@ def _environment(config: Config, model: Model, cores: int) -> dict[str, str]:
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # the affinity of the process is set already
         "OMP_NUM_THREADS": str(cores),
         "OPENBLAS_NUM_THREADS": "1",
+        "TORCH_COMPILE_DISABLE": "1",  # eager is not all: the first logprobs or top_p would stop every stream for 15 s of compiling
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_DO_NOT_TRACK": "1",
         "PYTHONUNBUFFERED": "1",

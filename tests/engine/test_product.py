@@ -129,6 +129,15 @@ async def test_no_stray_files_outside_the_runtime_directory(server: Server) -> N
     assert Path(ours.pop()).parent.name.startswith("run-")
 
 
+async def test_nothing_is_compiled_while_serving(server: Server) -> None:
+    """vLLM compiles parts of its sampler when a request first wants them, and meanwhile no stream of that engine moves."""
+    answer = await server.post(CHAT, {"messages": QUESTION, "max_tokens": 2, "logprobs": True, "top_p": 0.9})
+    assert answer.status == 200
+    directory = Path(psutil.Process((await server.node())["engines"][1]["pid"]).environ()["TMPDIR"])
+    assert directory.is_dir()
+    assert not list(directory.glob("torchinductor*"))
+
+
 async def test_the_page_metrics_and_events_answer(server: Server) -> None:
     page = await server.get("/")
     assert page.status == 200
