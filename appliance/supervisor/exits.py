@@ -87,7 +87,10 @@ def explain(code: int, lines: Sequence[str]) -> Exit:
                 return Exit(f"{said[:300]}{': ' if sign.remedy else ''}{sign.remedy}", sign.terminal)
     if code < 0:
         return Exit(_signalled(-code))
-    return Exit(f"exit status {code}: {_last_error(tail)}")
+    error = _last_error(tail)
+    if "EngineDeadError" in error:  # all that the API process knows
+        return Exit("its EngineCore ended without a word: perhaps killed by the kernel for want of memory (see dmesg)")
+    return Exit(f"exit status {code}: {error}")
 
 
 def _signalled(number: int) -> str:
@@ -99,7 +102,8 @@ def _signalled(number: int) -> str:
 
 def _last_error(tail: Sequence[str]) -> str:
     errors = [line for line in tail if re.search(r"\b[A-Za-z]*(Error|Exception)\b", line)]
-    found = errors or [line for line in tail if line.strip()]
+    roots = [line for line in errors if "EngineDeadError" not in line]  # which is only ever the consequence
+    found = roots or errors or [line for line in tail if line.strip()]
     return found[-1].strip()[:300] if found else "it said nothing"
 
 

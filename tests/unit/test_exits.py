@@ -42,5 +42,13 @@ def test_an_unknown_signal_is_still_told() -> None:
     assert explain(7, []).cause == "exit status 7: it said nothing"
 
 
+DEAD = "ERROR 11-24 05:22:12 [async_llm.py:906] vllm.v1.engine.exceptions.EngineDeadError: EngineCore encountered an issue."
+
+
+def test_the_death_of_engine_core_is_told_by_what_led_to_it() -> None:
+    assert explain(0, ["INFO fine", DEAD]).cause.startswith("its EngineCore ended without a word")
+    assert explain(0, [PREFIX + "RuntimeError: a kernel", DEAD]).cause.endswith("RuntimeError: a kernel")
+
+
 def test_colours_and_prefixes_are_taken_off() -> None:
     assert explain(1, ["\x1b[31m(APIServer pid=1)\x1b[0m MyError: red"]).cause == "exit status 1: MyError: red"
