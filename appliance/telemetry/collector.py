@@ -206,12 +206,10 @@ class Collector:
 
 
 def not_ready(views: Sequence[EngineView]) -> str | None:
-    """Why the node can't serve, in words; None if it can: some engine that prefills and some that decodes are ready."""
-    ready = [view for view in views if view.state is EngineState.READY]
-    if any(view.role.prefills for view in ready) and any(view.role.decodes for view in ready):
+    """Why the node can't serve, in words; None if it can: any engine that is ready serves, if need be both legs."""
+    if any(view.state is EngineState.READY for view in views):
         return None
-    missing = [_said(view) for view in views if view.state is not EngineState.READY]
-    return "; ".join(missing) or "no engine prefills, or none decodes: the topology needs both"
+    return "; ".join(map(_said, views)) or "there are no engines"
 
 
 def _said(view: EngineView) -> str:

@@ -79,6 +79,11 @@ class Server:
         return node
 
 
+def _whole(node: dict[str, Any]) -> bool:
+    """Every engine is ready and knows every other."""
+    return all(e["state"] == "ready" and len(e["peers"]) == len(node["engines"]) - 1 for e in node["engines"])
+
+
 def _idle(node: dict[str, Any]) -> bool:
     engines_idle = all(
         (e["running"], e["waiting"], e["fetching"], e["in_flight"]) == (0, 0, 0, 0)
@@ -106,6 +111,9 @@ async def appliance(
             stderr=output,
         )
     async with _serving(f"http://127.0.0.1:{port}", "/ready", None, process, log) as server:
+        async with asyncio.timeout(READY_S):
+            while not _whole(await server.node()):
+                await asyncio.sleep(0.2)
         yield server
         if process.returncode is None:
             process.send_signal(signal.SIGTERM)
