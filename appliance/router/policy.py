@@ -22,6 +22,14 @@ class Load(msgspec.Struct, frozen=True):
 
 
 IDLE: Final = Load()
+_WORDS: Final = {
+    EngineState.DRAINING: "takes no new requests",
+    EngineState.SUSPECT: "has not been heard of",
+    EngineState.HUNG: "makes no progress",
+    EngineState.BACKOFF: "has died and is started again",
+    EngineState.FAILED: "has failed",
+    EngineState.STOPPED: "is stopped",
+}
 
 
 class LoadTable(Protocol):
@@ -77,21 +85,19 @@ def by_load(views: Sequence[EngineView], loads: LoadTable, avoid: Collection[str
     return sorted(_ready(views, avoid), key=lambda view: _whole_order(loads[view.name]))
 
 
-def none_ready(views: Sequence[EngineView], model: str) -> str | None:
-    """Why no request can be served now, in words; None if one can."""
+def none_ready(views: Sequence[EngineView]) -> str | None:
+    """Why no request can be served now, in words; None if one can: any engine that is ready serves, if need be both legs."""
     if any(view.state is EngineState.READY for view in views):
         return None
-    said = "; ".join(map(_said, views)) or "there are none"
-    loading = any(view.state is EngineState.STARTING for view in views)
-    return f"{model} is still being loaded: {said}" if loading else f"no engine is ready: {said}"
+    return "; ".join(map(_said, views)) or "there are no engines"
 
 
 def _said(view: EngineView) -> str:
-    """``e0 loading weights (60%)``"""
+    """``e0 is starting (loading weights, 60 %)``"""
     if view.state is EngineState.STARTING:
-        progress = "" if view.progress is None else f" ({view.progress:.0%})"
-        return f"{view.name} {view.stage or view.state.value}{progress}"
-    return f"{view.name} {view.state.value}" + (f", {view.cause}" if view.cause else "")
+        progress = "" if view.progress is None else f", {view.progress * 100:.0f} %"
+        return f"{view.name} is starting ({view.stage or 'its process'}{progress})"
+    return f"{view.name} {_WORDS.get(view.state, view.state.value)}" + (f": {view.cause}" if view.cause else "")
 
 
 def _ready(views: Sequence[EngineView], avoid: Collection[str]) -> list[EngineView]:

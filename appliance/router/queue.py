@@ -120,10 +120,10 @@ class Queue:
     def _serve(self, ticket: Ticket) -> bool:
         """Deliver or refuse the first ticket; False if it has to go on waiting."""
         views = self._views()
-        reason = policy.none_ready(views, self._model)
+        reason = policy.none_ready(views)
         if reason is not None:
             self._waiting.popleft()
-            ticket.refuse(not_ready(reason))
+            ticket.refuse(not_ready(self._model, reason))
             return True
         choice = policy.choose(views, self._loads, ticket.unsplit_reason, ticket.avoid)
         if choice is None:
@@ -134,6 +134,7 @@ class Queue:
         return True
 
 
-def not_ready(reason: str) -> RequestError:
+def not_ready(model: str, reason: str) -> RequestError:
     """503: nothing can be served now."""
-    return RequestError(503, reason, kind="service_unavailable", code="no_engine_ready", retry_after_s=LOADING_RETRY_S)
+    message = f"{model} can't be served now: {reason}"
+    return RequestError(503, message, kind="service_unavailable", code="no_engine_ready", retry_after_s=LOADING_RETRY_S)

@@ -171,7 +171,10 @@ class Exchange:
         ready = policy.by_load(self._desk.views(), self._desk.loads, self._failed_on)
         again = [view for view in ready if view.name == prefill.name] or ready  # its prefix cache still has the prompt
         if not again:
-            raise not_ready(policy.none_ready(self._desk.views(), self._desk.model) or "no engine is ready")
+            raise not_ready(
+                self._desk.model,
+                policy.none_ready(self._desk.views()) or "every engine that is ready has just failed it",
+            )
         await self._whole_on(again[0], key, f"no decode engine shares the memory of {prefill.name} any more")
 
     async def _whole_on(self, view: EngineView, key: str, reason: str) -> None:

@@ -86,6 +86,10 @@ class Router:
         self._engines.lost(engine, epoch)
         self._queue.pump()
 
+    def not_ready(self) -> str | None:
+        """Why no request can be served now, in words; None if one can."""
+        return policy.none_ready(self._views())
+
     def drain(self) -> None:
         """Take no new requests; those that wait or run are served to the end."""
         self._queue.drain()
@@ -160,7 +164,7 @@ class Router:
                 lost = error
                 continue
             return await _reply_with(reply, request.id, wire.openai_shaped(answer, route))
-        raise not_ready(policy.none_ready(self._views(), self._model) or str(lost))
+        raise not_ready(self._model, self.not_ready() or str(lost))
 
     async def _poll(self) -> None:
         while True:

@@ -32,14 +32,6 @@ _NEWEST: Final = 12  # timelines in a snapshot
 _IN_SERVICE: Final = (EngineState.READY, EngineState.DRAINING, EngineState.SUSPECT)  # their rates mean something
 _ENDED: Final = (EngineState.BACKOFF, EngineState.FAILED, EngineState.STOPPED)
 _OWN: Final = 0  # the supervisor's place among the memory readings; no engine has this pid
-_SAID: Final = {
-    EngineState.DRAINING: "takes no new requests",
-    EngineState.SUSPECT: "has not been heard of",
-    EngineState.HUNG: "makes no progress",
-    EngineState.BACKOFF: "has died and is started again",
-    EngineState.FAILED: "has failed",
-    EngineState.STOPPED: "is stopped",
-}
 
 
 class NodeSource(Protocol):
@@ -50,6 +42,7 @@ class NodeSource(Protocol):
 
 
 class RouterSource(Protocol):
+    def not_ready(self) -> str | None: ...
     def queue_snapshot(self, now_ns: int) -> QueueSnapshot: ...
     def in_flight(self, engine: str) -> int: ...
     def outstanding_prompt_tokens(self, engine: str) -> int: ...
@@ -153,7 +146,7 @@ class Collector:
     def _snapshot(self, now_ns: int) -> NodeSnapshot:
         views = self._node.views()
         percentiles = self._timelines.percentiles()
-        reason = not_ready(views)
+        reason = self._router.not_ready()
         return NodeSnapshot(
             time=time.time(),
             version=self._version,
@@ -203,20 +196,6 @@ class Collector:
             found = {pid: await asyncio.to_thread(session_memory_bytes, pid) for pid in pids}
             self._memory = {**found, _OWN: await asyncio.to_thread(own_memory_bytes)}
             await asyncio.sleep(_MEMORY_S)
-
-
-def not_ready(views: Sequence[EngineView]) -> str | None:
-    """Why the node can't serve, in words; None if it can: any engine that is ready serves, if need be both legs."""
-    if any(view.state is EngineState.READY for view in views):
-        return None
-    return "; ".join(map(_said, views)) or "there are no engines"
-
-
-def _said(view: EngineView) -> str:
-    if view.state is EngineState.STARTING:
-        progress = f", {view.progress * 100:.0f} %" if view.progress is not None else ""
-        return f"{view.name} is starting ({view.stage or 'its process'}{progress})"
-    return f"{view.name} {_SAID[view.state]}" + (f": {view.cause}" if view.cause else "")
 
 
 def engine_snapshot(

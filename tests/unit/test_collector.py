@@ -1,4 +1,4 @@
-"""The collector: what a snapshot says of each engine, when the node is ready, and how readers are told."""
+"""The collector: what a snapshot says of each engine, and how readers are told."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from appliance.config import Config, TelemetryConfig
 from appliance.records import EngineSnapshot, EngineState, EngineView, QueueSnapshot, RequestCounts, Role
 from appliance.telemetry import collector as module
 from appliance.telemetry import host
-from appliance.telemetry.collector import Collector, engine_snapshot, not_ready
+from appliance.telemetry.collector import Collector, engine_snapshot
 from appliance.telemetry.ledger import Ledger
 from appliance.telemetry.series import Series
 from appliance.telemetry.timeline import Timelines
@@ -130,44 +130,6 @@ def test_a_clock_read_before_the_last_step_makes_no_negative_age() -> None:
     assert seen(view(), series(step(NOW + S)), NOW).last_step_age_s == 0.0
 
 
-# ---- ready or not
-
-
-def test_one_engine_that_is_ready_serves_alone() -> None:
-    assert not_ready([view("e0", Role.PREFILL), view("e1", Role.DECODE)]) is None
-    assert not_ready([view("e0", Role.PREFILL), view("e1", Role.DECODE, EngineState.FAILED)]) is None
-    draining = [view("e0", Role.PREFILL, EngineState.FAILED), view("e1", Role.DECODE, EngineState.DRAINING)]
-    assert not_ready(draining) == "e0 has failed; e1 takes no new requests"
-
-
-@pytest.mark.parametrize(
-    ("state", "fields", "reason"),
-    [
-        (EngineState.STARTING, {"stage": "importing vLLM", "progress": 0.05}, "e0 is starting (importing vLLM, 5 %)"),
-        (EngineState.STARTING, {}, "e0 is starting (its process)"),
-        (EngineState.FAILED, {"cause": "out of memory: use fewer"}, "e0 has failed: out of memory: use fewer"),
-        (EngineState.BACKOFF, {"cause": "killed"}, "e0 has died and is started again: killed"),
-        (EngineState.STOPPED, {}, "e0 is stopped"),
-    ],
-)
-def test_the_reason_is_said_in_words(state: EngineState, fields: dict[str, Any], reason: str) -> None:
-    assert not_ready([view(state=state, **fields)]) == reason
-
-
-def test_all_that_are_missing_are_named() -> None:
-    views = [view("e0", Role.PREFILL, EngineState.STARTING), view("e1", Role.DECODE, EngineState.FAILED)]
-    assert not_ready(views) == "e0 is starting (its process); e1 has failed"
-
-
-def test_there_is_always_a_reason() -> None:
-    assert not_ready([])
-
-
-@pytest.mark.parametrize("state", [state for state in EngineState if state is not EngineState.READY])
-def test_every_state_has_words(state: EngineState) -> None:
-    assert (not_ready([view(state=state)]) or "").startswith("e0 ")
-
-
 # ---- the collector
 
 
@@ -188,6 +150,11 @@ class FakeNode:
 
 
 class FakeRouter:
+    reason: str | None = None
+
+    def not_ready(self) -> str | None:
+        return self.reason
+
     def queue_snapshot(self, now_ns: int) -> QueueSnapshot:
         return QueueSnapshot(depth=3, capacity=10)
 
@@ -203,11 +170,11 @@ class FakeRouter:
 
 class House:
     def __init__(self, tick_s: float = 0.05) -> None:
-        self.node, self.timelines = FakeNode(), Timelines(10)
+        self.node, self.router, self.timelines = FakeNode(), FakeRouter(), Timelines(10)
         config = Config(telemetry=TelemetryConfig(tick_s=tick_s))
         ledger = Ledger(lambda engine, message: True)
         self.collector = Collector(
-            config, self.node, FakeRouter(), ledger, self.timelines, model_name="demo", version="1.2"
+            config, self.node, self.router, ledger, self.timelines, model_name="demo", version="1.2"
         )
 
     def e0(self) -> EngineSnapshot:
@@ -237,6 +204,12 @@ def test_there_is_a_snapshot_before_it_runs(house: House) -> None:
     assert (found.queue.depth, found.requests.total) == (3, 9)
     assert [(e.name, e.in_flight, e.outstanding_prompt_tokens) for e in found.engines] == [("e0", 2, 700), ("e1", 5, 0)]
     assert found.engines[0].running is None
+
+
+def test_the_node_is_ready_when_the_router_says_so(house: House) -> None:
+    house.router.reason = "e0 is stopped"
+    found = house.collector._snapshot(NOW)
+    assert (found.ready, found.reason) == (False, "e0 is stopped")
 
 
 def test_a_message_is_of_its_engine(house: House) -> None:

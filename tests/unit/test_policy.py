@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import msgspec
 import pytest
@@ -142,14 +143,41 @@ def test_equals_take_turns() -> None:
     assert taken == {"e0": 3, "e1": 3, "e2": 3}
 
 
-def test_what_is_said_when_none_is_ready() -> None:
-    [loading] = node((P, STARTING))
-    loading = msgspec.structs.replace(loading, stage="loading weights", progress=0.6)
-    assert none_ready([loading], "demo") == "demo is still being loaded: e0 loading weights (60%)"
-    failed = msgspec.structs.replace(loading, state=EngineState.FAILED, cause="no memory")
-    assert none_ready([failed], "demo") == "no engine is ready: e0 failed, no memory"
-    assert none_ready([], "demo") == "no engine is ready: there are none"
-    assert none_ready(node(P), "demo") is None
+# ---- ready or not
+
+
+def test_one_engine_that_is_ready_serves_alone() -> None:
+    assert none_ready(node(P, D)) is None
+    assert none_ready(node(P, (D, EngineState.FAILED))) is None
+    draining = node((P, EngineState.FAILED), (D, EngineState.DRAINING))
+    assert none_ready(draining) == "e0 has failed; e1 takes no new requests"
+
+
+@pytest.mark.parametrize(
+    ("state", "fields", "reason"),
+    [
+        (STARTING, {"stage": "importing vLLM", "progress": 0.05}, "e0 is starting (importing vLLM, 5 %)"),
+        (STARTING, {}, "e0 is starting (its process)"),
+        (EngineState.FAILED, {"cause": "out of memory: use fewer"}, "e0 has failed: out of memory: use fewer"),
+        (EngineState.BACKOFF, {"cause": "killed"}, "e0 has died and is started again: killed"),
+        (EngineState.STOPPED, {}, "e0 is stopped"),
+    ],
+)
+def test_the_reason_is_said_in_words(state: EngineState, fields: dict[str, Any], reason: str) -> None:
+    [view] = node((P, state))
+    assert none_ready([msgspec.structs.replace(view, **fields)]) == reason
+
+
+def test_all_that_are_missing_are_named() -> None:
+    assert none_ready(node((P, STARTING), (D, EngineState.FAILED))) == "e0 is starting (its process); e1 has failed"
+    assert none_ready([]) == "there are no engines"
+
+
+@pytest.mark.parametrize("state", [state for state in EngineState if state is not EngineState.READY])
+def test_every_state_has_words(state: EngineState) -> None:
+    said = none_ready(node((P, state))) or ""
+    assert said.startswith("e0 ")
+    assert said != f"e0 {state.value}"
 
 
 ENGINES = st.lists(st.tuples(st.sampled_from(list(Role)), st.sampled_from(list(EngineState))), min_size=1, max_size=6)
