@@ -210,6 +210,29 @@ class Release(Message, frozen=True, kw_only=True, tag=True):
 Down = OpenPeer | ClosePeer | Release
 
 
+# ---- the supervisor and its fork server, over a socket pair of their own -------------------------------------------------
+
+
+class Imported(Message, frozen=True, kw_only=True, tag=True):
+    """The fork server has everything imported, and takes orders."""
+
+
+class ForkOrder(Message, frozen=True, kw_only=True, tag=True):
+    """Fork an engine. The descriptor of what it is to write to comes along. Answered by ``Forked``."""
+
+    arguments: tuple[str, ...]  # of appliance.engine.main
+    environment: dict[str, str]
+
+
+class Forked(Message, frozen=True, kw_only=True, tag=True):
+    """The engine is there; it is, or is about to be, the supervisor's child."""
+
+    pid: int
+
+
+ForkAnswer = Imported | Forked
+
+
 # ---- frames ------------------------------------------------------------------------------------------------------------
 
 _encoder = msgspec.msgpack.Encoder()

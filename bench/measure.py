@@ -43,7 +43,7 @@ async def usages(server: Server) -> list[Usage]:
 
 
 async def _parts(server: Server) -> Parts:
-    """Every process of a server's under the name of the engine that it, or its nearest ancestor, is of."""
+    """Every process of a server's under the name of the engine that it, or its nearest ancestor, is of; the rest is the fork server."""
     root = psutil.Process(server.pid)
     if server.name == AGGREGATED:
         return {"engine": [root, *root.children(recursive=True)]}
@@ -53,7 +53,7 @@ async def _parts(server: Server) -> Parts:
         parts[engine["name"]] = [leader, *leader.children(recursive=True)]
     of_engines = {process.pid for processes in parts.values() for process in processes}
     rest = [process for process in root.children(recursive=True) if process.pid not in of_engines]
-    return {"supervisor": [root, *rest], **parts}
+    return {"supervisor": [root], **({"fork server": rest} if rest else {}), **parts}
 
 
 def _cpu_s(processes: Iterable[psutil.Process]) -> float:

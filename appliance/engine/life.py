@@ -6,6 +6,7 @@ of the engine has to ask for itself, and has to be forked from its parent's main
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -22,6 +23,14 @@ def die_with(parent: int) -> None:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
     if os.getppid() != parent:
         os._exit(1)
+
+
+def entitle(title: str) -> None:
+    """What ``ps`` and ``top`` call this process, where ``setproctitle`` is installed. First called before the environment changes."""
+    with contextlib.suppress(ImportError):
+        from setproctitle import setproctitle
+
+        setproctitle(f"pd-appliance: {title}")
 
 
 def bind_children() -> None:

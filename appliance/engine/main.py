@@ -11,9 +11,10 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 
 from appliance.channel import Progress
-from appliance.engine.life import bind_children, die_with, die_with_spawner
+from appliance.engine.life import bind_children, die_with, die_with_spawner, entitle
 from appliance.engine.link import process_link
 
 if __name__ == "__mp_main__":
@@ -21,22 +22,34 @@ if __name__ == "__mp_main__":
 
 
 def main() -> None:
-    """Parse our own arguments, then become vLLM's server with the rest."""
-    options, vllm_arguments = _parse(sys.argv[1:])
+    """An engine in an interpreter of its own."""
+    options, vllm_arguments = parse(sys.argv[1:])
+    bind(options)
+    serve(options, vllm_arguments)
+
+
+def bind(options: argparse.Namespace) -> None:
+    """Tie this process to its supervisor and to its cores."""
     die_with(options.parent)
-    bind_children()
     if options.cores:
         os.sched_setaffinity(0, {int(core) for core in options.cores.split(",")})
+
+
+def serve(options: argparse.Namespace, vllm_arguments: Sequence[str]) -> None:
+    """Become vLLM's server."""
+    bind_children()
+    entitle(f"{options.engine} API")
     link = process_link(options.channel, options.engine, options.epoch, "api")
     link.send(Progress(stage="importing vLLM", fraction=0.05))
     sys.argv = ["vllm", *vllm_arguments]
-    from vllm.entrypoints.launchers.api_server.entry import main as serve
+    from vllm.entrypoints.launchers.api_server.entry import main as serve_api
 
     link.send(Progress(stage="starting EngineCore", fraction=0.35))
-    serve()  # type: ignore[no-untyped-call]
+    serve_api()  # type: ignore[no-untyped-call]
 
 
-def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
+def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, Sequence[str]]:
+    """Our own arguments, and vLLM's behind the ``--``."""
     split = arguments.index("--") if "--" in arguments else len(arguments)
     parser = argparse.ArgumentParser(prog="appliance.engine.main")
     parser.add_argument("--engine", required=True)

@@ -17,6 +17,7 @@ from appliance.channel import CoreReady, FirstToken, Heartbeat, Progress, Schedu
 from appliance.engine import pulse
 from appliance.engine.kv.connector import ApplianceConnector, link_of, settings_of
 from appliance.engine.kv.params import Offer, Ticket, read
+from appliance.engine.life import entitle
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
@@ -112,6 +113,7 @@ class StepRecorder:
     def begin(self) -> None:
         """EngineCore is about to serve."""
         settings, parallel = settings_of(self.vllm_config), self.vllm_config.parallel_config
+        entitle(f"{settings.engine} EngineCore")
         scheduler = self.vllm_config.scheduler_config
         self._link.send(
             CoreReady(

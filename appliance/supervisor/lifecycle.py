@@ -106,7 +106,7 @@ def step(life: Life, event: Event, now_ns: int) -> Result:
             return _started(life, now_ns), (Spawn(),)
         case Spawned(pid) if life.state is EngineState.STARTING:
             return replace(life, pid=pid), ()
-        case Spawned(pid) if life.state is EngineState.STOPPED:  # while it was being spawned
+        case Spawned(pid) if life.state in (EngineState.STOPPED, EngineState.HUNG):  # while it was being spawned
             return replace(life, pid=pid), (Kill(),)
         case Progressed(stage, fraction) if life.state is EngineState.STARTING:
             return replace(life, stage=stage, progress=fraction, progress_ns=now_ns), ()

@@ -35,13 +35,15 @@ from appliance.records import EngineState, EngineView
 from appliance.supervisor import lifecycle, specs
 from appliance.supervisor.acquaintance import Acquaintances, Key
 from appliance.supervisor.exits import Exit, explain
+from appliance.supervisor.forkserver import ForkError, ForkServer
 from appliance.supervisor.lifecycle import Answers, Clock, Ended, Event, Life, Progressed, Spawned, Start, Stirred, Stop
-from appliance.supervisor.process import LOG_LINES, EngineProcess
+from appliance.supervisor.process import LOG_LINES, Session, launch
 from appliance.supervisor.runtime import Runtime
 from appliance.supervisor.specs import EngineSpec
 
 _PROBE_S: Final = 0.1
 _CLOCK_S: Final = 1.0
+_IMPORTING: Final = 0.05  # of a start, when it begins to import
 _UNMAP_S: Final = 2.0  # for peers to unmap a dead engine before it is started again
 _log = logging.getLogger("pd-appliance")
 
@@ -56,7 +58,8 @@ class Engine:
     def __init__(self, spec: EngineSpec) -> None:
         self.spec = spec
         self.life = Life()
-        self.process: EngineProcess | None = None
+        self.process: Session | None = None
+        self.spawning = False
         self.log: deque[str] = deque(maxlen=LOG_LINES)
         self.connections: dict[tuple[str, int], Connection] = {}
         self.core: CoreReady | None = None
@@ -92,6 +95,7 @@ class Node:
         self._engines = {spec.name: Engine(spec) for spec in engines}
         self._views: dict[str, EngineView] = {}
         self._acquaintances = Acquaintances()
+        self._forks = ForkServer(specs.environment(engines[0], runtime, os.environ), config.engine.stall_s)
         self._inbox: asyncio.Queue[tuple[Engine, int, Event]] = asyncio.Queue()
         self._tasks: set[asyncio.Task[None]] = set()
         self._retired = False  # then an engine that ends is not started again
@@ -148,6 +152,7 @@ class Node:
         if self._retired:
             return
         self._retired = True
+        await self._forks.close()
         for engine in self._engines.values():
             if engine.process is not None:
                 engine.process.terminate()
@@ -158,7 +163,7 @@ class Node:
             await asyncio.sleep(0.02)
         for engine in self._engines.values():
             self._post(engine, Stop())
-        while any(engine.process for engine in self._engines.values()) or not self._inbox.empty():
+        while any(e.process or e.spawning for e in self._engines.values()) or not self._inbox.empty():
             await asyncio.sleep(0.02)
         for task in list(self._tasks):
             task.cancel()
@@ -191,7 +196,8 @@ class Node:
     async def _act(self, engine: Engine, action: lifecycle.Action) -> None:
         match action:
             case lifecycle.Spawn():
-                await self._spawn(engine)
+                engine.spawning = True
+                self._task(self._spawn(engine, engine.key), f"start of {engine.spec.name}")
             case lifecycle.Kill():
                 if engine.process is not None:
                     engine.process.kill()
@@ -210,26 +216,37 @@ class Node:
 
     # ---- processes
 
-    async def _spawn(self, engine: Engine) -> None:
-        key = engine.key
+    async def _spawn(self, engine: Engine, key: Key) -> None:
         engine.log.append(f"--- life {key.epoch} of {key.engine} ---")
         self._runtime.forget(key.engine, key.epoch)  # a stale socket would be in the way
+        reader, writer = os.pipe()
         try:
-            engine.process = await EngineProcess.spawn(
-                specs.command(engine.spec, self._runtime, self._config, key.epoch, os.getpid()),
-                specs.environment(engine.spec, self._runtime, os.environ),
-                engine.log,
-                on_line=lambda _: self._post(engine, Stirred(), key.epoch),
-            )
-        except OSError as error:
-            self._post(engine, Ended(Exit(f"its process can't be started: {error}", terminal=True)))
+            pid = await self._begin(engine, key, writer)
+        except (OSError, ForkError) as error:
+            os.close(reader)
+            exit = error.exit if isinstance(error, ForkError) else Exit(f"its process can't be started: {error}", True)
+            self._post(engine, Ended(exit), key.epoch)
             return
-        self._post(engine, Spawned(engine.process.pid))
+        finally:
+            engine.spawning = False
+            os.close(writer)
+        engine.process = Session(pid, reader, engine.log, lambda _: self._post(engine, Stirred(), key.epoch))
+        self._post(engine, Spawned(pid), key.epoch)
         self._task(self._watch(engine, engine.process, key), f"watch of {key.engine}")
         self._task(self._probe(engine, key), f"probe of {key.engine}")
 
-    async def _watch(self, engine: Engine, process: EngineProcess, key: Key) -> None:
-        code = await process.wait()
+    async def _begin(self, engine: Engine, key: Key, output: int) -> int:
+        """The pid of a new process. Raises ``OSError``, ``ForkError``."""
+        arguments = specs.arguments(engine.spec, self._runtime, self._config, key.epoch, os.getpid())
+        environment = specs.environment(engine.spec, self._runtime, os.environ)
+        if not engine.spec.forked:
+            return launch(specs.command(engine.spec, arguments), environment, output)
+        if not self._forks.imported:
+            self._post(engine, Progressed("importing vLLM", _IMPORTING), key.epoch)
+        return await self._forks.fork(arguments, environment, output)
+
+    async def _watch(self, engine: Engine, session: Session, key: Key) -> None:
+        code = await session.wait()
         self._post(engine, Ended(explain(code, list(engine.log))), key.epoch)
 
     async def _probe(self, engine: Engine, key: Key) -> None:

@@ -1,4 +1,4 @@
-"""One engine process: spawn, listen, end, reap."""
+"""Sessions of processes: launch, listen, end, reap."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import ctypes
 import os
 import signal
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 LOG_LINES: Final = 2000
 _LINE_BYTES: Final = 1 << 16
 _REAP_S: Final = 2.0
 _PR_SET_CHILD_SUBREAPER: Final = 36
+_IGNORED_BY_PYTHON: Final = (signal.SIGPIPE, signal.SIGXFSZ)
 
 
 def adopt_orphans() -> None:
@@ -22,54 +23,65 @@ def adopt_orphans() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-class EngineProcess:
-    """The leader of an engine's session, and all that is in it."""
+def launch(command: Sequence[str], environment: Mapping[str, str], output: int, source: int | None = None) -> int:
+    """Start a program in a session of its own; its pid. Raises ``OSError`` if it can't be started.
 
-    def __init__(self, process: asyncio.subprocess.Process, log: deque[str], on_line: Callable[[str], None]) -> None:
-        self._process = process
+    ``output`` is the descriptor that it writes to, ``source`` the one it reads from; it gets no others.
+    """
+    reading = (os.POSIX_SPAWN_DUP2, source, 0) if source is not None else _NOTHING_TO_READ
+    actions = [reading, (os.POSIX_SPAWN_DUP2, output, 1), (os.POSIX_SPAWN_DUP2, output, 2)]
+    return os.posix_spawn(
+        command[0], list(command), environment, file_actions=actions, setsid=True, setsigdef=_IGNORED_BY_PYTHON
+    )
+
+
+_NOTHING_TO_READ: Final = (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)
+
+
+class Session:
+    """The leader of a session, a child of this process, and all that is in it."""
+
+    def __init__(self, pid: int, output: int, log: deque[str], on_line: Callable[[str], None]) -> None:
+        """``output`` is the end to read of what it says; taken over."""
+        self.pid = pid
+        self._descriptor = os.pidfd_open(pid)  # another process of this pid is never taken for it
         self._log = log
         self._on_line = on_line
-        self._reader = asyncio.create_task(self._read(), name=f"log of {process.pid}")
-
-    @classmethod
-    async def spawn(
-        cls, command: Sequence[str], environment: dict[str, str], log: deque[str], on_line: Callable[[str], None]
-    ) -> EngineProcess:
-        """Start it in a session of its own. Raises ``OSError`` if it can't be started."""
-        process = await asyncio.create_subprocess_exec(
-            *command,
-            env=environment,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            start_new_session=True,
-            limit=_LINE_BYTES,
-        )
-        return cls(process, log, on_line)
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
+        self._reader = asyncio.create_task(self._read(output), name=f"log of {pid}")
 
     async def wait(self) -> int:
         """Until the leader has ended; then ends and reaps the rest of the session. The leader's code, negative for a signal."""
-        code = await self._process.wait()
-        self.kill()
+        await self._ended()
+        self.kill()  # until it is reaped, nobody else's process group can have this number
+        _, status = os.waitpid(self.pid, os.WNOHANG)  # noqa: ASYNC222 (it has ended: nothing to wait for)
+        os.close(self._descriptor)
+        self._descriptor = -1
         await self._reap()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_REAP_S):
                 await self._reader
-        return code
+        return os.waitstatus_to_exitcode(status)
 
     def terminate(self) -> None:
-        """Ask the leader to end."""
-        with contextlib.suppress(ProcessLookupError):
-            self._process.send_signal(signal.SIGTERM)
+        """Ask the leader to end. Nothing, once it has."""
+        if self._descriptor >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._descriptor, signal.SIGTERM)
 
     def kill(self) -> None:
-        """End the whole session at once."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.pid, signal.SIGKILL)
+        """End the whole session at once. Nothing, once its leader has ended: then that has been done."""
+        if self._descriptor >= 0:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, signal.SIGKILL)
+
+    async def _ended(self) -> None:
+        loop = asyncio.get_running_loop()
+        ended = asyncio.Event()
+        loop.add_reader(self._descriptor, ended.set)
+        try:
+            await ended.wait()
+        finally:
+            loop.remove_reader(self._descriptor)
 
     async def _reap(self) -> None:
         """Orphans of the session are ours (``adopt_orphans``); none may stay behind as a zombie."""
@@ -80,18 +92,24 @@ class EngineProcess:
                     if not found:
                         await asyncio.sleep(0.01)
 
-    async def _read(self) -> None:
-        stream = self._process.stdout
-        assert stream is not None
-        while True:
-            try:
-                line = await stream.readuntil(b"\n")
-            except asyncio.LimitOverrunError as overrun:
-                line = await stream.readexactly(overrun.consumed)
-            except asyncio.IncompleteReadError as end:
-                line = end.partial
-            if not line:
-                return
-            text = line.decode(errors="replace").rstrip()
-            self._log.append(text)
-            self._on_line(text)
+    async def _read(self, output: int) -> None:
+        stream = asyncio.StreamReader(limit=_LINE_BYTES)
+        pipe = os.fdopen(output, "rb", buffering=0)
+        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(stream), pipe
+        )
+        with contextlib.closing(transport):
+            while line := await _line(stream):
+                text = line.decode(errors="replace").rstrip()
+                self._log.append(text)
+                self._on_line(text)
+
+
+async def _line(stream: asyncio.StreamReader) -> bytes:
+    """The next line, or as much of it as the limit allows; empty at the end."""
+    try:
+        return await stream.readuntil(b"\n")
+    except asyncio.LimitOverrunError as overrun:
+        return await stream.readexactly(overrun.consumed)
+    except asyncio.IncompleteReadError as end:
+        return end.partial

@@ -40,6 +40,9 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
     arguments: tuple[str, ...]  # of vLLM, without what changes from life to life
     environment: dict[str, str]
     module: str = ENGINE_MODULE
+    forked: bool = (
+        True  # from the fork server, where vLLM is imported already; else it begins with an interpreter of its own
+    )
 
 
 def resolve_model(config: Config) -> Model:
@@ -91,8 +94,8 @@ def share(cores: Sequence[int], number: int, count: int) -> tuple[int, ...]:
     return tuple(cores[number * len(cores) // count : (number + 1) * len(cores) // count])
 
 
-def command(spec: EngineSpec, runtime: Runtime, config: Config, epoch: int, parent: int) -> list[str]:
-    """The command line of one life."""
+def arguments(spec: EngineSpec, runtime: Runtime, config: Config, epoch: int, parent: int) -> list[str]:
+    """What the engine's module is told in one life."""
     own = ["--engine", spec.name, "--epoch", str(epoch), "--channel", str(runtime.channel), "--parent", str(parent)]
     own += ["--cores", ",".join(map(str, spec.cores))]
     life = [
@@ -101,7 +104,12 @@ def command(spec: EngineSpec, runtime: Runtime, config: Config, epoch: int, pare
         "--kv-transfer-config",
         json.dumps(_transfer(spec, runtime, config, epoch)),
     ]
-    return [sys.executable, "-m", spec.module, *own, "--", *life, *spec.arguments]
+    return [*own, "--", *life, *spec.arguments]
+
+
+def command(spec: EngineSpec, arguments: Sequence[str]) -> list[str]:
+    """The command line of an engine in an interpreter of its own."""
+    return [sys.executable, "-m", spec.module, *arguments]
 
 
 def environment(spec: EngineSpec, runtime: Runtime, inherited: Mapping[str, str]) -> dict[str, str]:

@@ -58,7 +58,7 @@ class Scene:
 
 def scripted(spec: EngineSpec, script: str) -> EngineSpec:
     environment = {"PYTHONPATH": f"{HERE}:{HERE.parents[1]}", "SCRIPT": script}
-    return replace(spec, module="scripted_engine", environment=environment)
+    return replace(spec, module="scripted_engine", forked=False, environment=environment)
 
 
 @asynccontextmanager

@@ -10,7 +10,7 @@ import pytest
 from appliance.config import Config, EngineConfig, ModelConfig, RoleArgs
 from appliance.errors import ConfigError
 from appliance.supervisor.runtime import Runtime, choose_directory
-from appliance.supervisor.specs import command, environment, resolve_model, share, specs
+from appliance.supervisor.specs import arguments, command, environment, resolve_model, share, specs
 from appliance.supervisor.topology import parse
 
 
@@ -22,7 +22,7 @@ def test_a_command_line_names_its_life_and_hands_vllm_the_rest(tmp_path: Path) -
     made = config(args=("--seed", "1"), prefill=RoleArgs(args=("--max-num-batched-tokens", "99")))
     first, second = specs(made, parse("1p1d"), resolve_model(made), [0, 1])
     runtime = Runtime(tmp_path / "run")
-    line = command(first, runtime, made, epoch=4, parent=77)
+    line = command(first, arguments(first, runtime, made, epoch=4, parent=77))
     ours, vllm = line[: line.index("--")], line[line.index("--") + 1 :]
     assert ours[1:3] == ["-m", "appliance.engine.main"]
     assert ours[ours.index("--epoch") + 1] == "4"
