@@ -20,7 +20,7 @@ import msgspec
 
 from appliance.errors import ChannelError
 
-VERSION: Final = 2
+VERSION: Final = 3
 MAX_FRAME_BYTES: Final = 4 << 20
 _MAGIC: Final = 0x7064  # "pd"
 _HEADER: Final = struct.Struct(">HHI")
@@ -146,12 +146,13 @@ class HandoffEnded(Message, frozen=True, kw_only=True, tag=True):
 
 
 class PeerOpened(Message, frozen=True, kw_only=True, tag=True):
-    """Answer to ``OpenPeer``. ``error`` says why the peer's KV can't be used."""
+    """Answer to ``OpenPeer``. ``error`` says why the peer's KV can't be used; ``refused`` that it never can, in these two lives."""
 
     peer: str
     epoch: int
     rank: int
     error: str | None = None
+    refused: bool = False
 
 
 class PeerClosed(Message, frozen=True, kw_only=True, tag=True):
@@ -198,7 +199,7 @@ class ClosePeer(Message, frozen=True, kw_only=True, tag=True):
 
 
 class Release(Message, frozen=True, kw_only=True, tag=True):
-    """End a lease, whatever its consumers still want. To EngineCore; answered by ``LeaseEnded`` if it was held.
+    """End a lease, or what one consumer wants of it. To EngineCore; answered by ``LeaseEnded`` if that ended it.
 
     ``reason`` is ``released`` (one consumer has its copy: the lease ends with the last one) or ``cancelled`` (ends at once).
     """

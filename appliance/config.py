@@ -6,6 +6,7 @@ setting, where it came from, and what would be right.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
 import os
@@ -116,7 +117,8 @@ def load(path: Path | None, environment: Mapping[str, str], flags: Mapping[str, 
         _put(values, origins, setting, value, str(path))
     for name, text in environment.items():
         if name.startswith(_PREFIX):
-            _put(values, origins, _setting_of(name), _parsed(text), f"environment {name}")
+            setting = _setting_of(name)
+            _put(values, origins, setting, _parsed(setting, text), f"environment {name}")
     for setting, (flag, value) in flags.items():
         _put(values, origins, setting, value, f"flag {flag}")
     return Loaded(_convert(values, origins), origins)
@@ -125,17 +127,19 @@ def load(path: Path | None, environment: Mapping[str, str], flags: Mapping[str, 
 def config_path_default() -> Path | None:
     """``/etc/pd-appliance/config.toml`` where it exists."""
     path = Path("/etc/pd-appliance/config.toml")
-    return path if path.is_file() else None
+    with contextlib.suppress(PermissionError):  # a directory that isn't for us has nothing for us
+        return path if path.is_file() else None
+    return None
 
 
-def settings(section: type[msgspec.Struct] = Config, prefix: str = "") -> list[str]:
-    """All settings there are, as ``section.key``."""
-    found = []
+def settings(section: type[msgspec.Struct] = Config, prefix: str = "") -> dict[str, Any]:
+    """All settings there are, as ``section.key``, with their types."""
+    found: dict[str, Any] = {}
     for field in msgspec.structs.fields(section):
         if isinstance(field.type, type) and issubclass(field.type, Section):
-            found += settings(field.type, f"{prefix}{field.name}.")
+            found |= settings(field.type, f"{prefix}{field.name}.")
         else:
-            found.append(prefix + field.name)
+            found[prefix + field.name] = field.type
     return found
 
 
@@ -170,7 +174,7 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, dict) and prefix + key != "engine.env":
-            found |= _flat(value, f"{prefix}{key}.") or {}
+            found |= _flat(value, f"{prefix}{key}.")
         else:
             found[prefix + key] = value
     return found
@@ -184,8 +188,10 @@ def _setting_of(name: str) -> str:
     return by_name[name]
 
 
-def _parsed(text: str) -> Any:
-    """Numbers, booleans and lists as JSON; anything else is text."""
+def _parsed(setting: str, text: str) -> Any:
+    """Numbers, booleans and lists as JSON; anything else, and whatever is for a setting that is text, is text."""
+    if settings()[setting] is str:
+        return text
     try:
         return json.loads(text)
     except ValueError:
@@ -194,7 +200,7 @@ def _parsed(text: str) -> Any:
 
 def _put(values: dict[str, Any], origins: dict[str, str], setting: str, value: Any, origin: str) -> None:
     if setting not in settings():
-        raise ConfigError(f"{setting} (from {origin}): there is no such setting{_nearest(setting, settings())}")
+        raise ConfigError(f"{setting} (from {origin}): there is no such setting{_nearest(setting, list(settings()))}")
     *sections, key = setting.split(".")
     table = values
     for section in sections:

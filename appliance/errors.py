@@ -28,7 +28,7 @@ class ChannelError(ApplianceError):
 
 
 class HandoffError(ApplianceError):
-    """Two engines can't share KV memory. Names both engines and the difference."""
+    """KV memory can't be shared, or what was to be copied can't be had. Names the engines, or what stands in the way."""
 
 
 class RequestError(ApplianceError):

@@ -27,7 +27,7 @@ from appliance.records import EngineState, EngineView
 from appliance.router.router import Router
 from appliance.supervisor.node import Node
 from appliance.supervisor.process import adopt_orphans
-from appliance.supervisor.runtime import Runtime, choose_directory
+from appliance.supervisor.runtime import Runtime, parent_directory
 from appliance.supervisor.specs import resolve_model, specs
 from appliance.supervisor.topology import Topology, parse
 from appliance.telemetry import exposition
@@ -87,7 +87,7 @@ class Appliance:
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT. Raises ``NoEngineError`` if no engine can start."""
         adopt_orphans()
-        runtime = Runtime(choose_directory(dict(os.environ), os.getpid()))
+        runtime = Runtime(parent_directory(os.environ))
         try:
             await self._serve(runtime)
         finally:
@@ -258,8 +258,10 @@ def _report(view: EngineView) -> None:
 
 
 def _say(line: str) -> None:
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
+    """Nobody may listen any more (``serve | head -3``): that is no reason to stop serving."""
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()
 
 
 logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)

@@ -1,8 +1,8 @@
 """The engine's end of the engine channel: one connection per process, shared by all of our code in it.
 
-Sending happens on the caller's thread and never blocks: what the socket does not take waits in a bounded buffer. A thread of our
-own reads what the supervisor says, and beats once a second. It touches none of vLLM's state: handlers that need the main loop
-leave their work where it looks (see ``pulse.py``).
+Sending happens on the caller's thread and never blocks: what the socket does not take waits in a buffer, and steps and heartbeats are
+dropped once that is full. A thread of our own reads what the supervisor says, and beats once a second. It touches none of vLLM's
+state: handlers that need the main loop leave their work where it looks (see ``pulse.py``).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import select
 import socket
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from typing import Final
 
@@ -42,7 +43,7 @@ class Link:
         threading.Thread(target=self._run, name="appliance-link", daemon=True).start()
 
     def on_message(self, handler: Handler) -> None:
-        """Call ``handler`` with each message, on the link's thread; also with those that came before."""
+        """Call ``handler`` with each message, on the link's thread. The first handler also gets those that came before it."""
         with self._lock:
             self._handlers.append(handler)
             held, self._held = self._held, []
@@ -69,6 +70,15 @@ class Link:
             del self._pending[:sent]
 
     def _run(self) -> None:
+        """A fault ends the connection, and then the supervisor ends this engine: one that hears nothing would pin its leases."""
+        try:
+            self._listen()
+        except Exception:
+            traceback.print_exc()
+            with contextlib.suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
+
+    def _listen(self) -> None:
         frames: Frames[Down] = Frames(Down)
         next_beat = time.monotonic() + BEAT_S
         while True:

@@ -42,9 +42,13 @@ class Acquaintances:
             if pair not in self._errors:
                 self._open.add(pair)
 
+    def forget(self, consumer: Key, producer: Key) -> None:
+        """Nothing is known of them any more: they may be introduced again."""
+        self._forget(lambda pair: pair == (consumer, producer))
+
     def close(self, consumer: Key, producer: Key, ranks: set[int]) -> None:
         """The consumer is being told to unmap."""
-        self._forget(lambda pair: pair == (consumer, producer))
+        self.forget(consumer, producer)
         self._closing[(consumer, producer)] = set(ranks)
 
     def closed(self, consumer: Key, producer: Key, rank: int) -> None:

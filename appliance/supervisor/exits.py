@@ -43,7 +43,7 @@ _SIGNS: Final = (
     _sign(r"CUDA error.*", "look at the GPU (nvidia-smi, dmesg); other processes may be using it", terminal=False),
     _sign(r"HandoffError: (.*)", "", terminal=True),
     _sign(
-        r"(?:Cannot allocate memory|DefaultCPUAllocator: can't allocate memory|MemoryError).*",
+        r"(?:Cannot allocate memory|DefaultCPUAllocator: can't allocate memory|unable to allocate shared memory|MemoryError).*",
         "lower [engine] kv_cache_bytes, or run fewer engines",
         terminal=True,
     ),
@@ -78,7 +78,9 @@ _SIGNS: Final = (
 
 
 def explain(code: int, lines: Sequence[str]) -> Exit:
-    """``code``: exit status, negative for a signal. ``lines``: the engine's last output, oldest first."""
+    """``code``: exit status, negative for a signal. ``lines``: what this life of the engine has said last, oldest first."""
+    if code == -signal.SIGKILL:  # nothing that it said can be why
+        return Exit(_signalled(signal.SIGKILL))
     tail = [_plain(line) for line in lines[-_LINES:]]
     for sign in _SIGNS:
         for line in reversed(tail):

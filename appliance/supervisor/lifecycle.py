@@ -22,6 +22,7 @@ class Life(msgspec.Struct, frozen=True, kw_only=True):
     since_ns: int = 0
     epoch: int = 0
     pid: int | None = None
+    served: bool = False  # it was ready at some time
     stage: str | None = None
     progress: float | None = None
     progress_ns: int = 0  # when it last gave a sign of getting on
@@ -67,11 +68,21 @@ class Ended(msgspec.Struct, frozen=True):
     exit: Exit
 
 
+class Deaf(msgspec.Struct, frozen=True):
+    """Alive, but it can't be talked to any more."""
+
+    reason: str
+
+
+class Retire(msgspec.Struct, frozen=True):
+    """To end for good, in its own time."""
+
+
 class Stop(msgspec.Struct, frozen=True):
-    """Asked to end for good."""
+    """To end for good, now."""
 
 
-Event = Start | Spawned | Progressed | Stirred | Answers | Clock | Ended | Stop
+Event = Start | Spawned | Progressed | Stirred | Answers | Clock | Ended | Deaf | Retire | Stop
 
 
 # ---- actions
@@ -85,6 +96,10 @@ class Kill(msgspec.Struct, frozen=True):
     """End all of its processes, now."""
 
 
+class Terminate(msgspec.Struct, frozen=True):
+    """Ask its leader to end."""
+
+
 class StartIn(msgspec.Struct, frozen=True):
     """Send ``Start`` after so many seconds."""
 
@@ -95,7 +110,7 @@ class Introduce(msgspec.Struct, frozen=True):
     """It can meet the others."""
 
 
-Action = Spawn | Kill | StartIn | Introduce
+Action = Spawn | Kill | Terminate | StartIn | Introduce
 Result = tuple[Life, tuple[Action, ...]]
 
 
@@ -113,15 +128,18 @@ def step(life: Life, event: Event, now_ns: int) -> Result:
         case Stirred() if life.state is EngineState.STARTING:
             return replace(life, progress_ns=now_ns), ()
         case Answers() if life.state is EngineState.STARTING:
-            ready = replace(life, state=EngineState.READY, since_ns=now_ns, stage=None, progress=None, failed_starts=0)
-            return ready, (Introduce(),)
+            return _ready(life, now_ns), (Introduce(),)
         case Clock(stall_s) if life.state is EngineState.STARTING and now_ns - life.progress_ns > stall_s * 1e9:
             cause = f"no progress for {stall_s:.0f} s while {life.stage or 'starting'}: see its log, or raise [engine] stall_s"
-            return replace(life, state=EngineState.HUNG, since_ns=now_ns, cause=cause), (Kill(),)
+            return _hung(life, cause, now_ns)
+        case Deaf(reason) if life.state not in (EngineState.STOPPED, EngineState.HUNG) and life.pid is not None:
+            return _hung(life, reason, now_ns)
         case Ended(exit) if life.state not in (EngineState.BACKOFF, EngineState.FAILED):
             return _ended(life, exit, now_ns)
+        case Retire():
+            return _stopped(life, Terminate(), now_ns)
         case Stop():
-            return _stopped(life, now_ns)
+            return _stopped(life, Kill(), now_ns)
         case _:
             return life, ()
 
@@ -134,10 +152,21 @@ def _started(life: Life, now_ns: int) -> Life:
         epoch=life.epoch + 1,
         restarts=life.restarts + (life.epoch > 0),
         pid=None,
+        served=False,
         stage="starting its process",
         progress=0.0,
         progress_ns=now_ns,
     )
+
+
+def _ready(life: Life, now_ns: int) -> Life:
+    return replace(
+        life, state=EngineState.READY, since_ns=now_ns, served=True, stage=None, progress=None, failed_starts=0
+    )
+
+
+def _hung(life: Life, cause: str, now_ns: int) -> Result:
+    return replace(life, state=EngineState.HUNG, since_ns=now_ns, cause=cause), (Kill(),)
 
 
 def _ended(life: Life, exit: Exit, now_ns: int) -> Result:
@@ -145,7 +174,7 @@ def _ended(life: Life, exit: Exit, now_ns: int) -> Result:
     if life.state is EngineState.STOPPED:
         return dead, ()
     cause = life.cause if life.state is EngineState.HUNG else exit.cause
-    starting = life.state in (EngineState.STARTING, EngineState.HUNG)
+    starting = not life.served
     stable = life.state is EngineState.READY and now_ns - life.since_ns >= STABLE_NS
     failed_starts = life.failed_starts + 1 if starting else 0
     deaths = 1 if stable else life.deaths + 1
@@ -156,8 +185,8 @@ def _ended(life: Life, exit: Exit, now_ns: int) -> Result:
     return replace(dead, state=EngineState.BACKOFF), (StartIn(delay_s),)
 
 
-def _stopped(life: Life, now_ns: int) -> Result:
-    running = life.pid is not None
-    return replace(life, state=EngineState.STOPPED, since_ns=now_ns, stage=None, progress=None), (
-        (Kill(),) if running else ()
-    )
+def _stopped(life: Life, how: Kill | Terminate, now_ns: int) -> Result:
+    stopped = replace(life, state=EngineState.STOPPED, since_ns=now_ns, stage=None, progress=None)
+    if life.pid is None:
+        return stopped, ()
+    return replace(stopped, cause=None), (how,)

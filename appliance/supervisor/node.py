@@ -10,20 +10,17 @@ import asyncio
 import logging
 import os
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Final
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from typing import Any, Final
 
 import aiohttp
 
 from appliance.channel import (
     ChannelServer,
-    ClosePeer,
     Connection,
     CoreReady,
     Down,
     Hello,
-    OpenPeer,
     PeerClosed,
     PeerOpened,
     Progress,
@@ -34,45 +31,40 @@ from appliance.errors import ChannelError
 from appliance.records import EngineState, EngineView
 from appliance.supervisor import lifecycle, specs
 from appliance.supervisor.acquaintance import Acquaintances, Key
+from appliance.supervisor.engine import Engine
 from appliance.supervisor.exits import Exit, explain
 from appliance.supervisor.forkserver import ForkError, ForkServer
-from appliance.supervisor.lifecycle import Answers, Clock, Ended, Event, Life, Progressed, Spawned, Start, Stirred, Stop
-from appliance.supervisor.process import LOG_LINES, Session, launch
+from appliance.supervisor.introductions import Introductions
+from appliance.supervisor.lifecycle import (
+    Answers,
+    Clock,
+    Deaf,
+    Ended,
+    Event,
+    Progressed,
+    Retire,
+    Spawned,
+    Start,
+    Stirred,
+    Stop,
+)
+from appliance.supervisor.process import Session, launch
 from appliance.supervisor.runtime import Runtime
 from appliance.supervisor.specs import EngineSpec
 
+_STIR_BYTES: Final = 1 << 20  # moved within a second: an engine that idles moves less
 _PROBE_S: Final = 0.1
 _CLOCK_S: Final = 1.0
 _IMPORTING: Final = 0.05  # of a start, when it begins to import
+_DEAF_S: Final = 5.0  # an API process outlives its EngineCore by up to half of that
+_BROKEN_S: Final = 0.2
+_ENDING_S: Final = 5.0  # after SIGKILL
 _UNMAP_S: Final = 2.0  # for peers to unmap a dead engine before it is started again
 _log = logging.getLogger("pd-appliance")
 
 OnMessage = Callable[[str, int, Up], None]
 OnLost = Callable[[str, int], None]
 OnChange = Callable[[EngineView], None]
-
-
-class Engine:
-    """What the node keeps of one engine. Only the node's loop writes here."""
-
-    def __init__(self, spec: EngineSpec) -> None:
-        self.spec = spec
-        self.life = Life()
-        self.process: Session | None = None
-        self.spawning = False
-        self.log: deque[str] = deque(maxlen=LOG_LINES)
-        self.connections: dict[tuple[str, int], Connection] = {}
-        self.core: CoreReady | None = None
-
-    @property
-    def key(self) -> Key:
-        return Key(self.spec.name, self.life.epoch)
-
-    def ranks(self) -> dict[int, Connection]:
-        """The processes that hold KV memory: the workers, or EngineCore where its only worker is inside it."""
-        workers = {rank: connection for (kind, rank), connection in self.connections.items() if kind == "worker"}
-        core = self.connections.get(("core", 0))
-        return workers or ({0: core} if core else {})
 
 
 class Node:
@@ -95,6 +87,7 @@ class Node:
         self._engines = {spec.name: Engine(spec) for spec in engines}
         self._views: dict[str, EngineView] = {}
         self._acquaintances = Acquaintances()
+        self._introductions = Introductions(self._engines.values(), self._acquaintances, self._task)
         self._forks = ForkServer(specs.environment(engines[0], runtime, os.environ), config.engine.stall_s)
         self._inbox: asyncio.Queue[tuple[Engine, int, Event]] = asyncio.Queue()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -121,7 +114,7 @@ class Node:
     def send_core(self, name: str, message: Down) -> bool:
         """To an engine's EngineCore; False if there is none now."""
         engine = self._engines.get(name)
-        core = engine.connections.get(("core", 0)) if engine else None
+        core = engine.core_connection if engine else None
         if core is None:
             return False
         core.send(message)
@@ -153,22 +146,24 @@ class Node:
             return
         self._retired = True
         await self._forks.close()
+        for event, patience_s in ((Retire(), grace_s), (Stop(), _ENDING_S)):
+            for engine in self._engines.values():
+                self._post(engine, event)
+            await self._all_gone(patience_s)
         for engine in self._engines.values():
             if engine.process is not None:
-                engine.process.terminate()
-            else:
-                self._post(engine, Stop())
-        deadline = time.monotonic() + grace_s
-        while any(engine.process for engine in self._engines.values()) and time.monotonic() < deadline:
-            await asyncio.sleep(0.02)
-        for engine in self._engines.values():
-            self._post(engine, Stop())
-        while any(e.process or e.spawning for e in self._engines.values()) or not self._inbox.empty():
-            await asyncio.sleep(0.02)
+                _log.error("%s has not ended for %.0f s after it was killed", engine.spec.name, _ENDING_S)
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._channel.stop()
+
+    async def _all_gone(self, patience_s: float) -> None:
+        deadline = time.monotonic() + patience_s
+        while time.monotonic() < deadline:
+            if self._inbox.empty() and not any(engine.lives for engine in self._engines.values()):
+                return
+            await asyncio.sleep(0.02)
 
     # ---- the loop
 
@@ -178,10 +173,14 @@ class Node:
     async def _run(self) -> None:
         while True:
             engine, epoch, event = await self._inbox.get()
-            if epoch == engine.life.epoch:  # what an earlier life said late means nothing
-                await self._handle(engine, event)
+            if epoch != engine.life.epoch:
+                continue  # what an earlier life said late means nothing
+            try:
+                self._handle(engine, event)
+            except Exception:  # a fault in seeing to one engine must not leave the others unseen to
+                _log.exception("%s of %s", type(event).__name__, engine.spec.name)
 
-    async def _handle(self, engine: Engine, event: Event) -> None:
+    def _handle(self, engine: Engine, event: Event) -> None:
         if isinstance(event, Start) and self._retired:
             return
         if isinstance(event, Ended):
@@ -191,9 +190,9 @@ class Node:
         if engine.life != before or isinstance(event, Ended):
             self._publish(engine)
         for action in actions:
-            await self._act(engine, action)
+            self._act(engine, action)
 
-    async def _act(self, engine: Engine, action: lifecycle.Action) -> None:
+    def _act(self, engine: Engine, action: lifecycle.Action) -> None:
         match action:
             case lifecycle.Spawn():
                 engine.spawning = True
@@ -201,28 +200,39 @@ class Node:
             case lifecycle.Kill():
                 if engine.process is not None:
                     engine.process.kill()
+            case lifecycle.Terminate():
+                if engine.process is not None:
+                    engine.process.terminate()
             case lifecycle.StartIn(delay_s):
                 if not self._retired:
                     self._task(self._start_in(engine, engine.key, delay_s), f"back-off of {engine.spec.name}")
             case lifecycle.Introduce():
-                self._introduce_all()
+                self._introductions.everyone()
 
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(_CLOCK_S)
             for engine in self._engines.values():
                 if engine.life.state is EngineState.STARTING:
+                    self._look_for_progress(engine)
                     self._post(engine, Clock(self._config.engine.stall_s))
+
+    def _look_for_progress(self, engine: Engine) -> None:
+        """A model that is downloaded or read says nothing for a long time; but bytes move."""
+        moved = engine.process.moved_bytes() if engine.process else 0
+        if moved - engine.moved_bytes >= _STIR_BYTES:
+            self._post(engine, Stirred())
+        engine.moved_bytes = moved
 
     # ---- processes
 
     async def _spawn(self, engine: Engine, key: Key) -> None:
-        engine.log.append(f"--- life {key.epoch} of {key.engine} ---")
+        engine.begin_log()
         self._runtime.forget(key.engine, key.epoch)  # a stale socket would be in the way
         reader, writer = os.pipe()
         try:
             pid = await self._begin(engine, key, writer)
-        except (OSError, ForkError) as error:
+        except Exception as error:  # whatever it is, an engine that nobody starts again must not be left as starting
             os.close(reader)
             exit = error.exit if isinstance(error, ForkError) else Exit(f"its process can't be started: {error}", True)
             self._post(engine, Ended(exit), key.epoch)
@@ -236,7 +246,7 @@ class Node:
         self._task(self._probe(engine, key), f"probe of {key.engine}")
 
     async def _begin(self, engine: Engine, key: Key, output: int) -> int:
-        """The pid of a new process. Raises ``OSError``, ``ForkError``."""
+        """The pid of a new process. Raises ``ForkError``, or ``OSError`` or ``ValueError`` for a command line that can't be."""
         arguments = specs.arguments(engine.spec, self._runtime, self._config, key.epoch, os.getpid())
         environment = specs.environment(engine.spec, self._runtime, os.environ)
         if not engine.spec.forked:
@@ -247,7 +257,7 @@ class Node:
 
     async def _watch(self, engine: Engine, session: Session, key: Key) -> None:
         code = await session.wait()
-        self._post(engine, Ended(explain(code, list(engine.log))), key.epoch)
+        self._post(engine, Ended(explain(code, engine.last_words())), key.epoch)
 
     async def _probe(self, engine: Engine, key: Key) -> None:
         """Until it is healthy: EngineCore has reported, and its server says 200."""
@@ -262,60 +272,24 @@ class Node:
     async def _start_in(self, engine: Engine, key: Key, delay_s: float) -> None:
         """After the pause, and once its peers have unmapped what is left of its last life."""
         await asyncio.sleep(delay_s)
-        deadline = time.monotonic() + _UNMAP_S
-        while self._acquaintances.still_mapped(key) and time.monotonic() < deadline:
-            await asyncio.sleep(0.01)
+        await self._introductions.unmapped(key, _UNMAP_S)
         self._post(engine, Start(), key.epoch)
 
     def _forget(self, engine: Engine) -> None:
         """A life is over."""
         key = engine.key
-        engine.process = None
-        engine.core = None
-        engine.connections.clear()
-        self._acquaintances.gone(key)
-        for other in self._engines.values():
-            if other is not engine and other.life.state is EngineState.READY:
-                self._tell_to_close(other, key)
+        engine.forget_life()
+        for other in self._introductions.gone(key):
+            self._publish(other)
         self._runtime.forget(key.engine, key.epoch)
-        for callback in self._on_lost:
-            callback(key.engine, key.epoch)
-
-    # ---- introductions
-
-    def _introduce_all(self) -> None:
-        ready = [engine for engine in self._engines.values() if engine.life.state is EngineState.READY and engine.core]
-        for consumer in ready:
-            for producer in ready:
-                if consumer is not producer:
-                    self._introduce(consumer, producer)
-
-    def _introduce(self, consumer: Engine, producer: Engine) -> None:
-        ranks = consumer.ranks()
-        if producer.core is None or not self._acquaintances.open(consumer.key, producer.key, set(ranks)):
-            return
-        message = OpenPeer(
-            peer=producer.key.engine,
-            epoch=producer.key.epoch,
-            sockets=producer.core.sockets,
-            lease_table=producer.core.lease_table,
-        )
-        for connection in ranks.values():
-            connection.send(message)
-
-    def _tell_to_close(self, consumer: Engine, dead: Key) -> None:
-        ranks = consumer.ranks()
-        self._acquaintances.close(consumer.key, dead, set(ranks))
-        for connection in ranks.values():
-            connection.send(ClosePeer(peer=dead.engine, epoch=dead.epoch))
-        self._publish(consumer)
+        _tell(self._on_lost, key.engine, key.epoch)
 
     # ---- the channel
 
     def _living(self, hello: Hello) -> Engine | None:
-        """The engine that a connection belongs to, if that life of it is the present one."""
+        """The engine that a connection belongs to, if that life of it is the present one and not yet over."""
         engine = self._engines.get(hello.engine)
-        return engine if engine and engine.life.epoch == hello.epoch else None
+        return engine if engine and engine.life.epoch == hello.epoch and engine.lives else None
 
     def _opened(self, connection: Connection) -> None:
         engine = self._living(connection.hello)
@@ -329,8 +303,7 @@ class Node:
         if engine is None:
             return
         self._take(engine, message)
-        for callback in self._on_message:
-            callback(engine.spec.name, engine.life.epoch, message)
+        _tell(self._on_message, engine.spec.name, engine.life.epoch, message)
 
     def _take(self, engine: Engine, message: Up) -> None:
         """What the node itself needs to know."""
@@ -339,58 +312,47 @@ class Node:
                 self._post(engine, Progressed(stage, fraction))
             case CoreReady():
                 engine.core = message
-            case PeerOpened(peer=peer, epoch=epoch, rank=rank, error=error):
-                self._acquaintances.opened(engine.key, Key(peer, epoch), rank, error)
-                if error is not None:
-                    _log.warning("%s", error)
+            case PeerOpened():
+                self._introductions.opened(engine, message)
                 self._publish(engine)
-            case PeerClosed(peer=peer, epoch=epoch, rank=rank):
-                self._acquaintances.closed(engine.key, Key(peer, epoch), rank)
+            case PeerClosed():
+                self._introductions.closed(engine, message)
 
     def _closed(self, connection: Connection) -> None:
-        engine = self._living(connection.hello)
-        if engine is not None:
-            engine.connections.pop((connection.hello.process, connection.hello.rank), None)
+        engine, place = self._living(connection.hello), (connection.hello.process, connection.hello.rank)
+        if engine is not None and engine.connections.get(place) is connection:
+            del engine.connections[place]
+            self._task(self._deaf(engine, engine.key, place), f"silence of {engine.spec.name}")
+
+    async def _deaf(self, engine: Engine, key: Key, place: tuple[str, int]) -> None:
+        """A process that ends closes its channel, and the engine's end follows soon. One that lives on without is of no use."""
+        await asyncio.sleep(_DEAF_S)
+        if place not in engine.connections:
+            name = "EngineCore" if place[0] == "core" else f"{place[0]} {place[1]}"
+            self._post(engine, Deaf(f"its {name} lives, but has closed the engine channel"), key.epoch)
 
     def _broken(self, hello: Hello | None, error: ChannelError) -> None:
-        """A process that we can't understand is of no use: end its engine."""
+        """A process that we can't understand is of no use: end its engine. (One that was killed in mid-word has ended already.)"""
         engine = self._living(hello) if hello else None
-        _log.error("engine channel%s: %s", f" of {hello.engine}" if hello else "", error)
-        if engine is not None and engine.process is not None:
-            engine.process.kill()
+        if engine is None:
+            _log.warning("engine channel: %s", error)
+        else:
+            self._task(self._break(engine, engine.key, str(error)), f"breach of {engine.spec.name}")
+
+    async def _break(self, engine: Engine, key: Key, reason: str) -> None:
+        await asyncio.sleep(_BROKEN_S)
+        self._post(engine, Deaf(reason), key.epoch)
 
     # ---- views
 
     def _publish(self, engine: Engine) -> None:
-        life, core, spec = engine.life, engine.core, engine.spec
-        view = EngineView(
-            name=spec.name,
-            role=spec.role,
-            state=life.state,
-            epoch=life.epoch,
-            socket=str(self._runtime.server_socket(spec.name)),
-            pid=life.pid,
-            cores=spec.cores,
-            stage=life.stage,
-            progress=life.progress,
-            since_ns=life.since_ns,
-            restarts=life.restarts,
-            cause=life.cause,
-            peers=self._acquaintances.peers(engine.key),
-            peer_errors=self._acquaintances.errors(engine.key),
-            max_batched_tokens=core.max_batched_tokens if core else 2048,
-            max_running=core.max_running if core else 256,
-            max_model_len=core.max_model_len if core else 0,
-            block_tokens=core.block_tokens if core else None,
-            kv_blocks=core.kv_blocks if core else None,
-        )
-        if view != self._views.get(spec.name):
-            self._views[spec.name] = view
-            for callback in self._on_change:
-                callback(view)
+        view = engine.view(str(self._runtime.server_socket(engine.spec.name)), self._acquaintances)
+        if view != self._views.get(engine.spec.name):
+            self._views[engine.spec.name] = view
+            _tell(self._on_change, view)
 
-    def _task(self, coroutine: object, name: str) -> None:
-        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(coroutine, name=name)  # type: ignore[arg-type]
+    def _task(self, coroutine: Coroutine[Any, Any, None], name: str) -> None:
+        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(coroutine, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._done)
 
@@ -398,6 +360,15 @@ class Node:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
             _log.error("%s failed", task.get_name(), exc_info=task.exception())
+
+
+def _tell(callbacks: Iterable[Callable[..., None]], *what: object) -> None:
+    """A callback that fails is its own affair."""
+    for callback in callbacks:
+        try:
+            callback(*what)
+        except Exception:
+            _log.exception("%s", callback)
 
 
 async def _healthy(session: aiohttp.ClientSession) -> bool:

@@ -11,6 +11,8 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
+import psutil
+
 LOG_LINES: Final = 2000
 _LINE_BYTES: Final = 1 << 16
 _REAP_S: Final = 2.0
@@ -48,6 +50,16 @@ class Session:
         self._log = log
         self._on_line = on_line
         self._reader = asyncio.create_task(self._read(output), name=f"log of {pid}")
+
+    def moved_bytes(self) -> int:
+        """Bytes that its living processes have read and written, from files, sockets and pipes."""
+        total = 0
+        with contextlib.suppress(psutil.Error):
+            leader = psutil.Process(self.pid)
+            for process in (leader, *leader.children(recursive=True)):
+                counters = process.io_counters()
+                total += counters.read_chars + counters.write_chars
+        return total
 
     async def wait(self) -> int:
         """Until the leader has ended; then ends and reaps the rest of the session. The leader's code, negative for a signal."""

@@ -52,8 +52,12 @@ def resolve_model(config: Config) -> Model:
         if not (demo.MODEL_DIR / "config.json").is_file():
             raise ConfigError("the demo model is missing: python -m appliance.demo.train makes it")
         return Model(str(demo.MODEL_DIR), name or demo.MODEL_NAME, True, True)
-    directory = Path(path).expanduser()
-    if path and directory.is_dir():
+    try:
+        directory = Path(path).expanduser()
+        found = bool(path) and directory.is_dir()
+    except (OSError, RuntimeError) as error:
+        raise ConfigError(f"model {path!r}: {error}; name a directory that can be read, a hub id, or demo") from error
+    if found:
         if not (directory / "config.json").is_file():
             raise ConfigError(
                 f"model {path!r}: there is no config.json in that directory, so it is not a Hugging Face model"
@@ -166,7 +170,12 @@ def _transfer(spec: EngineSpec, runtime: Runtime, config: Config, epoch: int) ->
 
 
 def _environment(config: Config, model: Model, cores: int) -> dict[str, str]:
-    own = {
+    return {**cpu_environment(cores), **({"HF_HUB_OFFLINE": "1"} if model.local else {}), **config.engine.env}
+
+
+def cpu_environment(cores: int) -> dict[str, str]:
+    """What every CPU engine is told."""
+    return {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # lets a CPU engine run its worker inside EngineCore
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # the affinity of the process is set already
         "OMP_NUM_THREADS": str(cores),
@@ -176,4 +185,3 @@ def _environment(config: Config, model: Model, cores: int) -> dict[str, str]:
         "VLLM_DO_NOT_TRACK": "1",
         "PYTHONUNBUFFERED": "1",
     }
-    return {**own, **({"HF_HUB_OFFLINE": "1"} if model.local else {}), **config.engine.env}

@@ -24,20 +24,13 @@ from appliance.channel import (
     PeerOpened,
     Up,
 )
+from appliance.supervisor.specs import cpu_environment
 
 ROOT = Path(__file__).parents[2]
 START_S, ANSWER_S = 120.0, 60.0
 M = TypeVar("M")
 
-ENVIRONMENT = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "OMP_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "VLLM_NO_USAGE_STATS": "1",
-    "HF_HUB_OFFLINE": "1",
-    "PYTHONPATH": str(ROOT),
-}
+ENVIRONMENT = {**cpu_environment(cores=1), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
 
 
 class Engine:

@@ -56,6 +56,7 @@ class Server:
         self.url = url
         self.session = session
         self.process = process
+        self.temporary = Path()  # of the appliance: what its engines use for /tmp
 
     async def post(self, path: str, body: Any, headers: dict[str, str] | None = None) -> Answer:
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
@@ -114,6 +115,8 @@ async def appliance(
         async with asyncio.timeout(READY_S):
             while not _whole(await server.node()):
                 await asyncio.sleep(0.2)
+        [runtime] = (directory / f"run-{port}").iterdir()
+        server.temporary = runtime / "tmp"
         yield server
         if process.returncode is None:
             process.send_signal(signal.SIGTERM)

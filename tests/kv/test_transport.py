@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import random
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -168,3 +170,34 @@ def test_an_owner_that_dies_leaves_the_mapping_readable(kind: str, local: Local,
     peer.close()
     with pytest.raises(HandoffError, match="no KV handshake with e0"):
         ask(str(dying.socket), "e0")
+
+
+def test_a_small_copy_does_not_wait_for_a_large_one_and_closing_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    local, exporter = Local("shared_memory"), Exporter("shared_memory", tmp_path / "socket")
+    peer = local.open(exporter)
+    began, go_on = threading.Event(), threading.Event()
+    memmove = ctypes.memmove
+
+    def slow(target: int, source: int, size: int) -> None:
+        if size > PAGE:
+            began.set()
+            assert go_on.wait(10)
+        memmove(target, source, size)
+
+    monkeypatch.setattr("appliance.engine.kv.shared_memory.ctypes.memmove", slow)
+    large = threading.Thread(target=peer.copy, args=([Copy(0, 0, 0, 0, 2 * PAGE)],))
+    large.start()
+    assert began.wait(10)
+    peer.copy([Copy(0, 0, 0, 5 * PAGE, PAGE)])  # would wait for ever behind it
+    closing = threading.Thread(target=peer.close)
+    closing.start()
+    closing.join(0.1)
+    assert closing.is_alive(), "unmapped under a copy, it would be a segmentation fault"
+    go_on.set()
+    large.join(10)
+    closing.join(10)
+    assert not closing.is_alive()
+    assert local.memory[: 2 * PAGE].any()
+    exporter.end()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -145,6 +146,37 @@ def test_a_large_pull_on_the_thread_has_the_same_rules(scene: Scene) -> None:
 
 
 def test_a_peer_closed_under_a_pull_fails_it(scene: Scene) -> None:
+    scene.stage.act = lambda: scene.half.receive(ClosePeer(peer="e0", epoch=1))
+    scene.half.at_load([scene.pull()])
+    assert "e0 was closed during the pull" in (scene.outcome().error or "")
+
+
+def test_a_peer_that_goes_between_handshake_and_table_leaves_no_descriptor(scene: Scene, tmp_path: Path) -> None:
+    descriptor = os.open(os.devnull, os.O_RDONLY)
+    producer = KvServer(tmp_path / "e0-2.kv", manifest_of("shared_memory", 8, [b""], epoch=2), [descriptor])
+    before = len(os.listdir("/proc/self/fd"))
+    scene.half.receive(
+        OpenPeer(peer="e0", epoch=2, sockets=(str(tmp_path / "e0-2.kv"),), lease_table=str(tmp_path / "gone"))
+    )
+    answer = scene.link.sent[-1]
+    assert isinstance(answer, PeerOpened)
+    assert answer.error is not None
+    assert not answer.refused, "it may be there in a while"
+    assert len(os.listdir("/proc/self/fd")) == before
+    producer.close()
+    os.close(descriptor)
+
+
+def test_a_peer_of_another_life_is_refused_for_good(scene: Scene, tmp_path: Path) -> None:
+    wanted = OpenPeer(peer="e0", epoch=9, sockets=(str(tmp_path / "e0.kv"),), lease_table=str(tmp_path / "e0.leases"))
+    scene.half.receive(wanted)
+    answer = scene.link.sent[-1]
+    assert isinstance(answer, PeerOpened)
+    assert "answered for e0 (life 9)" in (answer.error or "")
+    assert answer.refused
+
+
+def test_a_pull_from_a_peer_that_was_closed_before_fails(scene: Scene) -> None:
     scene.half.receive(ClosePeer(peer="e0", epoch=1))
     assert isinstance(scene.link.sent[-1], PeerClosed)
     scene.half.at_load([scene.pull()])

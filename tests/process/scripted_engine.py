@@ -2,7 +2,7 @@
 
 ``SCRIPT`` is a comma-separated list: ``crash`` (says an error and exits 3 at once), ``bad-argument``, ``silent`` (starts, then never says
 anything), ``dies`` (exits 1 shortly after it was ready), ``child`` (forks a child that sleeps), ``refuse`` (maps no peer),
-``gibberish`` (breaks the channel's protocol once it is ready).
+``busy`` (can map none at first), ``gibberish`` (breaks the channel's protocol once it is ready), ``deaf`` (closes the channel then).
 """
 
 from __future__ import annotations
@@ -68,8 +68,9 @@ def ready(engine: str) -> CoreReady:
 
 def answer(link: Link, message: Down) -> None:
     if isinstance(message, OpenPeer):
-        error = f"can't use the KV of {message.peer}: told so" if "refuse" in SCRIPT else None
-        link.send(PeerOpened(peer=message.peer, epoch=message.epoch, rank=0, error=error))
+        error = f"can't use the KV of {message.peer}: told so" if SCRIPT & {"refuse", "busy"} else None
+        link.send(PeerOpened(peer=message.peer, epoch=message.epoch, rank=0, error=error, refused="refuse" in SCRIPT))
+        SCRIPT.discard("busy")
     elif isinstance(message, ClosePeer):
         sys.stdout.write(f"closed {message.peer} {message.epoch}\n")
         sys.stdout.flush()
@@ -94,6 +95,9 @@ def live(link: Link) -> None:
     if "gibberish" in SCRIPT:
         time.sleep(0.3)
         link._socket.sendall(b"GET / HTTP/1.1\r\n\r\n")
+    if "deaf" in SCRIPT:
+        time.sleep(0.3)
+        link._socket.shutdown(socket.SHUT_RDWR)
     while True:
         time.sleep(0.2)
         link.send(Heartbeat(at_ns=time.monotonic_ns(), running=0, waiting=0, fetching=0, kv_free=100, leased=0))

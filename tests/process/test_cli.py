@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -23,6 +24,13 @@ def serve(tmp_path: Path, *arguments: str, **environment: str) -> subprocess.Com
         check=False,
         cwd=tmp_path,
     )
+
+
+def processes_of(directory: Path) -> list[psutil.Process]:
+    """Those whose command line names something in the directory, or that work there."""
+    return [
+        p for p in psutil.process_iter(["cmdline", "cwd"]) if str(directory) in f"{p.info['cmdline']} {p.info['cwd']}"
+    ]
 
 
 def expect_one_line(done: subprocess.CompletedProcess[str], *says: str) -> None:
@@ -85,14 +93,15 @@ def test_the_version(tmp_path: Path) -> None:
     assert done.stdout.startswith("pd-appliance ")
 
 
-def test_no_engine_can_start(tmp_path: Path) -> None:
+def test_no_engine_can_start(tmp_path: Path, short: Path) -> None:
     """vLLM refuses an argument: the cause and the remedy in the last line, exit code 3, no process left."""
     (tmp_path / "c.toml").write_text('[engine]\nargs = ["--no-such-argument"]\n[topology]\nlayout = "1b"\n')
-    done = serve(tmp_path, "serve", "--config", "c.toml", "--port", "0", RUNTIME_DIRECTORY=str(tmp_path / "run"))
+    done = serve(tmp_path, "serve", "--config", "c.toml", "--port", "0", RUNTIME_DIRECTORY=str(short))
     assert done.returncode == 3, done.stderr
     last = done.stderr.splitlines()[-1]
     assert "no engine can start" in last
     assert "--no-such-argument" in last
     assert "correct [engine] args" in last
     assert "Traceback" not in done.stderr
-    assert not (tmp_path / "run").exists()
+    assert not list(short.iterdir()), "the runtime directory went with it"
+    assert not processes_of(tmp_path), "no process is left, and engines work where the supervisor did"

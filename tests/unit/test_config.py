@@ -66,6 +66,11 @@ def test_a_bad_environment_and_a_bad_flag_are_named() -> None:
         load(None, {}, {"server.port": ("--port", -1)})
 
 
+def test_text_that_looks_like_a_number_is_text_where_text_is_wanted() -> None:
+    loaded = load(None, {"PD_APPLIANCE_MODEL_NAME": "7", "PD_APPLIANCE_SERVER_PORT": "7"}, {})
+    assert (loaded.config.model.name, loaded.config.server.port) == ("7", 7)
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"nothing\.toml does not exist"):
         load(tmp_path / "nothing.toml", {}, {})

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from appliance.config import Config
+from appliance.supervisor.engine import Engine
 from appliance.supervisor.exits import explain
+from appliance.supervisor.lifecycle import Life
+from appliance.supervisor.process import LOG_LINES
+from appliance.supervisor.specs import resolve_model, specs
+from appliance.supervisor.topology import parse
 
 PREFIX = "(EngineCore pid=7) ERROR 11-24 03:14:19 [core.py:1512] "
 
@@ -25,6 +31,7 @@ PREFIX = "(EngineCore pid=7) ERROR 11-24 03:14:19 [core.py:1512] "
         (1, "ValueError: To serve one request, 2.00 GiB KV cache is needed, which is larger", "kv_cache_bytes", True),
         (1, "OSError: x/y is not a local folder and is not a valid model identifier", "check [model] path", True),
         (-9, "INFO all is well", "SIGKILL", False),
+        (-9, "ImportError: of something that may be missing", "SIGKILL", False),
         (-11, "", "SIGSEGV", False),
         (7, "SomethingError: of its own", "exit status 7: SomethingError: of its own", False),
     ],
@@ -52,3 +59,14 @@ def test_the_death_of_engine_core_is_told_by_what_led_to_it() -> None:
 
 def test_colours_and_prefixes_are_taken_off() -> None:
     assert explain(1, ["\x1b[31m(APIServer pid=1)\x1b[0m MyError: red"]).cause == "exit status 1: MyError: red"
+
+
+def test_an_earlier_life_is_not_asked_why_this_one_ended() -> None:
+    engine = Engine(specs(Config(), parse("1b"), resolve_model(Config()), [0])[0])
+    for epoch, said in ((1, "MemoryError: of the first life"), (2, "INFO loading")):
+        engine.life = Life(epoch=epoch)
+        engine.begin_log()
+        engine.log.append(said)
+    assert engine.last_words() == ["INFO loading"]
+    engine.log.extend(f"line {number}" for number in range(LOG_LINES))  # its beginning is no longer kept
+    assert len(engine.last_words()) == LOG_LINES

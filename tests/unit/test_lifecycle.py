@@ -15,18 +15,21 @@ from appliance.supervisor.lifecycle import (
     Action,
     Answers,
     Clock,
+    Deaf,
     Ended,
     Event,
     Introduce,
     Kill,
     Life,
     Progressed,
+    Retire,
     Spawn,
     Spawned,
     Start,
     StartIn,
     Stirred,
     Stop,
+    Terminate,
     step,
 )
 
@@ -122,6 +125,23 @@ def test_stopping_kills_what_runs_and_nothing_starts_again() -> None:
     assert (life.state, actions) == (EngineState.STOPPED, ())
 
 
+def test_retiring_asks_first_and_is_no_death() -> None:
+    life, actions = step(ready(), Retire(), 20 * S)
+    assert (life.state, life.cause, actions) == (EngineState.STOPPED, None, (Terminate(),))
+    life, actions = step(life, Stop(), 25 * S)
+    assert actions == (Kill(),), "it took too long"
+    life, actions = step(life, CRASH, 26 * S)
+    assert (life.state, life.cause, life.pid, actions) == (EngineState.STOPPED, None, None, ())
+
+
+def test_a_deaf_engine_is_replaced_and_says_why() -> None:
+    life, actions = step(ready(), Deaf("it does not listen"), 20 * S)
+    assert (life.state, actions) == (EngineState.HUNG, (Kill(),))
+    life, actions = step(life, CRASH, 21 * S)
+    assert (life.state, life.cause, life.failed_starts) == (EngineState.BACKOFF, "it does not listen", 0)
+    assert step(life, Deaf("late"), 22 * S) == (life, ())
+
+
 def test_what_is_spawned_too_late_is_killed() -> None:
     life, _ = run((0, Start()), (0, Stop()))
     assert life.state is EngineState.STOPPED
@@ -131,7 +151,18 @@ def test_what_is_spawned_too_late_is_killed() -> None:
 
 EVENTS = st.sampled_from(
     [
-        *(Start(), Spawned(9), Progressed("x", 0.5), Stirred(), Answers(), Clock(1.0), CRASH, Stop()),
+        *(
+            Start(),
+            Spawned(9),
+            Progressed("x", 0.5),
+            Stirred(),
+            Answers(),
+            Clock(1.0),
+            CRASH,
+            Deaf("x"),
+            Retire(),
+            Stop(),
+        ),
         Ended(Exit("bad", terminal=True)),
     ]
 )
@@ -146,7 +177,7 @@ def test_whatever_happens_the_life_makes_sense(events: list[tuple[Event, int]]) 
         assert life.epoch == before.epoch + actions.count(Spawn())
         if Spawn() in actions:
             assert before.state in (EngineState.STOPPED, EngineState.BACKOFF)
-        if before.state is EngineState.FAILED and not isinstance(event, Stop):
+        if before.state is EngineState.FAILED and not isinstance(event, Stop | Retire):
             assert life.state is EngineState.FAILED, "only its owner can help a failed engine"
         if life.state is EngineState.READY:
             assert life.stage is None

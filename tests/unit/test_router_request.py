@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +33,6 @@ from appliance.router.client import Response
 
 ASK: dict[str, Any] = {"model": "demo", "prompt": "to be", "max_tokens": 9}
 STREAM = {**ASK, "stream": True}
-
-
-@pytest.fixture
-def short() -> Iterator[Path]:
-    """A directory whose path leaves room for a socket's name."""
-    with tempfile.TemporaryDirectory(prefix="rt") as name:
-        yield Path(name)
 
 
 @pytest.fixture

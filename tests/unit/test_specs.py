@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 from appliance.config import Config, EngineConfig, ModelConfig, RoleArgs
 from appliance.errors import ConfigError
-from appliance.supervisor.runtime import Runtime, choose_directory
+from appliance.supervisor.runtime import Runtime, parent_directory
 from appliance.supervisor.specs import arguments, command, environment, resolve_model, share, specs
 from appliance.supervisor.topology import parse
 
@@ -18,10 +19,10 @@ def config(**engine: object) -> Config:
     return Config(engine=EngineConfig(**engine))  # type: ignore[arg-type]
 
 
-def test_a_command_line_names_its_life_and_hands_vllm_the_rest(tmp_path: Path) -> None:
+def test_a_command_line_names_its_life_and_hands_vllm_the_rest(short: Path) -> None:
     made = config(args=("--seed", "1"), prefill=RoleArgs(args=("--max-num-batched-tokens", "99")))
     first, second = specs(made, parse("1p1d"), resolve_model(made), [0, 1])
-    runtime = Runtime(tmp_path / "run")
+    runtime = Runtime(short)
     line = command(first, arguments(first, runtime, made, epoch=4, parent=77))
     ours, vllm = line[: line.index("--")], line[line.index("--") + 1 :]
     assert ours[1:3] == ["-m", "appliance.engine.main"]
@@ -37,10 +38,10 @@ def test_a_command_line_names_its_life_and_hands_vllm_the_rest(tmp_path: Path) -
     assert transfer["kv_connector_extra_config"]["epoch"] == 4
 
 
-def test_engines_leave_nothing_outside_the_runtime_directory(tmp_path: Path) -> None:
+def test_engines_leave_nothing_outside_the_runtime_directory(short: Path) -> None:
     made = config(env={"MINE": "1"})
     spec = specs(made, parse("1b"), resolve_model(made), [0])[0]
-    runtime = Runtime(tmp_path / "run")
+    runtime = Runtime(short)
     found = environment(spec, runtime, {"PATH": "/bin", "TMPDIR": "/elsewhere"})
     assert found["TMPDIR"] == str(runtime.temporary)
     assert (found["PATH"], found["MINE"], found["HF_HUB_OFFLINE"]) == ("/bin", "1", "1")
@@ -77,12 +78,44 @@ def test_models(tmp_path: Path) -> None:
             resolve(path)
 
 
-def test_runtime_directories(tmp_path: Path) -> None:
-    assert choose_directory({"RUNTIME_DIRECTORY": "/run/a:/run/b"}, 7) == Path("/run/a")
-    stale = tmp_path / "pd-appliance-999999999"
-    stale.mkdir()
-    assert choose_directory({"XDG_RUNTIME_DIR": str(tmp_path)}, 7) == tmp_path / "pd-appliance-7"
-    assert not stale.exists(), "its supervisor is gone"
-    assert (Runtime(tmp_path / "x").directory.stat().st_mode & 0o777) == 0o700
+def test_where_runtime_directories_are_made() -> None:
+    assert parent_directory({"RUNTIME_DIRECTORY": "/run/a:/run/b", "XDG_RUNTIME_DIR": "/run/user/1"}) == Path("/run/a")
+    assert parent_directory({"XDG_RUNTIME_DIR": "/run/user/1"}) == Path("/run/user/1")
+
+
+def test_a_runtime_directory_is_private_and_goes_without_harm_to_its_neighbours(short: Path) -> None:
+    (short / "precious").write_text("")
+    short.chmod(0o755)
+    runtime, second = Runtime(short), Runtime(short)
+    assert runtime.directory.stat().st_mode & 0o777 == 0o700
+    assert runtime.directory.is_dir(), "the second one left it alone"
+    runtime.remove()
+    runtime.remove()
+    assert {path.name for path in short.iterdir()} == {"precious", second.directory.name}
+    assert short.stat().st_mode & 0o777 == 0o755
+    second.remove()
+
+
+def test_what_a_dead_supervisor_left_is_removed(short: Path) -> None:
+    left = Runtime(short)
+    os.close(left._lock)  # as the kernel does
+    (short / "pd-appliance-of-somebody").mkdir()  # not made by us: no lock in it
+    runtime = Runtime(short)
+    assert not left.directory.exists()
+    assert (short / "pd-appliance-of-somebody").is_dir()
+    runtime.remove()
+
+
+def test_a_path_too_long_for_the_sockets_is_refused_and_nothing_stays(short: Path) -> None:
+    parent = short / ("x" * (107 - len(f"{short}//pd-appliance-12345678/tmp/") - 36))
+    Runtime(parent).remove()
+    longer = Path(f"{parent}x")
     with pytest.raises(ConfigError, match="too long"):
-        Runtime(tmp_path / ("x" * 120))
+        Runtime(longer)
+    assert not list(longer.iterdir())
+
+
+def test_a_runtime_directory_that_can_not_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="RUNTIME_DIRECTORY"):
+        Runtime(tmp_path / "file")

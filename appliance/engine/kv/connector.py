@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ from appliance.engine.kv.transport import open_transport
 from appliance.engine.kv.worker import WorkerHalf
 from appliance.engine.link import Link, process_link
 from appliance.engine.mends import keep_generators_from_discarded_samples
+from appliance.errors import HandoffError
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -208,8 +210,14 @@ def _layout(
             view = views[name]
             storage = index[view.untyped_storage().data_ptr()]
             offset = int(view.storage_offset()) * view.element_size()
-            split = max(1, view.shape[0] // config.num_blocks)
-            planes.append(plane_of(storage, offset, list(view.shape), list(view.stride()), view.element_size(), split))
+            split, rest = divmod(view.shape[0], config.num_blocks)
+            plane = plane_of(storage, offset, list(view.shape), list(view.stride()), view.element_size(), split)
+            if rest or plane.size != group.kv_cache_spec.page_size_bytes:
+                raise HandoffError(
+                    f"the KV cache of layer {name} is not laid out block by block (shape {list(view.shape)} for "
+                    f"{config.num_blocks} blocks of {group.kv_cache_spec.page_size_bytes} bytes): it can't be handed over"
+                )
+            planes.append(plane)
         groups.append(Group(group.kv_cache_spec.block_size, tuple(planes)))
     return Layout(tuple(groups), storage_bytes)
 
@@ -224,6 +232,8 @@ def _traits(vllm_config: VllmConfig, views: dict[str, torch.Tensor]) -> dict[str
         "model": str(model.model),
         "revision": str(model.revision),
         "dtype": str(model.dtype),
+        "quantization": str(model.quantization),
+        "hf_config": sha256(model.hf_config.to_json_string(use_diff=False).encode()).hexdigest()[:16],
         "kv_cache_dtype": str(vllm_config.cache_config.cache_dtype),
         "attention": ",".join(backends),
         "block": ";".join(shapes),

@@ -9,9 +9,11 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 from hashlib import blake2b
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+
+Number = Annotated[int, msgspec.Meta(ge=0, lt=1 << 63)]  # as the channel can carry
 
 
 class Offer(msgspec.Struct, frozen=True, kw_only=True):
@@ -19,7 +21,7 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
 
     request: str
     do_remote_decode: bool
-    consumers: int = 1
+    consumers: Number = 1
     ttl_s: float = 60.0
 
 
@@ -29,12 +31,12 @@ class Ticket(msgspec.Struct, frozen=True, kw_only=True):
     request: str
     do_remote_prefill: bool
     engine: str
-    epoch: int
-    slot: int
-    generation: int
-    tokens: int
+    epoch: Number
+    slot: Number
+    generation: Number
+    tokens: Number
     prompt: str
-    blocks: tuple[tuple[int, ...], ...]
+    blocks: tuple[tuple[Number, ...], ...]
 
 
 class Whole(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,7 +65,7 @@ def _sensible(params: Offer | Ticket | Whole) -> bool:
     if isinstance(params, Offer):
         return params.consumers > 0 and params.ttl_s > 0
     if isinstance(params, Ticket):
-        return params.tokens > 0 and all(block >= 0 for group in params.blocks for block in group)
+        return params.tokens > 0
     return True
 
 

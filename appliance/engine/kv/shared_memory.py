@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 import os
 import threading
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     import torch
 
 _SHM_DIR: Final = "/dev/shm"
+_MADV_POPULATE_READ: Final = 22
+_libc = ctypes.CDLL(None)
 
 
 class SharedMemory(MemoryTransport):
@@ -50,17 +53,21 @@ class SharedMemory(MemoryTransport):
 
 
 class _MappedMemory(PeerMemory):
+    """Copies run side by side: a small pull in the engine's loop must not wait for a large one beside it."""
+
     def __init__(self, maps: list[mmap.mmap], targets: list[int], target_sizes: list[int]) -> None:
-        self._lock = threading.Lock()
+        self._idle = threading.Condition()
+        self._copying = 0
+        self._closed = False
         self._maps = maps
         self._targets = targets
         self._target_sizes = target_sizes
         self._views = [np.frombuffer(m, dtype=np.uint8) for m in maps]
+        for view in self._views:
+            _populate(view)
 
     def copy(self, copies: Sequence[Copy]) -> None:
-        with self._lock:
-            if not self._views:
-                raise HandoffError("the peer's memory was closed")
+        with self._in_use():
             sources = [view.ctypes.data for view in self._views]
             for copy in copies:  # checked all before the first byte moves
                 self._check(copy)
@@ -71,6 +78,19 @@ class _MappedMemory(PeerMemory):
                     copy.size,
                 )
 
+    @contextlib.contextmanager
+    def _in_use(self) -> Iterator[None]:
+        with self._idle:
+            if self._closed:
+                raise HandoffError("the peer's memory was closed")
+            self._copying += 1
+        try:
+            yield
+        finally:
+            with self._idle:
+                self._copying -= 1
+                self._idle.notify_all()
+
     def _check(self, copy: Copy) -> None:
         if copy.source + copy.size > len(self._views[copy.source_storage]):
             raise HandoffError(f"a copy reaches byte {copy.source + copy.size}, beyond the peer's memory")
@@ -78,7 +98,9 @@ class _MappedMemory(PeerMemory):
             raise HandoffError(f"a copy reaches byte {copy.target + copy.size}, beyond our own memory")
 
     def close(self) -> None:
-        with self._lock:
+        with self._idle:
+            self._closed = True
+            self._idle.wait_for(lambda: not self._copying)
             self._views.clear()  # a mapping with views on it can't be closed
             for mapped in self._maps:
                 mapped.close()
@@ -86,18 +108,27 @@ class _MappedMemory(PeerMemory):
 
 
 def _map(descriptor: int, size: int) -> mmap.mmap:
-    """Read-only, and populated: page faults in the first copies would cost more than the copies."""
+    """Read-only."""
     actual = os.fstat(descriptor).st_size
     if actual < size:
         raise HandoffError(f"the peer announced {size} bytes of KV, its shared memory has {actual}")
     try:
-        return mmap.mmap(descriptor, size, mmap.MAP_SHARED | mmap.MAP_POPULATE, mmap.PROT_READ)
+        return mmap.mmap(descriptor, size, mmap.MAP_SHARED, mmap.PROT_READ)
     except OSError as error:
         raise HandoffError(f"the peer's shared memory can't be mapped: {error.strerror}") from error
 
 
+def _populate(view: np.ndarray[Any, Any]) -> None:
+    """Map every page now: faults in the first copies would cost more than the copies.
+
+    ctypes lets other threads run meanwhile, which ``mmap(MAP_POPULATE)`` of Python's does not. A kernel before 5.14 refuses, and
+    the faults come.
+    """
+    _libc.madvise(ctypes.c_void_p(view.ctypes.data), ctypes.c_size_t(view.nbytes), _MADV_POPULATE_READ)
+
+
 def _check_room(wanted: int) -> None:
-    """Writing beyond the file system's end is a SIGBUS, not an error: look first."""
+    """Torch says only that it could not; this says what to do. (Two engines at once may still both find room for one.)"""
     stats = os.statvfs(_SHM_DIR)
     free = stats.f_bavail * stats.f_frsize
     if free < wanted:

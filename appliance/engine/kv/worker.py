@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorTransferResults
 
 from appliance.channel import ClosePeer, Down, OpenPeer, PeerClosed, PeerOpened
@@ -26,6 +27,10 @@ from appliance.errors import HandoffError
 
 if TYPE_CHECKING:
     from appliance.engine.link import Link
+
+
+class Refusal(HandoffError):
+    """Two engines whose KV will never fit, however often it is tried."""
 
 
 class Peer:
@@ -63,35 +68,43 @@ class WorkerHalf:
 
     def receive(self, message: Down) -> None:
         if isinstance(message, OpenPeer):
-            error = self._open(message)
-            self._link.send(PeerOpened(peer=message.peer, epoch=message.epoch, rank=self._manifest.rank, error=error))
+            self._link.send(self._open(message))
         elif isinstance(message, ClosePeer):
             self._close((message.peer, message.epoch))
             self._link.send(PeerClosed(peer=message.peer, epoch=message.epoch, rank=self._manifest.rank))
 
-    def _open(self, message: OpenPeer) -> str | None:
+    def _open(self, message: OpenPeer) -> PeerOpened:
+        opened = PeerOpened(peer=message.peer, epoch=message.epoch, rank=self._manifest.rank)
         key = (message.peer, message.epoch)
         if key in self._peers:
-            return None
+            return opened
         try:
             peer = self._map(message)
         except (HandoffError, OSError) as error:
-            return str(error)
+            return replace(opened, error=str(error), refused=isinstance(error, Refusal))
         with self._lock:
             self._peers[key] = peer
-        return None
+        return opened
 
     def _map(self, message: OpenPeer) -> Peer:
+        """Raises ``Refusal`` if these two lives can never share KV, ``HandoffError`` or ``OSError`` if it did not work now."""
         if self._manifest.rank >= len(message.sockets):
-            raise HandoffError(f"{message.peer} has {len(message.sockets)} ranks, this is rank {self._manifest.rank}")
+            raise Refusal(f"{message.peer} has {len(message.sockets)} ranks, this is rank {self._manifest.rank}")
+        leases = LeaseTable(Path(message.lease_table), create=False)
+        try:
+            return self._ask(message, leases)
+        except BaseException:
+            leases.close()
+            raise
+
+    def _ask(self, message: OpenPeer, leases: LeaseTable) -> Peer:
         theirs, descriptors = ask(message.sockets[self._manifest.rank], message.peer)
         reason = refusal(self._manifest, theirs, difference(self._manifest.layout, theirs.layout))
         if reason is None and (theirs.engine, theirs.epoch) != (message.peer, message.epoch):
             reason = f"{theirs.engine} (life {theirs.epoch}) answered for {message.peer} (life {message.epoch})"
         if reason is not None:
             _close_all(descriptors)
-            raise HandoffError(reason)
-        leases = LeaseTable(Path(message.lease_table), create=False)
+            raise Refusal(reason)
         memory = self._transport.open(theirs.handles, descriptors, theirs.layout.storage_bytes)
         return Peer(memory, theirs.layout, leases)
 
@@ -162,7 +175,11 @@ class WorkerHalf:
 
 
 def _check_lease(peer: Peer, pull: Pull, when: str) -> None:
-    if peer.leases[pull.ticket.slot] != pull.ticket.generation:
+    try:
+        generation = peer.leases[pull.ticket.slot]
+    except ValueError:
+        raise HandoffError(f"{pull.ticket.engine} was closed {when}") from None
+    if generation != pull.ticket.generation:
         raise HandoffError(f"the lease on the blocks of {pull.ticket.engine} ended {when}")
 
 
