@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-Number = Annotated[int, msgspec.Meta(ge=0, lt=1 << 63)]  # as the channel can carry
+Number = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]  # as the channel can carry
 
 
 class Offer(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,7 +56,7 @@ def read(params: Any) -> Offer | Ticket | Whole | None:
         kind = Ticket
     try:
         found = msgspec.convert(params, kind)
-    except msgspec.ValidationError:
+    except (ValueError, OverflowError):
         return None
     return found if _sensible(found) else None
 
