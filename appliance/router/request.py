@@ -23,6 +23,7 @@ from appliance.router.loads import Leg, Loads
 from appliance.router.policy import Choice
 from appliance.router.ports import Ledger, Reply, Request
 from appliance.router.queue import Queue, Ticket, not_ready
+from appliance.router.routes import Way
 from appliance.router.wire import Answer
 from appliance.telemetry.timeline import Trace
 
@@ -196,7 +197,7 @@ class Exchange:
             outcome.status = response.status
             try:
                 if response.streams and response.status == 200:
-                    await self._relay(view, leg, response)
+                    await self._relay(view, leg, response, outcome)
                 else:
                     answer = await _read(view, response, outcome)
                     leg.prefilled()
@@ -204,19 +205,17 @@ class Exchange:
             finally:
                 response.close()
 
-    async def _relay(self, view: EngineView, leg: Leg, response: Response) -> None:
-        """Bytes go through as they come. This loop runs once per token of every stream: it does nothing else."""
-        chunk = await response.some()
-        if not chunk:
-            raise LegFailed(view.name, f"{view.name} ended its answer before it began")
-        error = wire.stream_error(chunk)
-        if error is not None and error.status >= 500:
-            raise LegFailed(view.name, _said(view, error), answer=error)
+    async def _relay(self, view: EngineView, leg: Leg, response: Response, outcome: _Outcome) -> None:
+        """Bytes go through as they come. This loop runs once per token of every stream: it does next to nothing else."""
+        chunk = await self._first(view, response)
         leg.prefilled()
         await self._start(200, response.content_type, None)
         send, some, sent = self._reply.send, response.some, self._trace.chunk
+        fails = self._fails
         try:
             while True:
+                if fails(chunk):
+                    return await self._end_failed(response, chunk, outcome)
                 await send(chunk)
                 more = await some()
                 if not more:
@@ -231,6 +230,30 @@ class Exchange:
             raise
         await self._reply.end()
         self._finish("ok", 200)
+
+    async def _first(self, view: EngineView, response: Response) -> bytes:
+        """A stream's first bytes. Nothing has left for the client yet: an engine's failure in them can be tried again."""
+        chunk = await response.some()
+        if not chunk:
+            raise LegFailed(view.name, f"{view.name} ended its answer before it began")
+        if not self._fails(chunk):
+            return chunk
+        error = await _stream_error(response, chunk)
+        if error.answer.status >= 500:
+            raise LegFailed(view.name, _said(view, error.answer), answer=error.answer)
+        return error.sent
+
+    def _fails(self, chunk: bytes) -> bool:
+        """Other routes' streams tell of failures in events of their own, and end there."""
+        return wire.STREAM_ERROR in chunk and self._plan.route.way is Way.SPLIT
+
+    async def _end_failed(self, response: Response, chunk: bytes, outcome: _Outcome) -> None:
+        """vLLM ends a stream that failed in order. The client gets the error, but no ``[DONE]``: it is not whole."""
+        error = await _stream_error(response, chunk)
+        outcome.kind, outcome.error = "error", wire.error_message(error.answer.body) or "no reason given"
+        self._finish("failed", 200, outcome.error)  # whether or not the client stays to hear it
+        await self._reply.send(error.sent)
+        await self._reply.end()
 
     async def _pass_on(self, answer: Answer) -> None:
         """An answer that has been read to its end."""
@@ -296,6 +319,13 @@ async def _read(view: EngineView, response: Response, outcome: _Outcome) -> Answ
     if answer.status >= 500 and answer.status != 501:  # not implemented there is not implemented anywhere
         raise LegFailed(view.name, _said(view, answer), answer=answer)
     return answer
+
+
+async def _stream_error(response: Response, chunk: bytes) -> wire.StreamError:
+    """The error that begins in this chunk; read on until it is complete."""
+    while (error := wire.stream_error(chunk)) is None:
+        chunk += await response.some() or wire.EVENT_END
+    return error
 
 
 def _said(view: EngineView, answer: Answer) -> str:

@@ -18,6 +18,7 @@ from router_fakes import (
     Client,
     Engine,
     House,
+    Script,
     asked,
     failing,
     holding,
@@ -322,6 +323,82 @@ async def test_a_stream_that_begins_with_an_engines_error_is_tried_elsewhere(sho
         built["e1"].script = dies
         assert (await built.ask(STREAM)).body == b"".join(EVENTS)
         assert ("decode", "e1", "error") in legs(built)
+
+
+def fails(*pieces: bytes) -> Script:
+    """A stream in pieces, each of which is read before the next one is sent."""
+
+    async def script(engine: Engine, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        response = await stream(engine, request, [])
+        for piece in pieces:
+            await response.write(piece)
+            await asyncio.sleep(0.02)
+        return response
+
+    return script
+
+
+DEAD = b'data: {"error": {"message": "EngineDead", "type": "x", "code": 500}}\n\n'
+BAD = b'data: {"error": {"message": "too long", "code": 400}}\n\n'
+DONE = b"data: [DONE]\n\n"
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        (EVENTS[0], DEAD, DONE),
+        (EVENTS[0], DEAD + DONE),
+        (EVENTS[0] + DEAD + DONE,),
+        (EVENTS[0], DEAD[:40], DEAD[40:] + DONE),
+        (EVENTS[0], DEAD[:-1], DEAD[-1:], DONE),
+    ],
+    ids=["apart", "with DONE", "all in one", "cut", "cut before its end"],
+)
+async def test_a_stream_that_fails_midway_says_so_and_is_not_done(short: Path, pieces: tuple[bytes, ...]) -> None:
+    """vLLM ends such a stream in order, with [DONE]: neither the client nor the books may take it for whole."""
+    async with house(short, "b") as built:
+        built["e0"].script = fails(*pieces)
+        client = await built.ask(STREAM)
+        if len(pieces) > 1:
+            assert client.body == EVENTS[0] + DEAD
+            assert (client.status, client.ended, last(built).status) == (200, True, 200)
+        else:  # nothing had left yet
+            assert (client.status, client.json["error"]["message"]) == (500, "EngineDead")
+        assert last(built).outcome == "failed"
+        assert "EngineDead" in (last(built).error or "")
+        assert [leg.outcome for leg in last(built).legs] == ["error"]
+        assert built.router.counts().ok == 0
+
+
+@pytest.mark.parametrize("pieces", [(BAD + DONE,), (BAD, DONE), (BAD[:30], BAD[30:] + DONE)])
+async def test_a_stream_that_begins_with_the_clients_error_has_failed(pair: House, pieces: tuple[bytes, ...]) -> None:
+    pair["e1"].script = fails(*pieces)
+    client = await pair.ask(STREAM)
+    assert (client.status, client.body, client.ended) == (200, BAD, True)
+    assert (last(pair).outcome, last(pair).error, last(pair).attempts) == ("failed", "too long", 1)
+    assert legs(pair)[-1] == ("decode", "e1", "error")
+
+
+async def test_words_of_an_error_inside_an_answer_are_an_answer(pair: House) -> None:
+    text = json.dumps({"choices": [{"text": 'data: {"error": {"message": "x", "code": 500}}\n\n'}]}).encode()
+    pieces = (b"data: " + text + b"\n\n", DONE)
+    pair["e1"].script = fails(*pieces)
+    client = await pair.ask(STREAM)
+    assert client.body == b"".join(pieces)
+    assert last(pair).outcome == "ok"
+
+
+async def test_a_client_that_leaves_at_a_streams_failure_was_not_served(pair: House) -> None:
+    class Leaving(Client):
+        async def send(self, chunk: bytes) -> None:
+            await super().send(chunk)
+            if b"error" in chunk:
+                raise ConnectionResetError("gone")
+
+    pair["e1"].script = fails(EVENTS[0], DEAD + DONE)
+    with pytest.raises(ConnectionResetError):
+        await pair.router.serve(asked(STREAM), Leaving())
+    assert last(pair).outcome == "failed"
 
 
 async def test_an_answer_cut_short_is_tried_elsewhere(pair: House) -> None:
