@@ -140,13 +140,16 @@ def _share(part_s: float, whole_s: float) -> str:
 def _path(timeline: Timeline) -> str:
     if timeline.prefill_engine is None:
         return words.DASH
-    if not timeline.split:
-        return timeline.prefill_engine
-    return f"{timeline.prefill_engine} → {timeline.decode_engine or '…'}"
+    if timeline.split:
+        return f"{timeline.prefill_engine} → {timeline.decode_engine}"
+    prefilling = timeline.decode_engine is None and timeline.outcome == "running"
+    return f"{timeline.prefill_engine} → …" if prefilling else timeline.prefill_engine
 
 
 def _marks(timeline: Timeline, splits: bool) -> tuple[str, ...]:
-    whole = splits and not timeline.split and timeline.prefill_engine is not None
+    whole = (
+        splits and not timeline.split and timeline.decode_engine is not None
+    )  # None: it came no further than prefill
     found = [(timeline.attempts > 1, f"attempt {timeline.attempts}"), (timeline.recomputed, "recomputed")]
     found += [
         (whole, "whole"),

@@ -195,8 +195,11 @@ class Exchange:
         with self._recorded(kind, view, key) as outcome:
             response = await self._send(view, body, "")
             outcome.status = response.status
+            streams = response.streams and response.status == 200
+            if response.status == 200:
+                self._trace.answered(streams)
             try:
-                if response.streams and response.status == 200:
+                if streams:
                     await self._relay(view, leg, response, outcome)
                 else:
                     answer = await _read(view, response, outcome)
@@ -221,7 +224,8 @@ class Exchange:
                 if not more:
                     break
                 chunk = more
-                sent(time.monotonic_ns())
+                if chunk != wire.DONE:  # it comes right after the last token, and is none
+                    sent(time.monotonic_ns())
         except Unreachable as lost:
             raise LegFailed(view.name, str(lost), tail=chunk) from lost
         except asyncio.CancelledError:

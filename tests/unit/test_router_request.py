@@ -59,6 +59,24 @@ def legs(built: House) -> list[tuple[str, str, str]]:
     return [(leg.kind, leg.engine, leg.outcome) for leg in last(built).legs]
 
 
+def fails(*pieces: bytes) -> Script:
+    """A stream in pieces, each of which is read before the next one is sent."""
+
+    async def script(engine: Engine, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        response = await stream(engine, request, [])
+        for piece in pieces:
+            await response.write(piece)
+            await asyncio.sleep(0.02)
+        return response
+
+    return script
+
+
+DEAD = b'data: {"error": {"message": "EngineDead", "type": "x", "code": 500}}\n\n'
+BAD = b'data: {"error": {"message": "too long", "code": 400}}\n\n'
+DONE = b"data: [DONE]\n\n"
+
+
 # ---- how it should go
 
 
@@ -94,7 +112,7 @@ async def test_an_error_of_the_clients_is_passed_on_from_the_prefill_leg(pair: H
     assert (client.status, client.json["error"]["message"]) == (400, "the prompt is too long")
     assert pair["e1"].seen == []
     assert (last(pair).outcome, last(pair).error) == ("failed", "the prompt is too long")
-    assert last(pair).attempts == 1
+    assert (last(pair).attempts, last(pair).split, pair.router.counts().split) == (1, False, 0)
 
 
 async def test_an_error_of_the_clients_is_passed_on_from_the_decode_leg(pair: House) -> None:
@@ -154,6 +172,22 @@ async def test_a_messages_request_runs_whole(pair: House) -> None:
     client = await pair.ask({"model": "demo", "messages": []}, path="/v1/messages", query=b"beta=true")
     assert client.fields["x-unsplit-reason"] == "messages are not split yet"
     assert pair["e0"].targets + pair["e1"].targets == ["/v1/messages?beta=true"]
+
+
+@pytest.mark.parametrize("true", ["true", 1, True])
+async def test_whether_it_is_a_stream_is_what_the_engine_says(pair: House, true: object) -> None:
+    """vLLM takes more than ``true`` for true."""
+    await pair.ask({**ASK, "stream": true})
+    assert last(pair).stream
+    assert (await pair.ask(ASK)).status == 200
+    assert not last(pair).stream
+
+
+async def test_done_is_no_piece_of_the_answer(pair: House) -> None:
+    pair["e1"].script = fails(EVENTS[0], EVENTS[1], DONE)
+    await pair.ask(STREAM)
+    assert last(pair).output_chunks == 2
+    assert len(pair.timelines.gaps) == 1
 
 
 # ---- ids and headers
@@ -325,24 +359,6 @@ async def test_a_stream_that_begins_with_an_engines_error_is_tried_elsewhere(sho
         assert ("decode", "e1", "error") in legs(built)
 
 
-def fails(*pieces: bytes) -> Script:
-    """A stream in pieces, each of which is read before the next one is sent."""
-
-    async def script(engine: Engine, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
-        response = await stream(engine, request, [])
-        for piece in pieces:
-            await response.write(piece)
-            await asyncio.sleep(0.02)
-        return response
-
-    return script
-
-
-DEAD = b'data: {"error": {"message": "EngineDead", "type": "x", "code": 500}}\n\n'
-BAD = b'data: {"error": {"message": "too long", "code": 400}}\n\n'
-DONE = b"data: [DONE]\n\n"
-
-
 @pytest.mark.parametrize(
     "pieces",
     [
@@ -502,6 +518,7 @@ async def test_a_client_that_leaves_aborts_the_leg(pair: House, phase: str, body
     assert not client.started
     assert (last(pair).outcome, last(pair).legs[-1].outcome) == ("cancelled", "cancelled")
     assert pair.router.counts().cancelled == 1
+    assert last(pair).split is (pair.router.counts().split == 1) is (phase == "decoding")
 
 
 async def test_a_client_that_leaves_in_mid_stream_aborts_the_leg(pair: House) -> None:

@@ -149,6 +149,13 @@ def test_a_request_that_went_unusually_is_marked() -> None:
     assert waterfall.row(replace(base, outcome="failed", status=502), 1).outcome == "failed (502)"
 
 
+def test_a_request_that_came_no_further_than_prefill_is_neither_split_nor_whole() -> None:
+    prefilling = made.timeline(1, (4, 2, 9), split=False, decode_engine=None, outcome="running")
+    assert (waterfall.row(prefilling, 1).path, waterfall.row(prefilling, 1).marks) == ("e0 → …", ())
+    left = waterfall.row(replace(prefilling, outcome="cancelled"), 1)
+    assert (left.path, left.marks) == ("e0", ())
+
+
 def test_a_request_still_in_the_queue_has_no_engine_yet() -> None:
     waiting = made.timeline(
         1, (4,), prefill_engine=None, decode_engine=None, outcome="running", ttft_s=None, split=False
