@@ -132,7 +132,7 @@ class Exchange:
             avoid=self._failed_on,
         )
         try:
-            self._desk.queue.put(ticket, time.monotonic_ns(), again=again)
+            self._desk.queue.put(ticket, self._trace.marks.arrived, again=again)
             return await future
         except BaseException:
             self._desk.queue.withdraw(ticket)

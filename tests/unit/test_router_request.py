@@ -656,9 +656,27 @@ async def test_draining_takes_nothing_new_and_ends_the_rest(short: Path) -> None
         with pytest.raises(RequestError) as caught:
             await built.ask(ASK)
         assert (caught.value.status, caught.value.code) == (503, "draining")
+        assert built.router.not_ready() == "the appliance is shutting down and takes no new requests"
         built["e0"].hold.set()
         await task
         assert client.status == 200
+
+
+async def test_a_request_that_is_tried_again_has_waited_since_it_came(short: Path) -> None:
+    async with house(short, "pd") as built:
+        built["e0"].view = msgspec.structs.replace(built["e0"].view, max_batched_tokens=1)
+        built["e1"].view = msgspec.structs.replace(built["e1"].view, max_batched_tokens=1)
+        built["e0"].script = built["e1"].script = holding()
+        first, _ = built.asking({**ASK, "echo": True})
+        second, _ = built.asking({**ASK, "echo": True})
+        await until(lambda: built["e0"].seen != [] and built["e1"].seen != [])
+        arrived = min(trace.marks.arrived for trace in built.timelines._running)
+        built["e0"].break_connections()  # the one that came first is tried again, and has to wait
+        await until(lambda: _queued(built))
+        assert built.router.queue_snapshot(arrived + 10**9).oldest_s == 1.0
+        first.cancel()
+        second.cancel()
+        await asyncio.gather(first, second, return_exceptions=True)
 
 
 async def test_no_engine_yet_is_said_with_its_progress(short: Path) -> None:
