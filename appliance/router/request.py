@@ -13,6 +13,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from appliance.config import RouterConfig
 from appliance.errors import RequestError
@@ -28,6 +29,7 @@ from appliance.router.wire import Answer
 from appliance.telemetry.timeline import Trace
 
 _log = logging.getLogger(__name__)
+_DEADLY: Final = 2  # engines that a request may be lost with
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,13 @@ class LegFailed(Exception):
         self.tail = tail
 
     @property
+    def lost(self) -> bool:
+        """True where the engine ended while it had this request, which may be why."""
+        if self.answer is not None:
+            return wire.engine_died(self.answer)
+        return isinstance(self.__cause__, Unreachable) and self.__cause__.had_it
+
+    @property
     def detail(self) -> str:
         """For the log: what lies behind it, too."""
         return self.__cause__.detail if isinstance(self.__cause__, Unreachable) else str(self)
@@ -73,6 +82,7 @@ class Exchange:
         self._target = wire.target(plan.route.path, request.query)
         self._nonce = secrets.token_hex(8)  # two requests of one id must not share a lease
         self._failed_on: set[str] = set()
+        self._lost: dict[str, None] = {}  # engines that ended while they had this request, in order
 
     async def run(self) -> None:
         """Answer. Raises ``RequestError`` before anything was sent; cancelled, it leaves nothing on any engine."""
@@ -93,8 +103,15 @@ class Exchange:
             await self._give_up(failure)
 
     def _try_again(self, failure: LegFailed) -> bool:
-        """An engine that is gone may be back or be replaced; what a living one answers, it would answer again."""
+        """An engine that is gone may be back or be replaced; what a living one answers, it would answer again.
+
+        Twice is no accident: a request that two engines did not survive is not given to a third.
+        """
         self._failed_on.add(failure.engine)
+        if failure.lost:
+            self._lost[failure.engine] = None
+        if len(self._lost) >= _DEADLY:
+            return False
         ready = policy.by_load(self._desk.views(), self._desk.loads)
         return failure.answer is None or any(view.name not in self._failed_on for view in ready)
 
@@ -103,6 +120,9 @@ class Exchange:
             await self._reply.send(wire.broken_off(self._plan.route, failure.tail, str(failure)))
             await self._reply.end()
             self._finish("failed", 200, str(failure))
+        elif len(self._lost) >= _DEADLY:
+            message = f"{' and '.join(self._lost)} ended while they worked on this request: it is not tried again"
+            raise RequestError(503, message, kind="server_error", code="engine_lost")
         elif failure.answer is not None:
             await self._pass_on(failure.answer)
         else:

@@ -17,6 +17,7 @@ DONE: Final = b"data: [DONE]\n\n"
 EVENT_END: Final = b"\n\n"
 STREAM_ERROR: Final = b'data: {"error"'
 """How vLLM says in a stream that it failed. Inside JSON's strings quotes are escaped, so these bytes are nowhere else."""
+_ENGINE_DIED: Final = "EngineCore encountered an issue"  # vLLM's EngineDeadError
 _HEADER_CHARS: Final = 1024
 
 
@@ -80,6 +81,11 @@ class _Message(msgspec.Struct):
 
 class _Error(msgspec.Struct):
     error: _Message
+
+
+def engine_died(answer: Answer) -> bool:
+    """True where the API process says that its EngineCore is gone: the last that is heard of an engine."""
+    return (error_message(answer.body) or "").startswith(_ENGINE_DIED)
 
 
 class StreamError(msgspec.Struct, frozen=True):

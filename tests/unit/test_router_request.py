@@ -348,6 +348,43 @@ async def test_all_engines_gone_is_said(pair: House) -> None:
     assert last(pair).attempts == 3
 
 
+async def deadly(engine: Engine, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+    engine.break_connections()
+    return web.Response()
+
+
+@pytest.mark.parametrize(
+    "poison", [deadly, failing(500, "EngineCore encountered an issue. See …")], ids=["cut", "said"]
+)
+@pytest.mark.parametrize("body", [ASK, STREAM], ids=["whole answer", "stream"])
+async def test_a_request_that_two_engines_did_not_survive_is_given_to_no_third(
+    short: Path, body: dict[str, Any], poison: Script
+) -> None:
+    async with house(short, "bbb", attempts=5) as built:
+        for engine in built.engines.values():
+            engine.script = poison
+        with pytest.raises(RequestError, match="e0 and e1 ended while they worked on this request") as caught:
+            await built.ask(body)
+        assert (caught.value.status, caught.value.code) == (503, "engine_lost")
+        assert built["e2"].seen == []
+        assert (last(built).outcome, last(built).attempts) == ("failed", 2)
+
+
+async def test_one_engine_lost_twice_is_no_proof_against_the_request(short: Path) -> None:
+    async with house(short, "b", attempts=3) as built:
+        built["e0"].script = deadly
+        with pytest.raises(RequestError, match="3 attempts"):
+            await built.ask(ASK)
+        assert len(built["e0"].seen) == 3
+
+
+async def test_engines_that_cannot_be_reached_prove_nothing(short: Path) -> None:
+    async with house(short, "bbb") as built:
+        await built["e0"].stop()
+        await built["e1"].stop()
+        assert (await built.ask(ASK)).json["by"] == "e2"
+
+
 async def test_a_stream_that_begins_with_an_engines_error_is_tried_elsewhere(short: Path) -> None:
     async def dies(engine: Engine, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         event = b'data: {"error": {"message": "EngineDead", "code": 500}}\n\n'
