@@ -49,6 +49,12 @@ def test_later_sources_win_and_origins_are_kept(tmp_path: Path) -> None:
         ("[engine]\nargs = '--x'", ["engine.args", "expected `array`"]),
         ("[engine]\nargs = [1]", ["engine.args", "expected `str`"]),
         ("[engine]\nkv_cache_bytes = -1", ["engine.kv_cache_bytes", ">= 1"]),
+        ("[server]\nallowed_hosts = ['http://a']", ["server.allowed_hosts", "c.toml"]),
+        ("[server]\nallowed_hosts = 'a'", ["server.allowed_hosts", "expected `array`"]),
+        (
+            "[server]\nmax_held_bytes = 1000",
+            ["server.max_held_bytes (from", "c.toml", "server.max_body_bytes (from the defaults)"],
+        ),
         ("[server\nport = 1", ["c.toml", "not valid TOML"]),
     ],
 )
@@ -64,6 +70,12 @@ def test_a_bad_environment_and_a_bad_flag_are_named() -> None:
         load(None, {"PD_APPLIANCE_SERVER_PROT": "1"}, {})
     with pytest.raises(ConfigError, match=r"server.port \(from flag --port\)"):
         load(None, {}, {"server.port": ("--port", -1)})
+
+
+def test_hosts_are_names_with_or_without_a_port(tmp_path: Path) -> None:
+    names = ("gpu-1", "gpu-1.example:8000", "[fe80::1]", "10.0.0.7")
+    config = load(write(tmp_path / "c.toml", f"[server]\nallowed_hosts = {list(names)}"), {}, {}).config
+    assert config.server.allowed_hosts == names
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
