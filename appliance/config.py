@@ -32,9 +32,7 @@ class ServerConfig(Section, frozen=True, kw_only=True):
     host: str = "127.0.0.1"
     port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 8000  # 0 takes a free one
     state_dir: str = ""  # empty: $STATE_DIRECTORY, else ~/.local/state/pd-appliance
-    allowed_hosts: tuple[
-        HostName, ...
-    ] = ()  # names that requests may call it by, besides localhost; on 127.0.0.1 no others
+    allowed_hosts: tuple[HostName, ...] = ()  # names to be called by besides localhost (web/door.py)
     max_body_bytes: Count = 16 << 20
     max_held_bytes: Count = 256 << 20  # of the bodies of all requests under way; beyond it, 503
     grace_s: Annotated[float, msgspec.Meta(ge=0)] = 30.0  # for answers to finish after SIGTERM

@@ -143,7 +143,7 @@ class HandoffSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     bytes: int = 0
     recent_s: float | None = None  # hand-offs per second
     recent_bytes_s: float | None = None  # while bytes were being copied, not per wall second
-    last_error: str | None = None
+    last_error: str | None = None  # of the last five minutes
 
 
 class RequestCounts(msgspec.Struct, frozen=True, kw_only=True):
