@@ -23,8 +23,8 @@ class Door:
     """Looks at two headers of each request.
 
     Args:
-        bound_to: the address that is listened on. On a loopback address only the names of that are accepted.
-        allowed: further names, with a port or, for any port, without; on other addresses none means any.
+        bound_to: the address that is listened on. On a loopback address only this machine's own names are accepted.
+        allowed: further names, with a port or, for any port, without. On other addresses an empty list means any name.
     """
 
     def __init__(self, bound_to: str, allowed: Collection[str]) -> None:

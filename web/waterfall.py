@@ -50,6 +50,7 @@ class DetailContext(Context, frozen=True, kw_only=True):
 class RowContext(Context, frozen=True, kw_only=True):
     """``request.html``: one request."""
 
+    key: str  # unlike the id, no other row's
     id: str
     clock: str  # when it came, the server's time of day
     route: str
@@ -104,6 +105,7 @@ def row(timeline: Timeline, scale_s: float, splits: bool = True) -> RowContext:
         f"{_LABELS.get(s.name, s.name)} {words.duration(s.duration_s)}" for s in timeline.stages if s.duration_s > 0
     ]
     return RowContext(
+        key=f"{timeline.id}-{timeline.arrived * 1e6:.0f}",  # clients choose ids; one event loop takes requests in one by one
         id=timeline.id,
         clock=time.strftime("%H:%M:%S", time.localtime(timeline.arrived)),
         route=timeline.route.removeprefix("/v1/"),

@@ -192,6 +192,7 @@ def test_the_page_is_guarded(client: TestClient) -> None:
 def test_the_page_names_the_host_that_was_asked_and_no_other(client: TestClient) -> None:
     assert "http://gpu-1:8000/v1/" in client.get("/", headers={"host": "gpu-1:8000"}).text
     assert "http://[::1]:80/v1/" in client.get("/", headers={"host": "[::1]:80"}).text
+    assert "https://testserver/v1/" in TestClient(client.app, base_url="https://testserver").get("/").text
     evil = client.get("/", headers={"host": "a';rm -rf /;'<script>"}).text
     assert "rm -rf" not in evil
     assert "http://127.0.0.1:8000/v1/" in evil
