@@ -275,6 +275,7 @@ class Exchange:
         """vLLM ends a stream that failed in order. The client gets the error, but no ``[DONE]``: it is not whole."""
         error = await _stream_error(response, chunk)
         outcome.kind, outcome.error = "error", wire.error_message(error.answer.body) or "no reason given"
+        _log.warning("request %s, in mid-stream: %s", self._trace.id, outcome.error)
         self._finish("failed", 200, outcome.error)  # whether or not the client stays to hear it
         await self._reply.send(error.sent)
         await self._reply.end()
