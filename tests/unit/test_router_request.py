@@ -66,7 +66,7 @@ def fails(*pieces: bytes) -> Script:
         response = await stream(engine, request, [])
         for piece in pieces:
             await response.write(piece)
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(0.05)
         return response
 
     return script
