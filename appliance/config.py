@@ -22,6 +22,7 @@ from appliance.errors import ConfigError
 _PREFIX: Final = "PD_APPLIANCE_"
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 Count = Annotated[int, msgspec.Meta(gt=0)]
+HostName = Annotated[str, msgspec.Meta(pattern=r"^([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]+)?$")]
 
 
 class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -32,7 +33,9 @@ class ServerConfig(Section, frozen=True, kw_only=True):
     host: str = "127.0.0.1"
     port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 8000  # 0 takes a free one
     state_dir: str = ""  # empty: $STATE_DIRECTORY, else ~/.local/state/pd-appliance
+    allowed_hosts: tuple[HostName, ...] = ()  # names to be called by besides localhost (web/door.py)
     max_body_bytes: Count = 16 << 20
+    max_held_bytes: Count = 256 << 20  # of the bodies of all requests under way; beyond it, 503
     grace_s: Annotated[float, msgspec.Meta(ge=0)] = 30.0  # for answers to finish after SIGTERM
 
 
@@ -216,10 +219,21 @@ def _nearest(name: str, known: list[str]) -> str:
 
 def _convert(values: dict[str, Any], origins: dict[str, str]) -> Config:
     try:
-        return msgspec.convert(values, Config)
+        config = msgspec.convert(values, Config)
     except msgspec.ValidationError as error:
         what, _, where = str(error).partition(" - at `$.")
         setting = where.rstrip("`").split("[")[0]
         raise ConfigError(
             f"{setting} (from {origins.get(setting, 'a source unknown')}): {what[:1].lower()}{what[1:]}"
         ) from None
+    _check_sizes(config.server, origins)
+    return config
+
+
+def _check_sizes(server: ServerConfig, origins: dict[str, str]) -> None:
+    if server.max_held_bytes < server.max_body_bytes:
+        settings = ("server.max_held_bytes", "server.max_body_bytes")
+        held, body = (f"{setting} (from {origins.get(setting, 'the defaults')})" for setting in settings)
+        raise ConfigError(
+            f"{held} must not be lower than {body}: the largest body, of {server.max_body_bytes} bytes, would never fit"
+        )

@@ -143,7 +143,7 @@ class HandoffSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     bytes: int = 0
     recent_s: float | None = None  # hand-offs per second
     recent_bytes_s: float | None = None  # while bytes were being copied, not per wall second
-    last_error: str | None = None
+    last_error: str | None = None  # of the last five minutes
 
 
 class RequestCounts(msgspec.Struct, frozen=True, kw_only=True):
@@ -153,7 +153,7 @@ class RequestCounts(msgspec.Struct, frozen=True, kw_only=True):
     ok: int = 0
     failed: int = 0
     cancelled: int = 0
-    split: int = 0
+    split: int = 0  # a decode leg was sent; however it ended
     retried: int = 0
 
 
@@ -217,7 +217,7 @@ class Timeline(msgspec.Struct, frozen=True, kw_only=True):
     route: str
     arrived: float  # Unix seconds
     stream: bool
-    split: bool
+    split: bool  # a decode leg was sent
     unsplit_reason: str | None = None
     status: int | None = None  # HTTP status sent; None while it runs or if the client left before one
     outcome: str = "running"  # running | ok | failed | cancelled

@@ -150,11 +150,11 @@ install_browser() {
         >"$log" 2>&1 || fail "apt-get could not install chromium: install one, or make test CHROMIUM=/path/to/chromium"
 }
 
-make_venv
-if has flock; then # two makes at once: the second waits, and then finds everything done
-    exec 9>"$venv/.lock"
+if has flock; then # two makes at once: the second waits, and then finds everything done, the environment included
+    exec 9>.setup.lock
     flock -n 9 || { say "waiting for another set-up of this checkout" && flock 9; }
 fi
+make_venv
 install_torch
 install_locked cpu "vLLM for the CPU, and the supervisor (some 500 MB; a minute or two)"
 drop_traps

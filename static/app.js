@@ -16,6 +16,14 @@ function showTheme(name) {
   byId("theme").textContent = `Theme: ${name}`;
 }
 
+function remember(name) {
+  try {
+    localStorage.setItem("theme", name);
+  } catch {
+    // Some browsers keep nothing for a site: the theme then lasts as long as the page.
+  }
+}
+
 function startTheme() {
   const button = byId("theme");
   let name = root.dataset.theme ?? "auto";
@@ -23,8 +31,8 @@ function startTheme() {
   showTheme(name);
   button.addEventListener("click", () => {
     name = THEMES[(THEMES.indexOf(name) + 1) % THEMES.length];
-    localStorage.setItem("theme", name);
     showTheme(name);
+    remember(name);
     document.dispatchEvent(new Event("theme"));
   });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => document.dispatchEvent(new Event("theme")));

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Final
 
 from starlette.applications import Starlette
@@ -17,6 +17,7 @@ from appliance.errors import RequestError
 from appliance.records import NodeSnapshot
 from web import assets, errors
 from web.api import Api, encoded_snapshot
+from web.door import Door
 from web.openai import OpenAI
 from web.pages import Pages
 from web.ports import Inference, NodeView
@@ -37,7 +38,14 @@ _GUARDS: Final = {
 
 
 def create_app(
-    *, inference: Inference, node: NodeView, max_body_bytes: int, metrics: Callable[[NodeSnapshot], bytes]
+    *,
+    inference: Inference,
+    node: NodeView,
+    max_body_bytes: int,
+    max_held_bytes: int,
+    metrics: Callable[[NodeSnapshot], bytes],
+    bound_to: str,
+    allowed_hosts: Collection[str] = (),
 ) -> Site:
     """Build the app.
 
@@ -45,16 +53,19 @@ def create_app(
         inference: answers ``/v1/*`` and the tokenizer's routes.
         node: everything else shows what this says.
         max_body_bytes: of a request to ``/v1/*``.
+        max_held_bytes: of all these requests under way.
         metrics: a snapshot as Prometheus text (``appliance.telemetry.exposition.render``).
+        bound_to: the address that is listened on; with ``allowed_hosts`` it decides which requests are answered (``Door``).
     """
-    return Site(OpenAI(inference, max_body_bytes), node, metrics)
+    return Site(OpenAI(inference, max_body_bytes, max_held_bytes), node, metrics, Door(bound_to, allowed_hosts))
 
 
 class Site:
     """ASGI app. What engines answer goes past Starlette, whose layers would each handle every chunk of a streamed answer."""
 
-    def __init__(self, openai: ASGIApp, node: NodeView, metrics: Callable[[NodeSnapshot], bytes]) -> None:
+    def __init__(self, openai: ASGIApp, node: NodeView, metrics: Callable[[NodeSnapshot], bytes], door: Door) -> None:
         pages = Pages(node)
+        self._door = door
         self._openai = openai
         self._feeds = (Feed(node, encoded_snapshot), pages.feed)
         api = Api(node, self._feeds[0], metrics)
@@ -73,7 +84,12 @@ class Site:
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"].startswith(_INFERENCE):
+        if scope["type"] != "http":
+            return await self._rest(scope, receive, send)
+        refusal = self._door.refusal(scope["method"], scope["headers"])
+        if refusal is not None:
+            await errors.answer(refusal)(scope, receive, send)
+        elif scope["path"].startswith(_INFERENCE):
             await self._openai(scope, receive, send)
         else:
             await self._rest(scope, receive, send)

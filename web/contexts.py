@@ -138,9 +138,9 @@ def _tally(snapshot: NodeSnapshot) -> str:
 
 
 def token_rates(snapshot: NodeSnapshot) -> tuple[float | None, float | None]:
-    """Prompt and output tokens per second, each of the engines whose role it is."""
-    prompt = total(e.prompt_tokens_s for e in snapshot.engines if e.role.prefills)
-    return prompt, total(e.output_tokens_s for e in snapshot.engines if e.role.decodes)
+    """Prompt and output tokens per second of all engines: what can't be split does both on whichever engine it runs."""
+    prompt = total(e.prompt_tokens_s for e in snapshot.engines)
+    return prompt, total(e.output_tokens_s for e in snapshot.engines)
 
 
 def total(values: Iterable[float | None]) -> float | None:

@@ -114,6 +114,7 @@ _STATE_TONES: Final = {
     EngineState.FAILED: "bad",
     EngineState.STOPPED: "off",
 }
+_NEGLIGIBLE: Final = 0.1  # of an engine's own rate
 _SILENT_S: Final = 5.0  # an engine says something every second
 
 
@@ -166,10 +167,20 @@ def engine(snapshot: EngineSnapshot) -> EngineContext:
 
 
 def _engine_rates(snapshot: EngineSnapshot) -> tuple[RateContext, ...]:
-    """What its role is for."""
-    prompt = RateContext(value=words.number(snapshot.prompt_tokens_s), unit="prompt tokens/s")
-    output = RateContext(value=words.number(snapshot.output_tokens_s), unit="output tokens/s")
-    return {Role.PREFILL: (prompt,), Role.DECODE: (output,), Role.BOTH: (prompt, output)}[snapshot.role]
+    """What its role is for; and the other where it amounts to something, as with requests that run whole."""
+    prompt_s, output_s = snapshot.prompt_tokens_s, snapshot.output_tokens_s
+    prompt = RateContext(value=words.number(prompt_s), unit="prompt tokens/s")
+    output = RateContext(value=words.number(output_s), unit="output tokens/s")
+    if snapshot.role is Role.PREFILL:
+        return (prompt, output) if _amounts(output_s, prompt_s) else (prompt,)
+    if snapshot.role is Role.DECODE:
+        return (output, prompt) if _amounts(prompt_s, output_s) else (output,)
+    return prompt, output
+
+
+def _amounts(other_s: float | None, own_s: float | None) -> bool:
+    """Each split request has one output token on its prefill engine, and one prompt token on its decode engine."""
+    return (other_s or 0.0) > _NEGLIGIBLE * (own_s or 0.0)
 
 
 def _hardware(snapshot: EngineSnapshot) -> str:

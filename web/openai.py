@@ -15,16 +15,11 @@ from typing import Final
 from starlette.types import Receive, Scope, Send
 
 from appliance.errors import RequestError
-from web import errors
+from web import bodies, errors
 from web.ports import Inference, InferenceRequest
 
 _log = logging.getLogger(__name__)
-_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-_BODY_PAUSE_S: Final = 60.0  # a body that stands still for longer is given up
-
-
-class ClientLeft(Exception):
-    """The connection ended before the body was complete."""
+_ID: Final = re.compile(r"(?!\.\.?\Z)[A-Za-z0-9._:-]{1,128}")  # it stands in paths, where dots mean other places
 
 
 class AsgiReply:
@@ -53,37 +48,28 @@ class OpenAI:
     Args:
         inference: answers the requests.
         max_body_bytes: larger bodies are refused with 413 and never held in memory.
+        max_held_bytes: of all bodies at once; what would be beyond is refused with 503.
     """
 
-    def __init__(self, inference: Inference, max_body_bytes: int) -> None:
+    def __init__(self, inference: Inference, max_body_bytes: int, max_held_bytes: int) -> None:
         self._inference = inference
         self._max_body_bytes = max_body_bytes
+        self._room = bodies.Room(max_held_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = _headers(scope)
         request_id = _request_id(headers)
         reply = AsgiReply(send)
         try:
-            request = await self._request(request_id, headers, scope, receive)
-            await self._serve(request, reply, receive)
-        except ClientLeft:
+            with self._room.share() as share:
+                body = await bodies.read(headers, receive, self._max_body_bytes, share)
+                await self._serve(_request(request_id, headers, scope, body), reply, receive)
+        except bodies.ClientLeft:
             return
         except RequestError as error:
             await _fail(reply, request_id, error, error)
         except Exception as error:
             await _fail(reply, request_id, errors.unexpected(), error)
-
-    async def _request(
-        self, request_id: str, headers: dict[str, str], scope: Scope, receive: Receive
-    ) -> InferenceRequest:
-        return InferenceRequest(
-            id=request_id,
-            method=scope["method"],
-            path=scope["path"],
-            query=scope["query_string"],
-            headers=headers,
-            body=await _body(headers, receive, self._max_body_bytes),
-        )
 
     async def _serve(self, request: InferenceRequest, reply: AsgiReply, receive: Receive) -> None:
         """Run the request until it is answered or its client has left, whichever is first."""
@@ -107,6 +93,17 @@ async def _left(receive: Receive) -> None:
         pass
 
 
+def _request(request_id: str, headers: dict[str, str], scope: Scope, body: bytes) -> InferenceRequest:
+    return InferenceRequest(
+        id=request_id,
+        method=scope["method"],
+        path=scope["path"],
+        query=scope["query_string"],
+        headers=headers,
+        body=body,
+    )
+
+
 def _headers(scope: Scope) -> dict[str, str]:
     found: dict[str, str] = {}
     for raw_name, raw_value in scope["headers"]:
@@ -119,40 +116,6 @@ def _request_id(headers: dict[str, str]) -> str:
     """The client's ``X-Request-Id`` if that is safe to pass on, else a new one. Two requests may have the same."""
     sent = headers.get("x-request-id", "")
     return sent if _ID.fullmatch(sent) else uuid.uuid4().hex
-
-
-async def _body(headers: dict[str, str], receive: Receive, limit_bytes: int) -> bytes:
-    """The whole body. Raises ``RequestError`` 413 as soon as it is known to be too large, whatever Content-Length said."""
-    declared = headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > limit_bytes:
-        raise _too_large(limit_bytes)
-    chunks: list[bytes] = []
-    size_bytes = 0
-    more = True
-    while more:
-        chunk, more = await _chunk(receive)
-        size_bytes += len(chunk)
-        if size_bytes > limit_bytes:
-            raise _too_large(limit_bytes)
-        chunks.append(chunk)
-    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
-
-
-async def _chunk(receive: Receive) -> tuple[bytes, bool]:
-    try:
-        async with asyncio.timeout(_BODY_PAUSE_S):
-            message = await receive()
-    except TimeoutError as error:
-        message_text = f"Nothing more of the request's body has come for {_BODY_PAUSE_S:.0f} s."
-        raise RequestError(408, message_text, code="request_timeout") from error
-    if message["type"] == "http.disconnect":
-        raise ClientLeft
-    return message.get("body", b""), message.get("more_body", False)
-
-
-def _too_large(limit_bytes: int) -> RequestError:
-    message = f"The request's body is over the limit of {limit_bytes:,} bytes ([server] max_body_bytes)."
-    return RequestError(413, message, code="request_too_large")
 
 
 async def _fail(reply: AsgiReply, request_id: str, error: RequestError, cause: Exception) -> None:

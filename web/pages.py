@@ -31,6 +31,7 @@ SECTIONS: Final[dict[str, Callable[[NodeSnapshot], Context]]] = {
 """Live sections: each is ``<name>.html``, shown in the element with that id."""
 
 _HOST: Final = re.compile(r"[A-Za-z0-9.\-]+(:\d+)?|\[[0-9a-fA-F:.]+\](:\d+)?")
+_SCHEMES: Final = ("http", "https")
 
 
 class PageContext(Context, frozen=True, kw_only=True):
@@ -88,25 +89,25 @@ def fragments(snapshot: NodeSnapshot) -> dict[str, bytes]:
     return parts | {"sample": event(json.dumps(point), "sample")}
 
 
-def page(snapshot: NodeSnapshot, host: str) -> PageContext:
+def page(snapshot: NodeSnapshot, host: str, scheme: str = "http") -> PageContext:
     """The first paint, complete without any script."""
     return PageContext(
         title=f"{snapshot.model} · pd-appliance",
         parts={name: Markup(html) for name, html in sections(snapshot).items()},  # rendered: escaped
-        curl=curl(snapshot.model, host),
+        curl=curl(snapshot.model, host, scheme),
         empty=not snapshot.requests.total,
         live=assets.vendor_present(),
         build=assets.fingerprint(),
     )
 
 
-def curl(model: str, host: str) -> str:
-    """A first request to this node. ``host`` is what the browser called it; anything odd is replaced."""
-    where = host if _HOST.fullmatch(host) else "127.0.0.1:8000"
+def curl(model: str, host: str, scheme: str) -> str:
+    """A first request to this node. ``scheme`` and ``host`` are the browser's; anything odd is replaced."""
+    where = f"{scheme}://{host}" if _HOST.fullmatch(host) and scheme in _SCHEMES else "http://127.0.0.1:8000"
     body = {"model": model, "messages": [{"role": "user", "content": "Tell me a story."}], "stream": True}
     return "\n".join(
         (
-            f"curl -N http://{where}/v1/chat/completions \\",
+            f"curl -N {where}/v1/chat/completions \\",
             "  -H 'content-type: application/json' \\",
             f"  -d {shlex.quote(json.dumps(body))}",
         )
@@ -124,7 +125,7 @@ class Pages:
         return [Route("/", self.page), Route("/live/node", self.live)]
 
     async def page(self, request: Request) -> Response:
-        html = render("page", page(self._node.latest(), request.headers.get("host", "")))
+        html = render("page", page(self._node.latest(), request.headers.get("host", ""), request.url.scheme))
         return HTMLResponse(html, headers={"cache-control": "no-store"})
 
     async def live(self, request: Request) -> Response:

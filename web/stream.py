@@ -31,9 +31,12 @@ Render = Callable[[NodeSnapshot], Mapping[str, bytes]]
 
 
 def event(data: str, name: str | None = None) -> bytes:
-    """One server-sent event; unnamed ones are what htmx swaps in."""
+    """One server-sent event; unnamed ones are what htmx swaps in.
+
+    Its lines end where the protocol's do, and only there: what Python and Unicode call line ends besides is text.
+    """
     lines = [f"event: {name}"] if name else []
-    lines += [f"data: {line}" for line in data.splitlines()]
+    lines += [f"data: {line}" for line in data.replace("\r\n", "\n").replace("\r", "\n").split("\n")]
     return ("\n".join(lines) + "\n\n").encode()
 
 

@@ -50,6 +50,7 @@ class DetailContext(Context, frozen=True, kw_only=True):
 class RowContext(Context, frozen=True, kw_only=True):
     """``request.html``: one request."""
 
+    key: str  # unlike the id, no other row's
     id: str
     clock: str  # when it came, the server's time of day
     route: str
@@ -104,6 +105,7 @@ def row(timeline: Timeline, scale_s: float, splits: bool = True) -> RowContext:
         f"{_LABELS.get(s.name, s.name)} {words.duration(s.duration_s)}" for s in timeline.stages if s.duration_s > 0
     ]
     return RowContext(
+        key=f"{timeline.id}-{timeline.arrived * 1e6:.0f}",  # clients choose ids; one event loop takes requests in one by one
         id=timeline.id,
         clock=time.strftime("%H:%M:%S", time.localtime(timeline.arrived)),
         route=timeline.route.removeprefix("/v1/"),
@@ -140,13 +142,16 @@ def _share(part_s: float, whole_s: float) -> str:
 def _path(timeline: Timeline) -> str:
     if timeline.prefill_engine is None:
         return words.DASH
-    if not timeline.split:
-        return timeline.prefill_engine
-    return f"{timeline.prefill_engine} → {timeline.decode_engine or '…'}"
+    if timeline.split:
+        return f"{timeline.prefill_engine} → {timeline.decode_engine}"
+    prefilling = timeline.decode_engine is None and timeline.outcome == "running"
+    return f"{timeline.prefill_engine} → …" if prefilling else timeline.prefill_engine
 
 
 def _marks(timeline: Timeline, splits: bool) -> tuple[str, ...]:
-    whole = splits and not timeline.split and timeline.prefill_engine is not None
+    whole = (
+        splits and not timeline.split and timeline.decode_engine is not None
+    )  # None: it came no further than prefill
     found = [(timeline.attempts > 1, f"attempt {timeline.attempts}"), (timeline.recomputed, "recomputed")]
     found += [
         (whole, "whole"),

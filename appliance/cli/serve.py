@@ -113,7 +113,13 @@ class Appliance:
         node.on_engine_lost(ledger.lost)
         node.on_engine_lost(router.engine_lost)
         app = create_app(
-            inference=router, node=collector, max_body_bytes=config.server.max_body_bytes, metrics=exposition.render
+            inference=router,
+            node=collector,
+            max_body_bytes=config.server.max_body_bytes,
+            max_held_bytes=config.server.max_held_bytes,
+            metrics=exposition.render,
+            bound_to=self._listener.getsockname()[0],
+            allowed_hosts=config.server.allowed_hosts,
         )
         server = _Web(app, self._listener)
         self._watch_signals()

@@ -19,15 +19,20 @@ _CONNECT_S: Final = 5.0
 _KEEP_ALIVE_S: Final = 4.0  # vLLM closes an idle connection after 5 s: ours is gone before that
 _OURS_TO_SET: Final = ("Accept", "Accept-Encoding", "User-Agent")
 _FAILURES: Final = (aiohttp.ClientError, OSError, TimeoutError)
+_NOT_CONNECTED: Final = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
 _INLINE_BODY_BYTES: Final = 1 << 20  # larger ones are sent in pieces
 
 
 class Unreachable(Exception):
-    """An engine could not be reached, or ended before its answer did. The message is for clients, ``detail`` for us."""
+    """An engine could not be reached, or ended before its answer did. The message is for clients, ``detail`` for us.
+
+    ``had_it``: the engine may have begun on the request; False where there was not even a connection.
+    """
 
     def __init__(self, message: str, cause: BaseException) -> None:
         super().__init__(message)
         self.detail = f"{message}: {cause or type(cause).__name__}"
+        self.had_it = not isinstance(cause, _NOT_CONNECTED)
 
 
 class Response:

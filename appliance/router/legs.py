@@ -27,6 +27,7 @@ _PREFILL_DROPS: Final = (
     "return_prompt_text",
 )
 _ONE: Final = msgspec.Raw(b"1")
+_MOST_CONSUMERS: Final = 16_384  # vLLM's VLLM_MAX_N_SEQUENCES, unless its environment says otherwise
 _BYTES_PER_TOKEN: Final = 4  # of JSON; an estimate until the engine has counted
 
 _outer = msgspec.json.Decoder(Body)
@@ -65,7 +66,7 @@ def plan(route: Route, data: bytes) -> Plan:
     consumers = _consumers(body)
     reason = _unsplit_reason(route, body)
     if reason is None and consumers is None:
-        reason = "n is not a whole number"  # vLLM says what is wrong with it
+        reason = f"n is not a whole number from 1 to {_MOST_CONSUMERS:,}"  # vLLM says what is wrong with it
     return Plan(
         route=route,
         body=body,
@@ -144,14 +145,14 @@ def _xargs(body: Body) -> set[str]:
 
 
 def _consumers(body: Body) -> int | None:
-    """``n``; None if it isn't a whole number from 1 on."""
+    """``n``; None if it isn't a whole number, or is one that vLLM doesn't take."""
     if "n" not in body or bytes(body["n"]) == b"null":
         return 1
     try:
         count = msgspec.json.decode(body["n"], type=int)
     except (ValueError, RecursionError):
         return None
-    return count if count > 0 else None
+    return count if 0 < count <= _MOST_CONSUMERS else None
 
 
 def _unsplit_reason(route: Route, body: Body) -> str | None:

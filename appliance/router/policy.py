@@ -22,6 +22,9 @@ class Load(msgspec.Struct, frozen=True):
 
 
 IDLE: Final = Load()
+_AHEAD: Final = 4
+"""Legs beyond what an engine runs at once. When one ends, the next is there already: until the router has heard of the
+end and sent another, the engine would make steps with a place empty."""
 _WORDS: Final = {
     EngineState.DRAINING: "takes no new requests",
     EngineState.SUSPECT: "has not been heard of",
@@ -60,10 +63,11 @@ def choose(
     """
     ready = _ready(views, avoid)
     reason = unsplit_reason or _whole_reason(views, ready)
-    candidates = ready if reason else [view for view in ready if _decoders(view, ready)]
-    if unsplit_reason:
-        candidates = [view for view in ready if view.role is Role.BOTH] or ready
-    free = [view for view in candidates if _has_room(view, loads[view.name])]
+    if reason is None:
+        free = [view for view in ready if _can_split(view, ready, loads)]
+    else:
+        candidates = [view for view in ready if view.role is Role.BOTH] if unsplit_reason else []
+        free = [view for view in candidates or ready if _can_run_whole(view, loads[view.name])]
     if not free:
         return None
     key = _whole_order if reason else _prefill_order
@@ -73,10 +77,14 @@ def choose(
 def choose_decode(
     views: Sequence[EngineView], loads: LoadTable, prefill: str, avoid: Collection[str] = ()
 ) -> EngineView | None:
-    """Where to decode what ``prefill`` has computed: on an engine that has its memory mapped. None if there is none."""
+    """Where to decode what ``prefill`` has computed: on an engine that has its memory mapped. None if there is none.
+
+    One with room if possible, but a full one rather than none: the KV is there, and holds blocks until it is fetched.
+    """
     ready = [view for view in views if view.state is EngineState.READY]
     found = [view for view in ready if view.role.decodes and view.name != prefill and prefill in view.peers]
     found = [view for view in found if view.name not in avoid] or found
+    found = [view for view in found if _can_run(view, loads[view.name])] or found
     return min(found, key=lambda view: _whole_order(loads[view.name]), default=None)
 
 
@@ -133,9 +141,26 @@ def _missing(kind: str, views: Sequence[EngineView]) -> str:
     return f"no {kind} engine is ready" + (f" ({said})" if said else "")
 
 
-def _has_room(view: EngineView, load: Load) -> bool:
-    """Late binding: nothing waits in an engine that could still go to another, but no engine runs dry."""
+# ---- late binding: nothing waits in an engine that could still go to another, but no engine runs dry
+
+
+def _can_split(view: EngineView, ready: Sequence[EngineView], loads: LoadTable) -> bool:
+    """What is prefilled now must find room to be decoded; else its KV would lie there and keep blocks from others."""
+    return _can_prefill(view, loads[view.name]) and any(
+        _can_run(decoder, loads[decoder.name]) for decoder in _decoders(view, ready)
+    )
+
+
+def _can_run_whole(view: EngineView, load: Load) -> bool:
+    return _can_prefill(view, load) and _can_run(view, load)
+
+
+def _can_prefill(view: EngineView, load: Load) -> bool:
     return load.prompt_tokens < max(1, view.max_batched_tokens)
+
+
+def _can_run(view: EngineView, load: Load) -> bool:
+    return load.legs < view.max_running + _AHEAD
 
 
 def _prefill_order(load: Load) -> tuple[int, int, int]:

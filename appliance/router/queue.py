@@ -1,6 +1,6 @@
 """The bounded queue in front of all engines, first come first served, with late binding.
 
-A request stays here until an engine's window has room for it: until then it is visible, cancellable and free to go
+A request stays here until an engine has room for it (``policy``): until then it is visible, cancellable and free to go
 anywhere. No clock, no task and no lock: whoever changes something that matters calls ``pump``.
 """
 
@@ -16,6 +16,7 @@ from appliance.router import policy
 from appliance.router.loads import Leg, Loads
 from appliance.router.policy import Choice
 
+DRAINING: Final = "the appliance is shutting down and takes no new requests"
 FULL_RETRY_S: Final = 1.0
 DRAINING_RETRY_S: Final = 10.0
 LOADING_RETRY_S: Final = 5.0
@@ -53,21 +54,25 @@ class Queue:
         self._views = views
         self._loads = loads
         self._waiting: deque[Ticket] = deque()
-        self._draining = False
+        self.draining = False
         self._pumping = False
         loads.on_less = self.pump
 
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def put(self, ticket: Ticket, now_ns: int, *, again: bool = False) -> None:
-        """Let a ticket wait; it may be delivered before this returns. ``again``: it has waited before, and goes first.
+    def put(self, ticket: Ticket, since_ns: int, *, again: bool = False) -> None:
+        """Let a ticket wait; it may be delivered before this returns.
+
+        Args:
+            since_ns: when its request came; the same each time it is put.
+            again: it has waited before, and goes first.
 
         Raises ``RequestError``: 429 where the queue is full, 503 while draining. (No engine ready: ``refuse``.)
         """
         if not again:
             self._admit()
-        ticket.since_ns = now_ns
+        ticket.since_ns = since_ns
         if again:
             self._waiting.appendleft(ticket)
         else:
@@ -84,7 +89,7 @@ class Queue:
 
     def drain(self) -> None:
         """Take no new tickets; those that wait are still served."""
-        self._draining = True
+        self.draining = True
 
     def pump(self) -> None:
         """Deliver from the front for as long as an engine has room."""
@@ -98,7 +103,7 @@ class Queue:
             self._pumping = False
 
     def snapshot(self, now_ns: int, in_flight: int) -> QueueSnapshot:
-        """``oldest_s`` is how long the one that came first has waited."""
+        """``oldest_s``: since the one of these that came first has come."""
         oldest_ns = min((ticket.since_ns for ticket in self._waiting), default=None)
         return QueueSnapshot(
             depth=len(self._waiting),
@@ -108,10 +113,9 @@ class Queue:
         )
 
     def _admit(self) -> None:
-        if self._draining:
-            message = "the appliance is shutting down and takes no new requests"
+        if self.draining:
             raise RequestError(
-                503, message, kind="service_unavailable", code="draining", retry_after_s=DRAINING_RETRY_S
+                503, DRAINING, kind="service_unavailable", code="draining", retry_after_s=DRAINING_RETRY_S
             )
         if len(self._waiting) >= self._capacity:
             message = f"{len(self._waiting)} requests already wait, which is the most; try again in a moment"

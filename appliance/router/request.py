@@ -13,6 +13,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from appliance.config import RouterConfig
 from appliance.errors import RequestError
@@ -23,10 +24,12 @@ from appliance.router.loads import Leg, Loads
 from appliance.router.policy import Choice
 from appliance.router.ports import Ledger, Reply, Request
 from appliance.router.queue import Queue, Ticket, not_ready
+from appliance.router.routes import Way
 from appliance.router.wire import Answer
 from appliance.telemetry.timeline import Trace
 
 _log = logging.getLogger(__name__)
+_DEADLY: Final = 2  # engines that a request may be lost with
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,13 @@ class LegFailed(Exception):
         self.tail = tail
 
     @property
+    def lost(self) -> bool:
+        """True where the engine ended while it had this request, which may be why."""
+        if self.answer is not None:
+            return wire.engine_died(self.answer)
+        return isinstance(self.__cause__, Unreachable) and self.__cause__.had_it
+
+    @property
     def detail(self) -> str:
         """For the log: what lies behind it, too."""
         return self.__cause__.detail if isinstance(self.__cause__, Unreachable) else str(self)
@@ -72,6 +82,7 @@ class Exchange:
         self._target = wire.target(plan.route.path, request.query)
         self._nonce = secrets.token_hex(8)  # two requests of one id must not share a lease
         self._failed_on: set[str] = set()
+        self._lost: dict[str, None] = {}  # engines that ended while they had this request, in order
 
     async def run(self) -> None:
         """Answer. Raises ``RequestError`` before anything was sent; cancelled, it leaves nothing on any engine."""
@@ -92,8 +103,15 @@ class Exchange:
             await self._give_up(failure)
 
     def _try_again(self, failure: LegFailed) -> bool:
-        """An engine that is gone may be back or be replaced; what a living one answers, it would answer again."""
+        """An engine that is gone may be back or be replaced; what a living one answers, it would answer again.
+
+        Twice is no accident: a request that two engines did not survive is not given to a third.
+        """
         self._failed_on.add(failure.engine)
+        if failure.lost:
+            self._lost[failure.engine] = None
+        if len(self._lost) >= _DEADLY:
+            return False
         ready = policy.by_load(self._desk.views(), self._desk.loads)
         return failure.answer is None or any(view.name not in self._failed_on for view in ready)
 
@@ -102,6 +120,9 @@ class Exchange:
             await self._reply.send(wire.broken_off(self._plan.route, failure.tail, str(failure)))
             await self._reply.end()
             self._finish("failed", 200, str(failure))
+        elif len(self._lost) >= _DEADLY:
+            message = f"{' and '.join(self._lost)} ended while they worked on this request: it is not tried again"
+            raise RequestError(503, message, kind="server_error", code="engine_lost")
         elif failure.answer is not None:
             await self._pass_on(failure.answer)
         else:
@@ -131,7 +152,7 @@ class Exchange:
             avoid=self._failed_on,
         )
         try:
-            self._desk.queue.put(ticket, time.monotonic_ns(), again=again)
+            self._desk.queue.put(ticket, self._trace.marks.arrived, again=again)
             return await future
         except BaseException:
             self._desk.queue.withdraw(ticket)
@@ -194,9 +215,12 @@ class Exchange:
         with self._recorded(kind, view, key) as outcome:
             response = await self._send(view, body, "")
             outcome.status = response.status
+            streams = response.streams and response.status == 200
+            if response.status == 200:
+                self._trace.answered(streams)
             try:
-                if response.streams and response.status == 200:
-                    await self._relay(view, leg, response)
+                if streams:
+                    await self._relay(view, leg, response, outcome)
                 else:
                     answer = await _read(view, response, outcome)
                     leg.prefilled()
@@ -204,25 +228,24 @@ class Exchange:
             finally:
                 response.close()
 
-    async def _relay(self, view: EngineView, leg: Leg, response: Response) -> None:
-        """Bytes go through as they come. This loop runs once per token of every stream: it does nothing else."""
-        chunk = await response.some()
-        if not chunk:
-            raise LegFailed(view.name, f"{view.name} ended its answer before it began")
-        error = wire.stream_error(chunk)
-        if error is not None and error.status >= 500:
-            raise LegFailed(view.name, _said(view, error), answer=error)
+    async def _relay(self, view: EngineView, leg: Leg, response: Response, outcome: _Outcome) -> None:
+        """Bytes go through as they come. This loop runs once per token of every stream: it does next to nothing else."""
+        chunk = await self._first(view, response)
         leg.prefilled()
         await self._start(200, response.content_type, None)
         send, some, sent = self._reply.send, response.some, self._trace.chunk
+        fails = self._fails
         try:
             while True:
+                if fails(chunk):
+                    return await self._end_failed(response, chunk, outcome)
                 await send(chunk)
                 more = await some()
                 if not more:
                     break
                 chunk = more
-                sent(time.monotonic_ns())
+                if chunk != wire.DONE:  # it comes right after the last token, and is none
+                    sent(time.monotonic_ns())
         except Unreachable as lost:
             raise LegFailed(view.name, str(lost), tail=chunk) from lost
         except asyncio.CancelledError:
@@ -231,6 +254,31 @@ class Exchange:
             raise
         await self._reply.end()
         self._finish("ok", 200)
+
+    async def _first(self, view: EngineView, response: Response) -> bytes:
+        """A stream's first bytes. Nothing has left for the client yet: an engine's failure in them can be tried again."""
+        chunk = await response.some()
+        if not chunk:
+            raise LegFailed(view.name, f"{view.name} ended its answer before it began")
+        if not self._fails(chunk):
+            return chunk
+        error = await _stream_error(response, chunk)
+        if error.answer.status >= 500:
+            raise LegFailed(view.name, _said(view, error.answer), answer=error.answer)
+        return error.sent
+
+    def _fails(self, chunk: bytes) -> bool:
+        """Other routes' streams tell of failures in events of their own, and end there."""
+        return wire.STREAM_ERROR in chunk and self._plan.route.way is Way.SPLIT
+
+    async def _end_failed(self, response: Response, chunk: bytes, outcome: _Outcome) -> None:
+        """vLLM ends a stream that failed in order. The client gets the error, but no ``[DONE]``: it is not whole."""
+        error = await _stream_error(response, chunk)
+        outcome.kind, outcome.error = "error", wire.error_message(error.answer.body) or "no reason given"
+        _log.warning("request %s, in mid-stream: %s", self._trace.id, outcome.error)
+        self._finish("failed", 200, outcome.error)  # whether or not the client stays to hear it
+        await self._reply.send(error.sent)
+        await self._reply.end()
 
     async def _pass_on(self, answer: Answer) -> None:
         """An answer that has been read to its end."""
@@ -296,6 +344,13 @@ async def _read(view: EngineView, response: Response, outcome: _Outcome) -> Answ
     if answer.status >= 500 and answer.status != 501:  # not implemented there is not implemented anywhere
         raise LegFailed(view.name, _said(view, answer), answer=answer)
     return answer
+
+
+async def _stream_error(response: Response, chunk: bytes) -> wire.StreamError:
+    """The error that begins in this chunk; read on until it is complete."""
+    while (error := wire.stream_error(chunk)) is None:
+        chunk += await response.some() or wire.EVENT_END
+    return error
 
 
 def _said(view: EngineView, answer: Answer) -> str:

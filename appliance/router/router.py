@@ -17,7 +17,7 @@ from appliance.router import legs, policy, routes, wire
 from appliance.router.client import Engines, Unreachable
 from appliance.router.loads import Loads
 from appliance.router.ports import Ledger, Reply, Request
-from appliance.router.queue import Queue, not_ready
+from appliance.router.queue import DRAINING, Queue, not_ready
 from appliance.router.request import Desk, Exchange
 from appliance.router.routes import Route, Way
 from appliance.telemetry.timeline import Timelines, Trace
@@ -88,7 +88,7 @@ class Router:
 
     def not_ready(self) -> str | None:
         """Why no request can be served now, in words; None if one can."""
-        return policy.none_ready(self._views())
+        return DRAINING if self._queue.draining else policy.none_ready(self._views())
 
     def drain(self) -> None:
         """Take no new requests; those that wait or run are served to the end."""
@@ -164,7 +164,7 @@ class Router:
                 lost = error
                 continue
             return await _reply_with(reply, request.id, wire.openai_shaped(answer, route))
-        raise not_ready(self._model, self.not_ready() or str(lost))
+        raise not_ready(self._model, policy.none_ready(self._views()) or str(lost))
 
     async def _poll(self) -> None:
         while True:

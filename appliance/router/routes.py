@@ -30,11 +30,10 @@ class Way(StrEnum):
 class Field:
     """What a field of a split route's body means.
 
-    ``refused`` is why no client may send it. Otherwise ``reason`` is why the request isn't split where ``forbids`` is
-    true of the field's JSON; a field without a reason never matters.
+    ``reason`` is why the request isn't split where ``forbids`` is true of the field's JSON; a field without a reason
+    never matters.
     """
 
-    refused: str | None = None
     reason: str | None = None
     forbids: Callable[[msgspec.Raw], bool] = lambda _: False
 
@@ -63,10 +62,6 @@ def _on(value: msgspec.Raw) -> bool:
     return bytes(value) not in (b"null", b"false")
 
 
-def _not_zero(value: msgspec.Raw) -> bool:
-    return bytes(value) not in (b"null", b"0")
-
-
 def _not_one_prompt(value: msgspec.Raw) -> bool:
     """True unless it is a string, a list of token ids, or a list with just one of either."""
     try:
@@ -78,8 +73,18 @@ def _not_one_prompt(value: msgspec.Raw) -> bool:
     return not (isinstance(prompt, str) or (isinstance(prompt, list) and bool(prompt) and isinstance(prompt[0], int)))
 
 
-class _Part(msgspec.Struct):
+class _Part(msgspec.Struct, forbid_unknown_fields=True):
+    """A part of a message that is text, with the keys that text has.
+
+    vLLM takes a part with ``image_url`` and ``uuid`` for an image even where its type is text: no other key may be there.
+    """
+
     type: str | None = None
+    text: msgspec.Raw = msgspec.Raw()
+    input_text: msgspec.Raw = msgspec.Raw()
+    output_text: msgspec.Raw = msgspec.Raw()
+    refusal: msgspec.Raw = msgspec.Raw()
+    thinking: msgspec.Raw = msgspec.Raw()
 
 
 class _Message(msgspec.Struct):
@@ -87,17 +92,17 @@ class _Message(msgspec.Struct):
 
 
 _messages = msgspec.json.Decoder(list[_Message])
-_TEXT_PARTS: Final = {"text", "input_text", "output_text", "refusal", "thinking"}
+TEXT_PARTS: Final = frozenset(_Part.__struct_fields__) - {"type"}
 
 
 def _not_text(value: msgspec.Raw) -> bool:
-    """True if a message has a part that isn't text, or none that we can read."""
+    """True if a message has a part that isn't text alone, or one that we can't read."""
     try:
         messages = _messages.decode(value)
     except (ValueError, RecursionError):
         return True
     parts = (part for message in messages if isinstance(message.content, list) for part in message.content)
-    return any(isinstance(part, _Part) and part.type not in _TEXT_PARTS for part in parts)
+    return any(isinstance(part, _Part) and part.type not in TEXT_PARTS for part in parts)
 
 
 # ---- fields
@@ -120,13 +125,14 @@ _COMMON: Final = {
         " return_token_ids return_token_offsets mm_payload return_mm_kwargs cache_salt repetition_detection"
         " stream_interval"
     ),
-    **{key: Field(refused="it is the appliance's own, for handing KV over between engines") for key in TRANSFER_KEYS},
+    **_never_matter(" ".join(TRANSFER_KEYS)),  # refused before anything is looked at
     "vllm_xargs": Field(),  # its keys are looked at in every body
     "echo": Field(reason="echo needs the prompt where the answer is made", forbids=_on),
     "prompt_logprobs": Field(reason="prompt_logprobs needs the prompt where the answer is made", forbids=_given),
     "use_beam_search": Field(reason="beam search keeps no KV", forbids=_on),
     "truncate_prompt_tokens": Field(reason="truncation depends on max_tokens", forbids=_given),
-    "routed_experts_prompt_start": Field(reason="it asks for the prompt's experts", forbids=_not_zero),
+    # How many prompt tokens to leave out of the experts that are returned, 0 by default: it asks for those of the others.
+    "routed_experts_prompt_start": Field(reason="the prompt's experts are told where it is computed", forbids=_given),
 }
 
 COMPLETION_FIELDS: Final = {

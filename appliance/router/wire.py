@@ -14,7 +14,10 @@ from appliance.telemetry.timeline import Trace
 _QUERY: Final = re.compile(rb"[!-~]{1,2048}")  # visible ASCII
 _TO_ENGINE: Final = ("content-type", "accept", "traceparent", "tracestate", "x-session-id")
 DONE: Final = b"data: [DONE]\n\n"
-_STREAM_ERROR: Final = b'data: {"error"'
+EVENT_END: Final = b"\n\n"
+STREAM_ERROR: Final = b'data: {"error"'
+"""How vLLM says in a stream that it failed. Inside JSON's strings quotes are escaped, so these bytes are nowhere else."""
+_ENGINE_DIED: Final = "EngineCore encountered an issue"  # vLLM's EngineDeadError
 _HEADER_CHARS: Final = 1024
 
 
@@ -80,23 +83,41 @@ class _Error(msgspec.Struct):
     error: _Message
 
 
-def stream_error(chunk: bytes) -> Answer | None:
-    """The error that a stream begins with instead of an answer: vLLM had sent its status line before it knew."""
-    if not chunk.startswith(_STREAM_ERROR):
+def engine_died(answer: Answer) -> bool:
+    """True where the API process says that its EngineCore is gone: the last that is heard of an engine."""
+    return (error_message(answer.body) or "").startswith(_ENGINE_DIED)
+
+
+class StreamError(msgspec.Struct, frozen=True):
+    """An error in a stream, whose status line was sent before it was known. ``[DONE]`` follows it all the same."""
+
+    sent: bytes  # the chunk up to and with the error's event
+    answer: Answer  # the same error, as an answer of its own
+
+
+def stream_error(chunk: bytes) -> StreamError | None:
+    """The error in a chunk that has ``STREAM_ERROR`` in it; None while the end of its event has not come."""
+    begin = chunk.index(STREAM_ERROR)
+    end = chunk.find(EVENT_END, begin)
+    if end < 0:
         return None
-    body = chunk.removeprefix(b"data: ").split(b"\n", 1)[0]
+    body = chunk[begin:end].removeprefix(b"data: ")
+    return StreamError(chunk[:end] + EVENT_END, Answer(_status(body), "application/json", body))
+
+
+def _status(error: bytes) -> int:
     try:
-        code = msgspec.json.decode(body, type=_StreamError).error.code
-    except ValueError:
-        return None
-    return Answer(code, "application/json", body)
+        code = msgspec.json.decode(error, type=_Coded).error.code
+    except (ValueError, RecursionError):
+        return 500
+    return code if 400 <= code <= 599 else 500
 
 
 class _Code(msgspec.Struct):
     code: int
 
 
-class _StreamError(msgspec.Struct):
+class _Coded(msgspec.Struct):
     error: _Code
 
 
@@ -107,8 +128,8 @@ def broken_off(route: Route, tail: bytes, message: str) -> bytes:
     body: dict[str, object] = {"error": error}
     if route.way is not Way.SPLIT:  # messages and responses: named events, their fields on the outside
         name, body = b"event: error\n", {**error, "type": "error", "error": error}
-    parted = b"" if tail.endswith(b"\n\n") else b"\n\n"  # an event may have been cut short
-    return parted + name + b"data: " + msgspec.json.encode(body) + b"\n\n"
+    parted = b"" if tail.endswith(EVENT_END) else EVENT_END  # an event may have been cut short
+    return parted + name + b"data: " + msgspec.json.encode(body) + EVENT_END
 
 
 def _printable(value: str) -> bytes:

@@ -15,6 +15,7 @@ from appliance.records import HandoffSnapshot, Lease, LedgerSnapshot
 _REMEMBERED: Final = 10_000  # keys without a lease, of each kind
 _REMEMBERED_NS: Final = 120 * 1_000_000_000  # twice the default time to live of a lease
 _WINDOW_NS: Final = 10 * 1_000_000_000
+_ERROR_NS: Final = 300 * 1_000_000_000  # an error says how the node is only for a while
 
 Send = Callable[[str, Down], bool]
 
@@ -170,7 +171,7 @@ class _Handoffs:
 
     def __init__(self) -> None:
         self._count = self._failed = self._bytes = 0
-        self._last_error: str | None = None
+        self._last_error: tuple[int, str] | None = None  # when, and what
         self._recent: deque[tuple[int, int, int]] = deque()  # (when, bytes, copying ns), of the window
 
     def add(self, message: HandoffEnded, now_ns: int) -> None:
@@ -178,12 +179,14 @@ class _Handoffs:
         self._bytes += message.bytes
         if not message.ok:
             self._failed += 1
-            self._last_error = message.error or self._last_error
+            self._last_error = (now_ns, message.error or "no reason given")
         self._recent.append((now_ns, message.bytes, message.end_ns - message.start_ns))
         self._drop_old(now_ns)
 
     def snapshot(self, now_ns: int) -> HandoffSnapshot:
         self._drop_old(now_ns)
+        if self._last_error is not None and now_ns - self._last_error[0] > _ERROR_NS:
+            self._last_error = None
         copying_ns = sum(ns for _, size, ns in self._recent if size)
         return HandoffSnapshot(
             count=self._count,
@@ -191,7 +194,7 @@ class _Handoffs:
             bytes=self._bytes,
             recent_s=len(self._recent) / (_WINDOW_NS * 1e-9),
             recent_bytes_s=sum(size for _, size, _ in self._recent) / (copying_ns * 1e-9) if copying_ns else None,
-            last_error=self._last_error,
+            last_error=self._last_error[1] if self._last_error else None,
         )
 
     def _drop_old(self, now_ns: int) -> None:

@@ -24,6 +24,7 @@ from appliance.records import STAGES, Leg, Stage, Timeline
 _NS: Final = 1e-9
 _WHOLE_STAGES: Final = STAGES[:3]  # nothing divides the rest of an unsplit request
 _GAPS_KEPT: Final = 4096
+_ONE_STEP_NS: Final = 500_000  # no engine makes a step in less
 
 
 class Marks(msgspec.Struct):
@@ -110,19 +111,25 @@ class Trace:
             self.keys.append(key)
             self._owner.keys[key] = self
         self._began[kind, engine] = now_ns
-        if kind == "decode":
+        self.split = kind == "decode"
+        if self.split:
             self.decode_engine = engine
             return
         self.marks.restart(now_ns)
-        self.split = kind == "prefill"
         self.prefill_engine = engine
-        self.decode_engine = None if self.split else engine
-        if self.split:
+        self.decode_engine = engine if kind == "whole" else None
+        if kind == "prefill":
             self.unsplit_reason = None
 
     def unsplit(self, reason: str) -> None:
         """Said before the whole leg is dispatched: why there is only one."""
         self.unsplit_reason = reason
+
+    def answered(self, stream: bool) -> None:
+        """The answer begins. Whether it is a stream is the engine's word: vLLM reads ``"stream": "true"`` as true, too."""
+        if stream and not self.stream:
+            self.marks.first_token = None  # a stream's is there when it leaves
+        self.stream = stream
 
     def leg_ended(
         self, kind: str, engine: str, outcome: str, now_ns: int, *, status: int | None = None, error: str | None = None
@@ -144,7 +151,10 @@ class Trace:
     def chunk(self, now_ns: int) -> None:
         """Another piece has been sent. Called for every one, so it does next to nothing."""
         self.output_chunks += 1
-        self._owner.gaps.append(now_ns - self.last_chunk_ns)
+        gap_ns = now_ns - self.last_chunk_ns
+        if gap_ns < _ONE_STEP_NS:
+            return
+        self._owner.gaps.append(gap_ns)
         self.last_chunk_ns = now_ns
 
     def finish(self, outcome: str, status: int | None, now_ns: int, *, error: str | None = None) -> None:
@@ -248,11 +258,17 @@ class Trace:
 
 
 class Percentiles(msgspec.Struct, frozen=True, kw_only=True):
-    """Of the recent requests; None where there are none. TTFT is of streamed ones: others show no first token."""
+    """Of the recent requests; None where there are none. TTFT is of streamed ones: others show no first token.
+
+    ITL is of the gaps between the pieces of streamed answers. Pieces less than half a millisecond apart count as one: they
+    come of one step of the engine, and are no two tokens that a reader waited for. Such are a chat's first event, which
+    only says who speaks, and the usage after the last token; ``[DONE]`` is no piece at all. With their gaps of nothing
+    short answers would look faster than they are.
+    """
 
     ttft_p50_s: float | None = None
     ttft_p99_s: float | None = None
-    itl_p50_s: float | None = None  # gaps between the pieces of streamed answers
+    itl_p50_s: float | None = None
     itl_p99_s: float | None = None
 
 

@@ -22,20 +22,24 @@ _FLAGS = (
 
 
 class Served:
-    """A demo server in a thread; ``stop`` and ``start`` cut and mend the live stream."""
+    """A demo server in a thread; ``stop`` and ``start`` cut and mend the live stream.
+
+    The port is bound as long as this lives, so that nobody else gets it; but nobody listens there while it is stopped.
+    """
 
     def __init__(self) -> None:
         self.node = FakeNode("empty", tick_s=0.1)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port: int = probe.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
+        self._place = _bound(0)
+        self.url = f"http://127.0.0.1:{self._port}"
+
+    @property
+    def _port(self) -> int:
+        return int(self._place.getsockname()[1])
 
     def start(self) -> None:
         self._demo = Demo(self.node)
-        config = uvicorn.Config(self._demo, host="127.0.0.1", port=self.port, log_level="warning")
-        self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(target=self._server.run)
+        self._server = uvicorn.Server(uvicorn.Config(self._demo, log_level="warning"))
+        self._thread = threading.Thread(target=self._server.run, args=([_bound(self._port)],))
         self._thread.start()
         deadline = time.monotonic() + 10
         while not self._server.started:
@@ -48,13 +52,25 @@ class Served:
         self._thread.join(timeout=10)
         assert not self._thread.is_alive(), "open streams kept the server from stopping"
 
+    def close(self) -> None:
+        self.stop()
+        self._place.close()
+
+
+def _bound(port: int) -> socket.socket:
+    """Several sockets of ours may be bound to one port; only those that listen get connections."""
+    found = socket.socket()
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    found.bind(("127.0.0.1", port))
+    return found
+
 
 @pytest.fixture
 def served() -> Iterator[Served]:
     server = Served()
     server.start()
     yield server
-    server.stop()
+    server.close()
 
 
 @pytest.fixture(scope="session")

@@ -30,7 +30,12 @@ class Demo:
     def __init__(self, node: FakeNode) -> None:
         self.node = node
         self.site: Site = create_app(
-            inference=NoInference(), node=node, max_body_bytes=1 << 20, metrics=exposition.render
+            inference=NoInference(),
+            node=node,
+            max_body_bytes=1 << 20,
+            max_held_bytes=1 << 24,
+            metrics=exposition.render,
+            bound_to="127.0.0.1",
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -204,7 +204,8 @@ def busy(tick: int) -> NodeSnapshot:
 
 def _mixed(newest: int) -> tuple[Timeline, ...]:
     """Newest first; a request keeps its shape while newer ones push it down."""
-    running = timeline(newest + 101, (4, 2, 61), outcome="running", status=None, ttft_s=None, total_s=None, legs=())
+    prefilling = {"split": False, "decode_engine": None, "outcome": "running", "status": None}
+    running = timeline(newest + 101, (4, 2, 61), ttft_s=None, total_s=None, legs=(), **prefilling)
     return running, *(_one(number) for number in range(newest + 100, newest + 86, -1))
 
 
@@ -228,7 +229,8 @@ def _one(number: int) -> Timeline:
         case 5:
             return timeline(number, base, recomputed=True)
         case 7:
-            return timeline(number, base[:3], outcome="cancelled", status=None, decode_engine=None, ttft_s=None)
+            left = {"split": False, "decode_engine": None, "outcome": "cancelled", "status": None}
+            return timeline(number, base[:3], ttft_s=None, **left)
         case 8 if number % 2:
             error = "e1: connection reset before the first byte; 3 attempts were made"
             return timeline(number, base[:5], outcome="failed", status=502, error=error, attempts=3, ttft_s=None)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import msgspec
+import page_states as made
 import pytest
 from conftest import Served
-from playwright.sync_api import Page, Route, expect
+from playwright.sync_api import Browser, Page, Route, expect
 
 pytestmark = pytest.mark.browser
 Opened = Callable[..., Page]
@@ -20,6 +22,8 @@ SAYS = {
     "whole": "e1 is still starting",
     "large": "Serving",
 }
+
+FIRST_ROW = "document.querySelector('.request').id"
 
 # Every element with text of its own, against the first opaque ground behind it (WCAG 2.2, contrast minimum).
 CONTRASTS = """() => {
@@ -80,13 +84,15 @@ def test_the_page_follows_the_node_without_reloading(open_page: Opened, served: 
     assert page.evaluate("window.loadedOnce") is True
 
 
-def test_an_update_keeps_focus_scroll_and_what_was_opened(open_page: Opened) -> None:
+def test_an_update_keeps_focus_scroll_and_what_was_opened(open_page: Opened, served: Served) -> None:
+    served.node.tick_s = 0.5  # a new row every two seconds: ours stays in the list for twenty
     page = open_page("busy")
-    row_id = page.locator(".request").nth(2).get_attribute("id")
+    row_id = page.locator(".request").nth(1).get_attribute("id")
     page.locator(f"#{row_id} summary").click()  # by its id: newer ones push it down meanwhile
     page.locator('.engine a[href*="e1"]').focus()
     page.evaluate("window.scrollTo(0, 150)")
-    page.wait_for_timeout(1500)  # some fifteen updates
+    first = page.evaluate(FIRST_ROW)
+    page.wait_for_function(f"first => {FIRST_ROW} !== first", arg=first)  # a newer one has pushed ours down
     assert page.evaluate("document.activeElement.getAttribute('href')") == "/api/engines/e1/logs?format=text"
     assert page.evaluate("window.scrollY") == 150
     assert page.locator(f"#{row_id} details").get_attribute("open") is not None
@@ -150,6 +156,32 @@ def test_the_theme_is_toggled_and_remembered(open_page: Opened) -> None:
     assert dark != light
     page.reload()
     assert page.evaluate(ground) == dark
+
+
+def test_a_browser_that_keeps_nothing_has_its_themes_all_the_same(browser: Browser, served: Served) -> None:
+    served.node.show("idle")
+    page = browser.new_page(color_scheme="light")
+    faults: list[str] = []
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.add_init_script("Object.defineProperty(window, 'localStorage', {get() { throw new Error('refused'); }})")
+    page.goto(served.url)
+    page.locator('html[data-link="live"]').wait_for(timeout=10_000)
+    button = page.get_by_role("button", name="Theme")
+    button.click()
+    button.click()
+    expect(button).to_have_text("Theme: dark")
+    page.close()
+    assert faults == []
+
+
+def test_two_requests_of_one_id_are_two_rows(open_page: Opened, served: Served) -> None:
+    snapshot = served.node.latest()
+    twice = tuple(msgspec.structs.replace(timeline, id="same") for timeline in made.idle(0).recent)
+    served.node.latest = lambda: msgspec.structs.replace(snapshot, recent=twice)  # type: ignore[method-assign]
+    page = open_page("idle")
+    ids = page.evaluate("[...document.querySelectorAll('[id]')].map(element => element.id)")
+    assert len(ids) == len(set(ids))
+    assert sum(name.startswith("request-same-") for name in ids) == len(twice)
 
 
 def test_the_keyboard_reaches_everything_in_reading_order(open_page: Opened) -> None:

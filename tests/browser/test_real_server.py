@@ -45,7 +45,14 @@ def router() -> Router:
 
 @pytest.fixture
 def port(router: Router) -> Iterator[int]:
-    site = create_app(inference=router, node=FakeNode(), max_body_bytes=_LIMIT_BYTES, metrics=lambda snapshot: b"")
+    site = create_app(
+        inference=router,
+        node=FakeNode(),
+        max_body_bytes=_LIMIT_BYTES,
+        max_held_bytes=10 * _LIMIT_BYTES,
+        metrics=lambda snapshot: b"",
+        bound_to="127.0.0.1",
+    )
     server = uvicorn.Server(uvicorn.Config(site, host="127.0.0.1", port=0, log_level="critical"))
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -77,9 +84,17 @@ def test_a_chunked_body_without_end_is_refused_at_the_limit(port: int) -> None:
 def test_a_client_that_asks_first_is_not_asked_to_send(port: int) -> None:
     with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
         connection.sendall(
-            b"POST /v1/echo HTTP/1.1\r\nhost: x\r\ncontent-length: 900000\r\nexpect: 100-continue\r\n\r\n"
+            b"POST /v1/echo HTTP/1.1\r\nhost: localhost\r\ncontent-length: 900000\r\nexpect: 100-continue\r\n\r\n"
         )
         assert connection.recv(100).startswith(b"HTTP/1.1 413")
+
+
+def test_a_large_request_of_another_sites_page_gets_to_read_the_403(port: int) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection.request("POST", "/v1/echo", body=b"x" * 20_000_000, headers={"Origin": "https://evil.example"})
+    answer = connection.getresponse()
+    assert (answer.status, b"allowed_hosts" in answer.read()) == (403, True)
+    connection.close()
 
 
 def test_an_answer_that_breaks_off_can_be_told_from_one_that_ended(port: int) -> None:

@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
-from appliance.router.routes import CHAT_FIELDS, COMPLETION_FIELDS, ROUTES, TRANSFER_KEYS, Way
+from appliance.router.legs import _MOST_CONSUMERS
+from appliance.router.routes import CHAT_FIELDS, ROUTES, TEXT_PARTS, TRANSFER_KEYS, Way
 
 pytest.importorskip("vllm", reason="the CPU engine is not installed")
 
@@ -74,9 +76,33 @@ def test_every_field_of_the_split_routes_is_in_the_table(route: Any) -> None:
     assert set(route.one_token) <= read
 
 
-def test_transfer_keys_are_refused_by_the_table() -> None:
-    for fields in (CHAT_FIELDS, COMPLETION_FIELDS):
-        assert {name for name, field in fields.items() if field.refused} == TRANSFER_KEYS
+def test_parts_that_are_text_are_those_of_vllm() -> None:
+    from vllm.renderers.chat_utils import MM_PARSER_MAP, TEXT_PART_TYPES
+
+    assert TEXT_PARTS == TEXT_PART_TYPES <= set(MM_PARSER_MAP)
+
+
+def test_no_key_by_which_vllm_finds_other_media_goes_unseen() -> None:
+    from vllm.renderers.chat_utils import MM_PARSER_MAP, _parse_chat_message_content_mm_part
+
+    for key in (*MM_PARSER_MAP.keys() - TEXT_PARTS, "uuid"):
+        part = {"type": "text", "text": "a", key: "x"}
+        assert _forbidden(part), key
+    smuggled = {"type": "text", "text": "a", "uuid": "u", "image_url": "x"}
+    assert _parse_chat_message_content_mm_part(smuggled)[0] == "image_url", "why no other key may be there"
+    assert not _forbidden({"type": "text", "text": "a"})
+
+
+def _forbidden(part: dict[str, str]) -> bool:
+    messages = [{"role": "user", "content": [part]}]
+    return CHAT_FIELDS["messages"].forbids(msgspec.Raw(msgspec.json.encode(messages)))
+
+
+def test_n_is_bounded_as_in_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm import envs
+
+    monkeypatch.delenv("VLLM_MAX_N_SEQUENCES", raising=False)
+    assert envs.VLLM_MAX_N_SEQUENCES == _MOST_CONSUMERS
 
 
 def test_what_takes_our_key_reads_it() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 import vllm
@@ -20,6 +21,7 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import EngineCoreRequestType
 from vllm.v1.engine.core import EngineCoreProc
+from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.outputs import KVConnectorOutput
 from vllm.v1.request import RequestStatus
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
@@ -27,6 +29,7 @@ from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 from appliance.engine import pulse
 from appliance.engine.kv.connector import ApplianceConnector
 from appliance.engine.recorder import RecordingAsyncScheduler, RecordingScheduler
+from appliance.router.wire import Answer, engine_died
 
 PINNED = "0.32.0"
 
@@ -89,6 +92,10 @@ def test_the_recorders_come_before_the_schedulers() -> None:
         order = recording.__mro__
         assert order.index(base) > 1
         assert recording.schedule is not base.schedule
+
+
+def test_an_api_process_whose_engine_core_is_gone_says_so_in_the_words_we_know() -> None:
+    assert engine_died(Answer(500, "", msgspec.json.encode({"error": {"message": str(EngineDeadError())}})))
 
 
 def test_an_idle_engine_core_can_be_woken() -> None:

@@ -49,6 +49,12 @@ def test_later_sources_win_and_origins_are_kept(tmp_path: Path) -> None:
         ("[engine]\nargs = '--x'", ["engine.args", "expected `array`"]),
         ("[engine]\nargs = [1]", ["engine.args", "expected `str`"]),
         ("[engine]\nkv_cache_bytes = -1", ["engine.kv_cache_bytes", ">= 1"]),
+        ("[server]\nallowed_hosts = ['http://a']", ["server.allowed_hosts", "c.toml"]),
+        ("[server]\nallowed_hosts = 'a'", ["server.allowed_hosts", "expected `array`"]),
+        (
+            "[server]\nmax_held_bytes = 1000",
+            ["server.max_held_bytes (from", "c.toml", "server.max_body_bytes (from the defaults)"],
+        ),
         ("[server\nport = 1", ["c.toml", "not valid TOML"]),
     ],
 )
@@ -69,6 +75,12 @@ def test_a_bad_environment_and_a_bad_flag_are_named() -> None:
 def test_text_that_looks_like_a_number_is_text_where_text_is_wanted() -> None:
     loaded = load(None, {"PD_APPLIANCE_MODEL_NAME": "7", "PD_APPLIANCE_SERVER_PORT": "7"}, {})
     assert (loaded.config.model.name, loaded.config.server.port) == ("7", 7)
+
+
+def test_hosts_are_names_with_or_without_a_port(tmp_path: Path) -> None:
+    names = ("gpu-1", "gpu-1.example:8000", "[fe80::1]", "10.0.0.7")
+    config = load(write(tmp_path / "c.toml", f"[server]\nallowed_hosts = {list(names)}"), {}, {}).config
+    assert config.server.allowed_hosts == names
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -76,13 +76,18 @@ def test_labels_are_escaped() -> None:
     assert dict(labels)["model"] == model
 
 
-def test_every_figure_of_an_engine_is_exposed() -> None:
+ELSEWHERE = {"name", "role", "state", "pid", "gpus", "cores", "stage", "cause"}  # labels, or told otherwise
+
+
+@pytest.mark.parametrize("figure", sorted(set(EngineSnapshot.__struct_fields__) - ELSEWHERE))
+def test_every_figure_of_an_engine_is_exposed(figure: str) -> None:
     """A new number in the record must come out here too, or be named as told otherwise."""
-    elsewhere = {"name", "role", "state", "pid", "gpus", "cores", "stage", "cause"}
-    numbers = set(EngineSnapshot.__struct_fields__) - elsewhere
-    full = msgspec.structs.replace(
-        made.engine("e0"), progress=0.5, step_ms=1.0, prefix_hit_rate=0.1, preemptions=1, steps_s=1.0, peers=("e1",)
+    value = ("one", "two", "three") if figure.startswith("peer") else 777
+    engine = made.engine("e0")
+    before, after = (
+        samples(msgspec.structs.replace(made.empty(0), engines=(one,)))
+        for one in (engine, msgspec.structs.replace(engine, **{figure: value}))
     )
-    found = samples(msgspec.structs.replace(made.empty(0), engines=(full,)))
-    of_engines = {name for name, labels in found if name.startswith("pd_appliance_engine_")}
-    assert len(of_engines - {"pd_appliance_engine_state", "pd_appliance_engine_role"}) == len(numbers)
+    [(name, _)] = {sample for sample in after if before.get(sample) != after[sample]}
+    assert name.startswith("pd_appliance_engine_")
+    assert after[name, frozenset({("engine", "e0")})] in (3, 777, pytest.approx(0.777))

@@ -301,6 +301,13 @@ def test_hand_offs_are_counted_and_failures_say_why(bench: Bench) -> None:
     assert (found.count, found.failed, found.bytes, found.last_error) == (3, 1, 200, "the lease had ended")
 
 
+def test_an_error_is_forgotten_after_five_minutes(bench: Bench) -> None:
+    bench.pulled("a", ok=False, size=0)
+    assert bench.ledger.handoffs(bench.now_ns + 299 * S).last_error == "the lease had ended"
+    later = bench.ledger.handoffs(bench.now_ns + 301 * S)
+    assert (later.failed, later.last_error) == (1, None)
+
+
 def test_the_rates_are_of_the_last_ten_seconds(bench: Bench) -> None:
     bench.pulled("a", size=10_000, took_ns=S)
     bench.now_ns += 9 * S

@@ -127,7 +127,8 @@ def test_xargs_that_cannot_be_looked_into_are_400(xargs: bytes) -> None:
         {"logprobs": 5},
         {"stop": ["x"], "seed": 1, "min_tokens": 3},
         {"response_format": {"type": "json_object"}},
-        {"routed_experts_prompt_start": 0},
+        {"routed_experts_prompt_start": None},
+        {"n": 16_384},
         {"no_such_field": {"a": 1}},
     ],
 )
@@ -150,7 +151,10 @@ def test_completions_that_are_split(body: dict[str, Any]) -> None:
         ({"use_beam_search": True}, "beam search"),
         ({"prompt_embeds": "AAAA"}, "prompt_embeds"),
         ({"truncate_prompt_tokens": -1}, "truncation"),
+        ({"routed_experts_prompt_start": 0}, "experts"),
         ({"routed_experts_prompt_start": 1}, "experts"),
+        ({"n": 16_385}, "n is not"),
+        ({"n": 10**30}, "n is not"),
         ({"n": "2"}, "n is not"),  # vLLM reads it as 2
         ({"n": 0}, "n is not"),
         ({"n": 1.5}, "n is not"),
@@ -168,6 +172,7 @@ def test_completions_that_are_not(body: dict[str, Any], said: str) -> None:
         None,
         [{"type": "text", "text": "a"}],
         [{"type": "text", "text": "a"}, {"type": "refusal", "refusal": "b"}],
+        [{"type": "thinking", "thinking": "hm"}, {"type": "input_text", "text": None}],
         ["a"],
     ],
 )
@@ -181,6 +186,9 @@ def test_text_is_split(content: object) -> None:
         [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:"}}]}],
         [{"role": "user", "content": "a"}, {"role": "user", "content": [{"type": "input_audio"}]}],
         [{"role": "user", "content": [{"image_url": "x"}]}],
+        [{"role": "user", "content": [{"type": "text", "text": "a", "image_url": "x"}]}],
+        [{"role": "user", "content": [{"type": "text", "text": "a", "image_url": None, "uuid": "seen before"}]}],
+        [{"role": "user", "content": [{"type": "text", "text": "a", "uuid": "u"}]}],
         [{"role": "user", "content": 5}],
         "hello",
         None,
@@ -188,6 +196,12 @@ def test_text_is_split(content: object) -> None:
 )
 def test_what_is_not_text_or_unknown_is_not(messages: object) -> None:
     assert reason({"messages": messages}, CHAT) == "images, audio and video are not handed over yet"
+
+
+def test_an_n_without_end_is_left_to_vllm() -> None:
+    made = plan(b'{"prompt": "x", "n": ' + b"9" * 5000 + b"}")
+    assert (made.consumers, made.unsplit_reason) == (1, "n is not a whole number from 1 to 16,384")
+    assert legs.whole_body(made, "k").count(b"9") == 5000
 
 
 def test_tools_and_schemas_are_split() -> None:

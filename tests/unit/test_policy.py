@@ -12,13 +12,15 @@ from hypothesis import strategies as st
 
 from appliance.records import EngineState, EngineView, Role
 from appliance.router.loads import Loads
-from appliance.router.policy import Load, choose, choose_decode, none_ready
+from appliance.router.policy import _AHEAD, Load, choose, choose_decode, none_ready
 
 P, D, B = Role.PREFILL, Role.DECODE, Role.BOTH
 READY, STARTING, DEAD = EngineState.READY, EngineState.STARTING, EngineState.BACKOFF
 
 
-def node(*engines: Role | tuple[Role, EngineState], window: int = 100, peers: bool = True) -> list[EngineView]:
+def node(
+    *engines: Role | tuple[Role, EngineState], window: int = 100, peers: bool = True, running: int = 256
+) -> list[EngineView]:
     names = [f"e{number}" for number in range(len(engines))]
     pairs = [engine if isinstance(engine, tuple) else (engine, READY) for engine in engines]
     return [
@@ -30,6 +32,7 @@ def node(*engines: Role | tuple[Role, EngineState], window: int = 100, peers: bo
             socket=name,
             peers=tuple(peer for peer in names if peer != name and peers),
             max_batched_tokens=window,
+            max_running=running,
         )
         for name, (role, state) in zip(names, pairs, strict=True)
     ]
@@ -55,6 +58,44 @@ def test_a_full_window_makes_a_request_wait() -> None:
     views = node(P, D)
     assert choose(views, table(e0=Load(1, 99))) is not None
     assert choose(views, table(e0=Load(1, 100))) is None
+
+
+def test_nothing_is_prefilled_that_no_engine_has_room_to_decode() -> None:
+    views, full = node(P, D, D, running=8), Load(8 + _AHEAD)
+    assert choose(views, table(e1=full, e2=Load(8 + _AHEAD - 1))) is not None
+    assert choose(views, table(e1=full, e2=full)) is None
+
+
+def test_a_prefill_engine_whose_own_decoder_is_full_is_passed_over() -> None:
+    views = node(P, P, D, D, running=8)
+    views[2] = msgspec.structs.replace(views[2], peers=("e0",))
+    views[3] = msgspec.structs.replace(views[3], peers=("e1",))
+    chosen = choose(views, table(e1=Load(5, 99), e2=Load(8 + _AHEAD)))
+    assert chosen is not None
+    assert chosen.engine.name == "e1"
+
+
+def test_what_prefills_only_is_not_bound_by_its_legs() -> None:
+    assert choose(node(P, D, running=8), table(e0=Load(50))) is not None
+
+
+@pytest.mark.parametrize(("views", "must"), [(node(B, B, running=8), None), (node(P, D, running=8), "echo")])
+def test_a_whole_request_needs_a_place_where_it_runs(views: list[EngineView], must: str | None) -> None:
+    full = Load(8 + _AHEAD)
+    chosen = choose(views, table(e0=full, e1=Load(8 + _AHEAD - 1)), must)
+    assert chosen is not None
+    assert chosen.engine.name == "e1"
+    assert choose(views, table(e0=full, e1=full), must) is None
+
+
+def test_what_has_been_prefilled_is_decoded_where_there_is_room_or_else_where_there_is_none() -> None:
+    views = node(P, D, D)
+    views[1] = msgspec.structs.replace(views[1], max_running=2)
+    roomy = choose_decode(views, table(e1=Load(2 + _AHEAD), e2=Load(100)), "e0")
+    full = choose_decode(views, table(e1=Load(2 + _AHEAD), e2=Load(256 + _AHEAD)), "e0")
+    assert roomy is not None
+    assert full is not None
+    assert (roomy.name, full.name) == ("e2", "e1")
 
 
 def test_an_engine_with_nothing_to_do_takes_even_a_prompt_larger_than_its_window() -> None:
@@ -195,18 +236,25 @@ def test_whatever_the_node_only_ready_engines_with_room_are_chosen(
     avoid: set[str],
     peers: bool,
 ) -> None:
-    views, known = node(*engines, peers=peers), table(**loads)
+    views, known = node(*engines, peers=peers, running=2), table(**loads)
     chosen = choose(views, known, must, avoid)
     ready = [view for view in views if view.state is READY]
+
+    def takes_legs(view: EngineView) -> bool:
+        return known[view.name].legs < 2 + _AHEAD
+
     if chosen is None:
-        assert not ready or any(known[view.name].prompt_tokens >= 100 for view in ready)
+        assert not ready or any(known[view.name].prompt_tokens >= 100 or not takes_legs(view) for view in ready)
         return
     assert chosen.engine.state is READY
     assert known[chosen.engine.name].prompt_tokens < 100
-    if chosen.unsplit_reason is None:
+    if chosen.unsplit_reason is not None:
+        assert takes_legs(chosen.engine)
+    else:
         decode = choose_decode(views, known, chosen.engine.name, avoid)
         assert chosen.engine.role.prefills
         assert decode is not None
+        assert takes_legs(decode)
         assert decode.role.decodes
         assert decode.state is READY
         assert decode.name != chosen.engine.name

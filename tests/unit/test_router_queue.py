@@ -13,16 +13,17 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 from appliance.errors import RequestError
 from appliance.records import EngineState, EngineView, Role
 from appliance.router.loads import Leg, Loads
-from appliance.router.policy import Choice
+from appliance.router.policy import _AHEAD, Choice
 from appliance.router.queue import Queue, Ticket
 
 
 class Desk:
     """A queue over two engines that do both, with windows of 10 tokens, and what it has delivered and refused."""
 
-    def __init__(self, capacity: int = 4) -> None:
+    def __init__(self, capacity: int = 4, running: int = 256) -> None:
+        fields: dict[str, Any] = {"max_batched_tokens": 10, "max_running": running}
         self.views = [
-            EngineView(name=name, role=Role.BOTH, state=EngineState.READY, epoch=1, socket="", max_batched_tokens=10)
+            EngineView(name=name, role=Role.BOTH, state=EngineState.READY, epoch=1, socket="", **fields)
             for name in ("e0", "e1")
         ]
         self.loads = Loads()
@@ -105,6 +106,25 @@ def test_how_long_the_oldest_has_waited() -> None:
     assert (snapshot.depth, snapshot.capacity, snapshot.oldest_s, snapshot.in_flight) == (2, 4, 3.0, 2)
 
 
+def test_what_is_put_again_has_waited_since_it_came() -> None:
+    desk = Desk()
+    desk.put(10)
+    desk.put(10)
+    desk.queue.put(desk.ticket(10), 3_000_000_000)
+    desk.queue.put(desk.ticket(10), 1_000_000_000, again=True)
+    assert desk.queue.snapshot(8_000_000_000, in_flight=2).oldest_s == 7.0
+
+
+def test_a_leg_that_ends_lets_the_next_one_in() -> None:
+    desk = Desk(capacity=100, running=1)
+    for _ in range(2 * (1 + _AHEAD)):
+        desk.put(0)
+    waiting = desk.put(0)
+    assert len(desk.queue) == 1
+    desk.delivered[0][2].end()
+    assert desk.order()[-1] is waiting
+
+
 def test_withdrawing_twice_is_harmless() -> None:
     desk = Desk()
     delivered, _, waiting = desk.put(10), desk.put(10), desk.put(10)
@@ -133,7 +153,7 @@ class AnyOrder(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.desk = Desk(capacity=100)
+        self.desk = Desk(capacity=100, running=1)
         self.gone: set[int] = set()
 
     @rule(target=tickets, tokens=st.integers(0, 25), again=st.booleans())
@@ -167,7 +187,8 @@ class AnyOrder(RuleBasedStateMachine):
     def nobody_waits_for_nothing(self) -> None:
         if len(self.desk.queue):
             assert all(view.state is EngineState.READY for view in self.desk.views)
-            assert all(self.desk.loads[view.name].prompt_tokens >= 10 for view in self.desk.views)
+            loads = [self.desk.loads[view.name] for view in self.desk.views]
+            assert all(load.prompt_tokens >= 10 or load.legs >= 1 + _AHEAD for load in loads)
 
     @invariant()
     def everybody_hears_once(self) -> None:

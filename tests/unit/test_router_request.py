@@ -17,6 +17,7 @@ from router_fakes import (
     Client,
     Engine,
     House,
+    Script,
     asked,
     failing,
     holding,
@@ -48,6 +49,24 @@ def last(built: House) -> Timeline:
 
 def legs(built: House) -> list[tuple[str, str, str]]:
     return [(leg.kind, leg.engine, leg.outcome) for leg in last(built).legs]
+
+
+def fails(*pieces: bytes) -> Script:
+    """A stream in pieces, each of which is read before the next one is sent."""
+
+    async def script(engine: Engine, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        response = await stream(engine, request, [])
+        for piece in pieces:
+            await response.write(piece)
+            await asyncio.sleep(0.05)
+        return response
+
+    return script
+
+
+DEAD = b'data: {"error": {"message": "EngineDead", "type": "x", "code": 500}}\n\n'
+BAD = b'data: {"error": {"message": "too long", "code": 400}}\n\n'
+DONE = b"data: [DONE]\n\n"
 
 
 # ---- how it should go
@@ -85,7 +104,7 @@ async def test_an_error_of_the_clients_is_passed_on_from_the_prefill_leg(pair: H
     assert (client.status, client.json["error"]["message"]) == (400, "the prompt is too long")
     assert pair["e1"].seen == []
     assert (last(pair).outcome, last(pair).error) == ("failed", "the prompt is too long")
-    assert last(pair).attempts == 1
+    assert (last(pair).attempts, last(pair).split, pair.router.counts().split) == (1, False, 0)
 
 
 async def test_an_error_of_the_clients_is_passed_on_from_the_decode_leg(pair: House) -> None:
@@ -145,6 +164,22 @@ async def test_a_messages_request_runs_whole(pair: House) -> None:
     client = await pair.ask({"model": "demo", "messages": []}, path="/v1/messages", query=b"beta=true")
     assert client.fields["x-unsplit-reason"] == "messages are not split yet"
     assert pair["e0"].targets + pair["e1"].targets == ["/v1/messages?beta=true"]
+
+
+@pytest.mark.parametrize("true", ["true", 1, True])
+async def test_whether_it_is_a_stream_is_what_the_engine_says(pair: House, true: object) -> None:
+    """vLLM takes more than ``true`` for true."""
+    await pair.ask({**ASK, "stream": true})
+    assert last(pair).stream
+    assert (await pair.ask(ASK)).status == 200
+    assert not last(pair).stream
+
+
+async def test_done_is_no_piece_of_the_answer(pair: House) -> None:
+    pair["e1"].script = fails(EVENTS[0], EVENTS[1], DONE)
+    await pair.ask(STREAM)
+    assert last(pair).output_chunks == 2
+    assert len(pair.timelines.gaps) == 1
 
 
 # ---- ids and headers
@@ -305,6 +340,43 @@ async def test_all_engines_gone_is_said(pair: House) -> None:
     assert last(pair).attempts == 3
 
 
+async def deadly(engine: Engine, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+    engine.break_connections()
+    return web.Response()
+
+
+@pytest.mark.parametrize(
+    "poison", [deadly, failing(500, "EngineCore encountered an issue. See …")], ids=["cut", "said"]
+)
+@pytest.mark.parametrize("body", [ASK, STREAM], ids=["whole answer", "stream"])
+async def test_a_request_that_two_engines_did_not_survive_is_given_to_no_third(
+    short: Path, body: dict[str, Any], poison: Script
+) -> None:
+    async with house(short, "bbb", attempts=5) as built:
+        for engine in built.engines.values():
+            engine.script = poison
+        with pytest.raises(RequestError, match="e0 and e1 ended while they worked on this request") as caught:
+            await built.ask(body)
+        assert (caught.value.status, caught.value.code) == (503, "engine_lost")
+        assert built["e2"].seen == []
+        assert (last(built).outcome, last(built).attempts) == ("failed", 2)
+
+
+async def test_one_engine_lost_twice_is_no_proof_against_the_request(short: Path) -> None:
+    async with house(short, "b", attempts=3) as built:
+        built["e0"].script = deadly
+        with pytest.raises(RequestError, match="3 attempts"):
+            await built.ask(ASK)
+        assert len(built["e0"].seen) == 3
+
+
+async def test_engines_that_cannot_be_reached_prove_nothing(short: Path) -> None:
+    async with house(short, "bbb") as built:
+        await built["e0"].stop()
+        await built["e1"].stop()
+        assert (await built.ask(ASK)).json["by"] == "e2"
+
+
 async def test_a_stream_that_begins_with_an_engines_error_is_tried_elsewhere(short: Path) -> None:
     async def dies(engine: Engine, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         event = b'data: {"error": {"message": "EngineDead", "code": 500}}\n\n'
@@ -314,6 +386,64 @@ async def test_a_stream_that_begins_with_an_engines_error_is_tried_elsewhere(sho
         built["e1"].script = dies
         assert (await built.ask(STREAM)).body == b"".join(EVENTS)
         assert ("decode", "e1", "error") in legs(built)
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        (EVENTS[0], DEAD, DONE),
+        (EVENTS[0], DEAD + DONE),
+        (EVENTS[0] + DEAD + DONE,),
+        (EVENTS[0], DEAD[:40], DEAD[40:] + DONE),
+        (EVENTS[0], DEAD[:-1], DEAD[-1:], DONE),
+    ],
+    ids=["apart", "with DONE", "all in one", "cut", "cut before its end"],
+)
+async def test_a_stream_that_fails_midway_says_so_and_is_not_done(short: Path, pieces: tuple[bytes, ...]) -> None:
+    """vLLM ends such a stream in order, with [DONE]: neither the client nor the books may take it for whole."""
+    async with house(short, "b") as built:
+        built["e0"].script = fails(*pieces)
+        client = await built.ask(STREAM)
+        if len(pieces) > 1:
+            assert client.body == EVENTS[0] + DEAD
+            assert (client.status, client.ended, last(built).status) == (200, True, 200)
+        else:  # nothing had left yet
+            assert (client.status, client.json["error"]["message"]) == (500, "EngineDead")
+        assert last(built).outcome == "failed"
+        assert "EngineDead" in (last(built).error or "")
+        assert [leg.outcome for leg in last(built).legs] == ["error"]
+        assert built.router.counts().ok == 0
+
+
+@pytest.mark.parametrize("pieces", [(BAD + DONE,), (BAD, DONE), (BAD[:30], BAD[30:] + DONE)])
+async def test_a_stream_that_begins_with_the_clients_error_has_failed(pair: House, pieces: tuple[bytes, ...]) -> None:
+    pair["e1"].script = fails(*pieces)
+    client = await pair.ask(STREAM)
+    assert (client.status, client.body, client.ended) == (200, BAD, True)
+    assert (last(pair).outcome, last(pair).error, last(pair).attempts) == ("failed", "too long", 1)
+    assert legs(pair)[-1] == ("decode", "e1", "error")
+
+
+async def test_words_of_an_error_inside_an_answer_are_an_answer(pair: House) -> None:
+    text = json.dumps({"choices": [{"text": 'data: {"error": {"message": "x", "code": 500}}\n\n'}]}).encode()
+    pieces = (b"data: " + text + b"\n\n", DONE)
+    pair["e1"].script = fails(*pieces)
+    client = await pair.ask(STREAM)
+    assert client.body == b"".join(pieces)
+    assert last(pair).outcome == "ok"
+
+
+async def test_a_client_that_leaves_at_a_streams_failure_was_not_served(pair: House) -> None:
+    class Leaving(Client):
+        async def send(self, chunk: bytes) -> None:
+            await super().send(chunk)
+            if b"error" in chunk:
+                raise ConnectionResetError("gone")
+
+    pair["e1"].script = fails(EVENTS[0], DEAD + DONE)
+    with pytest.raises(ConnectionResetError):
+        await pair.router.serve(asked(STREAM), Leaving())
+    assert last(pair).outcome == "failed"
 
 
 async def test_an_answer_cut_short_is_tried_elsewhere(pair: House) -> None:
@@ -417,6 +547,7 @@ async def test_a_client_that_leaves_aborts_the_leg(pair: House, phase: str, body
     assert not client.started
     assert (last(pair).outcome, last(pair).legs[-1].outcome) == ("cancelled", "cancelled")
     assert pair.router.counts().cancelled == 1
+    assert last(pair).split is (pair.router.counts().split == 1) is (phase == "decoding")
 
 
 async def test_a_client_that_leaves_in_mid_stream_aborts_the_leg(pair: House) -> None:
@@ -554,9 +685,27 @@ async def test_draining_takes_nothing_new_and_ends_the_rest(short: Path) -> None
         with pytest.raises(RequestError) as caught:
             await built.ask(ASK)
         assert (caught.value.status, caught.value.code) == (503, "draining")
+        assert built.router.not_ready() == "the appliance is shutting down and takes no new requests"
         built["e0"].hold.set()
         await task
         assert client.status == 200
+
+
+async def test_a_request_that_is_tried_again_has_waited_since_it_came(short: Path) -> None:
+    async with house(short, "pd") as built:
+        built["e0"].view = msgspec.structs.replace(built["e0"].view, max_batched_tokens=1)
+        built["e1"].view = msgspec.structs.replace(built["e1"].view, max_batched_tokens=1)
+        built["e0"].script = built["e1"].script = holding()
+        first, _ = built.asking({**ASK, "echo": True})
+        second, _ = built.asking({**ASK, "echo": True})
+        await until(lambda: built["e0"].seen != [] and built["e1"].seen != [])
+        arrived = min(trace.marks.arrived for trace in built.timelines._running)
+        built["e0"].break_connections()  # the one that came first is tried again, and has to wait
+        await until(lambda: _queued(built))
+        assert built.router.queue_snapshot(arrived + 10**9).oldest_s == 1.0
+        first.cancel()
+        second.cancel()
+        await asyncio.gather(first, second, return_exceptions=True)
 
 
 async def test_no_engine_yet_is_said_with_its_progress(short: Path) -> None:

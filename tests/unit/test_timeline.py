@@ -131,7 +131,19 @@ def test_a_second_attempt_that_is_split_has_no_reason_not_to_be() -> None:
     trace.unsplit("only e0 is ready")
     trace.dispatched("whole", "e0", "k.1", 5 * MS)
     trace.dispatched("prefill", "e1", "k.2", 6 * MS)
-    assert (trace.unsplit_reason, trace.split, trace.decode_engine) == (None, True, None)
+    assert (trace.unsplit_reason, trace.split, trace.decode_engine) == (None, False, None)
+    trace.dispatched("decode", "e0", "k.2", 7 * MS)
+    assert (trace.unsplit_reason, trace.split, trace.decode_engine) == (None, True, "e0")
+
+
+def test_a_prefill_leg_alone_is_no_split() -> None:
+    timelines, trace = begun()
+    trace.dispatched("prefill", "e0", "k", 5 * MS)
+    timelines.fold("e0", Scheduled(request="k", phase="prefill", at_ns=7 * MS, prompt_tokens=3))
+    trace.finish("cancelled", None, 20 * MS)
+    [timeline] = timelines.recent(1)
+    assert (timeline.split, timeline.prefill_engine, timeline.decode_engine) == (False, "e0", None)
+    assert [round(stage.duration_s * 1e3) for stage in timeline.stages] == [5, 2, 13]
 
 
 def test_what_an_attempt_that_was_given_up_says_does_not_count() -> None:
@@ -212,6 +224,25 @@ def test_gaps_between_chunks_are_itl() -> None:
     assert (found.itl_p50_s, found.itl_p99_s) == (0.02, 0.04)
     assert (found.ttft_p50_s, found.ttft_p99_s) == (0.01, 0.01)
     assert timelines.recent(1)[0].output_chunks == 4
+
+
+def test_pieces_of_one_step_are_one_piece() -> None:
+    """A chat's first event comes right before its first token, and the usage right after its last."""
+    timelines, trace = begun()
+    trace.first_byte(10 * MS)
+    for at_us in (10_050, 30_000, 50_000, 50_100, 50_450):
+        trace.chunk(at_us * 1000)
+    assert sorted(timelines.gaps) == [20 * MS, 20 * MS]
+    assert trace.timeline(0).output_chunks == 6
+
+
+def test_what_the_engine_answers_with_is_a_stream_or_not() -> None:
+    timelines, trace = begun(stream=False)
+    trace.dispatched("whole", "e0", "k", 5 * MS)
+    timelines.fold("e0", FirstToken(request="k", at_ns=20 * MS))
+    trace.answered(stream=True)
+    trace.first_byte(22 * MS)
+    assert (trace.timeline(0).stream, trace.timeline(0).ttft_s) == (True, pytest.approx(0.022))
 
 
 def test_unstreamed_and_failed_requests_have_no_ttft_to_speak_of() -> None:

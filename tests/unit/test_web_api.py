@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -38,7 +39,18 @@ def node() -> FakeNode:
 
 @pytest.fixture
 def site(node: FakeNode) -> Site:
-    return create_app(inference=Router(), node=node, max_body_bytes=1000, metrics=lambda snapshot: b"metric 1\n")
+    return made(node, bound_to="0.0.0.0")
+
+
+def made(node: FakeNode, **door: Any) -> Site:
+    return create_app(
+        inference=Router(),
+        node=node,
+        max_body_bytes=1000,
+        max_held_bytes=10_000,
+        metrics=lambda snapshot: b"metric 1\n",
+        **door,
+    )
 
 
 @pytest.fixture
@@ -146,6 +158,29 @@ def test_v1_goes_to_the_router(client: TestClient) -> None:
     assert client.post("/v1/completions", content=b"x" * 1001).status_code == 413
 
 
+# ---- who may come in
+
+
+@pytest.mark.parametrize("path", ["/", "/v1/models", "/api/node", "/live/node", "/metrics", "/static/app.css"])
+def test_a_name_that_is_not_ours_is_refused_on_every_route(node: FakeNode, path: str) -> None:
+    client = TestClient(made(node, bound_to="127.0.0.1"))
+    answer = client.head(path, headers={"host": "evil.example:8000"})
+    assert answer.status_code == 403
+    answer = client.get("/api/node", headers={"host": "evil.example:8000"})
+    assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+    assert "allowed_hosts in [server]" in answer.json()["error"]["message"]
+    assert client.head(path, headers={"host": "localhost:8000"}).status_code in (200, 405)
+
+
+def test_a_page_of_another_site_may_look_but_not_send(node: FakeNode) -> None:
+    client = TestClient(made(node, bound_to="127.0.0.1", allowed_hosts=["app.example"]), base_url="http://localhost:80")
+    evil, friend, own = ({"origin": f"http://{name}"} for name in ("evil.example", "app.example", "localhost"))
+    assert client.post("/v1/completions", headers=evil).status_code == 403
+    assert client.post("/v1/completions", headers=friend).status_code == 200
+    assert client.post("/v1/completions", headers=own).status_code == 200
+    assert client.get("/v1/models", headers=evil).status_code == 200
+
+
 def test_the_page_is_guarded(client: TestClient) -> None:
     for path in ("/", "/api/node", "/nowhere"):
         headers = client.get(path).headers
@@ -157,6 +192,7 @@ def test_the_page_is_guarded(client: TestClient) -> None:
 def test_the_page_names_the_host_that_was_asked_and_no_other(client: TestClient) -> None:
     assert "http://gpu-1:8000/v1/" in client.get("/", headers={"host": "gpu-1:8000"}).text
     assert "http://[::1]:80/v1/" in client.get("/", headers={"host": "[::1]:80"}).text
+    assert "https://testserver/v1/" in TestClient(client.app, base_url="https://testserver").get("/").text
     evil = client.get("/", headers={"host": "a';rm -rf /;'<script>"}).text
     assert "rm -rf" not in evil
     assert "http://127.0.0.1:8000/v1/" in evil

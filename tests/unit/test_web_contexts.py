@@ -65,13 +65,35 @@ def test_the_announcement_holds_no_numbers_that_move() -> None:
     assert contexts.announcement(made.failed(0)).text == "The node does not serve requests yet; e1 has failed."
 
 
-def test_rates_are_of_the_engines_whose_role_it_is() -> None:
+def test_rates_are_of_all_engines_whatever_their_role() -> None:
     engines = (
         made.engine("e0", prompt_tokens_s=100.0, output_tokens_s=1.0),
-        made.engine("e1", Role.DECODE, prompt_tokens_s=7.0),
+        made.engine("e1", Role.DECODE, prompt_tokens_s=7.0, output_tokens_s=50.0),
     )
-    point = contexts.sample(replace(made.empty(0), engines=engines))
-    assert (point["prompt_tokens_s"], point["output_tokens_s"]) == (100.0, 0.0)
+    snapshot = replace(made.empty(0), engines=engines)
+    point = contexts.sample(snapshot)
+    assert (point["prompt_tokens_s"], point["output_tokens_s"]) == (107.0, 51.0)
+    assert (flow.flow(snapshot).prompt_link.label, flow.flow(snapshot).output_link.label) == ("107", "51.0")
+
+
+@pytest.mark.parametrize(
+    ("role", "prompt_s", "output_s", "units"),
+    [
+        (Role.PREFILL, 4000.0, 10.0, ["prompt"]),
+        (Role.PREFILL, 4000.0, 900.0, ["prompt", "output"]),
+        (Role.DECODE, 10.0, 900.0, ["output"]),
+        (Role.DECODE, 400.0, 900.0, ["output", "prompt"]),
+        (Role.DECODE, 400.0, 0.0, ["output", "prompt"]),
+        (Role.DECODE, 0.0, 0.0, ["output"]),
+        (Role.DECODE, None, None, ["output"]),
+        (Role.BOTH, 0.0, 900.0, ["prompt", "output"]),
+    ],
+)
+def test_an_engines_other_rate_is_shown_where_it_amounts_to_something(
+    role: Role, prompt_s: float | None, output_s: float | None, units: list[str]
+) -> None:
+    found = flow.engine(made.engine("e0", role, prompt_tokens_s=prompt_s, output_tokens_s=output_s)).rates
+    assert [rate.unit.split()[0] for rate in found] == units
 
 
 def test_a_rate_that_nobody_measured_is_absent() -> None:
@@ -149,6 +171,22 @@ def test_a_request_that_went_unusually_is_marked() -> None:
     assert waterfall.row(replace(base, outcome="failed", status=502), 1).outcome == "failed (502)"
 
 
+def test_a_request_that_came_no_further_than_prefill_is_neither_split_nor_whole() -> None:
+    prefilling = made.timeline(1, (4, 2, 9), split=False, decode_engine=None, outcome="running")
+    assert (waterfall.row(prefilling, 1).path, waterfall.row(prefilling, 1).marks) == ("e0 → …", ())
+    left = waterfall.row(replace(prefilling, outcome="cancelled"), 1)
+    assert (left.path, left.marks) == ("e0", ())
+
+
+def test_two_requests_of_one_id_have_two_keys_that_stay() -> None:
+    one, other = (replace(made.timeline(number, (1,)), id="same") for number in (1, 2))
+    newer = made.timeline(3, (1,))
+    before = [row.key for row in waterfall.requests(replace(made.idle(0), recent=(other, one))).rows]
+    after = [row.key for row in waterfall.requests(replace(made.idle(0), recent=(newer, other, one))).rows]
+    assert len(set(after)) == 3
+    assert after[1:] == before
+
+
 def test_a_request_still_in_the_queue_has_no_engine_yet() -> None:
     waiting = made.timeline(
         1, (4,), prefill_engine=None, decode_engine=None, outcome="running", ttft_s=None, split=False
@@ -158,7 +196,7 @@ def test_a_request_still_in_the_queue_has_no_engine_yet() -> None:
 
 
 def test_the_curl_is_one_command_whatever_the_model_is_called() -> None:
-    command = pages.curl('it\'s "odd" $HOME', "localhost:8000")
+    command = pages.curl('it\'s "odd" $HOME', "localhost:8000", "http")
     words = shlex.split(command.replace("\\\n", ""))
     assert words[:3] == ["curl", "-N", "http://localhost:8000/v1/chat/completions"]
     assert json.loads(words[-1])["model"] == 'it\'s "odd" $HOME'

@@ -10,7 +10,7 @@ import pytest
 from starlette.types import Message, Scope
 
 from appliance.errors import RequestError
-from web import openai
+from web import bodies
 from web.openai import OpenAI
 from web.ports import InferenceRequest, Reply
 
@@ -67,8 +67,11 @@ class Client:
 
     async def ask(self, serve: Serve, limit_bytes: int = 100) -> Router:
         router = Router(serve)
-        await OpenAI(router, limit_bytes)(self.scope, self.receive, self.send)
+        await self.come_to(OpenAI(router, limit_bytes, 10 * limit_bytes))
         return router
+
+    async def come_to(self, app: OpenAI) -> None:
+        await app(self.scope, self.receive, self.send)
 
     @property
     def status(self) -> int:
@@ -115,7 +118,7 @@ async def test_a_clients_request_id_is_kept_even_on_errors() -> None:
     assert (client.status, client.headers["x-request-id"]) == (413, "abc-1")
 
 
-@pytest.mark.parametrize("bad", ["", "a b", "x" * 129, "\xe9", "a\r\nb: c"])
+@pytest.mark.parametrize("bad", ["", "a b", "x" * 129, "\xe9", "a\r\nb: c", ".", ".."])
 async def test_a_bad_request_id_is_replaced_by_one_of_our_own(bad: str) -> None:
     clients = [Client(b"x", headers={"x-request-id": bad}) for _ in range(2)]
     ids = [(await client.ask(echo)).requests[0].id for client in clients]
@@ -145,11 +148,95 @@ async def test_a_body_of_exactly_the_limit_is_served() -> None:
 
 
 async def test_a_body_that_stands_still_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(openai, "_BODY_PAUSE_S", 0.01)
+    monkeypatch.setattr(bodies, "_PAUSE_S", 0.01)
     client = Client(b"x", b"never comes")
     client._incoming.pop()
     await client.ask(never)
     assert client.status == 408
+
+
+async def test_a_body_that_trickles_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bodies, "_WHOLE_S", 0.01)
+    client = Client(b"x", b"never comes")
+    client._incoming.pop()
+    await client.ask(never)
+    assert (client.status, client.error["code"]) == (408, "request_timeout")
+
+
+@pytest.mark.parametrize("name", ["...", ".a", "a..", "..:"])
+async def test_dots_in_an_id_are_no_harm(name: str) -> None:
+    client = Client(b"x", headers={"x-request-id": name})
+    assert (await client.ask(echo)).requests[0].id == name
+
+
+# ---- all bodies together
+
+
+class Waiting:
+    """An app with room for 100 bytes, and requests that hold 60 of them until they are let go."""
+
+    def __init__(self) -> None:
+        self.go = asyncio.Event()
+        self.app = OpenAI(Router(self._serve), 100, 100)
+
+    async def _serve(self, request: InferenceRequest, reply: Reply) -> None:
+        await reply.start(200, [])
+        await self.go.wait()
+        await reply.end()
+
+    async def hold(self) -> tuple[Client, asyncio.Task[None]]:
+        client = Client(b"x" * 30, b"x" * 30)
+        asking = asyncio.create_task(client.come_to(self.app))
+        await client.answered.wait()
+        return client, asking
+
+    async def ask(self) -> Client:
+        client = Client(b"x" * 41)
+        await client.come_to(self.app)
+        return client
+
+
+async def test_bodies_that_would_be_too_large_together_are_refused_with_a_hint_to_come_back() -> None:
+    waiting = Waiting()
+    _, asking = await waiting.hold()
+    refused = await waiting.ask()
+    assert (refused.status, refused.headers["retry-after"]) == (503, "1")
+    assert refused.error["code"] == "bodies_full"
+    assert "max_held_bytes" in str(refused.error["message"])
+    waiting.go.set()
+    await asking
+    assert (await waiting.ask()).status == 200
+
+
+async def test_a_clients_leaving_gives_its_room_back() -> None:
+    waiting = Waiting()
+    client, asking = await waiting.hold()
+    client.leave()
+    await asking
+    waiting.go.set()
+    assert (await waiting.ask()).status == 200
+
+
+async def test_a_cancelled_request_gives_its_room_back() -> None:
+    waiting = Waiting()
+    _, asking = await waiting.hold()
+    asking.cancel()
+    await asyncio.gather(asking, return_exceptions=True)
+    waiting.go.set()
+    assert (await waiting.ask()).status == 200
+
+
+async def test_what_was_read_of_a_refused_or_unfinished_body_is_given_back() -> None:
+    waiting = Waiting()
+    waiting.go.set()
+    large = Client(b"x" * 60, b"x" * 60)
+    unfinished = Client(b"x" * 60, b"y")
+    unfinished._incoming.pop()
+    unfinished.leave()
+    for client in (large, unfinished):
+        await client.come_to(waiting.app)
+    assert large.status == 413
+    assert (await waiting.ask()).status == 200
 
 
 async def test_a_client_that_leaves_in_mid_body_is_not_answered() -> None:

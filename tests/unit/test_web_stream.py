@@ -61,6 +61,12 @@ def made() -> tuple[Node, Renderer, Feed]:
 def test_an_event_prefixes_every_line() -> None:
     assert event("a\nb") == b"data: a\ndata: b\n\n"
     assert event("x", "sample") == b"event: sample\ndata: x\n\n"
+    assert event("a\r\nb\rc\n\nd") == b"data: a\ndata: b\ndata: c\ndata: \ndata: d\n\n"
+
+
+@pytest.mark.parametrize("character", "\u2028\u2029\u0085\x0b\x0c\x1c\x1d\x1e")
+def test_what_only_python_takes_for_a_line_end_stays_in_its_line(character: str) -> None:
+    assert event(f"a{character}b") == f"data: a{character}b\n\n".encode()
 
 
 async def test_a_viewer_gets_everything_first_and_then_only_what_changes() -> None:

@@ -207,10 +207,11 @@ class SchedulerHalf:
                 self._report(ticket, ended.get(request_id, unknown))
 
     def _drop(self, request: Request) -> None:
-        """A request that ended before it began to pull wants nothing any more."""
-        ticket = self._tickets.pop(request.request_id, None)
-        if ticket is not None:
-            self._report(ticket, _instant(time.monotonic_ns(), "the request ended before its KV was pulled"))
+        """A request that ended before it began to pull wants nothing any more.
+
+        No hand-off has failed: its client left. The router, who knows that, has the lease released.
+        """
+        self._tickets.pop(request.request_id, None)
 
     def _report(self, ticket: Ticket, transfer: Transfer) -> None:
         self._link.send(
