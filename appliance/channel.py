@@ -20,7 +20,9 @@ import msgspec
 
 from appliance.errors import ChannelError
 
-VERSION: Final = 3
+VERSION: Final = 4
+LONG_STEP_TOKENS: Final = 128
+"""A step with so many prompt tokens is announced (``StepBegan``), and compared with others of its kind only."""
 MAX_FRAME_BYTES: Final = 4 << 20
 _MAGIC: Final = 0x7064  # "pd"
 _HEADER: Final = struct.Struct(">HHI")
@@ -62,6 +64,13 @@ class CoreReady(Message, frozen=True, kw_only=True, tag=True):
     lease_table: str
 
 
+class StepBegan(Message, frozen=True, kw_only=True, tag=True):
+    """A step with many prompt tokens has begun: it may take long, and that is no reason to think that the engine hangs."""
+
+    at_ns: int
+    prompt_tokens: int
+
+
 class Step(Message, frozen=True, kw_only=True, tag=True):
     """One scheduler step. Token counts are of this step; ``running`` … ``preemptions`` are the state after it."""
 
@@ -82,7 +91,7 @@ class Step(Message, frozen=True, kw_only=True, tag=True):
 
 
 class Heartbeat(Message, frozen=True, kw_only=True, tag=True):
-    """Said by the idle main loop itself, once a second."""
+    """Said by the main loop itself, once a second while it makes no steps."""
 
     at_ns: int
     running: int
@@ -167,6 +176,7 @@ Up = (
     Hello
     | Progress
     | CoreReady
+    | StepBegan
     | Step
     | Heartbeat
     | Scheduled

@@ -4,6 +4,7 @@ ApplianceError
  ├ ConfigError            bad configuration; the process ends with exit code 2
  ├ NoEngineError          no engine can start; exit code 3
  ├ ChannelError           a frame that can't be read, or a peer of another version
+ ├ ActionError            an engine can't be told to do that now
  ├ HandoffError           KV can't be shared between two engines
  └ RequestError           an answer in OpenAI's error shape, with an HTTP status
 """
@@ -25,6 +26,17 @@ class NoEngineError(ApplianceError):
 
 class ChannelError(ApplianceError):
     """An engine channel frame that is truncated, oversized, foreign or of another version."""
+
+
+class ActionError(ApplianceError):
+    """An engine can't be told to do that. Names the engine, what it does now, and what would be possible.
+
+    ``unknown``: there is no such engine.
+    """
+
+    def __init__(self, message: str, *, unknown: bool = False) -> None:
+        super().__init__(message)
+        self.unknown = unknown
 
 
 class HandoffError(ApplianceError):

@@ -16,11 +16,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from appliance.errors import RequestError
 from appliance.records import NodeSnapshot
 from web import assets, errors
+from web.actions import ActionRoutes
 from web.api import Api, encoded_snapshot
 from web.door import Door
 from web.openai import OpenAI
 from web.pages import Pages
-from web.ports import Inference, NodeView
+from web.ports import Actions, Inference, NodeView
 from web.stream import Feed
 
 _POLICY: Final = (
@@ -41,6 +42,7 @@ def create_app(
     *,
     inference: Inference,
     node: NodeView,
+    actions: Actions,
     max_body_bytes: int,
     max_held_bytes: int,
     metrics: Callable[[NodeSnapshot], bytes],
@@ -52,18 +54,23 @@ def create_app(
     Args:
         inference: answers ``/v1/*`` and the tokenizer's routes.
         node: everything else shows what this says.
+        actions: is told what an owner wants done.
         max_body_bytes: of a request to ``/v1/*``.
         max_held_bytes: of all these requests under way.
         metrics: a snapshot as Prometheus text (``appliance.telemetry.exposition.render``).
         bound_to: the address that is listened on; with ``allowed_hosts`` it decides which requests are answered (``Door``).
     """
-    return Site(OpenAI(inference, max_body_bytes, max_held_bytes), node, metrics, Door(bound_to, allowed_hosts))
+    return Site(
+        OpenAI(inference, max_body_bytes, max_held_bytes), node, actions, metrics, Door(bound_to, allowed_hosts)
+    )
 
 
 class Site:
     """ASGI app. What engines answer goes past Starlette, whose layers would each handle every chunk of a streamed answer."""
 
-    def __init__(self, openai: ASGIApp, node: NodeView, metrics: Callable[[NodeSnapshot], bytes], door: Door) -> None:
+    def __init__(
+        self, openai: ASGIApp, node: NodeView, actions: Actions, metrics: Callable[[NodeSnapshot], bytes], door: Door
+    ) -> None:
         pages = Pages(node)
         self._door = door
         self._openai = openai
@@ -73,6 +80,7 @@ class Site:
             routes=[
                 *pages.routes(),
                 *api.routes(),
+                *ActionRoutes(actions).routes(),
                 Mount("/static", Static(directory=assets.directory("static"), check_dir=False)),
             ],
             middleware=[Middleware(Guard)],
@@ -81,6 +89,9 @@ class Site:
                 HTTPException: errors.on_http_exception,
                 Exception: errors.on_unexpected,
             },
+        )
+        self._rest.router.redirect_slashes = (
+            False  # a path with a slash too many is not ours, and a redirect would name the Host sent
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -50,6 +50,26 @@ class Inference(Protocol):
         ...
 
 
+class Actions(Protocol):
+    """The node. Each returns at once; what comes of it shows in the snapshots. All raise ``ActionError``."""
+
+    def drain(self, name: str) -> None:
+        """Take no new work on an engine."""
+        ...
+
+    def resume(self, name: str) -> None:
+        """Take work on it again."""
+        ...
+
+    def restart(self, name: str) -> None:
+        """Start it again once what it has begun is done."""
+        ...
+
+    def restart_all(self) -> None:
+        """So with all engines, one after the other."""
+        ...
+
+
 class NodeView(Protocol):
     """The collector's read side."""
 

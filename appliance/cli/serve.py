@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -38,6 +39,7 @@ from web.app import create_app
 
 _ENGINE_MEMORY_BYTES: Final = 1200 << 20  # of one CPU engine, measured, without its KV cache and its weights
 _ENGINE_GRACE_S: Final = 5.0
+_GIVING_UP_S: Final = 2.0
 _BACKLOG: Final = 2048
 
 
@@ -95,11 +97,16 @@ class Appliance:
 
     async def _serve(self, runtime: Runtime) -> None:
         config = self._config
-        node = Node(config, self._specs, runtime, topology=self._topology.layout)
+        node = Node(
+            config, self._specs, runtime, topology=self._topology.layout, in_flight=lambda name: under_way(name)
+        )
         ledger = Ledger(send=node.send_core)
         timelines = Timelines(config.telemetry.recent_requests)
         router = Router(config.router, node.views, ledger, timelines, self._model.name)
         collector = Collector(config, node, router, ledger, timelines, model_name=self._model.name, version=__version__)
+
+        def under_way(engine: str) -> int:
+            return router.in_flight(engine) + ledger.held_by(engine)
 
         def fold(engine: str, epoch: int, message: Up) -> None:
             now_ns = time.monotonic_ns()
@@ -115,6 +122,7 @@ class Appliance:
         app = create_app(
             inference=router,
             node=collector,
+            actions=node,
             max_body_bytes=config.server.max_body_bytes,
             max_held_bytes=config.server.max_held_bytes,
             metrics=exposition.render,
@@ -146,7 +154,7 @@ class Appliance:
         while not self._stopping.is_set():
             views = node.views()
             if all(view.state is EngineState.FAILED for view in views):
-                return "no engine can start: " + "; ".join(sorted({f"{view.name}: {view.cause}" for view in views}))
+                return "no engine can start: " + _causes(views)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(0.25):
                     await self._stopping.wait()
@@ -160,6 +168,13 @@ class Appliance:
             _say(f"pd-appliance: stopping; {waiting} answers have {self._config.server.grace_s:.0f} s to end")
         while _unfinished(router) and time.monotonic() < deadline and not self._hurry.is_set():
             await asyncio.sleep(0.05)
+        left = _unfinished(router)
+        if left:
+            _say(f"pd-appliance: {left} answers are given up")
+            router.abandon()
+        deadline = time.monotonic() + _GIVING_UP_S
+        while _unfinished(router) and time.monotonic() < deadline:  # their clients are being told
+            await asyncio.sleep(0.02)
 
     def _watch_signals(self) -> None:
         loop = asyncio.get_running_loop()
@@ -201,6 +216,14 @@ class _Web(uvicorn.Server):
         """Close the listener and what is still open."""
         self.should_exit = True
         await running
+
+
+def _causes(views: Sequence[EngineView]) -> str:
+    """``e0, e1: out of memory; e2: …``"""
+    named: dict[str, list[str]] = {}
+    for view in views:
+        named.setdefault(view.cause or "no reason given", []).append(view.name)
+    return "; ".join(f"{', '.join(names)}: {cause}" for cause, names in named.items())
 
 
 def _unfinished(router: Router) -> int:
@@ -265,7 +288,7 @@ def _report(view: EngineView) -> None:
 
 def _say(line: str) -> None:
     """Nobody may listen any more (``serve | head -3``): that is no reason to stop serving."""
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # broken, closed, or never there
         sys.stdout.write(line + "\n")
         sys.stdout.flush()
 

@@ -14,6 +14,7 @@ import gc
 import importlib
 import os
 import socket
+import tempfile
 import time
 from typing import Final
 
@@ -112,6 +113,7 @@ def _become(order: ForkOrder, parent: int) -> None:
     _wait_for(parent)
     os.environ.clear()
     os.environ.update(order.environment)
+    tempfile.tempdir = None  # chosen at an import, from the fork server's TMPDIR
     options, vllm_arguments = main.parse(order.arguments)
     main.bind(options)
     spare.keep()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import faulthandler
 import os
 import signal
 from typing import Final
@@ -31,6 +32,11 @@ def entitle(title: str) -> None:
         from setproctitle import setproctitle
 
         setproctitle(f"pd-appliance: {title}")
+
+
+def tell_stacks() -> None:
+    """Have this process write what its threads do to stderr at SIGUSR2, also while its main thread hangs in C code."""
+    faulthandler.register(signal.SIGUSR2, all_threads=True)
 
 
 def bind_children() -> None:

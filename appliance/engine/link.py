@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Callable
 from typing import Final
 
-from appliance.channel import Down, Frames, Heartbeat, Hello, Message, Step, encode
+from appliance.channel import Down, Frames, Heartbeat, Hello, Message, Step, StepBegan, encode
 from appliance.errors import ChannelError
 
 BEAT_S: Final = 1.0
@@ -58,7 +58,7 @@ class Link:
         """Send without blocking, in order. A step or heartbeat that finds the buffer full is dropped and counted."""
         frame = encode(message)
         with self._lock:
-            if len(self._pending) > _TELEMETRY_LIMIT_BYTES and isinstance(message, Step | Heartbeat):
+            if len(self._pending) > _TELEMETRY_LIMIT_BYTES and isinstance(message, Step | StepBegan | Heartbeat):
                 self.dropped_steps += 1
                 return
             self._pending += frame

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 
 from appliance.channel import Progress
-from appliance.engine.life import bind_children, die_with, die_with_spawner, entitle
+from appliance.engine.life import bind_children, die_with, die_with_spawner, entitle, tell_stacks
 from appliance.engine.link import process_link
 
 if __name__ == "__mp_main__":
@@ -38,6 +38,7 @@ def bind(options: argparse.Namespace) -> None:
 def serve(options: argparse.Namespace, vllm_arguments: Sequence[str]) -> None:
     """Become vLLM's server."""
     bind_children()
+    tell_stacks()
     entitle(f"{options.engine} API")
     link = process_link(options.channel, options.engine, options.epoch, "api")
     link.send(Progress(stage="importing vLLM", fraction=0.05))

@@ -7,17 +7,18 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 
-from appliance.channel import CoreReady, FirstToken, Heartbeat, Progress, Scheduled, Step
+from appliance.channel import LONG_STEP_TOKENS, CoreReady, FirstToken, Heartbeat, Progress, Scheduled, Step, StepBegan
 from appliance.engine import pulse
 from appliance.engine.kv.connector import ApplianceConnector, link_of, settings_of
 from appliance.engine.kv.params import Offer, Ticket, read
-from appliance.engine.life import entitle
+from appliance.engine.life import entitle, tell_stacks
+from appliance.engine.link import BEAT_S
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from vllm.v1.request import Request
 
 pulse.install()
+_BEAT_NS: Final = int(BEAT_S * 1e9)
 
 
 class Batch:
@@ -66,6 +68,7 @@ class StepRecorder:
         self._batches: dict[int, Batch] = {}
         self._tokenless: dict[str, str] = {}  # requests without an output token yet: vLLM's id → the router's key
         self._last_end_ns = 0
+        self._last_sign_ns = 0  # when the supervisor was last told anything
         self._preemptions = 0
         self._prefix_queries = 0
         self._prefix_hits = 0
@@ -82,6 +85,7 @@ class StepRecorder:
         for new in output.scheduled_new_reqs:
             self._say_scheduled(self.requests[new.req_id])
         self._batches[id(output)] = batch
+        self._give_sign(batch)
         return output
 
     def update_from_output(
@@ -114,6 +118,7 @@ class StepRecorder:
         """EngineCore is about to serve."""
         settings, parallel = settings_of(self.vllm_config), self.vllm_config.parallel_config
         entitle(f"{settings.engine} EngineCore")
+        tell_stacks()
         scheduler = self.vllm_config.scheduler_config
         self._link.send(
             CoreReady(
@@ -131,6 +136,19 @@ class StepRecorder:
         """The main loop has nothing to do: see to leases, and say that it is alive."""
         now_ns = time.monotonic_ns()
         self.connector.scheduler_half.tick(now_ns)
+        self._beat(now_ns)
+
+    # ---- what goes up
+
+    def _give_sign(self, batch: Batch) -> None:
+        """Before a step that may be long, and now and then while steps have no tokens: requests may wait for KV alone."""
+        if batch.prompt_tokens >= LONG_STEP_TOKENS:
+            self._link.send(StepBegan(at_ns=batch.start_ns, prompt_tokens=batch.prompt_tokens))
+        elif batch.start_ns - self._last_sign_ns >= _BEAT_NS:
+            self._beat(batch.start_ns)
+
+    def _beat(self, now_ns: int) -> None:
+        self._last_sign_ns = now_ns
         running, waiting = self._counts()
         self._link.send(
             Heartbeat(
@@ -143,13 +161,12 @@ class StepRecorder:
             )
         )
 
-    # ---- what goes up
-
     def _step_start_ns(self, batch: Batch) -> int:
         """From schedule to update: right where steps do not overlap."""
         return batch.start_ns
 
     def _say_step(self, batch: Batch, end_ns: int) -> None:
+        self._last_sign_ns = end_ns
         running, waiting = self._counts()
         self._link.send(
             Step(

@@ -38,12 +38,14 @@ class Unreachable(Exception):
 class Response:
     """An engine's answer, as it comes. Close it in any case: an answer not read to its end is thereby cancelled."""
 
-    def __init__(self, engine: str, response: aiohttp.ClientResponse) -> None:
+    def __init__(self, engine: str, response: aiohttp.ClientResponse, session: _Session) -> None:
         self._engine = engine
         self._response = response
         self._content = response.content
+        self._session = session
         self.status = response.status
         self.content_type = response.headers.get("Content-Type", "application/json")
+        session.responses.add(self)
 
     @property
     def streams(self) -> bool:
@@ -67,16 +69,37 @@ class Response:
     def _cut_short(self, cause: BaseException) -> Unreachable:
         return Unreachable(f"{self._engine} ended in the middle of its answer", cause)
 
+    def break_off(self) -> None:
+        """Whoever reads is told that no more will come. (Of a connection that we close, aiohttp tells a reader nothing.)"""
+        self._content.set_exception(aiohttp.ClientConnectionError(f"{self._engine} is gone"))
+
     def close(self) -> None:
         """Harmless at the end; before it, closes the connection, on which vLLM aborts the request."""
+        self._session.responses.discard(self)
         self._response.close()
+
+
+class _Session:
+    """Connections to one life of an engine, and the answers that come on them."""
+
+    def __init__(self, view: EngineView) -> None:
+        self.epoch = view.epoch
+        self.socket = view.socket
+        self.http = _open(view.socket)
+        self.responses: set[Response] = set()
+
+    def is_of(self, view: EngineView) -> bool:
+        return (self.epoch, self.socket) == (view.epoch, view.socket)
+
+    async def close(self) -> None:
+        await self.http.close()
 
 
 class Engines:
     """Sessions to all engines."""
 
     def __init__(self) -> None:
-        self._sessions: dict[str, tuple[int, str, aiohttp.ClientSession]] = {}
+        self._sessions: dict[str, _Session] = {}
         self._closing: set[asyncio.Task[None]] = set()
 
     async def send(
@@ -85,16 +108,17 @@ class Engines:
         """Ask an engine; returns with the status line. ``target``: path and query, encoded. Raises ``Unreachable``."""
         url = URL(f"http://{view.name}{target}", encoded=True)
         data = io.BytesIO(body) if len(body) > _INLINE_BODY_BYTES else body or None
+        session = self._session(view)
         try:
-            response = await self._session(view).request(method, url, headers=headers, data=data, allow_redirects=False)
+            response = await session.http.request(method, url, headers=headers, data=data, allow_redirects=False)
         except _FAILURES as error:
             raise Unreachable(f"{view.name} can't be reached", error) from error
-        return Response(view.name, response)
+        return Response(view.name, response, session)
 
     def lost(self, engine: str, epoch: int) -> None:
         """A life of an engine is over: whatever still waits for it fails now."""
         known = self._sessions.get(engine)
-        if known is not None and known[0] <= epoch:
+        if known is not None and known.epoch <= epoch:
             self._drop(engine)
 
     async def close(self) -> None:
@@ -102,18 +126,19 @@ class Engines:
             self._drop(engine)
         await asyncio.gather(*self._closing)
 
-    def _session(self, view: EngineView) -> aiohttp.ClientSession:
+    def _session(self, view: EngineView) -> _Session:
         known = self._sessions.get(view.name)
-        if known is not None and known[:2] == (view.epoch, view.socket):
-            return known[2]
+        if known is not None and known.is_of(view):
+            return known
         if known is not None:
             self._drop(view.name)
-        session = _open(view.socket)
-        self._sessions[view.name] = (view.epoch, view.socket, session)
-        return session
+        self._sessions[view.name] = _Session(view)
+        return self._sessions[view.name]
 
     def _drop(self, engine: str) -> None:
-        _, _, session = self._sessions.pop(engine)
+        session = self._sessions.pop(engine)
+        for response in session.responses:
+            response.break_off()
         task = asyncio.get_running_loop().create_task(session.close())
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)

@@ -100,6 +100,11 @@ def none_ready(views: Sequence[EngineView]) -> str | None:
     return "; ".join(map(_said, views)) or "there are no engines"
 
 
+def one_may_be_back(views: Sequence[EngineView]) -> bool:
+    """True where it will be known in seconds whether an engine is ready after all: until then requests wait."""
+    return any(view.state is EngineState.SUSPECT for view in views)
+
+
 def _said(view: EngineView) -> str:
     """``e0 is starting (loading weights, 60 %)``"""
     if view.state is EngineState.STARTING:

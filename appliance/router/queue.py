@@ -17,6 +17,7 @@ from appliance.router.loads import Leg, Loads
 from appliance.router.policy import Choice
 
 DRAINING: Final = "the appliance is shutting down and takes no new requests"
+ABANDONED: Final = "the appliance has shut down before this answer was complete"
 FULL_RETRY_S: Final = 1.0
 DRAINING_RETRY_S: Final = 10.0
 LOADING_RETRY_S: Final = 5.0
@@ -55,6 +56,7 @@ class Queue:
         self._loads = loads
         self._waiting: deque[Ticket] = deque()
         self.draining = False
+        self.abandoned = False
         self._pumping = False
         loads.on_less = self.pump
 
@@ -91,6 +93,11 @@ class Queue:
         """Take no new tickets; those that wait are still served."""
         self.draining = True
 
+    def abandon(self) -> None:
+        """Take no new tickets, and refuse those that wait."""
+        self.draining = self.abandoned = True
+        self.pump()
+
     def pump(self) -> None:
         """Deliver from the front for as long as an engine has room."""
         if self._pumping:  # a delivery may end something, which pumps
@@ -123,9 +130,13 @@ class Queue:
 
     def _serve(self, ticket: Ticket) -> bool:
         """Deliver or refuse the first ticket; False if it has to go on waiting."""
+        if self.abandoned:
+            self._waiting.popleft()
+            ticket.refuse(abandoned())
+            return True
         views = self._views()
         reason = policy.none_ready(views)
-        if reason is not None:
+        if reason is not None and not policy.one_may_be_back(views):
             self._waiting.popleft()
             ticket.refuse(not_ready(self._model, reason))
             return True
@@ -136,6 +147,11 @@ class Queue:
         ticket.leg = self._loads.begin(choice.engine.name, ticket.prompt_tokens)
         ticket.deliver(choice, ticket.leg)
         return True
+
+
+def abandoned() -> RequestError:
+    """503: it was begun, and is not finished."""
+    return RequestError(503, ABANDONED, kind="service_unavailable", code="draining", retry_after_s=DRAINING_RETRY_S)
 
 
 def not_ready(model: str, reason: str) -> RequestError:

@@ -23,7 +23,7 @@ from appliance.router.client import Engines, Response, Unreachable
 from appliance.router.loads import Leg, Loads
 from appliance.router.policy import Choice
 from appliance.router.ports import Ledger, Reply, Request
-from appliance.router.queue import Queue, Ticket, not_ready
+from appliance.router.queue import ABANDONED, Queue, Ticket, abandoned, not_ready
 from appliance.router.routes import Way
 from appliance.router.wire import Answer
 from appliance.telemetry.timeline import Trace
@@ -107,6 +107,8 @@ class Exchange:
 
         Twice is no accident: a request that two engines did not survive is not given to a third.
         """
+        if self._desk.queue.abandoned:
+            return False
         self._failed_on.add(failure.engine)
         if failure.lost:
             self._lost[failure.engine] = None
@@ -117,9 +119,12 @@ class Exchange:
 
     async def _give_up(self, failure: LegFailed) -> None:
         if self._reply.started:
-            await self._reply.send(wire.broken_off(self._plan.route, failure.tail, str(failure)))
+            message = ABANDONED if self._desk.queue.abandoned else str(failure)
+            await self._reply.send(wire.broken_off(self._plan.route, failure.tail, message))
             await self._reply.end()
-            self._finish("failed", 200, str(failure))
+            self._finish("failed", 200, message)
+        elif self._desk.queue.abandoned:
+            raise abandoned()
         elif len(self._lost) >= _DEADLY:
             message = f"{' and '.join(self._lost)} ended while they worked on this request: it is not tried again"
             raise RequestError(503, message, kind="server_error", code="engine_lost")

@@ -94,6 +94,12 @@ class Router:
         """Take no new requests; those that wait or run are served to the end."""
         self._queue.drain()
 
+    def abandon(self) -> None:
+        """Give up what waits or runs: whole answers become a 503, streams end with an error event."""
+        self._queue.abandon()
+        for view in self._views():
+            self._engines.lost(view.name, view.epoch)
+
     def queue_snapshot(self, now_ns: int) -> QueueSnapshot:
         return self._queue.snapshot(now_ns, in_flight=self._serving - len(self._queue))
 

@@ -10,6 +10,7 @@ from appliance.supervisor.acquaintance import Acquaintances, Key
 from appliance.supervisor.lifecycle import Life
 from appliance.supervisor.process import LOG_LINES, Session
 from appliance.supervisor.specs import EngineSpec
+from appliance.supervisor.vitals import Vitals
 
 
 class Engine:
@@ -24,6 +25,8 @@ class Engine:
         self.connections: dict[tuple[str, int], Connection] = {}
         self.core: CoreReady | None = None
         self.moved_bytes = 0  # by its processes, when last looked at
+        self.vitals: Vitals | None = None  # once it has served
+        self.cpu_s = 0.0  # used by its processes, when last looked at
 
     @property
     def key(self) -> Key:
@@ -58,6 +61,7 @@ class Engine:
         """It is over."""
         self.process = None
         self.core = None
+        self.vitals = None
         self.connections.clear()
 
     def view(self, socket: str, acquaintances: Acquaintances) -> EngineView:

@@ -72,7 +72,7 @@ _SIGNS: Final = (
         "the model's files are damaged: fetch them again",
         terminal=True,
     ),
-    _sign(r".*pydantic_core.*ValidationError.*", "correct [engine] args", terminal=True),
+    _sign(r".*pydantic_core.*ValidationError.*", "correct [engine] args, or [model] path", terminal=True),
     _sign(r".*Address already in use.*", "something else uses the runtime directory", terminal=False),
 )
 
@@ -103,12 +103,14 @@ def _signalled(number: int) -> str:
 
 
 def _last_error(tail: Sequence[str]) -> str:
-    errors = [line for line in tail if re.search(r"\b[A-Za-z]*(Error|Exception)\b", line)]
+    """The last exception that was told, if possible. (vLLM's warnings name some that have not happened.)"""
+    errors = [line for line in tail if re.match(r"[\w.]*(Error|Exception)(:|$)", line)]
     roots = [line for line in errors if "EngineDeadError" not in line]  # which is only ever the consequence
     found = roots or errors or [line for line in tail if line.strip()]
     return found[-1].strip()[:300] if found else "it said nothing"
 
 
 def _plain(line: str) -> str:
-    """Without colours, and without vLLM's prefix of process and place."""
-    return re.sub(r"^\(\w+ pid=\d+\)\s*", "", re.sub(r"\x1b\[[0-9;]*m", "", line))
+    """Without colours, and without vLLM's prefix of process, and of time and place where that says no more than ERROR."""
+    line = re.sub(r"\x1b\[[0-9;]*m", "", line)
+    return re.sub(r"^(\(\w+ pid=\d+\)\s*)?((ERROR|CRITICAL) \d\d-\d\d \S+ \[[^\]]+\]\s*)?", "", line)

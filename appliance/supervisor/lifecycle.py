@@ -9,10 +9,17 @@ from msgspec.structs import replace
 
 from appliance.records import EngineState
 from appliance.supervisor.exits import Exit
+from appliance.supervisor.vitals import PATIENCE_S, Condition
 
 BACKOFF_S: Final = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 STABLE_NS: Final = 60 * 1_000_000_000  # an engine that was ready for this long has a clean record
 FAILED_STARTS: Final = 3  # in a row, and it is given up
+BUSY_PATIENCE_S: Final = 60.0  # with an engine that computes but gives no sign
+STACKS_S: Final = 0.3  # for processes to write their stacks
+SUSPECT_SHARE: Final = 0.75  # of its patience used, and an engine gets no new work
+TERMINATION_S: Final = 10.0  # between being asked to end and being ended
+GIVEN_UP: Final = (EngineState.FAILED, EngineState.BACKOFF, EngineState.STOPPED)
+_IN_SERVICE: Final = (EngineState.READY, EngineState.SUSPECT, EngineState.DRAINING)
 
 
 class Life(msgspec.Struct, frozen=True, kw_only=True):
@@ -22,7 +29,7 @@ class Life(msgspec.Struct, frozen=True, kw_only=True):
     since_ns: int = 0
     epoch: int = 0
     pid: int | None = None
-    served: bool = False  # it was ready at some time
+    served_ns: int | None = None  # when it was first ready
     stage: str | None = None
     progress: float | None = None
     progress_ns: int = 0  # when it last gave a sign of getting on
@@ -30,6 +37,7 @@ class Life(msgspec.Struct, frozen=True, kw_only=True):
     failed_starts: int = 0  # in a row
     restarts: int = 0
     cause: str | None = None
+    restarting: bool = False  # it drains in order to be started again
 
 
 # ---- events
@@ -68,10 +76,39 @@ class Ended(msgspec.Struct, frozen=True):
     exit: Exit
 
 
+class Quiet(msgspec.Struct, frozen=True):
+    """A process of it gives no sign of life. ``condition`` is what the operating system says of it."""
+
+    who: str  # EngineCore, or API process
+    quiet_s: float
+    patience_s: float
+    condition: Condition
+
+
+class Lively(msgspec.Struct, frozen=True):
+    """All of it gives signs of life."""
+
+
 class Deaf(msgspec.Struct, frozen=True):
     """Alive, but it can't be talked to any more."""
 
     reason: str
+
+
+class Drain(msgspec.Struct, frozen=True):
+    """To take no new work."""
+
+
+class Resume(msgspec.Struct, frozen=True):
+    """To take work again; one that was given up is tried once more."""
+
+
+class Restart(msgspec.Struct, frozen=True):
+    """To be started again, once what it has begun is done."""
+
+
+class Drained(msgspec.Struct, frozen=True):
+    """Nothing is under way on it any more, or it has had time enough."""
 
 
 class Retire(msgspec.Struct, frozen=True):
@@ -82,7 +119,24 @@ class Stop(msgspec.Struct, frozen=True):
     """To end for good, now."""
 
 
-Event = Start | Spawned | Progressed | Stirred | Answers | Clock | Ended | Deaf | Retire | Stop
+Event = (
+    Start
+    | Spawned
+    | Progressed
+    | Stirred
+    | Answers
+    | Clock
+    | Ended
+    | Quiet
+    | Lively
+    | Deaf
+    | Drain
+    | Resume
+    | Restart
+    | Drained
+    | Retire
+    | Stop
+)
 
 
 # ---- actions
@@ -93,7 +147,13 @@ class Spawn(msgspec.Struct, frozen=True):
 
 
 class Kill(msgspec.Struct, frozen=True):
-    """End all of its processes, now."""
+    """End all of its processes, after so many seconds."""
+
+    after_s: float = 0.0
+
+
+class TellStacks(msgspec.Struct, frozen=True):
+    """Have its processes write into the log what their threads do."""
 
 
 class Terminate(msgspec.Struct, frozen=True):
@@ -110,7 +170,7 @@ class Introduce(msgspec.Struct, frozen=True):
     """It can meet the others."""
 
 
-Action = Spawn | Kill | Terminate | StartIn | Introduce
+Action = Spawn | Kill | TellStacks | Terminate | StartIn | Introduce
 Result = tuple[Life, tuple[Action, ...]]
 
 
@@ -132,10 +192,24 @@ def step(life: Life, event: Event, now_ns: int) -> Result:
         case Clock(stall_s) if life.state is EngineState.STARTING and now_ns - life.progress_ns > stall_s * 1e9:
             cause = f"no progress for {stall_s:.0f} s while {life.stage or 'starting'}: see its log, or raise [engine] stall_s"
             return _hung(life, cause, now_ns)
+        case Quiet() if life.state in _IN_SERVICE:
+            return _quiet(life, event, now_ns)
+        case Lively() if life.state is EngineState.SUSPECT:
+            return replace(life, state=EngineState.READY, since_ns=now_ns), ()
         case Deaf(reason) if life.state not in (EngineState.STOPPED, EngineState.HUNG) and life.pid is not None:
             return _hung(life, reason, now_ns)
         case Ended(exit) if life.state not in (EngineState.BACKOFF, EngineState.FAILED):
             return _ended(life, exit, now_ns)
+        case Drain() if life.state in (EngineState.READY, EngineState.SUSPECT):
+            return replace(life, state=EngineState.DRAINING, since_ns=now_ns), ()
+        case Resume() if life.state is EngineState.DRAINING:
+            return replace(life, state=EngineState.READY, since_ns=now_ns, restarting=False), ()
+        case Restart() if life.state in _IN_SERVICE:
+            return replace(life, state=EngineState.DRAINING, since_ns=now_ns, restarting=True), ()
+        case Resume() | Restart() if life.state in GIVEN_UP:
+            return _started(replace(life, deaths=0, failed_starts=0), now_ns), (Spawn(),)
+        case Drained() if life.state is EngineState.DRAINING and life.restarting:
+            return life, (Terminate(), Kill(TERMINATION_S))
         case Retire():
             return _stopped(life, Terminate(), now_ns)
         case Stop():
@@ -152,7 +226,7 @@ def _started(life: Life, now_ns: int) -> Life:
         epoch=life.epoch + 1,
         restarts=life.restarts + (life.epoch > 0),
         pid=None,
-        served=False,
+        served_ns=None,
         stage="starting its process",
         progress=0.0,
         progress_ns=now_ns,
@@ -161,21 +235,38 @@ def _started(life: Life, now_ns: int) -> Life:
 
 def _ready(life: Life, now_ns: int) -> Life:
     return replace(
-        life, state=EngineState.READY, since_ns=now_ns, served=True, stage=None, progress=None, failed_starts=0
+        life, state=EngineState.READY, since_ns=now_ns, served_ns=now_ns, stage=None, progress=None, failed_starts=0
     )
 
 
+def _quiet(life: Life, event: Quiet, now_ns: int) -> Result:
+    """Hung, suspect, or neither yet. What is stopped is known to do nothing; what is busy may come to an end."""
+    patience_s = event.patience_s
+    if event.condition is Condition.STOPPED:
+        patience_s = PATIENCE_S
+    elif event.condition is Condition.BUSY:
+        patience_s = max(BUSY_PATIENCE_S, patience_s)
+    if event.quiet_s > patience_s:
+        cause = f"its {event.who} gave no sign of life for {event.quiet_s:.1f} s ({event.condition}): its log has the stacks"
+        return _hung(life, cause, now_ns)
+    if life.state is EngineState.READY:
+        return replace(life, state=EngineState.SUSPECT, since_ns=now_ns), ()
+    return life, ()
+
+
 def _hung(life: Life, cause: str, now_ns: int) -> Result:
-    return replace(life, state=EngineState.HUNG, since_ns=now_ns, cause=cause), (Kill(),)
+    return replace(life, state=EngineState.HUNG, since_ns=now_ns, cause=cause), (TellStacks(), Kill(STACKS_S))
 
 
 def _ended(life: Life, exit: Exit, now_ns: int) -> Result:
     dead = replace(life, pid=None, since_ns=now_ns, stage=None, progress=None)
     if life.state is EngineState.STOPPED:
         return dead, ()
+    if life.restarting:
+        return replace(dead, state=EngineState.BACKOFF, restarting=False, cause=None), (StartIn(0.0),)
     cause = life.cause if life.state is EngineState.HUNG else exit.cause
-    starting = not life.served
-    stable = life.state is EngineState.READY and now_ns - life.since_ns >= STABLE_NS
+    starting = life.served_ns is None
+    stable = life.served_ns is not None and now_ns - life.served_ns >= STABLE_NS
     failed_starts = life.failed_starts + 1 if starting else 0
     deaths = 1 if stable else life.deaths + 1
     dead = replace(dead, cause=cause, failed_starts=failed_starts, deaths=deaths)

@@ -13,8 +13,6 @@ import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any, Final
 
-import aiohttp
-
 from appliance.channel import (
     ChannelServer,
     Connection,
@@ -27,21 +25,26 @@ from appliance.channel import (
     Up,
 )
 from appliance.config import Config
-from appliance.errors import ChannelError
+from appliance.errors import ActionError, ChannelError
 from appliance.records import EngineState, EngineView
 from appliance.supervisor import lifecycle, specs
 from appliance.supervisor.acquaintance import Acquaintances, Key
 from appliance.supervisor.engine import Engine
 from appliance.supervisor.exits import Exit, explain
 from appliance.supervisor.forkserver import ForkError, ForkServer
+from appliance.supervisor.health import Health
 from appliance.supervisor.introductions import Introductions
 from appliance.supervisor.lifecycle import (
     Answers,
     Clock,
     Deaf,
+    Drain,
+    Drained,
     Ended,
     Event,
     Progressed,
+    Restart,
+    Resume,
     Retire,
     Spawned,
     Start,
@@ -51,8 +54,10 @@ from appliance.supervisor.lifecycle import (
 from appliance.supervisor.process import Session, launch
 from appliance.supervisor.runtime import Runtime
 from appliance.supervisor.specs import EngineSpec
+from appliance.supervisor.watch import Watch
 
 _STIR_BYTES: Final = 1 << 20  # moved within a second: an engine that idles moves less
+_SETTLE_S: Final = 0.05
 _PROBE_S: Final = 0.1
 _CLOCK_S: Final = 1.0
 _IMPORTING: Final = 0.05  # of a start, when it begins to import
@@ -77,8 +82,12 @@ class Node:
         runtime: Runtime,
         *,
         topology: str,
+        in_flight: Callable[[str], int] = lambda engine: 0,
     ) -> None:
+        """``in_flight``: how many requests are under way on an engine."""
         self.topology = topology
+        self._in_flight = in_flight
+        self._rolling = False
         self._config = config
         self._runtime = runtime
         self._on_message: list[OnMessage] = []
@@ -88,7 +97,8 @@ class Node:
         self._views: dict[str, EngineView] = {}
         self._acquaintances = Acquaintances()
         self._introductions = Introductions(self._engines.values(), self._acquaintances, self._task)
-        self._forks = ForkServer(specs.environment(engines[0], runtime, os.environ), config.engine.stall_s)
+        self._watch = Watch(self._engines.values(), runtime, self._post, self._task)
+        self._forks = ForkServer(specs.environment(engines[0], runtime.directory, os.environ), config.engine.stall_s)
         self._inbox: asyncio.Queue[tuple[Engine, int, Event]] = asyncio.Queue()
         self._tasks: set[asyncio.Task[None]] = set()
         self._retired = False  # then an engine that ends is not started again
@@ -132,11 +142,77 @@ class Node:
         """Call back with name and epoch whenever a life has ended."""
         self._on_lost.append(callback)
 
+    # ---- what others may tell
+
+    def drain(self, name: str) -> None:
+        """Take no new work on an engine. Raises ``ActionError``."""
+        self._post(self._engine_in(name, "drain", (EngineState.READY, EngineState.SUSPECT)), Drain())
+
+    def resume(self, name: str) -> None:
+        """Take work again on an engine that drains; try one that was given up once more. Raises ``ActionError``."""
+        self._post(self._engine_in(name, "resume", (EngineState.DRAINING, *lifecycle.GIVEN_UP)), Resume())
+
+    def restart(self, name: str) -> None:
+        """Start an engine again; what it has begun is finished first, for ``[server] grace_s`` at the longest. Raises ``ActionError``."""
+        possible = (EngineState.READY, EngineState.SUSPECT, EngineState.DRAINING, *lifecycle.GIVEN_UP)
+        engine = self._engine_in(name, "restart", possible)
+        self._post(engine, Restart())
+        self._task(self._await_drained(engine, engine.key), f"restart of {name}")
+
+    def restart_all(self) -> None:
+        """Restart one engine after the other, so that the node serves all the time. Raises ``ActionError``."""
+        if self._rolling:
+            raise ActionError(
+                "the engines are being restarted one after the other already: see their states in /api/node"
+            )
+        self._rolling = True
+        self._task(self._roll(), "rolling restart")
+
+    def _engine_in(self, name: str, verb: str, possible: Sequence[EngineState]) -> Engine:
+        engine = self._engines.get(name)
+        if engine is None:
+            raise ActionError(f"there is no engine {name!r}: there are {', '.join(self._engines)}", unknown=True)
+        if engine.life.state not in possible or self._retired:
+            states = ", ".join(sorted(possible))
+            raise ActionError(
+                f"{name} is {engine.life.state} and can't {verb} now: only an engine that is {states} can"
+            )
+        return engine
+
+    async def _await_drained(self, engine: Engine, key: Key) -> None:
+        deadline = time.monotonic() + self._config.server.grace_s
+        await asyncio.sleep(_SETTLE_S)  # what was chosen for it just before
+        while self._in_flight(key.engine) and time.monotonic() < deadline:
+            await asyncio.sleep(_PROBE_S)
+        self._post(engine, Drained(), key.epoch)
+
+    async def _roll(self) -> None:
+        try:
+            for engine in self._engines.values():
+                if engine.life.state is EngineState.READY:
+                    await self._restarted(engine, engine.life.epoch)
+        finally:
+            self._rolling = False
+
+    async def _restarted(self, engine: Engine, epoch: int) -> None:
+        self.restart(engine.spec.name)
+        while not self._is_back(engine, epoch) and engine.life.state is not EngineState.FAILED:
+            await asyncio.sleep(_PROBE_S)
+
+    def _is_back(self, engine: Engine, epoch: int) -> bool:
+        """Ready in a later life, and known to all others that are ready."""
+        ready = [other for other in self._engines.values() if other.life.state is EngineState.READY]
+        known = all(engine.spec.name in self._acquaintances.peers(other.key) for other in ready if other is not engine)
+        return engine.life.epoch > epoch and engine in ready and known
+
+    # ---- beginning and end
+
     async def start(self) -> None:
         """Listen, and begin all engines; returns at once."""
         await self._channel.start()
         self._task(self._run(), "node")
         self._task(self._tick(), "node clock")
+        self._task(self._watch.run(), "watch")
         for engine in self._engines.values():
             self._post(engine, Start())
 
@@ -199,7 +275,10 @@ class Node:
                 self._task(self._spawn(engine, engine.key), f"start of {engine.spec.name}")
             case lifecycle.Kill():
                 if engine.process is not None:
-                    engine.process.kill()
+                    asyncio.get_running_loop().call_later(action.after_s, engine.process.kill)
+            case lifecycle.TellStacks():
+                if engine.process is not None:
+                    engine.process.tell_stacks()
             case lifecycle.Terminate():
                 if engine.process is not None:
                     engine.process.terminate()
@@ -207,6 +286,7 @@ class Node:
                 if not self._retired:
                     self._task(self._start_in(engine, engine.key, delay_s), f"back-off of {engine.spec.name}")
             case lifecycle.Introduce():
+                self._watch.begin(engine)
                 self._introductions.everyone()
 
     async def _tick(self) -> None:
@@ -228,7 +308,7 @@ class Node:
 
     async def _spawn(self, engine: Engine, key: Key) -> None:
         engine.begin_log()
-        self._runtime.forget(key.engine, key.epoch)  # a stale socket would be in the way
+        self._runtime.prepare(key.engine, key.epoch)
         reader, writer = os.pipe()
         try:
             pid = await self._begin(engine, key, writer)
@@ -242,29 +322,28 @@ class Node:
             os.close(writer)
         engine.process = Session(pid, reader, engine.log, lambda _: self._post(engine, Stirred(), key.epoch))
         self._post(engine, Spawned(pid), key.epoch)
-        self._task(self._watch(engine, engine.process, key), f"watch of {key.engine}")
-        self._task(self._probe(engine, key), f"probe of {key.engine}")
+        self._task(self._await_end(engine, engine.process, key), f"end of {key.engine}")
+        self._task(self._await_ready(engine, key), f"readiness of {key.engine}")
 
     async def _begin(self, engine: Engine, key: Key, output: int) -> int:
         """The pid of a new process. Raises ``ForkError``, or ``OSError`` or ``ValueError`` for a command line that can't be."""
         arguments = specs.arguments(engine.spec, self._runtime, self._config, key.epoch, os.getpid())
-        environment = specs.environment(engine.spec, self._runtime, os.environ)
+        environment = specs.environment(engine.spec, self._runtime.temporary(key.engine, key.epoch), os.environ)
         if not engine.spec.forked:
             return launch(specs.command(engine.spec, arguments), environment, output)
         if not self._forks.imported:
             self._post(engine, Progressed("importing vLLM", _IMPORTING), key.epoch)
         return await self._forks.fork(arguments, environment, output)
 
-    async def _watch(self, engine: Engine, session: Session, key: Key) -> None:
+    async def _await_end(self, engine: Engine, session: Session, key: Key) -> None:
         code = await session.wait()
         self._post(engine, Ended(explain(code, engine.last_words())), key.epoch)
 
-    async def _probe(self, engine: Engine, key: Key) -> None:
+    async def _await_ready(self, engine: Engine, key: Key) -> None:
         """Until it is healthy: EngineCore has reported, and its server says 200."""
-        connector = aiohttp.UnixConnector(str(self._runtime.server_socket(key.engine)))
-        async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(2.0)) as session:
+        async with Health(self._runtime.server_socket(key.engine)) as health:
             while engine.key == key and engine.life.state is EngineState.STARTING:
-                if engine.core is not None and await _healthy(session):
+                if engine.core is not None and await health.status() == 200:
                     self._post(engine, Answers(), key.epoch)
                     return
                 await asyncio.sleep(_PROBE_S)
@@ -307,6 +386,8 @@ class Node:
 
     def _take(self, engine: Engine, message: Up) -> None:
         """What the node itself needs to know."""
+        if engine.vitals is not None:
+            engine.vitals.fold(message, time.monotonic_ns())
         match message:
             case Progress(stage=stage, fraction=fraction):
                 self._post(engine, Progressed(stage, fraction))
@@ -369,11 +450,3 @@ def _tell(callbacks: Iterable[Callable[..., None]], *what: object) -> None:
             callback(*what)
         except Exception:
             _log.exception("%s", callback)
-
-
-async def _healthy(session: aiohttp.ClientSession) -> bool:
-    try:
-        async with session.get("http://engine/health") as response:
-            return response.status == 200
-    except (aiohttp.ClientError, TimeoutError, OSError):
-        return False

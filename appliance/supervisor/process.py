@@ -7,15 +7,19 @@ import contextlib
 import ctypes
 import os
 import signal
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Final
 
 import psutil
 
 LOG_LINES: Final = 2000
+STACKS_SIGNAL: Final = signal.SIGUSR2  # engine/life.py answers it
 _LINE_BYTES: Final = 1 << 16
 _REAP_S: Final = 2.0
+_TIDY_S: Final = 0.5  # for what ends by itself
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _IGNORED_BY_PYTHON: Final = (signal.SIGPIPE, signal.SIGXFSZ)
 
@@ -51,20 +55,54 @@ class Session:
         self._on_line = on_line
         self._reader = asyncio.create_task(self._read(output), name=f"log of {pid}")
 
+    def processes(self) -> list[psutil.Process]:
+        """The leader, and what descends from it."""
+        with contextlib.suppress(psutil.Error):
+            leader = psutil.Process(self.pid)
+            return [leader, *leader.children(recursive=True)]
+        return []
+
     def moved_bytes(self) -> int:
         """Bytes that its living processes have read and written, from files, sockets and pipes."""
         total = 0
-        with contextlib.suppress(psutil.Error):
-            leader = psutil.Process(self.pid)
-            for process in (leader, *leader.children(recursive=True)):
+        for process in self.processes():
+            with contextlib.suppress(psutil.Error):
                 counters = process.io_counters()
                 total += counters.read_chars + counters.write_chars
         return total
 
+    def cpu_s(self) -> float:
+        """CPU time that its living processes have used."""
+        total = 0.0
+        for process in self.processes():
+            with contextlib.suppress(psutil.Error):
+                times = process.cpu_times()
+                total += times.user + times.system
+        return total
+
+    def thread_states(self) -> set[str]:
+        """The states of all threads of its processes, in the letters of ``/proc/<pid>/stat``: R runs or would, D, S, T stopped."""
+        found = set()
+        for process in self.processes():
+            for stat in Path(f"/proc/{process.pid}/task").glob("*/stat"):
+                with contextlib.suppress(OSError, IndexError):  # it ends meanwhile
+                    found.add(stat.read_text().rpartition(") ")[2][0])
+        return found
+
+    def tell_stacks(self) -> None:
+        """Ask its processes to write what their threads do into their log. (One that is stopped, or not ours, says nothing.)"""
+        for process in self.processes():
+            with contextlib.suppress(psutil.Error, OSError):
+                if _listens(process.pid, STACKS_SIGNAL):
+                    process.send_signal(STACKS_SIGNAL)
+
     async def wait(self) -> int:
-        """Until the leader has ended; then ends and reaps the rest of the session. The leader's code, negative for a signal."""
+        """Until the leader has ended; then ends and reaps the rest of the session. The leader's code, negative for a signal.
+
+        The rest dies with its parent by itself (``engine/life.py``). Only multiprocessing's resource tracker does not: it
+        sees that everybody else has gone, removes their semaphores from /dev/shm, and ends, if it is given the time.
+        """
         await self._ended()
-        self.kill()  # until it is reaped, nobody else's process group can have this number
         _, status = os.waitpid(self.pid, os.WNOHANG)  # noqa: ASYNC222 (it has ended: nothing to wait for)
         os.close(self._descriptor)
         self._descriptor = -1
@@ -81,10 +119,10 @@ class Session:
                 signal.pidfd_send_signal(self._descriptor, signal.SIGTERM)
 
     def kill(self) -> None:
-        """End the whole session at once. Nothing, once its leader has ended: then that has been done."""
+        """End the leader at once, and with it the session. Nothing, once it has ended."""
         if self._descriptor >= 0:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._descriptor, signal.SIGKILL)
 
     async def _ended(self) -> None:
         loop = asyncio.get_running_loop()
@@ -96,13 +134,22 @@ class Session:
             loop.remove_reader(self._descriptor)
 
     async def _reap(self) -> None:
-        """Orphans of the session are ours (``adopt_orphans``); none may stay behind as a zombie."""
-        with contextlib.suppress(ChildProcessError, TimeoutError):
-            async with asyncio.timeout(_REAP_S):
-                while True:
-                    found, _ = os.waitpid(-self.pid, os.WNOHANG)  # noqa: ASYNC222 (does not wait)
-                    if not found:
-                        await asyncio.sleep(0.01)
+        """Orphans of the session are ours (``adopt_orphans``); none may stay behind, not even as a zombie."""
+        began = time.monotonic()
+        while self._some_are_left() and time.monotonic() - began < _REAP_S:
+            if time.monotonic() - began > _TIDY_S:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.killpg(self.pid, signal.SIGKILL)
+            await asyncio.sleep(0.01)
+
+    def _some_are_left(self) -> bool:
+        """Reaps those that have ended. While there are others, nobody else's process group can have this number."""
+        with contextlib.suppress(ChildProcessError):
+            while True:
+                found, _ = os.waitpid(-self.pid, os.WNOHANG)
+                if not found:
+                    return True
+        return False
 
     async def _read(self, output: int) -> None:
         stream = asyncio.StreamReader(limit=_LINE_BYTES)
@@ -115,6 +162,14 @@ class Session:
                 text = line.decode(errors="replace").rstrip()
                 self._log.append(text)
                 self._on_line(text)
+
+
+def _listens(pid: int, number: signal.Signals) -> bool:
+    """True if the process catches a signal, which would else end it."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("SigCgt:"):
+            return bool(int(line.split()[1], 16) >> (number - 1) & 1)
+    return False
 
 
 async def _line(stream: asyncio.StreamReader) -> bytes:

@@ -14,7 +14,7 @@ from typing import Final
 from appliance.errors import ConfigError
 
 _SOCKET_PATH_BYTES: Final = 107  # sun_path, less its end
-_LONGEST_NAME: Final = f"tmp/{'f' * 36}"  # vLLM's sockets between API process and EngineCore
+_LONGEST_NAME: Final = f"e63-9999/{'f' * 36}"  # vLLM's sockets between API process and EngineCore
 _PREFIX: Final = "pd-appliance-"
 _LOCK: Final = "lock"
 
@@ -32,7 +32,6 @@ class Runtime:
             _sweep(parent)
             self.directory = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
             self._lock = _lock(self.directory)
-            self.temporary.mkdir()
         except OSError as error:
             raise ConfigError(
                 f"no runtime directory can be made in {parent} ({error.strerror}): set RUNTIME_DIRECTORY to another one"
@@ -45,11 +44,6 @@ class Runtime:
     def channel(self) -> Path:
         return self.directory / "channel"
 
-    @property
-    def temporary(self) -> Path:
-        """Where engines put what they would leave in /tmp."""
-        return self.directory / "tmp"
-
     def server_socket(self, engine: str) -> Path:
         return self.directory / f"{engine}.sock"
 
@@ -60,9 +54,19 @@ class Runtime:
             os.close(self._lock)
             self._lock = -1
 
+    def temporary(self, engine: str, epoch: int) -> Path:
+        """Where a life of an engine puts what it would leave in /tmp."""
+        return self.directory / f"{engine}-{epoch}"
+
+    def prepare(self, engine: str, epoch: int) -> None:
+        """Make room for a life of an engine; what an earlier one left would be in the way."""
+        self.forget(engine, epoch)
+        self.temporary(engine, epoch).mkdir()
+
     def forget(self, engine: str, epoch: int) -> None:
         """Remove what a life of an engine left behind."""
-        for path in (self.server_socket(engine), *self.directory.glob(f"{engine}-{epoch}*")):
+        shutil.rmtree(self.temporary(engine, epoch), ignore_errors=True)
+        for path in (self.server_socket(engine), *self.directory.glob(f"{engine}-{epoch}[.-]*")):
             path.unlink(missing_ok=True)
 
 

@@ -19,6 +19,19 @@ from appliance.supervisor.topology import Topology
 
 ENGINE_MODULE: Final = "appliance.engine.main"
 _DEMO_CONTEXT: Final = "4096"
+_OURS: Final = "the appliance sets it itself"
+_NOT_TO_GIVE: Final = {
+    **dict.fromkeys(("--tensor-parallel-size", "-tp"), "write it into the topology, as in 1p1d@tp2"),
+    **dict.fromkeys(("--pipeline-parallel-size", "-pp"), "engines over several pipeline stages are not supported"),
+    **dict.fromkeys(("--data-parallel-size", "-dp"), "use more engines (topology)"),
+    **dict.fromkeys(("--model", "--served-model-name"), "write it into [model] path and name"),
+    "--kv-cache-memory-bytes": "write it into [engine] kv_cache_bytes",
+    **dict.fromkeys(
+        ("--uds", "--host", "--port", "--kv-transfer-config", "--scheduler-cls", "--api-server-count", "--headless"),
+        _OURS,
+    ),
+    "--enable-return-routed-experts": "answers that are split over two engines can't have them",
+}
 
 
 class Model(msgspec.Struct, frozen=True):
@@ -70,6 +83,7 @@ def resolve_model(config: Config) -> Model:
 
 def specs(config: Config, topology: Topology, model: Model, cores: Sequence[int]) -> tuple[EngineSpec, ...]:
     """One per place, the machine's cores shared out evenly."""
+    _check_arguments(config)
     count = len(topology.places)
     found = []
     for number, place in enumerate(topology.places):
@@ -89,6 +103,16 @@ def specs(config: Config, topology: Topology, model: Model, cores: Sequence[int]
             )
         )
     return tuple(found)
+
+
+def _check_arguments(config: Config) -> None:
+    """Raises ``ConfigError`` for arguments with which an engine would not be the one that was meant."""
+    given = {"engine.args": config.engine.args, "engine.prefill.args": config.engine.prefill.args}
+    for setting, arguments in {**given, "engine.decode.args": config.engine.decode.args}.items():
+        for argument in arguments:
+            name = argument.split("=")[0].replace("_", "-")
+            if name in _NOT_TO_GIVE:
+                raise ConfigError(f"{setting}: {name} is not to be given: {_NOT_TO_GIVE[name]}")
 
 
 def share(cores: Sequence[int], number: int, count: int) -> tuple[int, ...]:
@@ -116,14 +140,9 @@ def command(spec: EngineSpec, arguments: Sequence[str]) -> list[str]:
     return [sys.executable, "-m", spec.module, *arguments]
 
 
-def environment(spec: EngineSpec, runtime: Runtime, inherited: Mapping[str, str]) -> dict[str, str]:
-    """The environment of one life. ``TMPDIR`` keeps what vLLM leaves in temporary files inside the runtime directory."""
-    return {
-        **inherited,
-        "TMPDIR": str(runtime.temporary),
-        "VLLM_RPC_BASE_PATH": str(runtime.temporary),
-        **spec.environment,
-    }
+def environment(spec: EngineSpec, temporary: Path, inherited: Mapping[str, str]) -> dict[str, str]:
+    """What an engine is started with. ``temporary`` is for what vLLM would leave in /tmp."""
+    return {**inherited, "TMPDIR": str(temporary), "VLLM_RPC_BASE_PATH": str(temporary), **spec.environment}
 
 
 def _arguments(config: Config, model: Model, role: Role) -> tuple[str, ...]:

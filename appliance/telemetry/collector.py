@@ -27,7 +27,7 @@ from appliance.telemetry.series import Series
 from appliance.telemetry.timeline import Timelines
 
 _log = logging.getLogger("pd-appliance")
-_MEMORY_S: Final = 5.0
+_MEMORY_S: Final = 15.0  # the kernel walks all pages of a process to say how large it is
 _NEWEST: Final = 12  # timelines in a snapshot
 _IN_SERVICE: Final = (EngineState.READY, EngineState.DRAINING, EngineState.SUSPECT)  # their rates mean something
 _ENDED: Final = (EngineState.BACKOFF, EngineState.FAILED, EngineState.STOPPED)

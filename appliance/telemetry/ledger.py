@@ -82,6 +82,10 @@ class Ledger:
             self._forget(key, time.monotonic_ns() if now_ns is None else now_ns)
             self._counts.lost += 1
 
+    def held_by(self, engine: str) -> int:
+        """Leases on an engine's blocks that are still to be ended."""
+        return sum(held.owner == engine for held in self._held.values())
+
     def snapshot(self, now_ns: int) -> LedgerSnapshot:
         """The leases held now, and counts since the start: granted is the sum of the others and of those held."""
         leases = tuple(_lease(held, now_ns) for held in self._held.values())

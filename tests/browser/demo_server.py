@@ -32,6 +32,7 @@ class Demo:
         self.site: Site = create_app(
             inference=NoInference(),
             node=node,
+            actions=node,
             max_body_bytes=1 << 20,
             max_held_bytes=1 << 24,
             metrics=exposition.render,

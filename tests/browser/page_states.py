@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable
 
 import msgspec
 
+from appliance.errors import ActionError
 from appliance.records import (
     EngineSnapshot,
     EngineState,
@@ -320,12 +321,13 @@ STATES: dict[str, Callable[[int], NodeSnapshot]] = {
 
 
 class FakeNode:
-    """A ``NodeView`` that shows one of ``STATES`` and ticks on; ``show`` changes to another."""
+    """A ``NodeView`` and ``Actions`` that shows one of ``STATES`` and ticks on; ``show`` changes to another."""
 
     def __init__(self, state: str = "busy", tick_s: float = 0.5) -> None:
         self.state = state
         self.tick_s = tick_s
         self.readers = 0
+        self.asked: list[str] = []
         self._began = time.monotonic()
 
     def show(self, state: str) -> None:
@@ -342,6 +344,26 @@ class FakeNode:
                 await asyncio.sleep(self.tick_s)
         finally:
             self.readers -= 1
+
+    def drain(self, name: str) -> None:
+        self._asked("drain", name)
+
+    def resume(self, name: str) -> None:
+        self._asked("resume", name)
+
+    def restart(self, name: str) -> None:
+        self._asked("restart", name)
+
+    def restart_all(self) -> None:
+        self.asked.append("restart")
+
+    def _asked(self, verb: str, name: str) -> None:
+        found = next((engine for engine in self.latest().engines if engine.name == name), None)
+        if found is None:
+            raise ActionError(f"there is no engine {name!r}", unknown=True)
+        if found.state is EngineState.STARTING:
+            raise ActionError(f"{name} is starting")
+        self.asked.append(f"{verb} {name}")
 
     def timelines(self, limit: int) -> list[Timeline]:
         return list(self.latest().recent[:limit])

@@ -48,6 +48,7 @@ def port(router: Router) -> Iterator[int]:
     site = create_app(
         inference=router,
         node=FakeNode(),
+        actions=FakeNode(),
         max_body_bytes=_LIMIT_BYTES,
         max_held_bytes=10 * _LIMIT_BYTES,
         metrics=lambda snapshot: b"",

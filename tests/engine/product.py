@@ -56,7 +56,7 @@ class Server:
         self.url = url
         self.session = session
         self.process = process
-        self.temporary = Path()  # of the appliance: what its engines use for /tmp
+        self.runtime = Path()  # the appliance's directory for sockets, and for what engines would leave in /tmp
 
     async def post(self, path: str, body: Any, headers: dict[str, str] | None = None) -> Answer:
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
@@ -116,7 +116,7 @@ async def appliance(
             while not _whole(await server.node()):
                 await asyncio.sleep(0.2)
         [runtime] = (directory / f"run-{port}").iterdir()
-        server.temporary = runtime / "tmp"
+        server.runtime = runtime
         yield server
         if process.returncode is None:
             process.send_signal(signal.SIGTERM)

@@ -124,18 +124,18 @@ async def test_after_all_that_the_same_processes_serve(server: Server) -> None:
 
 async def test_no_stray_files_outside_the_runtime_directory(server: Server) -> None:
     """vLLM leaves sockets and files in the temporary directory: engines have one of their own, which goes with them."""
-    assert any(path.is_socket() for path in server.temporary.iterdir()), "vLLM's between API process and EngineCore"
+    assert any(path.is_socket() for path in server.runtime.glob("e0-1/*")), "vLLM's between API process and EngineCore"
     pids = [engine["pid"] for engine in (await server.node())["engines"]]
     for process in (child for pid in pids for child in psutil.Process(pid).children(recursive=True)):
         outside = [file.path for file in process.open_files() if file.path.startswith(tempfile.gettempdir())]
-        assert all(path.startswith(str(server.temporary.parent)) for path in outside), outside
+        assert all(path.startswith(str(server.runtime)) for path in outside), outside
 
 
 async def test_nothing_is_compiled_while_serving(server: Server) -> None:
     """vLLM compiles parts of its sampler when a request first wants them, and meanwhile no stream of that engine moves."""
     answer = await server.post(CHAT, {"messages": QUESTION, "max_tokens": 2, "logprobs": True, "top_p": 0.9})
     assert answer.status == 200
-    assert not list(server.temporary.glob("torchinductor*"))
+    assert not list(server.runtime.rglob("torchinductor*"))
 
 
 async def test_the_page_metrics_and_events_answer(server: Server) -> None:

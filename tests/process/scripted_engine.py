@@ -2,7 +2,8 @@
 
 ``SCRIPT`` is a comma-separated list: ``crash`` (says an error and exits 3 at once), ``bad-argument``, ``silent`` (starts, then never says
 anything), ``dies`` (exits 1 shortly after it was ready), ``child`` (forks a child that sleeps), ``refuse`` (maps no peer),
-``busy`` (can map none at first), ``gibberish`` (breaks the channel's protocol once it is ready), ``deaf`` (closes the channel then).
+``busy`` (can map none at first), ``gibberish`` (breaks the channel's protocol once it is ready), ``deaf`` (closes the channel then),
+``mute`` (says nothing more then), ``spins`` (nor does it sleep), ``speechless`` (its server answers no more then).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import threading
 import time
 
 from appliance.channel import ClosePeer, CoreReady, Down, Heartbeat, OpenPeer, PeerClosed, PeerOpened, Progress
-from appliance.engine.life import bind_children, die_with
+from appliance.engine.life import bind_children, die_with, tell_stacks
 from appliance.engine.link import Link, process_link
 
 SCRIPT = set(os.environ.get("SCRIPT", "").split(","))
@@ -26,6 +27,7 @@ def main() -> None:
     options, uds = arguments()
     die_with(options.parent)
     bind_children()
+    tell_stacks()
     if "crash" in SCRIPT:
         sys.exit("SomethingError: it was told to")
     if "bad-argument" in SCRIPT:
@@ -81,8 +83,11 @@ def serve(uds: str) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         listener.bind(uds)
         listener.listen()
+        began = time.monotonic()
         while True:
             connection, _ = listener.accept()
+            if "speechless" in SCRIPT and time.monotonic() - began > 0.5:
+                time.sleep(600)
             with connection:
                 connection.recv(4096)
                 connection.sendall(OK)
@@ -98,6 +103,11 @@ def live(link: Link) -> None:
     if "deaf" in SCRIPT:
         time.sleep(0.3)
         link._socket.shutdown(socket.SHUT_RDWR)
+    if SCRIPT & {"mute", "spins"}:
+        time.sleep(0.5)
+        while "spins" in SCRIPT:
+            pass
+        time.sleep(600)
     while True:
         time.sleep(0.2)
         link.send(Heartbeat(at_ns=time.monotonic_ns(), running=0, waiting=0, fetching=0, kv_free=100, leased=0))

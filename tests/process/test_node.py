@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import tempfile
 from collections.abc import AsyncIterator, Callable
@@ -16,6 +17,7 @@ from msgspec.structs import replace
 
 from appliance.channel import Heartbeat, Release, Up
 from appliance.config import Config, EngineConfig
+from appliance.errors import ActionError
 from appliance.records import EngineState, EngineView
 from appliance.supervisor import introductions, lifecycle
 from appliance.supervisor import node as node_module
@@ -64,13 +66,19 @@ def scripted(spec: EngineSpec, script: str) -> EngineSpec:
 
 
 @asynccontextmanager
-async def node(layout: str = "1p1d", *, stall_s: float = 30.0, **scripts: str) -> AsyncIterator[Scene]:
+async def node(
+    layout: str = "1p1d",
+    *,
+    stall_s: float = 30.0,
+    in_flight: Callable[[str], int] = lambda engine: 0,
+    **scripts: str,
+) -> AsyncIterator[Scene]:
     """Scripts by engine name; afterwards nothing of it may be left."""
     config = Config(engine=EngineConfig(stall_s=stall_s))
     with tempfile.TemporaryDirectory(prefix="pd-") as name:
         engines = specs(config, parse(layout), resolve_model(config), sorted(os.sched_getaffinity(0)))
         engines = tuple(scripted(spec, scripts.get(spec.name, "")) for spec in engines)
-        made = Node(config, engines, Runtime(Path(name) / "run"), topology=layout)
+        made = Node(config, engines, Runtime(Path(name) / "run"), topology=layout, in_flight=in_flight)
         scene = Scene(made)
         await made.start()
         try:
@@ -156,6 +164,100 @@ async def test_an_engine_that_closed_its_channel_is_replaced() -> None:
         await scene.until(lambda: ("e0", 1) in scene.lost)
         assert scene.engine("e0").cause == "its EngineCore lives, but has closed the engine channel"
         assert scene.engine("e1").restarts == 0
+
+
+@pytest.mark.parametrize(
+    ("script", "says"),
+    [
+        ("mute", "its EngineCore gave no sign of life for"),
+        ("spins", r"its EngineCore gave no sign of life for \d\.\d s \(busy\)"),
+        ("speechless", "its API process gave no sign of life for"),
+    ],
+)
+async def test_an_engine_that_hangs_is_replaced_and_its_stacks_are_kept(
+    script: str, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lifecycle, "BUSY_PATIENCE_S", 2.5)
+    async with node(e0=script) as scene:
+        await scene.until(lambda: ("e0", 1) in scene.lost, 12)
+        states = [view.state for view in scene.views if (view.name, view.epoch) == ("e0", 1)]
+        assert [state for state in states if state in (EngineState.SUSPECT, EngineState.HUNG)][-2:] == [
+            EngineState.SUSPECT,
+            EngineState.HUNG,
+        ]
+        assert re.search(says, scene.engine("e0").cause or "")
+        assert any("scripted_engine.py" in line and "line" in line for line in scene.node.logs("e0") or [])
+        assert scene.engine("e1").restarts == 0
+
+
+async def test_an_engine_that_is_stopped_is_replaced() -> None:
+    async with node() as scene:
+        await scene.all_ready()
+        pid = scene.engine("e0").pid
+        os.kill(pid or 0, signal.SIGSTOP)
+        await scene.until(lambda: ("e0", 1) in scene.lost, 5)
+        assert "(stopped)" in (scene.engine("e0").cause or "")
+        await scene.until(lambda: scene.engine("e0").epoch == 2 and scene.engine("e0").state is EngineState.READY)
+
+
+async def test_an_engine_that_goes_on_in_time_is_no_longer_suspect() -> None:
+    async with node() as scene:
+        await scene.all_ready()
+        pid = scene.engine("e0").pid or 0
+        os.kill(pid, signal.SIGSTOP)
+        await scene.until(lambda: scene.engine("e0").state is EngineState.SUSPECT)
+        os.kill(pid, signal.SIGCONT)
+        await scene.until(lambda: scene.engine("e0").state is EngineState.READY)
+        assert (scene.engine("e0").pid, scene.lost) == (pid, [])
+
+
+async def test_draining_and_resuming() -> None:
+    async with node() as scene:
+        await scene.all_ready()
+        scene.node.drain("e0")
+        await scene.until(lambda: scene.engine("e0").state is EngineState.DRAINING)
+        with pytest.raises(ActionError, match="e0 is draining and can't drain now"):
+            scene.node.drain("e0")
+        scene.node.resume("e0")
+        await scene.until(lambda: scene.engine("e0").state is EngineState.READY)
+        with pytest.raises(ActionError, match="there is no engine 'e7': there are e0, e1"):
+            scene.node.resume("e7")
+
+
+async def test_a_restart_waits_for_what_is_under_way() -> None:
+    under_way = {"e0": 1, "e1": 0}
+    async with node(in_flight=under_way.__getitem__) as scene:
+        await scene.until(lambda: all(view.peers for view in scene.node.views()))
+        pid = scene.engine("e0").pid
+        scene.node.restart("e0")
+        await scene.until(lambda: scene.engine("e0").state is EngineState.DRAINING)
+        await asyncio.sleep(0.5)
+        assert scene.engine("e0").pid == pid
+        under_way["e0"] = 0
+        await scene.until(lambda: scene.engine("e0").epoch == 2 and scene.engine("e0").state is EngineState.READY)
+        assert scene.engine("e0").cause is None
+        assert not any(view.state is EngineState.FAILED for view in scene.views)
+
+
+async def test_all_are_restarted_one_after_the_other() -> None:
+    async with node() as scene:
+        await scene.until(lambda: all(view.peers for view in scene.node.views()))
+        seen = len(scene.views)
+        scene.node.restart_all()
+        with pytest.raises(ActionError, match="already"):
+            scene.node.restart_all()
+        await scene.until(lambda: all(view.epoch == 2 and view.peers for view in scene.node.views()), 20)
+        states = {"e0": EngineState.READY, "e1": EngineState.READY}
+        for view in scene.views[seen:]:
+            states[view.name] = view.state
+            assert EngineState.READY in states.values(), "one of them serves at any time"
+
+
+async def test_an_engine_that_was_given_up_is_tried_again() -> None:
+    async with node("1b", e0="bad-argument") as scene:
+        await scene.until(lambda: scene.engine("e0").state is EngineState.FAILED)
+        scene.node.restart("e0")
+        await scene.until(lambda: scene.engine("e0").epoch == 2)
 
 
 async def test_a_callback_that_fails_stops_nothing() -> None:

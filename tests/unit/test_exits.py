@@ -57,6 +57,13 @@ def test_the_death_of_engine_core_is_told_by_what_led_to_it() -> None:
     assert explain(0, [PREFIX + "RuntimeError: a kernel", DEAD]).cause.endswith("RuntimeError: a kernel")
 
 
+def test_what_a_warning_warns_of_has_not_happened() -> None:
+    warning = "WARNING 11-25 20:54:58 [system_utils.py:255] This can cause fd limit errors like `OSError: [Errno 24] Too many`"
+    assert explain(0, [warning, DEAD]).cause.startswith("its EngineCore ended without a word")
+    stream = "ERROR 11-25 21:00:00 [serving.py:926] Error in chat completion stream generator."
+    assert explain(0, [warning, stream, DEAD]).cause.startswith("its EngineCore ended without a word")
+
+
 def test_colours_and_prefixes_are_taken_off() -> None:
     assert explain(1, ["\x1b[31m(APIServer pid=1)\x1b[0m MyError: red"]).cause == "exit status 1: MyError: red"
 

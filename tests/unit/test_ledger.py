@@ -328,3 +328,12 @@ def test_a_burst_is_counted_whole(bench: Bench) -> None:
     for number in range(5_000):
         bench.pulled(f"r{number}")
     assert bench.ledger.handoffs(bench.now_ns).recent_s == pytest.approx(500.0)
+
+
+def test_leases_are_counted_by_their_owner(bench: Bench) -> None:
+    bench.grant("a")
+    bench.grant("b", owner="e1")
+    bench.grant("c")
+    assert (bench.ledger.held_by("e0"), bench.ledger.held_by("e1"), bench.ledger.held_by("e2")) == (2, 1, 0)
+    bench.ended("released", "a")
+    assert bench.ledger.held_by("e0") == 1

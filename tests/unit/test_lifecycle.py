@@ -10,18 +10,27 @@ from appliance.records import EngineState
 from appliance.supervisor.exits import Exit
 from appliance.supervisor.lifecycle import (
     BACKOFF_S,
+    BUSY_PATIENCE_S,
     FAILED_STARTS,
     STABLE_NS,
+    STACKS_S,
+    TERMINATION_S,
     Action,
     Answers,
     Clock,
     Deaf,
+    Drain,
+    Drained,
     Ended,
     Event,
     Introduce,
     Kill,
     Life,
+    Lively,
     Progressed,
+    Quiet,
+    Restart,
+    Resume,
     Retire,
     Spawn,
     Spawned,
@@ -29,9 +38,11 @@ from appliance.supervisor.lifecycle import (
     StartIn,
     Stirred,
     Stop,
+    TellStacks,
     Terminate,
     step,
 )
+from appliance.supervisor.vitals import Condition
 
 S = 1_000_000_000
 CRASH = Ended(Exit("killed"))
@@ -113,7 +124,7 @@ def test_a_start_that_stalls_is_killed_and_says_where() -> None:
     stirred, _ = run((14, Stirred()), (20, Clock(10.0)), life=life)
     assert stirred.state is EngineState.STARTING, "a log line is a sign of life"
     hung, actions = run((16, Clock(10.0)), life=life)
-    assert (hung.state, actions) == (EngineState.HUNG, [Kill()])
+    assert (hung.state, actions) == (EngineState.HUNG, [TellStacks(), Kill(STACKS_S)])
     dead, _ = run((17, CRASH), life=hung)
     assert "no progress for 10 s while importing vLLM" in (dead.cause or "")
 
@@ -134,9 +145,76 @@ def test_retiring_asks_first_and_is_no_death() -> None:
     assert (life.state, life.cause, life.pid, actions) == (EngineState.STOPPED, None, None, ())
 
 
+def quiet(quiet_s: float, condition: Condition, patience_s: float = 2.0) -> Quiet:
+    return Quiet("EngineCore", quiet_s, patience_s, condition)
+
+
+@pytest.mark.parametrize(
+    ("event", "state"),
+    [
+        (quiet(1.6, Condition.STILL), EngineState.SUSPECT),
+        (quiet(2.1, Condition.STILL), EngineState.HUNG),
+        (quiet(2.1, Condition.STILL, patience_s=20.0), EngineState.SUSPECT),
+        (quiet(2.1, Condition.STOPPED, patience_s=20.0), EngineState.HUNG),
+        (quiet(30.0, Condition.BUSY), EngineState.SUSPECT),
+        (quiet(BUSY_PATIENCE_S + 1, Condition.BUSY), EngineState.HUNG),
+        (quiet(BUSY_PATIENCE_S + 1, Condition.BUSY, patience_s=100.0), EngineState.SUSPECT),
+    ],
+)
+def test_an_engine_without_a_sign_of_life_is_suspect_then_hung(event: Quiet, state: EngineState) -> None:
+    life, actions = step(ready(), event, 20 * S)
+    assert life.state is state
+    if state is EngineState.SUSPECT:
+        assert actions == ()
+        assert step(life, Lively(), 21 * S)[0].state is EngineState.READY
+        return
+    assert actions == (TellStacks(), Kill(STACKS_S))
+    assert "its EngineCore gave no sign of life" in (life.cause or "")
+    assert f"({event.condition})" in (life.cause or "")
+    dead, _ = step(life, CRASH, 23 * S)
+    assert (dead.state, dead.cause, dead.failed_starts) == (EngineState.BACKOFF, life.cause, 0)
+
+
+def test_loading_is_not_hanging() -> None:
+    starting, _ = run((0, Start()), (0, Spawned(7)))
+    assert step(starting, quiet(99.0, Condition.STILL), 99 * S) == (starting, ())
+
+
+def test_draining_and_taking_work_again() -> None:
+    life, actions = step(ready(), Drain(), 20 * S)
+    assert (life.state, actions) == (EngineState.DRAINING, ())
+    assert step(life, Drained(), 21 * S) == (life, ()), "nobody asked for a restart"
+    life, _ = step(life, Resume(), 22 * S)
+    assert life.state is EngineState.READY
+
+
+def test_a_restart_ends_it_when_it_is_drained_and_is_no_death() -> None:
+    life, actions = step(ready(), Restart(), 20 * S)
+    assert (life.state, actions) == (EngineState.DRAINING, ())
+    life, actions = step(life, Drained(), 21 * S)
+    assert actions == (Terminate(), Kill(TERMINATION_S))
+    life, actions = step(life, CRASH, 22 * S)
+    assert (life.state, life.cause, life.deaths, actions) == (EngineState.BACKOFF, None, 0, (StartIn(0.0),))
+    life, actions = step(life, Start(), 22 * S)
+    assert (life.state, life.restarting, life.epoch, actions) == (EngineState.STARTING, False, 2, (Spawn(),))
+
+
+def test_a_restart_that_is_thought_better_of() -> None:
+    life, _ = run((20, Restart()), (21, Resume()), life=ready())
+    assert (life.state, life.restarting) == (EngineState.READY, False)
+    assert step(life, Drained(), 22 * S) == (life, ())
+
+
+@pytest.mark.parametrize("event", [Restart(), Resume()])
+def test_one_that_was_given_up_is_tried_again_with_a_clean_record(event: Event) -> None:
+    life, _ = run((0, Start()), (1, Ended(Exit("bad", terminal=True))))
+    life, actions = step(life, event, 2 * S)
+    assert (life.state, life.failed_starts, actions) == (EngineState.STARTING, 0, (Spawn(),))
+
+
 def test_a_deaf_engine_is_replaced_and_says_why() -> None:
     life, actions = step(ready(), Deaf("it does not listen"), 20 * S)
-    assert (life.state, actions) == (EngineState.HUNG, (Kill(),))
+    assert (life.state, actions) == (EngineState.HUNG, (TellStacks(), Kill(STACKS_S)))
     life, actions = step(life, CRASH, 21 * S)
     assert (life.state, life.cause, life.failed_starts) == (EngineState.BACKOFF, "it does not listen", 0)
     assert step(life, Deaf("late"), 22 * S) == (life, ())
@@ -176,8 +254,8 @@ def test_whatever_happens_the_life_makes_sense(events: list[tuple[Event, int]]) 
         before, (life, actions) = life, step(life, event, now_ns)
         assert life.epoch == before.epoch + actions.count(Spawn())
         if Spawn() in actions:
-            assert before.state in (EngineState.STOPPED, EngineState.BACKOFF)
-        if before.state is EngineState.FAILED and not isinstance(event, Stop | Retire):
+            assert before.state in (EngineState.STOPPED, EngineState.BACKOFF, EngineState.FAILED)
+        if before.state is EngineState.FAILED and not isinstance(event, Stop | Retire | Resume | Restart):
             assert life.state is EngineState.FAILED, "only its owner can help a failed engine"
         if life.state is EngineState.READY:
             assert life.stage is None

@@ -98,6 +98,17 @@ def test_none_ready_refuses_all_that_wait() -> None:
     assert desk.put(1) is desk.refused[-1][0]
 
 
+def test_while_the_last_engine_is_suspect_requests_wait() -> None:
+    desk = Desk()
+    waiting = [desk.put(10) for _ in range(4)][2:]
+    desk.set_state(EngineState.SUSPECT)
+    assert not desk.refused
+    assert len(desk.queue) == 2
+    desk.set_state(EngineState.READY)
+    desk.queue.withdraw(waiting[0])
+    assert not desk.refused
+
+
 def test_how_long_the_oldest_has_waited() -> None:
     desk = Desk()
     for at in (0, 0, 5_000_000_000, 7_000_000_000):

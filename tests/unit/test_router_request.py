@@ -520,6 +520,72 @@ async def test_requests_of_a_lost_engine_are_tried_elsewhere_at_once(pair: House
     assert client.fields["x-unsplit-reason"] == "no decode engine is ready (e1 is backoff)"
 
 
+async def test_a_stream_of_an_engine_that_is_lost_fails_although_its_connection_still_stands(pair: House) -> None:
+    """A stopped process is killed: that it has ended may be known before its sockets tell."""
+
+    async def endless(engine: Engine, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        response = await stream(engine, request, EVENTS[:1])
+        await engine.hold.wait()
+        return response
+
+    pair["e1"].script = endless
+    task, client = pair.asking(STREAM)
+    await client.first.wait()
+    pair.router.engine_lost("e1", 1)
+    async with asyncio.timeout(5):
+        await task
+    assert b"e1 ended in the middle of its answer" in client.body
+    assert last(pair).outcome == "failed"
+
+
+# ---- the end of the grace period
+
+
+@pytest.mark.parametrize("name", ["e0", "e1"])
+async def test_a_whole_answer_that_is_given_up_is_a_503(pair: House, name: str) -> None:
+    pair[name].script = holding()
+    task, client = pair.asking(ASK)
+    await pair[name].reached.wait()
+    pair.router.abandon()
+    with pytest.raises(RequestError, match="has shut down before this answer was complete") as caught:
+        await task
+    assert (caught.value.status, caught.value.code, caught.value.retry_after_s) == (503, "draining", 10.0)
+    assert not client.started
+    assert last(pair).outcome == "failed"
+
+
+async def test_a_stream_that_is_given_up_ends_with_an_error_event(pair: House) -> None:
+    async def endless(engine: Engine, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        response = await stream(engine, request, EVENTS[:1])
+        await engine.hold.wait()
+        return response
+
+    pair["e1"].script = endless
+    task, client = pair.asking(STREAM)
+    await client.first.wait()
+    pair.router.abandon()
+    await task
+    assert client.body.startswith(EVENTS[0])
+    assert b"has shut down before this answer was complete" in client.body
+    assert b"[DONE]" not in client.body
+    assert (client.ended, last(pair).outcome) == (True, "failed")
+
+
+async def test_what_waits_in_the_queue_is_given_up_too(short: Path) -> None:
+    async with house(short) as built:
+        built["e0"].view = msgspec.structs.replace(built["e0"].view, max_batched_tokens=1)
+        built["e0"].script = holding()
+        first, _ = built.asking(ASK)
+        await built["e0"].reached.wait()
+        second, _ = built.asking(ASK)
+        await until(lambda: _queued(built))
+        built.router.abandon()
+        for task in (first, second):
+            with pytest.raises(RequestError) as caught:
+                await task
+            assert (caught.value.status, caught.value.code) == (503, "draining")
+
+
 # ---- clients that leave
 
 

@@ -38,12 +38,29 @@ def test_a_command_line_names_its_life_and_hands_vllm_the_rest(short: Path) -> N
     assert transfer["kv_connector_extra_config"]["epoch"] == 4
 
 
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--tensor-parallel-size", "2"), "topology"),
+        (("--tensor_parallel_size=2",), "topology"),
+        (("-tp", "2"), "topology"),
+        (("--seed", "1", "--port", "8001"), "the appliance sets it itself"),
+        (("--served-model-name=x",), r"\[model\]"),
+    ],
+)
+@pytest.mark.parametrize("role", [{}, {"prefill"}, {"decode"}], ids=["engine", "prefill", "decode"])
+def test_arguments_that_are_not_to_be_given(arguments: tuple[str, ...], says: str, role: set[str]) -> None:
+    made = config(**({name: RoleArgs(args=arguments) for name in role} or {"args": arguments}))
+    with pytest.raises(ConfigError, match=rf"engine\.{''.join(f'{name}.' for name in role)}args: -.*{says}"):
+        specs(made, parse("1p1d"), resolve_model(made), [0, 1])
+
+
 def test_engines_leave_nothing_outside_the_runtime_directory(short: Path) -> None:
     made = config(env={"MINE": "1"})
     spec = specs(made, parse("1b"), resolve_model(made), [0])[0]
     runtime = Runtime(short)
-    found = environment(spec, runtime, {"PATH": "/bin", "TMPDIR": "/elsewhere"})
-    assert found["TMPDIR"] == str(runtime.temporary)
+    found = environment(spec, runtime.temporary("e0", 3), {"PATH": "/bin", "TMPDIR": "/elsewhere"})
+    assert found["TMPDIR"] == str(runtime.directory / "e0-3")
     assert (found["PATH"], found["MINE"], found["HF_HUB_OFFLINE"]) == ("/bin", "1", "1")
 
 
@@ -96,6 +113,21 @@ def test_a_runtime_directory_is_private_and_goes_without_harm_to_its_neighbours(
     second.remove()
 
 
+def test_a_life_of_an_engine_leaves_nothing_and_the_others_alone(short: Path) -> None:
+    runtime = Runtime(short)
+    for epoch in (1, 12):
+        runtime.prepare("e0", epoch)
+        (runtime.temporary("e0", epoch) / "of vllm").write_text("")
+        (runtime.directory / f"e0-{epoch}-0.kv").write_text("")
+        (runtime.directory / f"e0-{epoch}.leases").write_text("")
+    runtime.forget("e0", 1)
+    runtime.forget("e0", 1)
+    assert {path.name for path in runtime.directory.iterdir()} == {"lock", "e0-12", "e0-12-0.kv", "e0-12.leases"}
+    runtime.prepare("e0", 12)
+    assert not list(runtime.temporary("e0", 12).iterdir())
+    runtime.remove()
+
+
 def test_what_a_dead_supervisor_left_is_removed(short: Path) -> None:
     left = Runtime(short)
     os.close(left._lock)  # as the kernel does
@@ -107,7 +139,7 @@ def test_what_a_dead_supervisor_left_is_removed(short: Path) -> None:
 
 
 def test_a_path_too_long_for_the_sockets_is_refused_and_nothing_stays(short: Path) -> None:
-    parent = short / ("x" * (107 - len(f"{short}//pd-appliance-12345678/tmp/") - 36))
+    parent = short / ("x" * (107 - len(f"{short}//pd-appliance-12345678/e63-9999/") - 36))
     Runtime(parent).remove()
     longer = Path(f"{parent}x")
     with pytest.raises(ConfigError, match="too long"):

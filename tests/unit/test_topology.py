@@ -27,7 +27,26 @@ def test_layouts(layout: str, roles: list[Role], sizes: list[int]) -> None:
 
 
 @pytest.mark.parametrize(
-    "layout", ["", "1p", "p1d", "0p1d", "1p0d", "0b", "1p1d@4", "1p1d@tp0", "1b@tp2:tp4", "65b", "-1b", "1p1d2b"]
+    "layout",
+    [
+        "",
+        "1p",
+        "p1d",
+        "0p1d",
+        "1p0d",
+        "0b",
+        "1p1d@4",
+        "1p1d@tp0",
+        "1b@tp2:tp4",
+        "65b",
+        "-1b",
+        "1p1d2b",
+        f"{10**20}b",
+        "2000000000b",
+        "1p9999999999d",
+        "1b@tp65",
+        "١p١d",
+    ],
 )
 def test_what_is_not_a_layout_says_what_would_be(layout: str) -> None:
     with pytest.raises(ConfigError) as caught:

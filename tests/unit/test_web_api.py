@@ -46,6 +46,7 @@ def made(node: FakeNode, **door: Any) -> Site:
     return create_app(
         inference=Router(),
         node=node,
+        actions=node,
         max_body_bytes=1000,
         max_held_bytes=10_000,
         metrics=lambda snapshot: b"metric 1\n",
@@ -232,3 +233,33 @@ def test_assets_are_taken_from_the_wheel_where_there_is_one(tmp_path: Path, monk
     assert assets.directory("static") == tmp_path / "static"
     (tmp_path / "web" / "_assets" / "static").mkdir(parents=True)
     assert assets.directory("static") == tmp_path / "web" / "_assets" / "static"
+
+
+# ---- actions
+
+
+@pytest.mark.parametrize("verb", ["drain", "resume", "restart"])
+def test_an_engine_is_told_what_to_do(client: TestClient, node: FakeNode, verb: str) -> None:
+    answer = client.post(f"/api/engines/e1/{verb}")
+    assert (answer.status_code, answer.json()) == (202, {"engine": "e1", "asked": verb})
+    assert node.asked == [f"{verb} e1"]
+
+
+def test_all_engines_are_restarted(client: TestClient, node: FakeNode) -> None:
+    answer = client.post("/api/restart")
+    assert (answer.status_code, answer.json(), node.asked) == (202, {"asked": "restart"}, ["restart"])
+
+
+def test_what_can_not_be_done_is_said(client: TestClient, node: FakeNode) -> None:
+    answer = client.post("/api/engines/e9/drain")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
+    assert client.get("/api/engines/e1/drain").status_code == 405
+    node.show("loading")
+    answer = client.post("/api/engines/e1/drain")
+    assert (answer.status_code, answer.json()["error"]["message"]) == (409, "e1 is starting")
+    assert node.asked == []
+
+
+def test_a_page_of_another_site_tells_engines_nothing(client: TestClient, node: FakeNode) -> None:
+    assert client.post("/api/engines/e1/restart", headers={"origin": "http://evil.example"}).status_code == 403
+    assert node.asked == []

@@ -1,0 +1,78 @@
+"""A rolling restart under load, and an engine that is drained: no request fails, and answers stay the same."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from product import Server, appliance
+
+pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(300)]
+CLIENTS = 6
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def server(random_model: Path) -> AsyncIterator[Server]:
+    with tempfile.TemporaryDirectory(prefix="pd-") as name:
+        async with appliance(Path(name), random_model) as running:
+            yield running
+
+
+def body(number: int) -> dict[str, Any]:
+    prompt = [number % 7] * (40 * (number % 5) + 1)
+    return {"model": "m", "prompt": prompt, "max_tokens": 12, "temperature": 0, "stream": number % 2 == 0}
+
+
+def text(answer: Any) -> str:
+    events = answer.events if answer.body.startswith(b"data:") else [answer.json]
+    return "".join(choice["text"] for event in events for choice in event.get("choices", ()))
+
+
+async def test_a_rolling_restart_fails_nobody(server: Server) -> None:
+    expected = {number: text(await server.post("/v1/completions", body(number))) for number in range(70)}
+    over = asyncio.Event()
+    served = 0
+
+    async def client(number: int) -> None:
+        nonlocal served
+        while not over.is_set():
+            answer = await server.post("/v1/completions", body(number))
+            assert answer.status == 200, answer.body[:500]
+            assert text(answer) == expected[number]
+            served += 1
+            number = (number + CLIENTS) % 70
+
+    async with asyncio.TaskGroup() as group:
+        for number in range(CLIENTS):
+            group.create_task(client(number))
+        await asyncio.sleep(0.5)
+        assert (await server.post("/api/restart", {})).status == 202
+        assert (await server.post("/api/restart", {})).status == 409
+        async with asyncio.timeout(120):
+            while not all(e["epoch"] == 2 and e["peers"] for e in (await server.node())["engines"]):
+                await asyncio.sleep(0.2)
+        await asyncio.sleep(0.5)
+        over.set()
+    assert served > 10 * CLIENTS
+    node = await server.until_idle()
+    assert node["requests"]["failed"] == 0
+    assert [engine["cause"] for engine in node["engines"]] == [None, None]
+
+
+async def test_a_drained_engine_is_left_out_and_comes_back(server: Server) -> None:
+    assert (await server.post("/api/engines/e1/drain", {})).status == 202
+    async with asyncio.timeout(10):
+        while (await server.node())["engines"][1]["state"] != "draining":
+            await asyncio.sleep(0.05)
+    answer = await server.post("/v1/completions", body(1))
+    assert (answer.status, answer.headers["x-decode-engine"]) == (200, "e0")
+    assert "e1 is draining" in answer.headers["x-unsplit-reason"]
+    assert (await server.post("/api/engines/e1/resume", {})).status == 202
+    async with asyncio.timeout(10):
+        while (await server.post("/v1/completions", body(1))).headers["x-decode-engine"] != "e1":
+            await asyncio.sleep(0.05)
