@@ -122,7 +122,7 @@ class Appliance:
         app = create_app(
             inference=router,
             node=collector,
-            actions=node,
+            actions=node.actions,
             max_body_bytes=config.server.max_body_bytes,
             max_held_bytes=config.server.max_held_bytes,
             metrics=exposition.render,

@@ -25,10 +25,11 @@ from appliance.channel import (
     Up,
 )
 from appliance.config import Config
-from appliance.errors import ActionError, ChannelError
+from appliance.errors import ChannelError
 from appliance.records import EngineState, EngineView
 from appliance.supervisor import lifecycle, specs
 from appliance.supervisor.acquaintance import Acquaintances, Key
+from appliance.supervisor.actions import EngineActions
 from appliance.supervisor.engine import Engine
 from appliance.supervisor.exits import Exit, explain
 from appliance.supervisor.forkserver import ForkError, ForkServer
@@ -38,13 +39,9 @@ from appliance.supervisor.lifecycle import (
     Answers,
     Clock,
     Deaf,
-    Drain,
-    Drained,
     Ended,
     Event,
     Progressed,
-    Restart,
-    Resume,
     Retire,
     Spawned,
     Start,
@@ -57,7 +54,6 @@ from appliance.supervisor.specs import EngineSpec
 from appliance.supervisor.watch import Watch
 
 _STIR_BYTES: Final = 1 << 20  # moved within a second: an engine that idles moves less
-_SETTLE_S: Final = 0.05
 _PROBE_S: Final = 0.1
 _CLOCK_S: Final = 1.0
 _IMPORTING: Final = 0.05  # of a start, when it begins to import
@@ -86,8 +82,6 @@ class Node:
     ) -> None:
         """``in_flight``: how many requests are under way on an engine."""
         self.topology = topology
-        self._in_flight = in_flight
-        self._rolling = False
         self._config = config
         self._runtime = runtime
         self._on_message: list[OnMessage] = []
@@ -98,6 +92,9 @@ class Node:
         self._acquaintances = Acquaintances()
         self._introductions = Introductions(self._engines.values(), self._acquaintances, self._task)
         self._watch = Watch(self._engines.values(), runtime, self._post, self._task)
+        self.actions = EngineActions(
+            self._engines, self._acquaintances, self._post, self._task, in_flight, config.server.grace_s
+        )
         self._forks = ForkServer(specs.environment(engines[0], runtime.directory, os.environ), config.engine.stall_s)
         self._inbox: asyncio.Queue[tuple[Engine, int, Event]] = asyncio.Queue()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -141,69 +138,6 @@ class Node:
     def on_engine_lost(self, callback: OnLost) -> None:
         """Call back with name and epoch whenever a life has ended."""
         self._on_lost.append(callback)
-
-    # ---- what others may tell
-
-    def drain(self, name: str) -> None:
-        """Take no new work on an engine. Raises ``ActionError``."""
-        self._post(self._engine_in(name, "drain", (EngineState.READY, EngineState.SUSPECT)), Drain())
-
-    def resume(self, name: str) -> None:
-        """Take work again on an engine that drains; try one that was given up once more. Raises ``ActionError``."""
-        self._post(self._engine_in(name, "resume", (EngineState.DRAINING, *lifecycle.GIVEN_UP)), Resume())
-
-    def restart(self, name: str) -> None:
-        """Start an engine again; what it has begun is finished first, for ``[server] grace_s`` at the longest. Raises ``ActionError``."""
-        possible = (EngineState.READY, EngineState.SUSPECT, EngineState.DRAINING, *lifecycle.GIVEN_UP)
-        engine = self._engine_in(name, "restart", possible)
-        self._post(engine, Restart())
-        self._task(self._await_drained(engine, engine.key), f"restart of {name}")
-
-    def restart_all(self) -> None:
-        """Restart one engine after the other, so that the node serves all the time. Raises ``ActionError``."""
-        if self._rolling:
-            raise ActionError(
-                "the engines are being restarted one after the other already: see their states in /api/node"
-            )
-        self._rolling = True
-        self._task(self._roll(), "rolling restart")
-
-    def _engine_in(self, name: str, verb: str, possible: Sequence[EngineState]) -> Engine:
-        engine = self._engines.get(name)
-        if engine is None:
-            raise ActionError(f"there is no engine {name!r}: there are {', '.join(self._engines)}", unknown=True)
-        if engine.life.state not in possible or self._retired:
-            states = ", ".join(sorted(possible))
-            raise ActionError(
-                f"{name} is {engine.life.state} and can't {verb} now: only an engine that is {states} can"
-            )
-        return engine
-
-    async def _await_drained(self, engine: Engine, key: Key) -> None:
-        deadline = time.monotonic() + self._config.server.grace_s
-        await asyncio.sleep(_SETTLE_S)  # what was chosen for it just before
-        while self._in_flight(key.engine) and time.monotonic() < deadline:
-            await asyncio.sleep(_PROBE_S)
-        self._post(engine, Drained(), key.epoch)
-
-    async def _roll(self) -> None:
-        try:
-            for engine in self._engines.values():
-                if engine.life.state is EngineState.READY:
-                    await self._restarted(engine, engine.life.epoch)
-        finally:
-            self._rolling = False
-
-    async def _restarted(self, engine: Engine, epoch: int) -> None:
-        self.restart(engine.spec.name)
-        while not self._is_back(engine, epoch) and engine.life.state is not EngineState.FAILED:
-            await asyncio.sleep(_PROBE_S)
-
-    def _is_back(self, engine: Engine, epoch: int) -> bool:
-        """Ready in a later life, and known to all others that are ready."""
-        ready = [other for other in self._engines.values() if other.life.state is EngineState.READY]
-        known = all(engine.spec.name in self._acquaintances.peers(other.key) for other in ready if other is not engine)
-        return engine.life.epoch > epoch and engine in ready and known
 
     # ---- beginning and end
 

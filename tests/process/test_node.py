@@ -214,14 +214,14 @@ async def test_an_engine_that_goes_on_in_time_is_no_longer_suspect() -> None:
 async def test_draining_and_resuming() -> None:
     async with node() as scene:
         await scene.all_ready()
-        scene.node.drain("e0")
+        scene.node.actions.drain("e0")
         await scene.until(lambda: scene.engine("e0").state is EngineState.DRAINING)
         with pytest.raises(ActionError, match="e0 is draining and can't drain now"):
-            scene.node.drain("e0")
-        scene.node.resume("e0")
+            scene.node.actions.drain("e0")
+        scene.node.actions.resume("e0")
         await scene.until(lambda: scene.engine("e0").state is EngineState.READY)
         with pytest.raises(ActionError, match="there is no engine 'e7': there are e0, e1"):
-            scene.node.resume("e7")
+            scene.node.actions.resume("e7")
 
 
 async def test_a_restart_waits_for_what_is_under_way() -> None:
@@ -229,7 +229,7 @@ async def test_a_restart_waits_for_what_is_under_way() -> None:
     async with node(in_flight=under_way.__getitem__) as scene:
         await scene.until(lambda: all(view.peers for view in scene.node.views()))
         pid = scene.engine("e0").pid
-        scene.node.restart("e0")
+        scene.node.actions.restart("e0")
         await scene.until(lambda: scene.engine("e0").state is EngineState.DRAINING)
         await asyncio.sleep(0.5)
         assert scene.engine("e0").pid == pid
@@ -243,9 +243,9 @@ async def test_all_are_restarted_one_after_the_other() -> None:
     async with node() as scene:
         await scene.until(lambda: all(view.peers for view in scene.node.views()))
         seen = len(scene.views)
-        scene.node.restart_all()
+        scene.node.actions.restart_all()
         with pytest.raises(ActionError, match="already"):
-            scene.node.restart_all()
+            scene.node.actions.restart_all()
         await scene.until(lambda: all(view.epoch == 2 and view.peers for view in scene.node.views()), 20)
         states = {"e0": EngineState.READY, "e1": EngineState.READY}
         for view in scene.views[seen:]:
@@ -256,7 +256,7 @@ async def test_all_are_restarted_one_after_the_other() -> None:
 async def test_an_engine_that_was_given_up_is_tried_again() -> None:
     async with node("1b", e0="bad-argument") as scene:
         await scene.until(lambda: scene.engine("e0").state is EngineState.FAILED)
-        scene.node.restart("e0")
+        scene.node.actions.restart("e0")
         await scene.until(lambda: scene.engine("e0").epoch == 2)
 
 

@@ -1,0 +1,104 @@
+"""What an owner may tell the node to do with its engines. Implements ``web.ports.Actions``."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
+
+from appliance.errors import ActionError
+from appliance.records import EngineState
+from appliance.supervisor.acquaintance import Acquaintances, Key
+from appliance.supervisor.engine import Engine
+from appliance.supervisor.introductions import Task
+from appliance.supervisor.lifecycle import GIVEN_UP, Drain, Drained, Event, Restart, Resume
+
+_SETTLE_S: Final = 0.05
+_LOOK_S: Final = 0.1
+_SERVING: Final = (EngineState.READY, EngineState.SUSPECT)
+
+InFlight = Callable[[str], int]
+Post = Callable[[Engine, Event, int | None], None]
+
+
+class EngineActions:
+    """Each returns at once; what comes of it shows in the engines' states."""
+
+    def __init__(
+        self,
+        engines: Mapping[str, Engine],
+        known: Acquaintances,
+        post: Post,
+        task: Task,
+        in_flight: InFlight,
+        grace_s: float,
+    ) -> None:
+        """``in_flight``: how much is under way on an engine. ``grace_s``: the longest that a restart waits for that."""
+        self._engines = engines
+        self._known = known
+        self._post = post
+        self._task = task
+        self._in_flight = in_flight
+        self._grace_s = grace_s
+        self._rolling = False
+
+    def drain(self, name: str) -> None:
+        """Take no new work on an engine. Raises ``ActionError``."""
+        self._post(self._engine_in(name, "drain", _SERVING), Drain(), None)
+
+    def resume(self, name: str) -> None:
+        """Take work again on an engine that drains; try one that was given up once more. Raises ``ActionError``."""
+        self._post(self._engine_in(name, "resume", (EngineState.DRAINING, *GIVEN_UP)), Resume(), None)
+
+    def restart(self, name: str) -> None:
+        """Start an engine again once what it has begun is finished. Raises ``ActionError``."""
+        engine = self._engine_in(name, "restart", (*_SERVING, EngineState.DRAINING, *GIVEN_UP))
+        self._post(engine, Restart(), None)
+        self._task(self._await_drained(engine, engine.key), f"restart of {name}")
+
+    def restart_all(self) -> None:
+        """Restart one engine after the other, so that the node serves all the time. Raises ``ActionError``."""
+        if self._rolling:
+            raise ActionError(
+                "the engines are being restarted one after the other already: see their states in /api/node"
+            )
+        self._rolling = True
+        self._task(self._roll(), "rolling restart")
+
+    def _engine_in(self, name: str, verb: str, possible: Sequence[EngineState]) -> Engine:
+        engine = self._engines.get(name)
+        if engine is None:
+            raise ActionError(f"there is no engine {name!r}: there are {', '.join(self._engines)}", unknown=True)
+        if engine.life.state not in possible:
+            states = ", ".join(sorted(possible))
+            raise ActionError(
+                f"{name} is {engine.life.state} and can't {verb} now: only an engine that is {states} can"
+            )
+        return engine
+
+    async def _await_drained(self, engine: Engine, key: Key) -> None:
+        deadline = time.monotonic() + self._grace_s
+        await asyncio.sleep(_SETTLE_S)  # what was chosen for it just before
+        while self._in_flight(key.engine) and time.monotonic() < deadline:
+            await asyncio.sleep(_LOOK_S)
+        self._post(engine, Drained(), key.epoch)
+
+    async def _roll(self) -> None:
+        try:
+            for engine in self._engines.values():
+                if engine.life.state is EngineState.READY:
+                    await self._restarted(engine, engine.life.epoch)
+        finally:
+            self._rolling = False
+
+    async def _restarted(self, engine: Engine, epoch: int) -> None:
+        self.restart(engine.spec.name)
+        while not self._is_back(engine, epoch) and engine.life.state is not EngineState.FAILED:
+            await asyncio.sleep(_LOOK_S)
+
+    def _is_back(self, engine: Engine, epoch: int) -> bool:
+        """Ready in a later life, and known to all others that are ready."""
+        ready = [other for other in self._engines.values() if other.life.state is EngineState.READY]
+        known = all(engine.spec.name in self._known.peers(other.key) for other in ready if other is not engine)
+        return engine.life.epoch > epoch and engine in ready and known
