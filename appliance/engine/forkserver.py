@@ -48,6 +48,9 @@ def serve() -> None:
     control = socket.socket(fileno=0)
     for name in _MODULES:
         importlib.import_module(name)
+    from appliance.engine import mends  # it imports vLLM, which is to begin after the supervisor is known to live
+
+    mends.keep_tqdm_in_one_process()
     gc.collect()
     gc.freeze()  # what is imported stays: no collection shall touch, and so copy, the pages that engines share
     control.sendall(encode(Imported()))

@@ -1,11 +1,20 @@
-"""Mends of vLLM 0.32 where a client could end an engine. Each says what it mends; ``tests/contract`` says when it can go."""
+"""Mends of vLLM 0.32: where a client could end an engine, or an engine would leave something behind.
+
+Each says what it mends; ``tests/contract`` says when it can go.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
+from tqdm.std import TqdmDefaultWriteLock
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+
+def keep_tqdm_in_one_process() -> None:
+    """Have tqdm make no lock between processes: vLLM ends its processes by force, and the lock's semaphore stays in /dev/shm."""
+    TqdmDefaultWriteLock.mp_lock = None
 
 
 def keep_generators_from_discarded_samples() -> None:

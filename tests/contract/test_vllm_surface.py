@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import inspect
+import multiprocessing.context
+import multiprocessing.popen_fork
+import multiprocessing.popen_spawn_posix
 from typing import Any
 
 import msgspec
 import pytest
 import torch
 import vllm
+from tqdm.std import TqdmDefaultWriteLock
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorBase_V1,
     KVConnectorTransferResults,
@@ -142,3 +146,15 @@ def test_seeded_chunks_on_the_cpu_still_need_their_mend() -> None:
     with pytest.raises(RuntimeError, match="does not use offset"):
         torch.Generator().get_offset()
     assert "_bookkeeping_sync" in inspect.getsource(GPUModelRunner.sample_tokens)
+
+
+def test_tqdm_makes_no_lock_where_one_was_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TqdmDefaultWriteLock, "mp_lock", None, raising=False)
+    TqdmDefaultWriteLock.create_mp_lock()
+    assert TqdmDefaultWriteLock.mp_lock is None
+
+
+def test_multiprocessing_spawns_by_what_the_spare_replaces() -> None:
+    process = multiprocessing.get_context("spawn").Process()
+    assert type(process)._Popen is multiprocessing.context.SpawnProcess._Popen
+    assert issubclass(multiprocessing.popen_spawn_posix.Popen, multiprocessing.popen_fork.Popen)

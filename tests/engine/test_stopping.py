@@ -15,7 +15,12 @@ pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(300
 LONG = {"model": "m", "prompt": [5] * 40, "max_tokens": 3000, "ignore_eos": True, "temperature": 0}
 
 
+def shared_memory() -> set[str]:
+    return {path.name for path in Path("/dev/shm").iterdir()}
+
+
 async def test_whole_answers_are_a_503_and_streams_end_with_an_error(random_model: Path) -> None:
+    before = shared_memory()
     with tempfile.TemporaryDirectory(prefix="pd-") as name:
         async with appliance(Path(name), random_model) as server:
             whole = asyncio.create_task(server.post("/v1/completions", LONG))
@@ -35,3 +40,4 @@ async def test_whole_answers_are_a_503_and_streams_end_with_an_error(random_mode
                 assert await server.process.wait() == 0
         [log] = Path(name).glob("*.log")
         assert "Traceback" not in log.read_text()
+    assert shared_memory() <= before, "semaphores and segments would pile up with every start"
