@@ -20,7 +20,7 @@ import msgspec
 
 from appliance.errors import ChannelError
 
-VERSION: Final = 4
+VERSION: Final = 5
 LONG_STEP_TOKENS: Final = 128
 """A step with so many prompt tokens is announced (``StepBegan``), and compared with others of its kind only."""
 MAX_FRAME_BYTES: Final = 4 << 20
@@ -117,6 +117,15 @@ class FirstToken(Message, frozen=True, kw_only=True, tag=True):
     at_ns: int
 
 
+class OutputTokens(Message, frozen=True, kw_only=True, tag=True):
+    """Output tokens of one step, said before the API process hears of them: whoever has had a token has had it said here.
+
+    ``items``: the router's key, which of the request's sequences, and its token ids.
+    """
+
+    items: tuple[tuple[str, int, tuple[int, ...]], ...]
+
+
 class LeaseGranted(Message, frozen=True, kw_only=True, tag=True):
     """A prefill ended well and its KV is held. ``ttl_s`` is the time left."""
 
@@ -181,6 +190,7 @@ Up = (
     | Heartbeat
     | Scheduled
     | FirstToken
+    | OutputTokens
     | LeaseGranted
     | LeaseEnded
     | HandoffEnded

@@ -225,6 +225,7 @@ class Timeline(msgspec.Struct, frozen=True, kw_only=True):
     prefill_engine: str | None = None
     decode_engine: str | None = None
     attempts: int = 1
+    continued: bool = False  # its stream had begun when its engine was lost, and went on on another one
     prompt_tokens: int | None = None
     output_chunks: int = 0  # pieces streamed to the client
     transfer_bytes: int | None = None

@@ -153,6 +153,7 @@ def _marks(timeline: Timeline, splits: bool) -> tuple[str, ...]:
         splits and not timeline.split and timeline.decode_engine is not None
     )  # None: it came no further than prefill
     found = [(timeline.attempts > 1, f"attempt {timeline.attempts}"), (timeline.recomputed, "recomputed")]
+    found += [(timeline.continued, "continued")]
     found += [
         (whole, "whole"),
         (not timeline.stream, "unstreamed"),

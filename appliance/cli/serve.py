@@ -112,6 +112,7 @@ class Appliance:
             now_ns = time.monotonic_ns()
             ledger.fold(engine, epoch, message, now_ns)
             timelines.fold(engine, message)
+            router.fold(message)
             collector.fold(engine, epoch, message, now_ns)
 
         node.on_message(fold)

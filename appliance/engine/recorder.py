@@ -19,6 +19,7 @@ from appliance.engine.kv.connector import ApplianceConnector, link_of, settings_
 from appliance.engine.kv.params import Offer, Ticket, read
 from appliance.engine.life import entitle, tell_stacks
 from appliance.engine.link import BEAT_S
+from appliance.engine.resume import Tee
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
@@ -66,6 +67,7 @@ class StepRecorder:
         self._link = link_of(self.vllm_config, KVConnectorRole.SCHEDULER)
         self._link.send(Progress(stage="warming up", fraction=0.9))
         self._batches: dict[int, Batch] = {}
+        self._tee = Tee()
         self._tokenless: dict[str, str] = {}  # requests without an output token yet: vLLM's id → the router's key
         self._last_end_ns = 0
         self._last_sign_ns = 0  # when the supervisor was last told anything
@@ -99,6 +101,9 @@ class StepRecorder:
         self._last_end_ns = end_ns
         if self._tokenless:
             self._say_first_tokens(outputs, end_ns)
+        said = self._tee.take((one for group in outputs.values() for one in group.outputs), self.requests)
+        if said is not None:
+            self._link.send(said)
         return outputs
 
     def make_stats(self, *args: Any, **kwargs: Any) -> SchedulerStats | None:
@@ -188,6 +193,7 @@ class StepRecorder:
         )
 
     def _say_scheduled(self, request: Request) -> None:
+        self._tee.begin(request)
         params = read(request.kv_transfer_params)
         if params is None:
             return

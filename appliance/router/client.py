@@ -6,6 +6,7 @@ One session per life of an engine, so that no connection of a dead one is ever t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 from collections.abc import Mapping
 from typing import Final
@@ -101,6 +102,8 @@ class Engines:
     def __init__(self) -> None:
         self._sessions: dict[str, _Session] = {}
         self._closing: set[asyncio.Task[None]] = set()
+        self._over: dict[str, int] = {}  # the latest life of each engine that is known to be over
+        self._told = asyncio.Event()
 
     async def send(
         self, view: EngineView, method: str, target: str, headers: Mapping[str, str], body: bytes
@@ -117,9 +120,19 @@ class Engines:
 
     def lost(self, engine: str, epoch: int) -> None:
         """A life of an engine is over: whatever still waits for it fails now."""
+        self._over[engine] = max(epoch, self._over.get(engine, 0))
+        self._told.set()
+        self._told = asyncio.Event()
         known = self._sessions.get(engine)
         if known is not None and known.epoch <= epoch:
             self._drop(engine)
+
+    async def gone(self, engine: str, epoch: int, patience_s: float) -> None:
+        """Until that life of an engine is known to be over, or patience is at its end."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(patience_s):
+                while self._over.get(engine, 0) < epoch:
+                    await self._told.wait()
 
     async def close(self) -> None:
         for engine in list(self._sessions):

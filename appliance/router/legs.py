@@ -6,6 +6,7 @@ is what is sent, so no body can mean one thing here and another in vLLM.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
@@ -14,6 +15,7 @@ from appliance.errors import RequestError
 from appliance.router.routes import TRANSFER_KEYS, Route, Way
 
 Body = dict[str, msgspec.Raw]
+Tokens = Sequence[Sequence[int]]  # ids, by sequence
 
 _PREFILL_DROPS: Final = (
     "stream",
@@ -43,6 +45,11 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     consumers: int  # sequences that will each pull the prompt's KV
     prompt_tokens: int  # estimated
     unsplit_reason: str | None  # why it must run on one engine, if it must
+
+    @property
+    def resumable(self) -> bool:
+        """True for a stream that another engine can go on with. Others' events have ids that can't be made again."""
+        return self.stream and self.route.way is Way.SPLIT
 
 
 class Kept(msgspec.Struct, frozen=True):
@@ -87,16 +94,26 @@ def prefill_body(plan: Plan, key: str, ttl_s: float) -> bytes:
     return _with_params(body, msgspec.Raw(_encode(offer)))
 
 
-def decode_body(plan: Plan, kept: Kept) -> bytes:
-    """The client's body, and where its prompt's KV lies."""
-    return _with_params(plan.body, kept.kv_transfer_params)
+def decode_body(plan: Plan, kept: Kept, forced: Tokens = ()) -> bytes:
+    """The client's body, and where its prompt's KV lies. ``forced``: what its sequences have to begin with."""
+    if not plan.resumable:
+        return _with_params(plan.body, kept.kv_transfer_params)
+    params = {**_outer.decode(kept.kv_transfer_params), **_resumption(plan, forced)}
+    return _with_params(plan.body, msgspec.Raw(_encode(params)))
 
 
-def whole_body(plan: Plan, key: str) -> bytes:
+def whole_body(plan: Plan, key: str, forced: Tokens = ()) -> bytes:
     """The client's body; with the key, for its timeline, where the route takes one."""
     if not plan.route.keyed:
         return _encode(plan.body)
-    return _with_params(plan.body, msgspec.Raw(_encode({"request": key})))
+    return _with_params(plan.body, msgspec.Raw(_encode({"request": key, **_resumption(plan, forced)})))
+
+
+def _resumption(plan: Plan, forced: Tokens) -> dict[str, object]:
+    """A stream's tokens are wanted one by one, so that another engine can be made to repeat them."""
+    if not plan.resumable:
+        return {}
+    return {"tee": plan.consumers, **({"forced": forced} if any(forced) else {})}
 
 
 def kept(answer: bytes) -> Kept:

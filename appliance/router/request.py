@@ -20,15 +20,20 @@ from appliance.errors import RequestError
 from appliance.records import EngineView
 from appliance.router import legs, policy, wire
 from appliance.router.client import Engines, Response, Unreachable
+from appliance.router.journal import Journal
 from appliance.router.loads import Leg, Loads
 from appliance.router.policy import Choice
 from appliance.router.ports import Ledger, Reply, Request
 from appliance.router.queue import ABANDONED, Queue, Ticket, abandoned, not_ready
+from appliance.router.resume import Diverged, Passage
 from appliance.router.routes import Way
 from appliance.router.wire import Answer
 from appliance.telemetry.timeline import Trace
 
 _log = logging.getLogger(__name__)
+_GONE_S: Final = 8.0  # until an engine that failed is known to have ended: longer than a hung one is waited for
+_PATIENCE_S: Final = 30.0  # of a stream without an engine
+_LOOK_S: Final = 0.1
 _DEADLY: Final = 2  # engines that a request may be lost with
 
 
@@ -43,19 +48,30 @@ class Desk:
     loads: Loads
     queue: Queue
     engines: Engines
+    journal: Journal
 
 
 class LegFailed(Exception):
     """A leg failed through no fault of the client's.
 
     ``answer`` is what the engine said, if it said something; ``tail`` the last bytes that the client got of it.
+    ``final``: another engine would not do better.
     """
 
-    def __init__(self, engine: str, message: str, *, answer: Answer | None = None, tail: bytes = b"") -> None:
+    def __init__(
+        self,
+        engine: str,
+        message: str,
+        *,
+        answer: Answer | None = None,
+        tail: bytes = wire.EVENT_END,
+        final: bool = False,
+    ) -> None:
         super().__init__(message)
         self.engine = engine
         self.answer = answer
         self.tail = tail
+        self.final = final
 
     @property
     def lost(self) -> bool:
@@ -83,9 +99,19 @@ class Exchange:
         self._nonce = secrets.token_hex(8)  # two requests of one id must not share a lease
         self._failed_on: set[str] = set()
         self._lost: dict[str, None] = {}  # engines that ended while they had this request, in order
+        self._passage = Passage() if plan.resumable else None
+        self._epoch = 0  # of the engine that answers
+        self._said = ""  # the key under which the journal has what the answering leg says
+        self._forced: legs.Tokens = ()  # what was said so far, if another engine is to go on
 
     async def run(self) -> None:
         """Answer. Raises ``RequestError`` before anything was sent; cancelled, it leaves nothing on any engine."""
+        try:
+            await self._try()
+        finally:
+            self._desk.journal.close(self._said)
+
+    async def _try(self) -> None:
         failure: LegFailed | None = None
         for attempt in range(max(1, self._desk.config.attempts)):
             try:
@@ -93,10 +119,10 @@ class Exchange:
             except LegFailed as error:
                 failure = error
                 _log.warning("request %s, attempt %d: %s", self._trace.id, self._trace.attempts, error.detail)
-                if self._reply.started or not self._try_again(error):
+                if not self._try_again(error) or (self._reply.started and not await self._go_on(error)):
                     break
             except RequestError:
-                if failure is None or failure.answer is None:
+                if failure is None or (failure.answer is None and not self._reply.started):
                     raise
                 break  # the queue would not have it again: what an engine said is the better answer
         if failure is not None:
@@ -107,7 +133,7 @@ class Exchange:
 
         Twice is no accident: a request that two engines did not survive is not given to a third.
         """
-        if self._desk.queue.abandoned:
+        if self._desk.queue.abandoned or failure.final:
             return False
         self._failed_on.add(failure.engine)
         if failure.lost:
@@ -116,6 +142,17 @@ class Exchange:
             return False
         ready = policy.by_load(self._desk.views(), self._desk.loads)
         return failure.answer is None or any(view.name not in self._failed_on for view in ready)
+
+    async def _go_on(self, failure: LegFailed) -> bool:
+        """Prepare for another engine to take a stream over that has begun; False if that can't be done correctly."""
+        if self._passage is None or not self._passage.resumable:
+            return False
+        await self._desk.engines.gone(failure.engine, self._epoch, _GONE_S)  # then all that it has said has been heard
+        self._forced = self._desk.journal.close(self._said)
+        self._passage.begin_again()
+        self._trace.go_on()
+        _log.warning("request %s: goes on elsewhere after %d tokens", self._trace.id, sum(map(len, self._forced)))
+        return True
 
     async def _give_up(self, failure: LegFailed) -> None:
         if self._reply.started:
@@ -137,7 +174,7 @@ class Exchange:
     # ---- one attempt
 
     async def _attempt(self, again: bool) -> None:
-        choice, leg = await self._admitted(again)
+        choice, leg = await self._admitted_in_time(again)
         self._trace.next_attempt()
         key = f"{self._trace.id}.{self._nonce}.{self._trace.attempts}"
         with leg:
@@ -145,6 +182,17 @@ class Exchange:
                 await self._split(choice.engine, leg, key)
             else:
                 await self._whole(choice.engine, leg, key, choice.unsplit_reason)
+
+    async def _admitted_in_time(self, again: bool) -> tuple[Choice, Leg]:
+        """A stream that has begun waits for an engine to come back; anything else is told that there is none."""
+        deadline = time.monotonic() + _PATIENCE_S
+        while True:
+            try:
+                return await self._admitted(again)
+            except RequestError as error:
+                if not self._reply.started or error.code != "no_engine_ready" or time.monotonic() > deadline:
+                    raise
+            await asyncio.sleep(_LOOK_S)
 
     async def _admitted(self, again: bool) -> tuple[Choice, Leg]:
         """Wait in the queue."""
@@ -177,7 +225,7 @@ class Exchange:
                 self._desk.ledger.cancel(key)
                 return await self._fall_back(view, decode, key)
             with self._desk.loads.begin(decode.name, 0) as decoding:
-                await self._answer("decode", decode, decoding, legs.decode_body(self._plan, kept), key)
+                await self._answer("decode", decode, decoding, legs.decode_body(self._plan, kept, self._forced), key)
         finally:
             self._desk.ledger.cancel(key)
 
@@ -212,11 +260,12 @@ class Exchange:
         self._trace.on_scheduled = lambda scheduled, tokens: leg.counted(tokens) if scheduled == key else None
         # An unstreamed answer comes long after its prompt is done: the window opens with its first token.
         self._trace.on_first_token = lambda begun: leg.prefilled() if begun == key else None
-        await self._answer("whole", view, leg, legs.whole_body(self._plan, key), key)
+        await self._answer("whole", view, leg, legs.whole_body(self._plan, key, self._forced), key)
 
     # ---- the answering leg
 
     async def _answer(self, kind: str, view: EngineView, leg: Leg, body: bytes, key: str) -> None:
+        self._listen(view, key)
         with self._recorded(kind, view, key) as outcome:
             response = await self._send(view, body, "")
             outcome.status = response.status
@@ -233,18 +282,28 @@ class Exchange:
             finally:
                 response.close()
 
+    def _listen(self, view: EngineView, key: str) -> None:
+        """From now on the journal keeps what this leg says, so that another engine could go on."""
+        self._desk.journal.close(self._said)
+        if self._passage is not None:
+            self._said, self._epoch = key, view.epoch
+            self._desk.journal.open(key, self._plan.consumers)
+
     async def _relay(self, view: EngineView, leg: Leg, response: Response, outcome: _Outcome) -> None:
         """Bytes go through as they come. This loop runs once per token of every stream: it does next to nothing else."""
         chunk = await self._first(view, response)
         leg.prefilled()
-        await self._start(200, response.content_type, None)
+        if not self._reply.started:
+            await self._start(200, response.content_type, None)
         send, some, sent = self._reply.send, response.some, self._trace.chunk
-        fails = self._fails
+        fails, take = self._fails, self._take
         try:
             while True:
                 if fails(chunk):
-                    return await self._end_failed(response, chunk, outcome)
-                await send(chunk)
+                    return await self._end_failed(view, response, chunk, outcome)
+                new = take(chunk)
+                if new:
+                    await send(new)
                 more = await some()
                 if not more:
                     break
@@ -252,13 +311,25 @@ class Exchange:
                 if chunk != wire.DONE:  # it comes right after the last token, and is none
                     sent(time.monotonic_ns())
         except Unreachable as lost:
-            raise LegFailed(view.name, str(lost), tail=chunk) from lost
+            if chunk.endswith(wire.DONE):
+                return await self._end_well()
+            raise LegFailed(view.name, str(lost), tail=chunk if self._passage is None else wire.EVENT_END) from lost
+        except Diverged as error:
+            message = f"the engine was lost, and another one can't go on: {error}"
+            raise LegFailed(view.name, message, final=True) from error
         except asyncio.CancelledError:
             if chunk.endswith(wire.DONE):  # many clients leave with the last event
                 self._finish("ok", 200)
             raise
+        await self._end_well()
+
+    async def _end_well(self) -> None:
         await self._reply.end()
         self._finish("ok", 200)
+
+    def _take(self, chunk: bytes) -> bytes:
+        """What of a chunk is the client's."""
+        return chunk if self._passage is None else self._passage.take(chunk)
 
     async def _first(self, view: EngineView, response: Response) -> bytes:
         """A stream's first bytes. Nothing has left for the client yet: an engine's failure in them can be tried again."""
@@ -270,23 +341,34 @@ class Exchange:
         error = await _stream_error(response, chunk)
         if error.answer.status >= 500:
             raise LegFailed(view.name, _said(view, error.answer), answer=error.answer)
-        return error.sent
+        return error.before + error.event
 
     def _fails(self, chunk: bytes) -> bool:
         """Other routes' streams tell of failures in events of their own, and end there."""
         return wire.STREAM_ERROR in chunk and self._plan.route.way is Way.SPLIT
 
-    async def _end_failed(self, response: Response, chunk: bytes, outcome: _Outcome) -> None:
-        """vLLM ends a stream that failed in order. The client gets the error, but no ``[DONE]``: it is not whole."""
+    async def _end_failed(self, view: EngineView, response: Response, chunk: bytes, outcome: _Outcome) -> None:
+        """vLLM ends a stream that failed in order. The client gets the error, but no ``[DONE]``: it is not whole.
+
+        Raises ``LegFailed`` where its engine is about to end: another one may go on.
+        """
         error = await _stream_error(response, chunk)
+        new = self._take(error.before)
+        if new:
+            await self._reply.send(new)
+        if wire.engine_died(error.answer):
+            raise LegFailed(view.name, _said(view, error.answer), answer=error.answer)
         outcome.kind, outcome.error = "error", wire.error_message(error.answer.body) or "no reason given"
         _log.warning("request %s, in mid-stream: %s", self._trace.id, outcome.error)
         self._finish("failed", 200, outcome.error)  # whether or not the client stays to hear it
-        await self._reply.send(error.sent)
+        await self._reply.send(error.event)
         await self._reply.end()
 
     async def _pass_on(self, answer: Answer) -> None:
         """An answer that has been read to its end."""
+        if self._reply.started:
+            message = f"its answer can't be gone on with: {wire.error_message(answer.body) or answer.status}"
+            raise LegFailed(self._trace.decode_engine or "an engine", message, final=True)
         answer = wire.openai_shaped(answer, self._plan.route)
         await self._start(answer.status, answer.content_type, len(answer.body))
         await self._reply.send(answer.body)

@@ -10,11 +10,13 @@ from typing import Final
 
 import msgspec
 
+from appliance.channel import OutputTokens, Up
 from appliance.config import RouterConfig
 from appliance.errors import RequestError
 from appliance.records import EngineView, QueueSnapshot, RequestCounts
 from appliance.router import legs, policy, routes, wire
 from appliance.router.client import Engines, Unreachable
+from appliance.router.journal import Journal
 from appliance.router.loads import Loads
 from appliance.router.ports import Ledger, Reply, Request
 from appliance.router.queue import DRAINING, Queue, not_ready
@@ -53,7 +55,8 @@ class Router:
         self._loads = Loads()
         self._queue = Queue(config.queue_capacity, model_name, views, self._loads)
         self._engines = Engines()
-        self._desk = Desk(config, model_name, views, ledger, self._loads, self._queue, self._engines)
+        self._journal = Journal()
+        self._desk = Desk(config, model_name, views, ledger, self._loads, self._queue, self._engines, self._journal)
         self._poller: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -85,6 +88,11 @@ class Router:
         """A life of an engine is over: its connections end now, so that its requests are tried elsewhere at once."""
         self._engines.lost(engine, epoch)
         self._queue.pump()
+
+    def fold(self, message: Up) -> None:
+        """Take what an engine reports."""
+        if isinstance(message, OutputTokens):
+            self._journal.fold(message)
 
     def not_ready(self) -> str | None:
         """Why no request can be served now, in words; None if one can."""

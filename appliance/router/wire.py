@@ -91,7 +91,8 @@ def engine_died(answer: Answer) -> bool:
 class StreamError(msgspec.Struct, frozen=True):
     """An error in a stream, whose status line was sent before it was known. ``[DONE]`` follows it all the same."""
 
-    sent: bytes  # the chunk up to and with the error's event
+    before: bytes  # what came before the error's event
+    event: bytes
     answer: Answer  # the same error, as an answer of its own
 
 
@@ -102,7 +103,7 @@ def stream_error(chunk: bytes) -> StreamError | None:
     if end < 0:
         return None
     body = chunk[begin:end].removeprefix(b"data: ")
-    return StreamError(chunk[:end] + EVENT_END, Answer(_status(body), "application/json", body))
+    return StreamError(chunk[:begin], chunk[begin:end] + EVENT_END, Answer(_status(body), "application/json", body))
 
 
 def _status(error: bytes) -> int:

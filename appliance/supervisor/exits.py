@@ -9,6 +9,10 @@ from typing import Final
 
 import msgspec
 
+_CONSEQUENCES: Final = (
+    "EngineDeadError",
+    "Engine core initialization failed",
+)  # what the API process says of its EngineCore's end
 _LINES: Final = 200  # the last ones are searched
 
 
@@ -105,7 +109,7 @@ def _signalled(number: int) -> str:
 def _last_error(tail: Sequence[str]) -> str:
     """The last exception that was told, if possible. (vLLM's warnings name some that have not happened.)"""
     errors = [line for line in tail if re.match(r"[\w.]*(Error|Exception)(:|$)", line)]
-    roots = [line for line in errors if "EngineDeadError" not in line]  # which is only ever the consequence
+    roots = [line for line in errors if not any(consequence in line for consequence in _CONSEQUENCES)]
     found = roots or errors or [line for line in tail if line.strip()]
     return found[-1].strip()[:300] if found else "it said nothing"
 

@@ -58,6 +58,7 @@ _PROBE_S: Final = 0.1
 _CLOCK_S: Final = 1.0
 _IMPORTING: Final = 0.05  # of a start, when it begins to import
 _DEAF_S: Final = 5.0  # an API process outlives its EngineCore by up to half of that
+_DRAINED_S: Final = 2.0
 _BROKEN_S: Final = 0.2
 _ENDING_S: Final = 5.0  # after SIGKILL
 _UNMAP_S: Final = 2.0  # for peers to unmap a dead engine before it is started again
@@ -271,7 +272,14 @@ class Node:
 
     async def _await_end(self, engine: Engine, session: Session, key: Key) -> None:
         code = await session.wait()
+        await self._drained(engine)
         self._post(engine, Ended(explain(code, engine.last_words())), key.epoch)
+
+    async def _drained(self, engine: Engine) -> None:
+        """Until what it said before its end has been read: output tokens above all, from which its streams go on elsewhere."""
+        deadline = time.monotonic() + _DRAINED_S
+        while engine.connections and time.monotonic() < deadline:
+            await asyncio.sleep(0.005)
 
     async def _await_ready(self, engine: Engine, key: Key) -> None:
         """Until it is healthy: EngineCore has reported, and its server says 200."""

@@ -84,6 +84,7 @@ class Trace:
         self.prefill_engine: str | None = None
         self.decode_engine: str | None = None
         self.attempts = 0
+        self.continued = False  # from here on only legs are noted: where TTFT went has been told
         self.prompt_tokens: int | None = None
         self.output_chunks = 0
         self.last_chunk_ns = 0
@@ -111,6 +112,8 @@ class Trace:
             self.keys.append(key)
             self._owner.keys[key] = self
         self._began[kind, engine] = now_ns
+        if self.continued:
+            return
         self.split = kind == "decode"
         if self.split:
             self.decode_engine = engine
@@ -123,10 +126,17 @@ class Trace:
 
     def unsplit(self, reason: str) -> None:
         """Said before the whole leg is dispatched: why there is only one."""
-        self.unsplit_reason = reason
+        if not self.continued:
+            self.unsplit_reason = reason
+
+    def go_on(self) -> None:
+        """The stream has begun, its engine is lost, and another one is about to take it over."""
+        self.continued = True
 
     def answered(self, stream: bool) -> None:
         """The answer begins. Whether it is a stream is the engine's word: vLLM reads ``"stream": "true"`` as true, too."""
+        if self.continued:
+            return
         if stream and not self.stream:
             self.marks.first_token = None  # a stream's is there when it leaves
         self.stream = stream
@@ -204,6 +214,7 @@ class Trace:
             prefill_engine=self.prefill_engine,
             decode_engine=self.decode_engine,
             attempts=max(1, self.attempts),
+            continued=self.continued,
             prompt_tokens=self.prompt_tokens,
             output_chunks=self.output_chunks,
             transfer_bytes=self.transfer_bytes,
@@ -221,7 +232,9 @@ class Trace:
         """What an engine says about one of this request's keys; an attempt that was given up is of no interest."""
         if key != self.keys[-1]:
             return
-        if isinstance(message, Scheduled):
+        if self.continued:
+            self._call(key, message)
+        elif isinstance(message, Scheduled):
             self._scheduled(engine, key, message)
         elif isinstance(message, FirstToken):
             self._first_token(key, message)
@@ -238,13 +251,18 @@ class Trace:
         elif marks.scheduled is None:
             marks.scheduled = message.at_ns
         self.prompt_tokens = message.prompt_tokens or self.prompt_tokens
-        if self.on_scheduled is not None:
-            self.on_scheduled(key, message.prompt_tokens)
+        self._call(key, message)
 
     def _first_token(self, key: str, message: FirstToken) -> None:
         if not self.stream and self.marks.first_token is None:
             self.marks.first_token = message.at_ns
-        if self.on_first_token is not None:
+        self._call(key, message)
+
+    def _call(self, key: str, message: Scheduled | FirstToken | LeaseGranted | HandoffEnded) -> None:
+        """Whoever waits for that."""
+        if isinstance(message, Scheduled) and self.on_scheduled is not None:
+            self.on_scheduled(key, message.prompt_tokens)
+        elif isinstance(message, FirstToken) and self.on_first_token is not None:
             self.on_first_token(key)
 
     def _handed_off(self, message: HandoffEnded) -> None:

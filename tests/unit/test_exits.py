@@ -57,6 +57,12 @@ def test_the_death_of_engine_core_is_told_by_what_led_to_it() -> None:
     assert explain(0, [PREFIX + "RuntimeError: a kernel", DEAD]).cause.endswith("RuntimeError: a kernel")
 
 
+def test_what_failed_in_engine_core_is_the_cause_of_what_the_api_process_says() -> None:
+    root = "(EngineCore pid=7) ERROR 11-25 22:20:03 [core.py:1510] ValueError: Invalid logits processor"
+    said = explain(1, [root, "RuntimeError: Engine core initialization failed. See root cause above."])
+    assert said.cause == "exit status 1: ValueError: Invalid logits processor"
+
+
 def test_what_a_warning_warns_of_has_not_happened() -> None:
     warning = "WARNING 11-25 20:54:58 [system_utils.py:255] This can cause fd limit errors like `OSError: [Errno 24] Too many`"
     assert explain(0, [warning, DEAD]).cause.startswith("its EngineCore ended without a word")

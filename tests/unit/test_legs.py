@@ -259,6 +259,17 @@ def test_the_engines_parameters_reach_the_decode_leg_as_they_were_written() -> N
     assert b'"kv_transfer_params":' + written in legs.decode_body(plan({"prompt": "x"}), kept)
 
 
+def test_a_streams_tokens_are_wanted_and_those_it_had_are_forced() -> None:
+    kept = legs.kept(b'{"kv_transfer_params":{"do_remote_prefill":true,"big":123456789012345678901234567890}}')
+    made = plan({"prompt": "x", "stream": True, "n": 2})
+    sent = json.loads(legs.decode_body(made, kept))["kv_transfer_params"]
+    assert sent == {"do_remote_prefill": True, "big": 123456789012345678901234567890, "tee": 2}
+    forced = json.loads(legs.decode_body(made, kept, [[1, 2], []]))["kv_transfer_params"]
+    assert forced == {**sent, "forced": [[1, 2], []]}
+    assert json.loads(legs.whole_body(made, "k", [[], []]))["kv_transfer_params"] == {"request": "k", "tee": 2}
+    assert "tee" not in json.loads(legs.whole_body(plan({"prompt": "x"}), "k"))["kv_transfer_params"]
+
+
 @pytest.mark.parametrize("answer", [b"{}", b'{"kv_transfer_params":null}', b"", b"[]", b"<html>", b"[" * 3000])
 def test_an_answer_without_parameters_kept_nothing(answer: bytes) -> None:
     assert not legs.kept(answer).any

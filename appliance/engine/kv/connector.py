@@ -28,6 +28,7 @@ from appliance.engine.kv.transport import open_transport
 from appliance.engine.kv.worker import WorkerHalf
 from appliance.engine.link import Link, process_link
 from appliance.engine.mends import keep_generators_from_discarded_samples
+from appliance.engine.resume import force
 from appliance.errors import HandoffError
 
 if TYPE_CHECKING:
@@ -176,6 +177,7 @@ class ApplianceConnector(KVConnectorBase_V1, SupportsHMA):
         self.scheduler_half.bind(kv_cache_manager)
 
     def on_new_request(self, request: Request) -> None:
+        force(request)
         self.scheduler_half.arrived(request)
 
     def get_loaded_kv_cache_group_ids(self, request: Request) -> tuple[int, ...]:

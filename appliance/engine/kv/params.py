@@ -16,6 +16,9 @@ import msgspec
 Number = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]  # as the channel can carry
 
 
+Sequences = tuple[tuple[Number, ...], ...]  # token ids
+
+
 class Offer(msgspec.Struct, frozen=True, kw_only=True):
     """Prefill leg: keep the KV for ``consumers`` pulls, ``ttl_s`` seconds at the longest, under the id ``request``."""
 
@@ -26,7 +29,10 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Ticket(msgspec.Struct, frozen=True, kw_only=True):
-    """Decode leg: where the KV of a prompt lies. ``blocks`` has ids per KV group, 0 = not kept; ``prompt`` is ``prompt_digest``."""
+    """Decode leg: where the KV of a prompt lies. ``blocks`` has ids per KV group, 0 = not kept; ``prompt`` is ``prompt_digest``.
+
+    ``tee`` and ``forced`` are the router's, as those of ``Whole``.
+    """
 
     request: str
     do_remote_prefill: bool
@@ -37,12 +43,19 @@ class Ticket(msgspec.Struct, frozen=True, kw_only=True):
     tokens: Number
     prompt: str
     blocks: tuple[tuple[Number, ...], ...]
+    tee: Number = 0
+    forced: Sequences = ()
 
 
 class Whole(msgspec.Struct, frozen=True, kw_only=True):
-    """A request that runs on one engine; the key is for its timeline."""
+    """A request that runs on one engine; the key is for its timeline.
+
+    ``tee``: of how many sequences each output token is to be said (``OutputTokens``). ``forced``: what these begin with.
+    """
 
     request: str
+    tee: Number = 0
+    forced: Sequences = ()
 
 
 def read(params: Any) -> Offer | Ticket | Whole | None:
