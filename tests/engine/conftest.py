@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 from pair import Pair
+from product import Server, appliance
 from random_model import write
 
 
@@ -37,3 +38,11 @@ async def pair(directory: Path, random_model: Path) -> AsyncIterator[Pair]:
     await running.start()
     yield running
     await running.stop()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def server(random_model: Path) -> AsyncIterator[Server]:
+    """The product over the random model, for one file of tests."""
+    with tempfile.TemporaryDirectory(prefix="pd-") as name:
+        async with appliance(Path(name), random_model) as running:
+            yield running

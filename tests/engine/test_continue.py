@@ -6,27 +6,16 @@ import asyncio
 import json
 import os
 import signal
-import tempfile
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-import pytest_asyncio
-from product import Server, appliance
+from product import Server
 from test_identity import SCHEMA, WEATHER
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(400)]
 COMPLETION, CHAT = "/v1/completions", "/v1/chat/completions"
 PROMPT = [(7 * number) % 256 for number in range(300)]
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def server(random_model: Path) -> AsyncIterator[Server]:
-    with tempfile.TemporaryDirectory(prefix="pd-") as name:
-        async with appliance(Path(name), random_model) as running:
-            yield running
 
 
 def completion(**fields: Any) -> tuple[str, dict[str, Any]]:

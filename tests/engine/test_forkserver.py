@@ -5,24 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import tempfile
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import psutil
 import pytest
-import pytest_asyncio
-from product import Server, appliance
+from product import Server
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(300)]
 PROMPT = {"model": "m", "prompt": [5] * 300, "max_tokens": 4, "temperature": 0}
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def server(random_model: Path) -> AsyncIterator[Server]:
-    with tempfile.TemporaryDirectory(prefix="pd-") as name:
-        async with appliance(Path(name), random_model) as running:
-            yield running
 
 
 async def leaders(server: Server) -> list[int]:

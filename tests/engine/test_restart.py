@@ -3,24 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import tempfile
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-import pytest_asyncio
-from product import Server, appliance
+from product import Server
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(300)]
 CLIENTS = 6
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def server(random_model: Path) -> AsyncIterator[Server]:
-    with tempfile.TemporaryDirectory(prefix="pd-") as name:
-        async with appliance(Path(name), random_model) as running:
-            yield running
 
 
 def body(number: int) -> dict[str, Any]:
