@@ -71,7 +71,8 @@ class SloConfig(Section, frozen=True, kw_only=True):
 class RouterConfig(Section, frozen=True, kw_only=True):
     queue_capacity: Count = 1024
     lease_ttl_s: Positive = 60.0
-    attempts: Count = 3  # per request, before the first byte
+    attempts: Count = 3  # per request
+    continue_streams: bool = True  # on another engine; needs a logits processor, which some models and options forbid
     inline_bytes: Annotated[int, msgspec.Meta(ge=0)] = (
         16 << 20
     )  # hand-offs up to this size are copied in the engine's loop

@@ -45,11 +45,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     consumers: int  # sequences that will each pull the prompt's KV
     prompt_tokens: int  # estimated
     unsplit_reason: str | None  # why it must run on one engine, if it must
-
-    @property
-    def resumable(self) -> bool:
-        """True for a stream that another engine can go on with. Others' events have ids that can't be made again."""
-        return self.stream and self.route.way is Way.SPLIT
+    resumable: bool = False  # a stream that another engine can go on with
 
 
 class Kept(msgspec.Struct, frozen=True):
@@ -74,13 +70,15 @@ def plan(route: Route, data: bytes) -> Plan:
     reason = _unsplit_reason(route, body)
     if reason is None and consumers is None:
         reason = f"n is not a whole number from 1 to {_MOST_CONSUMERS:,}"  # vLLM says what is wrong with it
+    stream = bytes(body.get("stream", b"")) == b"true"
     return Plan(
         route=route,
         body=body,
-        stream=bytes(body.get("stream", b"")) == b"true",
+        stream=stream,
         consumers=consumers or 1,
         prompt_tokens=max(1, len(data) // _BYTES_PER_TOKEN),
         unsplit_reason=reason,
+        resumable=stream and _answers_one_prompt(route, body),
     )
 
 
@@ -151,6 +149,12 @@ def _refuse(body: Body) -> None:
 
 def _own(key: str, where: str) -> RequestError:
     return RequestError(400, f"{key} is not accepted from clients: the appliance sets it itself", param=where)
+
+
+def _answers_one_prompt(route: Route, body: Body) -> bool:
+    """Of several prompts nobody could tell whose tokens are whose; other routes' events have ids that can't be made again."""
+    several = (route.fields or {}).get("prompt")
+    return route.way is Way.SPLIT and not (several and "prompt" in body and several.forbids(body["prompt"]))
 
 
 def _xargs(body: Body) -> set[str]:

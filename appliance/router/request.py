@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import secrets
 import time
@@ -17,7 +18,7 @@ from typing import Final
 
 from appliance.config import RouterConfig
 from appliance.errors import RequestError
-from appliance.records import EngineView
+from appliance.records import EngineState, EngineView, Role
 from appliance.router import legs, policy, wire
 from appliance.router.client import Engines, Response, Unreachable
 from appliance.router.journal import Journal
@@ -99,8 +100,8 @@ class Exchange:
         self._nonce = secrets.token_hex(8)  # two requests of one id must not share a lease
         self._failed_on: set[str] = set()
         self._lost: dict[str, None] = {}  # engines that ended while they had this request, in order
-        self._passage = Passage() if plan.resumable else None
-        self._epoch = 0  # of the engine that answers
+        self._passage = Passage() if plan.resumable and desk.config.continue_streams else None
+        self._answering = _NOBODY
         self._said = ""  # the key under which the journal has what the answering leg says
         self._forced: legs.Tokens = ()  # what was said so far, if another engine is to go on
 
@@ -141,14 +142,17 @@ class Exchange:
         if len(self._lost) >= _DEADLY:
             return False
         ready = policy.by_load(self._desk.views(), self._desk.loads)
-        return failure.answer is None or any(view.name not in self._failed_on for view in ready)
+        return failure.answer is None or failure.lost or any(view.name not in self._failed_on for view in ready)
 
     async def _go_on(self, failure: LegFailed) -> bool:
         """Prepare for another engine to take a stream over that has begun; False if that can't be done correctly."""
         if self._passage is None or not self._passage.resumable:
             return False
-        await self._desk.engines.gone(failure.engine, self._epoch, _GONE_S)  # then all that it has said has been heard
-        self._forced = self._desk.journal.close(self._said)
+        if failure.engine == self._answering.name:
+            await self._desk.engines.gone(
+                failure.engine, self._answering.epoch, _GONE_S
+            )  # then it has been heard to its end
+        self._forced = _longer(self._forced, self._desk.journal.close(self._said))
         self._passage.begin_again()
         self._trace.go_on()
         _log.warning("request %s: goes on elsewhere after %d tokens", self._trace.id, sum(map(len, self._forced)))
@@ -286,7 +290,7 @@ class Exchange:
         """From now on the journal keeps what this leg says, so that another engine could go on."""
         self._desk.journal.close(self._said)
         if self._passage is not None:
-            self._said, self._epoch = key, view.epoch
+            self._said, self._answering = key, view
             self._desk.journal.open(key, self._plan.consumers)
 
     async def _relay(self, view: EngineView, leg: Leg, response: Response, outcome: _Outcome) -> None:
@@ -411,6 +415,15 @@ class Exchange:
         finally:
             now_ns = time.monotonic_ns()
             self._trace.leg_ended(kind, view.name, outcome.kind, now_ns, status=outcome.status, error=outcome.error)
+
+
+_NOBODY: Final = EngineView(name="", role=Role.BOTH, state=EngineState.STOPPED, epoch=0, socket="")
+
+
+def _longer(old: legs.Tokens, new: legs.Tokens) -> legs.Tokens:
+    """By sequence: what was said before an engine had repeated all of it is not forgotten."""
+    pairs = itertools.zip_longest(old, new, fillvalue=())
+    return [max(pair, key=len) for pair in pairs]
 
 
 class _Outcome:

@@ -146,7 +146,7 @@ class _Choice:
         ends = choice.get("finish_reason") is not None and not self._finished
         if not ends and not any(map(_says_something, content.values())):
             return None
-        kept = {name: value for name, value in content.items() if value is not None or choice[name] is None}
+        kept = {name: _nothing_left(choice[name]) if value in (None, {}) else value for name, value in content.items()}
         return {**{name: choice[name] for name in _NOT_CONTENT if name in choice}, **kept}
 
     def _rest(self, value: Any, path: Path) -> Any:
@@ -180,6 +180,13 @@ class _Choice:
             return entries
         self._counts[path] = max(0, old - len(entries))
         return entries[old:] or None
+
+
+def _nothing_left(value: Any) -> Any:
+    """What stands for a field of a choice whose content is delivered: the field itself is promised."""
+    if isinstance(value, str):
+        return ""
+    return {} if isinstance(value, dict) and not any(isinstance(inner, list) for inner in value.values()) else None
 
 
 def _leaves(node: dict[str, Any], path: Path) -> Iterator[tuple[Path, str | list[Any]]]:

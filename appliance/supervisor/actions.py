@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
@@ -16,6 +17,8 @@ from appliance.supervisor.lifecycle import GIVEN_UP, Drain, Drained, Event, Rest
 
 _SETTLE_S: Final = 0.05
 _LOOK_S: Final = 0.1
+_BACK_S: Final = 300.0  # for an engine to load, and to meet the others
+_log = logging.getLogger("pd-appliance")
 _SERVING: Final = (EngineState.READY, EngineState.SUSPECT)
 
 InFlight = Callable[[str], int]
@@ -80,21 +83,28 @@ class EngineActions:
     async def _await_drained(self, engine: Engine, key: Key) -> None:
         deadline = time.monotonic() + self._grace_s
         await asyncio.sleep(_SETTLE_S)  # what was chosen for it just before
-        while self._in_flight(key.engine) and time.monotonic() < deadline:
+        while (left := self._in_flight(key.engine)) and time.monotonic() < deadline:
             await asyncio.sleep(_LOOK_S)
-        self._post(engine, Drained(), key.epoch)
+        self._post(engine, Drained(left > 0), key.epoch)
 
     async def _roll(self) -> None:
         try:
             for engine in self._engines.values():
                 if engine.life.state is EngineState.READY:
                     await self._restarted(engine, engine.life.epoch)
+        except ActionError as error:
+            _log.warning("%s", error)
         finally:
             self._rolling = False
 
     async def _restarted(self, engine: Engine, epoch: int) -> None:
         self.restart(engine.spec.name)
-        while not self._is_back(engine, epoch) and engine.life.state is not EngineState.FAILED:
+        deadline = time.monotonic() + self._grace_s + _BACK_S
+        await asyncio.sleep(_LOOK_S)
+        while not self._is_back(engine, epoch):
+            resumed = engine.life.epoch == epoch and engine.life.state is EngineState.READY
+            if resumed or engine.life.state is EngineState.FAILED or time.monotonic() > deadline:
+                raise ActionError(f"the rolling restart ends at {engine.spec.name}, which is {engine.life.state}")
             await asyncio.sleep(_LOOK_S)
 
     def _is_back(self, engine: Engine, epoch: int) -> bool:

@@ -62,6 +62,7 @@ class Engine:
         self.process = None
         self.core = None
         self.vitals = None
+        self.cpu_s = 0.0
         self.connections.clear()
 
     def view(self, socket: str, acquaintances: Acquaintances) -> EngineView:

@@ -76,6 +76,11 @@ _SIGNS: Final = (
         "the model's files are damaged: fetch them again",
         terminal=True,
     ),
+    _sign(
+        r"ValueError: (?:Pooling models do not support custom logits|Custom logits processors are not supported when spec).*",
+        "set [router] continue_streams = false",
+        terminal=True,
+    ),
     _sign(r".*pydantic_core.*ValidationError.*", "correct [engine] args, or [model] path", terminal=True),
     _sign(r".*Address already in use.*", "something else uses the runtime directory", terminal=False),
 )

@@ -41,6 +41,7 @@ class ForkServer:
         self._import_s = import_s
         self._order = asyncio.Lock()
         self._running: _Running | None = None
+        self._closed = False
 
     @property
     def imported(self) -> bool:
@@ -50,6 +51,8 @@ class ForkServer:
     async def fork(self, arguments: Sequence[str], environment: Mapping[str, str], output: int) -> int:
         """The pid of a new engine, a child of this process in a session of its own. Raises ``ForkError``."""
         async with self._order:
+            if self._closed:
+                raise ForkError(Exit("the appliance is stopping"))
             if self._running is None or self._running.ended:
                 self._running = _Running(self._environment)
             try:
@@ -60,7 +63,8 @@ class ForkServer:
                 raise ForkError(Exit(f"the fork server: {exit.cause}", exit.terminal)) from error
 
     async def close(self) -> None:
-        """End it; an order that waits fails."""
+        """End it for good; orders that wait fail."""
+        self._closed = True
         if self._running is not None:
             await self._running.end()
 

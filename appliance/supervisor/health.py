@@ -7,15 +7,15 @@ from typing import Final
 
 import aiohttp
 
-_TIMEOUT_S: Final = 2.0
+_TIMEOUT_S: Final = 2.0  # while it starts
 
 
 class Health:
     """``async with`` it; one connection is kept."""
 
-    def __init__(self, socket: Path) -> None:
+    def __init__(self, socket: Path, timeout_s: float = _TIMEOUT_S) -> None:
         connector = aiohttp.UnixConnector(str(socket))
-        self._session = aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(_TIMEOUT_S))
+        self._session = aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(timeout_s))
 
     async def __aenter__(self) -> Health:
         return self

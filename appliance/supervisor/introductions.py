@@ -8,9 +8,9 @@ from collections.abc import Callable, Collection, Coroutine
 from typing import Any, Final
 
 from appliance.channel import ClosePeer, OpenPeer, PeerClosed, PeerOpened
-from appliance.records import EngineState
 from appliance.supervisor.acquaintance import Acquaintances, Key
 from appliance.supervisor.engine import Engine
+from appliance.supervisor.lifecycle import IN_SERVICE
 
 _AGAIN_S: Final = 2.0  # until engines that failed to meet are introduced again
 _log = logging.getLogger("pd-appliance")
@@ -28,10 +28,10 @@ class Introductions:
         self._task = task
 
     def everyone(self) -> None:
-        """Tell all that are ready of all others that they have not been told of."""
-        ready = [engine for engine in self._engines if engine.life.state is EngineState.READY and engine.core]
-        for consumer in ready:
-            for producer in ready:
+        """Tell all that serve of all others that they have not been told of."""
+        serving = [engine for engine in self._engines if engine.life.state in IN_SERVICE and engine.core]
+        for consumer in serving:
+            for producer in serving:
                 if consumer is not producer:
                     self._introduce(consumer, producer)
 
@@ -70,7 +70,7 @@ class Introductions:
     def gone(self, dead: Key) -> list[Engine]:
         """A life is over: those that may have mapped its memory are told, and returned."""
         self._known.gone(dead)
-        told = [e for e in self._engines if e.key.engine != dead.engine and e.life.state is EngineState.READY]
+        told = [e for e in self._engines if e.key.engine != dead.engine and e.life.state in IN_SERVICE]
         for consumer in told:
             ranks = consumer.ranks()
             self._known.close(consumer.key, dead, set(ranks))

@@ -19,7 +19,7 @@ STACKS_S: Final = 0.3  # for processes to write their stacks
 SUSPECT_SHARE: Final = 0.75  # of its patience used, and an engine gets no new work
 TERMINATION_S: Final = 10.0  # between being asked to end and being ended
 GIVEN_UP: Final = (EngineState.FAILED, EngineState.BACKOFF, EngineState.STOPPED)
-_IN_SERVICE: Final = (EngineState.READY, EngineState.SUSPECT, EngineState.DRAINING)
+IN_SERVICE: Final = (EngineState.READY, EngineState.SUSPECT, EngineState.DRAINING)
 
 
 class Life(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,6 +38,7 @@ class Life(msgspec.Struct, frozen=True, kw_only=True):
     restarts: int = 0
     cause: str | None = None
     restarting: bool = False  # it drains in order to be started again
+    leaving: bool = False  # and has been told to end
 
 
 # ---- events
@@ -108,7 +109,9 @@ class Restart(msgspec.Struct, frozen=True):
 
 
 class Drained(msgspec.Struct, frozen=True):
-    """Nothing is under way on it any more, or it has had time enough."""
+    """Nothing is under way on it any more, or it has had time enough; then something is ``left``."""
+
+    left: bool = False
 
 
 class Retire(msgspec.Struct, frozen=True):
@@ -192,7 +195,7 @@ def step(life: Life, event: Event, now_ns: int) -> Result:
         case Clock(stall_s) if life.state is EngineState.STARTING and now_ns - life.progress_ns > stall_s * 1e9:
             cause = f"no progress for {stall_s:.0f} s while {life.stage or 'starting'}: see its log, or raise [engine] stall_s"
             return _hung(life, cause, now_ns)
-        case Quiet() if life.state in _IN_SERVICE:
+        case Quiet() if life.state in IN_SERVICE:
             return _quiet(life, event, now_ns)
         case Lively() if life.state is EngineState.SUSPECT:
             return replace(life, state=EngineState.READY, since_ns=now_ns), ()
@@ -202,14 +205,15 @@ def step(life: Life, event: Event, now_ns: int) -> Result:
             return _ended(life, exit, now_ns)
         case Drain() if life.state in (EngineState.READY, EngineState.SUSPECT):
             return replace(life, state=EngineState.DRAINING, since_ns=now_ns), ()
-        case Resume() if life.state is EngineState.DRAINING:
+        case Resume() if life.state is EngineState.DRAINING and not life.leaving:
             return replace(life, state=EngineState.READY, since_ns=now_ns, restarting=False), ()
-        case Restart() if life.state in _IN_SERVICE:
+        case Restart() if life.state in IN_SERVICE:
             return replace(life, state=EngineState.DRAINING, since_ns=now_ns, restarting=True), ()
         case Resume() | Restart() if life.state in GIVEN_UP:
             return _started(replace(life, deaths=0, failed_starts=0), now_ns), (Spawn(),)
-        case Drained() if life.state is EngineState.DRAINING and life.restarting:
-            return life, (Terminate(), Kill(TERMINATION_S))
+        case Drained(left) if life.state is EngineState.DRAINING and life.restarting:
+            # Asked to end, vLLM would end what is left as if it were complete; killed, it is gone on with elsewhere.
+            return replace(life, leaving=True), (Kill(),) if left else (Terminate(), Kill(TERMINATION_S))
         case Retire():
             return _stopped(life, Terminate(), now_ns)
         case Stop():
@@ -263,7 +267,7 @@ def _ended(life: Life, exit: Exit, now_ns: int) -> Result:
     if life.state is EngineState.STOPPED:
         return dead, ()
     if life.restarting:
-        return replace(dead, state=EngineState.BACKOFF, restarting=False, cause=None), (StartIn(0.0),)
+        return replace(dead, state=EngineState.BACKOFF, restarting=False, leaving=False, cause=None), (StartIn(0.0),)
     cause = life.cause if life.state is EngineState.HUNG else exit.cause
     starting = life.served_ns is None
     stable = life.served_ns is not None and now_ns - life.served_ns >= STABLE_NS

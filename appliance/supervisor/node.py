@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any, Final
@@ -242,23 +243,34 @@ class Node:
     # ---- processes
 
     async def _spawn(self, engine: Engine, key: Key) -> None:
-        engine.begin_log()
-        self._runtime.prepare(key.engine, key.epoch)
-        reader, writer = os.pipe()
         try:
-            pid = await self._begin(engine, key, writer)
+            engine.process = await self._spawned(engine, key)
         except Exception as error:  # whatever it is, an engine that nobody starts again must not be left as starting
-            os.close(reader)
             exit = error.exit if isinstance(error, ForkError) else Exit(f"its process can't be started: {error}", True)
             self._post(engine, Ended(exit), key.epoch)
             return
         finally:
             engine.spawning = False
-            os.close(writer)
-        engine.process = Session(pid, reader, engine.log, lambda _: self._post(engine, Stirred(), key.epoch))
-        self._post(engine, Spawned(pid), key.epoch)
+        self._post(engine, Spawned(engine.process.pid), key.epoch)
         self._task(self._await_end(engine, engine.process, key), f"end of {key.engine}")
         self._task(self._await_ready(engine, key), f"readiness of {key.engine}")
+
+    async def _spawned(self, engine: Engine, key: Key) -> Session:
+        """Raises ``ForkError``, ``OSError``, or ``ValueError`` for a command line that can't be."""
+        engine.begin_log()
+        self._runtime.prepare(key.engine, key.epoch)
+        reader, writer = os.pipe()
+        pid = 0
+        try:
+            pid = await self._begin(engine, key, writer)
+            return Session(pid, reader, engine.log, lambda _: self._post(engine, Stirred(), key.epoch))
+        except BaseException:
+            os.close(reader)
+            if pid:
+                os.kill(pid, signal.SIGKILL)
+            raise
+        finally:
+            os.close(writer)
 
     async def _begin(self, engine: Engine, key: Key, output: int) -> int:
         """The pid of a new process. Raises ``ForkError``, or ``OSError`` or ``ValueError`` for a command line that can't be."""

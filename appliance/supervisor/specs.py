@@ -161,7 +161,7 @@ def _arguments(config: Config, model: Model, role: Role) -> tuple[str, ...]:
         *("--distributed-executor-backend", "uni", "--enforce-eager"),
         *("--kv-cache-memory-bytes", str(config.engine.kv_cache_bytes)),
         *("--scheduler-cls", "appliance.engine.recorder.RecordingScheduler"),
-        *("--logits-processors", "appliance.engine.resume:ForcedTokens"),
+        *(("--logits-processors", "appliance.engine.resume:ForcedTokens") if config.router.continue_streams else ()),
         *("--disable-uvicorn-access-log", "--api-server-count", "1"),
         *(_demo_arguments() if model.shipped else ()),
         *config.engine.args,

@@ -42,7 +42,8 @@ class Vitals:
         match message:
             case Step():
                 self._learn(message, (message.end_ns - message.start_ns) * 1e-9)
-                self._began = None
+                if self._began is not None and self._began.at_ns <= message.start_ns:
+                    self._began = None
             case StepBegan():
                 self._began = message
             case Heartbeat():

@@ -15,7 +15,7 @@ from appliance.supervisor.acquaintance import Key
 from appliance.supervisor.engine import Engine
 from appliance.supervisor.health import Health
 from appliance.supervisor.introductions import Task
-from appliance.supervisor.lifecycle import SUSPECT_SHARE, Lively, Quiet
+from appliance.supervisor.lifecycle import BUSY_PATIENCE_S, SUSPECT_SHARE, Lively, Quiet
 from appliance.supervisor.runtime import Runtime
 from appliance.supervisor.vitals import Condition, Vitals
 
@@ -72,15 +72,16 @@ class Watch:
     def _condition(self, engine: Engine) -> Condition:
         if engine.process is None:
             return Condition.STILL
-        used_s, engine.cpu_s = engine.process.cpu_s() - engine.cpu_s, engine.process.cpu_s()
+        before_s, engine.cpu_s = engine.cpu_s, engine.process.cpu_s()
+        used_s = engine.cpu_s - before_s if before_s else 0.0
         states = engine.process.thread_states()
         if states & {"T", "t"}:
             return Condition.STOPPED
         return Condition.BUSY if states & {"R", "D"} or used_s > _BUSY_SHARE * TICK_S else Condition.STILL
 
     async def _probe(self, engine: Engine, key: Key, vitals: Vitals) -> None:
-        """Any answer will do: that the API process answers is all that it proves."""
-        async with Health(self._runtime.server_socket(key.engine)) as health:
+        """Any answer will do, and a late one, too: that the API process answers is all that it proves."""
+        async with Health(self._runtime.server_socket(key.engine), timeout_s=2 * BUSY_PATIENCE_S) as health:
             while engine.key == key and engine.vitals is vitals:
                 if await health.status() is not None:
                     vitals.answered(time.monotonic_ns())

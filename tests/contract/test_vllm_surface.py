@@ -28,12 +28,14 @@ from vllm.v1.engine.core import EngineCoreProc
 from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.outputs import KVConnectorOutput
 from vllm.v1.request import RequestStatus
+from vllm.v1.sample.logits_processor import STR_POOLING_REJECTS_LOGITSPROCS, STR_SPEC_DEC_REJECTS_LOGITSPROCS
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 from appliance.engine import pulse
 from appliance.engine.kv.connector import ApplianceConnector
 from appliance.engine.recorder import RecordingAsyncScheduler, RecordingScheduler
 from appliance.router.wire import Answer, engine_died
+from appliance.supervisor.exits import explain
 
 PINNED = "0.32.0"
 
@@ -158,3 +160,8 @@ def test_multiprocessing_spawns_by_what_the_spare_replaces() -> None:
     process = multiprocessing.get_context("spawn").Process()
     assert type(process)._Popen is multiprocessing.context.SpawnProcess._Popen
     assert issubclass(multiprocessing.popen_spawn_posix.Popen, multiprocessing.popen_fork.Popen)
+
+
+def test_models_that_take_no_logits_processor_are_recognised_by_what_vllm_says() -> None:
+    for message in (STR_POOLING_REJECTS_LOGITSPROCS, STR_SPEC_DEC_REJECTS_LOGITSPROCS):
+        assert "continue_streams" in explain(1, [f"ValueError: {message}"]).cause

@@ -88,6 +88,17 @@ async def test_closing_ends_it_and_an_order_that_waits(monkeypatch: pytest.Monke
         assert running.ended
 
 
+async def test_once_closed_it_is_not_started_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    async with scripted(monkeypatch, tmp_path, "import time; time.sleep(60)") as server:
+        waiting = [asyncio.create_task(refusal(server)) for _ in range(2)]
+        await asyncio.sleep(0.2)
+        running = server._running
+        await server.close()
+        async with asyncio.timeout(5):
+            await asyncio.gather(*waiting)
+        assert server._running is running
+
+
 async def test_a_program_that_is_not_there_is_an_error() -> None:
     with pytest.raises(OSError, match="No such file"):
         process.launch(["/no/such/program"], {}, 2)

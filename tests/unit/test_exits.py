@@ -30,6 +30,7 @@ PREFIX = "(EngineCore pid=7) ERROR 11-24 03:14:19 [core.py:1512] "
         (1, "ModuleNotFoundError: No module named 'vllm'", "install it", True),
         (1, "ValueError: To serve one request, 2.00 GiB KV cache is needed, which is larger", "kv_cache_bytes", True),
         (1, "OSError: x/y is not a local folder and is not a valid model identifier", "check [model] path", True),
+        (1, "ValueError: Pooling models do not support custom logits processors.", "continue_streams = false", True),
         (-9, "INFO all is well", "SIGKILL", False),
         (-9, "ImportError: of something that may be missing", "SIGKILL", False),
         (-11, "", "SIGSEGV", False),

@@ -270,6 +270,14 @@ def test_a_streams_tokens_are_wanted_and_those_it_had_are_forced() -> None:
     assert "tee" not in json.loads(legs.whole_body(plan({"prompt": "x"}), "k"))["kv_transfer_params"]
 
 
+@pytest.mark.parametrize("prompt", [["a", "b"], [[1], [2]]])
+def test_a_stream_of_several_prompts_is_not_gone_on_with(prompt: list[Any]) -> None:
+    made = plan({"prompt": prompt, "stream": True})
+    assert not made.resumable
+    assert "tee" not in json.loads(legs.whole_body(made, "k"))["kv_transfer_params"]
+    assert plan({"prompt": prompt[:1], "stream": True}).resumable
+
+
 @pytest.mark.parametrize("answer", [b"{}", b'{"kv_transfer_params":null}', b"", b"[]", b"<html>", b"[" * 3000])
 def test_an_answer_without_parameters_kept_nothing(answer: bytes) -> None:
     assert not legs.kept(answer).any

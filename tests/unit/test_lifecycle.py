@@ -199,6 +199,12 @@ def test_a_restart_ends_it_when_it_is_drained_and_is_no_death() -> None:
     assert (life.state, life.restarting, life.epoch, actions) == (EngineState.STARTING, False, 2, (Spawn(),))
 
 
+def test_what_is_left_when_a_restart_can_wait_no_longer_is_gone_on_with_elsewhere() -> None:
+    life, actions = run((20, Restart()), (51, Drained(left=True)), life=ready())
+    assert actions == [Kill()], "vLLM, asked to end, would end it as if it were complete"
+    assert step(life, Resume(), 52 * S) == (life, ()), "it is on its way out"
+
+
 def test_a_restart_that_is_thought_better_of() -> None:
     life, _ = run((20, Restart()), (21, Resume()), life=ready())
     assert (life.state, life.restarting) == (EngineState.READY, False)

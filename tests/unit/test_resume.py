@@ -148,6 +148,15 @@ def test_several_choices_go_on_each_for_itself() -> None:
     assert [(c["index"], c["finish_reason"]) for c in choices if c["finish_reason"]] == [(0, "stop"), (1, "length")]
 
 
+def test_fields_that_are_promised_stay_where_nothing_of_them_is_new() -> None:
+    logprobs = {"tokens": ["a"], "token_logprobs": [-1.0], "top_logprobs": [{}]}
+    first = raw(text_event("abc", logprobs=logprobs))
+    [*_, last] = read(continued(first, raw(text_event("abc", id="b", logprobs=logprobs, finish="stop"))))
+    assert last["choices"] == [{"index": 0, "finish_reason": "stop", "stop_reason": None, "text": "", "logprobs": None}]
+    chat = continued(raw(chat_event({"content": "abc"})), raw(chat_event({"content": "abc"}, id="b", finish="stop")))
+    assert read(chat)[-1]["choices"] == [{"index": 0, "finish_reason": "stop", "delta": {}}]
+
+
 def test_usage_comes_once() -> None:
     usage = {"id": "b", "created": 2, "choices": [], "usage": {"total_tokens": 3}}
     events = read(

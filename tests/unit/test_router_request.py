@@ -530,6 +530,20 @@ async def test_a_stream_that_breaks_off_goes_on_elsewhere(pair: House, half: byt
     assert len(pair.router._journal) == 0
 
 
+async def test_what_is_known_to_have_been_said_survives_another_failure(short: Path) -> None:
+    async with house(short, "bbb", attempts=4) as built:
+        built["e0"].script = breaking(EVENTS[0])
+        built["e1"].script = failing(500)
+        task, client = built.asking(STREAM)
+        await client.first.wait()
+        built.router.fold(OutputTokens(items=((built["e0"].seen[0]["kv_transfer_params"]["request"], 0, (11, 12)),)))
+        built["e0"].view = msgspec.structs.replace(built["e0"].view, state=EngineState.BACKOFF)
+        built["e0"].hold.set()
+        await task
+        assert client.body == b"".join(EVENTS)
+        assert built["e2"].seen[0]["kv_transfer_params"]["forced"] == [[11, 12]]
+
+
 async def test_a_stream_whose_engine_says_that_it_dies_goes_on_elsewhere(pair: House) -> None:
     dead = b'data: {"error": {"message": "EngineCore encountered an issue. See stack trace", "code": 500}}\n\n'
     pair["e1"].script = fails(EVENTS[0], dead + DONE)
