@@ -157,12 +157,14 @@ class _Choice:
             rest = {name: self._rest(inner, (*path, name)) for name, inner in value.items()}
             return {name: inner for name, inner in rest.items() if inner is not None or value[name] is None}
         if isinstance(value, list) and _is_indexed(value):
-            return [
-                {"index": one["index"], **rest}
-                for one in value
-                if (rest := self._rest({k: v for k, v in one.items() if k != "index"}, (*path, one["index"])))
-            ] or None
+            return [new for one in value if (new := self._rest_of_entry(one, path)) is not None] or None
         return self._rest_of_list(value, path) if isinstance(value, list) else value
+
+    def _rest_of_entry(self, entry: dict[str, Any], path: Path) -> dict[str, Any] | None:
+        """Of a tool call's delta what is new; None if nothing is, and the client need not hear of it."""
+        content = {name: value for name, value in entry.items() if name != "index"}
+        rest = self._rest(content, (*path, entry["index"]))
+        return {"index": entry["index"], **rest} if _says_something(rest) else None
 
     def _rest_of_text(self, text: str, path: Path) -> str | None:
         old = self._texts.get(path, "")

@@ -120,6 +120,16 @@ def test_a_tool_call_goes_on_under_the_id_that_the_client_knows() -> None:
     assert [call["function"]["name"] for call in calls if "name" in call["function"]] == ["weather"]
 
 
+def test_of_a_tool_call_nothing_is_heard_until_something_is_new() -> None:
+    def call(arguments: str) -> dict[str, Any]:
+        return {"content": None, "tool_calls": [{"index": 0, "function": {"arguments": arguments}}]}
+
+    first = raw(chat_event(call("ab")), chat_event(call("cd")))
+    second = raw(*({**chat_event(call(piece), id="b"), "usage": {"total_tokens": 3}} for piece in "abcde"))
+    calls = [event["choices"][0]["delta"]["tool_calls"] for event in read(continued(first, second))]
+    assert [one["function"]["arguments"] for [one] in calls] == ["ab", "cd", "e"]
+
+
 def test_lists_go_on_entry_by_entry() -> None:
     def logprobs(*numbers: int) -> dict[str, Any]:
         return {
