@@ -123,9 +123,10 @@ class Exchange:
                 if not self._try_again(error) or (self._reply.started and not await self._go_on(error)):
                     break
             except RequestError:
-                if failure is None or (failure.answer is None and not self._reply.started):
+                said = failure is not None and failure.answer is not None and not failure.lost
+                if not said and not self._reply.started:
                     raise
-                break  # the queue would not have it again: what an engine said is the better answer
+                break  # the queue would not have it again: what an engine said of it is the better answer
         if failure is not None:
             await self._give_up(failure)
 
@@ -169,7 +170,7 @@ class Exchange:
         elif len(self._lost) >= _DEADLY:
             message = f"{' and '.join(self._lost)} ended while they worked on this request: it is not tried again"
             raise RequestError(503, message, kind="server_error", code="engine_lost")
-        elif failure.answer is not None:
+        elif failure.answer is not None and not failure.lost:
             await self._pass_on(failure.answer)
         else:
             tries = f" ({self._trace.attempts} attempts)" if self._trace.attempts > 1 else ""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import socket
 import sys
@@ -21,7 +20,6 @@ _MODULE: Final = "appliance.engine.forkserver"
 _ANSWER_S: Final = 15.0
 _ENDING_S: Final = 1.0
 _ONE_THREAD: Final = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # or it could not be forked safely
-_log = logging.getLogger("pd-appliance")
 
 
 class ForkError(ApplianceError):

@@ -210,12 +210,13 @@ def step(life: Life, event: Event, now_ns: int) -> Result:
         case Restart() if life.state in IN_SERVICE:
             return replace(life, state=EngineState.DRAINING, since_ns=now_ns, restarting=True), ()
         case Resume() | Restart() if life.state in GIVEN_UP:
-            return _started(replace(life, deaths=0, failed_starts=0), now_ns), (Spawn(),)
+            again = replace(life, state=EngineState.BACKOFF, since_ns=now_ns, deaths=0, failed_starts=0)
+            return again, (StartIn(0.0),)
         case Drained(left) if life.state is EngineState.DRAINING and life.restarting:
             # Asked to end, vLLM would end what is left as if it were complete; killed, it is gone on with elsewhere.
             return replace(life, leaving=True), (Kill(),) if left else (Terminate(), Kill(TERMINATION_S))
-        case Retire():
-            return _stopped(life, Terminate(), now_ns)
+        case Retire():  # one that still loads has nothing to finish
+            return _stopped(life, Kill() if life.served_ns is None else Terminate(), now_ns)
         case Stop():
             return _stopped(life, Kill(), now_ns)
         case _:

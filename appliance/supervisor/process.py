@@ -64,20 +64,17 @@ class Session:
 
     def moved_bytes(self) -> int:
         """Bytes that its living processes have read and written, from files, sockets and pipes."""
-        total = 0
-        for process in self.processes():
-            with contextlib.suppress(psutil.Error):
-                counters = process.io_counters()
-                total += counters.read_chars + counters.write_chars
-        return total
+        return int(self._sum(lambda process: sum(process.io_counters()[-2:])))  # read_chars and write_chars
 
     def cpu_s(self) -> float:
         """CPU time that its living processes have used."""
+        return self._sum(lambda process: sum(process.cpu_times()[:2]))  # user and system
+
+    def _sum(self, reading: Callable[[psutil.Process], float]) -> float:
         total = 0.0
         for process in self.processes():
             with contextlib.suppress(psutil.Error):
-                times = process.cpu_times()
-                total += times.user + times.system
+                total += reading(process)
         return total
 
     def thread_states(self) -> set[str]:

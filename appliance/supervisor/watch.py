@@ -52,11 +52,9 @@ class Watch:
             last_ns = now_ns
             for engine in self._engines:
                 if engine.vitals is not None:
-                    self._excuse(engine.vitals, now_ns) if late else self._look(engine, engine.vitals, now_ns)
-
-    def _excuse(self, vitals: Vitals, now_ns: int) -> None:
-        """This process itself was stopped or starved: what engines said meanwhile is still to be read."""
-        vitals.excuse(now_ns)
+                    if late:  # this process itself was stopped or starved: what engines said is still to be read
+                        engine.vitals.excuse(now_ns)
+                    self._look(engine, engine.vitals, now_ns)
 
     def _look(self, engine: Engine, vitals: Vitals, now_ns: int) -> None:
         who, quiet_s, patience_s = max(

@@ -180,6 +180,11 @@ def test_loading_is_not_hanging() -> None:
     assert step(starting, quiet(99.0, Condition.STILL), 99 * S) == (starting, ())
 
 
+def test_one_that_still_loads_has_nothing_to_finish() -> None:
+    _, actions = run((0, Start()), (0, Spawned(7)), (1, Retire()))
+    assert actions == [Spawn(), Kill()]
+
+
 def test_draining_and_taking_work_again() -> None:
     life, actions = step(ready(), Drain(), 20 * S)
     assert (life.state, actions) == (EngineState.DRAINING, ())
@@ -215,7 +220,8 @@ def test_a_restart_that_is_thought_better_of() -> None:
 def test_one_that_was_given_up_is_tried_again_with_a_clean_record(event: Event) -> None:
     life, _ = run((0, Start()), (1, Ended(Exit("bad", terminal=True))))
     life, actions = step(life, event, 2 * S)
-    assert (life.state, life.failed_starts, actions) == (EngineState.STARTING, 0, (Spawn(),))
+    assert (life.state, life.failed_starts, actions) == (EngineState.BACKOFF, 0, (StartIn(0.0),))
+    assert step(life, Start(), 2 * S)[0].state is EngineState.STARTING
 
 
 def test_a_deaf_engine_is_replaced_and_says_why() -> None:
@@ -260,7 +266,7 @@ def test_whatever_happens_the_life_makes_sense(events: list[tuple[Event, int]]) 
         before, (life, actions) = life, step(life, event, now_ns)
         assert life.epoch == before.epoch + actions.count(Spawn())
         if Spawn() in actions:
-            assert before.state in (EngineState.STOPPED, EngineState.BACKOFF, EngineState.FAILED)
+            assert before.state in (EngineState.STOPPED, EngineState.BACKOFF)
         if before.state is EngineState.FAILED and not isinstance(event, Stop | Retire | Resume | Restart):
             assert life.state is EngineState.FAILED, "only its owner can help a failed engine"
         if life.state is EngineState.READY:
