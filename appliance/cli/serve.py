@@ -35,7 +35,7 @@ from appliance.telemetry import exposition
 from appliance.telemetry.collector import Collector
 from appliance.telemetry.ledger import Ledger
 from appliance.telemetry.timeline import Timelines
-from web.app import create_app
+from web.app import Site, create_app
 
 _ENGINE_MEMORY_BYTES: Final = 1200 << 20  # of one CPU engine, measured, without its KV cache and its weights
 _ENGINE_GRACE_S: Final = 5.0
@@ -97,39 +97,13 @@ class Appliance:
 
     async def _serve(self, runtime: Runtime) -> None:
         config = self._config
-        node = Node(
-            config, self._specs, runtime, topology=self._topology.layout, in_flight=lambda name: under_way(name)
-        )
+        node = Node(config, self._specs, runtime, topology=self._topology.layout)
         ledger = Ledger(send=node.send_core)
         timelines = Timelines(config.telemetry.recent_requests)
         router = Router(config.router, node.views, ledger, timelines, self._model.name)
         collector = Collector(config, node, router, ledger, timelines, model_name=self._model.name, version=__version__)
-
-        def under_way(engine: str) -> int:
-            return router.in_flight(engine) + ledger.held_by(engine)
-
-        def fold(engine: str, epoch: int, message: Up) -> None:
-            now_ns = time.monotonic_ns()
-            ledger.fold(engine, epoch, message, now_ns)
-            timelines.fold(engine, message)
-            router.fold(message)
-            collector.fold(engine, epoch, message, now_ns)
-
-        node.on_message(fold)
-        node.on_change(_report)
-        node.on_change(lambda _: router.engines_changed())
-        node.on_engine_lost(ledger.lost)
-        node.on_engine_lost(router.engine_lost)
-        app = create_app(
-            inference=router,
-            node=collector,
-            actions=node.actions,
-            max_body_bytes=config.server.max_body_bytes,
-            max_held_bytes=config.server.max_held_bytes,
-            metrics=exposition.render,
-            bound_to=self._listener.getsockname()[0],
-            allowed_hosts=config.server.allowed_hosts,
-        )
+        _connect(node, router, ledger, timelines, collector)
+        app = self._app(router, node, collector)
         server = _Web(app, self._listener)
         self._watch_signals()
         async with asyncio.TaskGroup() as group:
@@ -149,6 +123,19 @@ class Appliance:
         _say("pd-appliance: stopped")
         if failure:
             raise NoEngineError(failure)
+
+    def _app(self, router: Router, node: Node, collector: Collector) -> Site:
+        server = self._config.server
+        return create_app(
+            inference=router,
+            node=collector,
+            actions=node.actions,
+            max_body_bytes=server.max_body_bytes,
+            max_held_bytes=server.max_held_bytes,
+            metrics=exposition.render,
+            bound_to=self._listener.getsockname()[0],
+            allowed_hosts=server.allowed_hosts,
+        )
 
     async def _until_stopped(self, node: Node) -> str | None:
         """Until a signal, or until no engine can start any more: the reason then."""
@@ -188,6 +175,24 @@ class Appliance:
     def _address(self) -> str:
         host, port = self._listener.getsockname()[:2]
         return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def _connect(node: Node, router: Router, ledger: Ledger, timelines: Timelines, collector: Collector) -> None:
+    """Who hears what of the engines."""
+
+    def fold(engine: str, epoch: int, message: Up) -> None:
+        now_ns = time.monotonic_ns()
+        ledger.fold(engine, epoch, message, now_ns)
+        timelines.fold(engine, message)
+        router.fold(message)
+        collector.fold(engine, epoch, message, now_ns)
+
+    node.on_message(fold)
+    node.on_change(_report)
+    node.on_change(lambda _: router.engines_changed())
+    node.on_engine_lost(ledger.lost)
+    node.on_engine_lost(router.engine_lost)
+    node.actions.in_flight = lambda engine: router.in_flight(engine) + ledger.held_by(engine)
 
 
 class _Web(uvicorn.Server):

@@ -21,6 +21,7 @@ from appliance.errors import RequestError
 from appliance.records import EngineState, EngineView, Role
 from appliance.router import legs, policy, wire
 from appliance.router.client import Engines, Response, Unreachable
+from appliance.router.failures import LegFailed, Outcome, read, said, stream_error
 from appliance.router.journal import Journal
 from appliance.router.loads import Leg, Loads
 from appliance.router.policy import Choice
@@ -50,41 +51,6 @@ class Desk:
     queue: Queue
     engines: Engines
     journal: Journal
-
-
-class LegFailed(Exception):
-    """A leg failed through no fault of the client's.
-
-    ``answer`` is what the engine said, if it said something; ``tail`` the last bytes that the client got of it.
-    ``final``: another engine would not do better.
-    """
-
-    def __init__(
-        self,
-        engine: str,
-        message: str,
-        *,
-        answer: Answer | None = None,
-        tail: bytes = wire.EVENT_END,
-        final: bool = False,
-    ) -> None:
-        super().__init__(message)
-        self.engine = engine
-        self.answer = answer
-        self.tail = tail
-        self.final = final
-
-    @property
-    def lost(self) -> bool:
-        """True where the engine ended while it had this request, which may be why."""
-        if self.answer is not None:
-            return wire.engine_died(self.answer)
-        return isinstance(self.__cause__, Unreachable) and self.__cause__.had_it
-
-    @property
-    def detail(self) -> str:
-        """For the log: what lies behind it, too."""
-        return self.__cause__.detail if isinstance(self.__cause__, Unreachable) else str(self)
 
 
 class Exchange:
@@ -123,8 +89,8 @@ class Exchange:
                 if not self._try_again(error) or (self._reply.started and not await self._go_on(error)):
                     break
             except RequestError:
-                said = failure is not None and failure.answer is not None and not failure.lost
-                if not said and not self._reply.started:
+                told = failure is not None and failure.answer is not None and not failure.lost
+                if not told and not self._reply.started:
                     raise
                 break  # the queue would not have it again: what an engine said of it is the better answer
         if failure is not None:
@@ -239,7 +205,7 @@ class Exchange:
         with self._recorded("prefill", view, key) as outcome:
             response = await self._send(view, body, "-prefill")
             try:
-                return await _read(view, response, outcome)
+                return await read(view, response, outcome)
             finally:
                 response.close()
 
@@ -281,7 +247,7 @@ class Exchange:
                 if streams:
                     await self._relay(view, leg, response, outcome)
                 else:
-                    answer = await _read(view, response, outcome)
+                    answer = await read(view, response, outcome)
                     leg.prefilled()
                     await self._pass_on(answer)
             finally:
@@ -294,7 +260,7 @@ class Exchange:
             self._said, self._answering = key, view
             self._desk.journal.open(key, self._plan.consumers)
 
-    async def _relay(self, view: EngineView, leg: Leg, response: Response, outcome: _Outcome) -> None:
+    async def _relay(self, view: EngineView, leg: Leg, response: Response, outcome: Outcome) -> None:
         """Bytes go through as they come. This loop runs once per token of every stream: it does next to nothing else."""
         chunk = await self._first(view, response)
         leg.prefilled()
@@ -343,26 +309,26 @@ class Exchange:
             raise LegFailed(view.name, f"{view.name} ended its answer before it began")
         if not self._fails(chunk):
             return chunk
-        error = await _stream_error(response, chunk)
+        error = await stream_error(response, chunk)
         if error.answer.status >= 500:
-            raise LegFailed(view.name, _said(view, error.answer), answer=error.answer)
+            raise LegFailed(view.name, said(view, error.answer), answer=error.answer)
         return error.before + error.event
 
     def _fails(self, chunk: bytes) -> bool:
         """Other routes' streams tell of failures in events of their own, and end there."""
         return wire.STREAM_ERROR in chunk and self._plan.route.way is Way.SPLIT
 
-    async def _end_failed(self, view: EngineView, response: Response, chunk: bytes, outcome: _Outcome) -> None:
+    async def _end_failed(self, view: EngineView, response: Response, chunk: bytes, outcome: Outcome) -> None:
         """vLLM ends a stream that failed in order. The client gets the error, but no ``[DONE]``: it is not whole.
 
         Raises ``LegFailed`` where its engine is about to end: another one may go on.
         """
-        error = await _stream_error(response, chunk)
+        error = await stream_error(response, chunk)
         new = self._take(error.before)
         if new:
             await self._reply.send(new)
         if wire.engine_died(error.answer):
-            raise LegFailed(view.name, _said(view, error.answer), answer=error.answer)
+            raise LegFailed(view.name, said(view, error.answer), answer=error.answer)
         outcome.kind, outcome.error = "error", wire.error_message(error.answer.body) or "no reason given"
         _log.warning("request %s, in mid-stream: %s", self._trace.id, outcome.error)
         self._finish("failed", 200, outcome.error)  # whether or not the client stays to hear it
@@ -397,10 +363,10 @@ class Exchange:
         return await self._desk.engines.send(view, "POST", self._target, headers, body)
 
     @contextlib.contextmanager
-    def _recorded(self, kind: str, view: EngineView, key: str) -> Iterator[_Outcome]:
+    def _recorded(self, kind: str, view: EngineView, key: str) -> Iterator[Outcome]:
         """One leg's entry on the timeline, however it ends."""
         self._trace.dispatched(kind, view.name, key, time.monotonic_ns())
-        outcome = _Outcome()
+        outcome = Outcome()
         try:
             yield outcome
         except Unreachable as error:
@@ -425,34 +391,3 @@ def _longer(old: legs.Tokens, new: legs.Tokens) -> legs.Tokens:
     """By sequence: what was said before an engine had repeated all of it is not forgotten."""
     pairs = itertools.zip_longest(old, new, fillvalue=())
     return [max(pair, key=len) for pair in pairs]
-
-
-class _Outcome:
-    """How a leg went."""
-
-    def __init__(self) -> None:
-        self.kind = "ok"
-        self.status: int | None = None
-        self.error: str | None = None
-
-
-async def _read(view: EngineView, response: Response, outcome: _Outcome) -> Answer:
-    """All of an answer. Raises ``LegFailed`` if it is the engine's own failure; one of the client's is an answer."""
-    outcome.status = response.status
-    answer = Answer(response.status, response.content_type, await response.all())
-    if answer.status >= 400:
-        outcome.kind, outcome.error = "error", wire.error_message(answer.body)
-    if answer.status >= 500 and answer.status != 501:  # not implemented there is not implemented anywhere
-        raise LegFailed(view.name, _said(view, answer), answer=answer)
-    return answer
-
-
-async def _stream_error(response: Response, chunk: bytes) -> wire.StreamError:
-    """The error that begins in this chunk; read on until it is complete."""
-    while (error := wire.stream_error(chunk)) is None:
-        chunk += await response.some() or wire.EVENT_END
-    return error
-
-
-def _said(view: EngineView, answer: Answer) -> str:
-    return f"{view.name} answered {answer.status}: {wire.error_message(answer.body) or 'no reason given'}"

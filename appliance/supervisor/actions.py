@@ -34,15 +34,15 @@ class EngineActions:
         known: Acquaintances,
         post: Post,
         task: Task,
-        in_flight: InFlight,
         grace_s: float,
     ) -> None:
-        """``in_flight``: how much is under way on an engine. ``grace_s``: the longest that a restart waits for that."""
+        """``grace_s``: the longest that a restart waits for what is under way."""
         self._engines = engines
         self._known = known
         self._post = post
         self._task = task
-        self._in_flight = in_flight
+        self.in_flight: InFlight = lambda engine: 0
+        """How much is under way on an engine; told by whoever knows."""
         self._grace_s = grace_s
         self._rolling = False
 
@@ -83,7 +83,7 @@ class EngineActions:
     async def _await_drained(self, engine: Engine, key: Key) -> None:
         deadline = time.monotonic() + self._grace_s
         await asyncio.sleep(_SETTLE_S)  # what was chosen for it just before
-        while (left := self._in_flight(key.engine)) and time.monotonic() < deadline:
+        while (left := self.in_flight(key.engine)) and time.monotonic() < deadline:
             await asyncio.sleep(_LOOK_S)
         self._post(engine, Drained(left > 0), key.epoch)
 

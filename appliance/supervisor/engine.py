@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import deque
 
-from appliance.channel import Connection, CoreReady
+from appliance.channel import CoreReady
 from appliance.records import EngineView
 from appliance.supervisor.acquaintance import Acquaintances, Key
+from appliance.supervisor.channel_server import Connection
 from appliance.supervisor.lifecycle import Life
 from appliance.supervisor.process import LOG_LINES, Session
 from appliance.supervisor.specs import EngineSpec

@@ -8,32 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import signal
 import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any, Final
 
-from appliance.channel import (
-    ChannelServer,
-    Connection,
-    CoreReady,
-    Down,
-    Hello,
-    PeerClosed,
-    PeerOpened,
-    Progress,
-    Up,
-)
+from appliance.channel import CoreReady, Down, Hello, PeerClosed, PeerOpened, Progress, Up
 from appliance.config import Config
 from appliance.errors import ChannelError
 from appliance.records import EngineState, EngineView
-from appliance.supervisor import lifecycle, specs
+from appliance.supervisor import lifecycle
 from appliance.supervisor.acquaintance import Acquaintances, Key
 from appliance.supervisor.actions import EngineActions
+from appliance.supervisor.channel_server import ChannelServer, Connection
 from appliance.supervisor.engine import Engine
 from appliance.supervisor.exits import Exit, explain
-from appliance.supervisor.forkserver import ForkError, ForkServer
+from appliance.supervisor.forkserver import ForkError
 from appliance.supervisor.health import Health
 from appliance.supervisor.introductions import Introductions
 from appliance.supervisor.lifecycle import (
@@ -49,15 +38,15 @@ from appliance.supervisor.lifecycle import (
     Stirred,
     Stop,
 )
-from appliance.supervisor.process import Session, launch
+from appliance.supervisor.process import Session
 from appliance.supervisor.runtime import Runtime
 from appliance.supervisor.specs import EngineSpec
+from appliance.supervisor.starts import Starts
 from appliance.supervisor.watch import Watch
 
 _STIR_BYTES: Final = 1 << 20  # moved within a second: an engine that idles moves less
 _PROBE_S: Final = 0.1
 _CLOCK_S: Final = 1.0
-_IMPORTING: Final = 0.05  # of a start, when it begins to import
 _DEAF_S: Final = 5.0  # an API process outlives its EngineCore by up to half of that
 _DRAINED_S: Final = 2.0
 _BROKEN_S: Final = 0.2
@@ -80,9 +69,7 @@ class Node:
         runtime: Runtime,
         *,
         topology: str,
-        in_flight: Callable[[str], int] = lambda engine: 0,
     ) -> None:
-        """``in_flight``: how many requests are under way on an engine."""
         self.topology = topology
         self._config = config
         self._runtime = runtime
@@ -94,10 +81,8 @@ class Node:
         self._acquaintances = Acquaintances()
         self._introductions = Introductions(self._engines.values(), self._acquaintances, self._task)
         self._watch = Watch(self._engines.values(), runtime, self._post, self._task)
-        self.actions = EngineActions(
-            self._engines, self._acquaintances, self._post, self._task, in_flight, config.server.grace_s
-        )
-        self._forks = ForkServer(specs.environment(engines[0], runtime.directory, os.environ), config.engine.stall_s)
+        self.actions = EngineActions(self._engines, self._acquaintances, self._post, self._task, config.server.grace_s)
+        self._starts = Starts(config, runtime, engines[0], self._post)
         self._inbox: asyncio.Queue[tuple[Engine, int, Event]] = asyncio.Queue()
         self._tasks: set[asyncio.Task[None]] = set()
         self._retired = False  # then an engine that ends is not started again
@@ -157,7 +142,7 @@ class Node:
         if self._retired:
             return
         self._retired = True
-        await self._forks.close()
+        await self._starts.close()
         for event, patience_s in ((Retire(), grace_s), (Stop(), _ENDING_S)):
             for engine in self._engines.values():
                 self._post(engine, event)
@@ -244,7 +229,7 @@ class Node:
 
     async def _spawn(self, engine: Engine, key: Key) -> None:
         try:
-            engine.process = await self._spawned(engine, key)
+            engine.process = await self._starts.session(engine, key)
         except Exception as error:  # whatever it is, an engine that nobody starts again must not be left as starting
             exit = error.exit if isinstance(error, ForkError) else Exit(f"its process can't be started: {error}", True)
             self._post(engine, Ended(exit), key.epoch)
@@ -254,33 +239,6 @@ class Node:
         self._post(engine, Spawned(engine.process.pid), key.epoch)
         self._task(self._await_end(engine, engine.process, key), f"end of {key.engine}")
         self._task(self._await_ready(engine, key), f"readiness of {key.engine}")
-
-    async def _spawned(self, engine: Engine, key: Key) -> Session:
-        """Raises ``ForkError``, ``OSError``, or ``ValueError`` for a command line that can't be."""
-        engine.begin_log()
-        self._runtime.prepare(key.engine, key.epoch)
-        reader, writer = os.pipe()
-        pid = 0
-        try:
-            pid = await self._begin(engine, key, writer)
-            return Session(pid, reader, engine.log, lambda _: self._post(engine, Stirred(), key.epoch))
-        except BaseException:
-            os.close(reader)
-            if pid:
-                os.kill(pid, signal.SIGKILL)
-            raise
-        finally:
-            os.close(writer)
-
-    async def _begin(self, engine: Engine, key: Key, output: int) -> int:
-        """The pid of a new process. Raises ``ForkError``, or ``OSError`` or ``ValueError`` for a command line that can't be."""
-        arguments = specs.arguments(engine.spec, self._runtime, self._config, key.epoch, os.getpid())
-        environment = specs.environment(engine.spec, self._runtime.temporary(key.engine, key.epoch), os.environ)
-        if not engine.spec.forked:
-            return launch(specs.command(engine.spec, arguments), environment, output)
-        if not self._forks.imported:
-            self._post(engine, Progressed("importing vLLM", _IMPORTING), key.epoch)
-        return await self._forks.fork(arguments, environment, output)
 
     async def _await_end(self, engine: Engine, session: Session, key: Key) -> None:
         code = await session.wait()

@@ -12,18 +12,8 @@ from typing import Any, TypeVar
 
 import aiohttp
 
-from appliance.channel import (
-    ChannelServer,
-    ClosePeer,
-    Connection,
-    CoreReady,
-    Heartbeat,
-    LeaseEnded,
-    OpenPeer,
-    PeerClosed,
-    PeerOpened,
-    Up,
-)
+from appliance.channel import ClosePeer, CoreReady, Heartbeat, LeaseEnded, OpenPeer, PeerClosed, PeerOpened, Up
+from appliance.supervisor.channel_server import ChannelServer, Connection
 from appliance.supervisor.specs import cpu_environment
 
 ROOT = Path(__file__).parents[2]

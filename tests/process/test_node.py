@@ -78,7 +78,8 @@ async def node(
     with tempfile.TemporaryDirectory(prefix="pd-") as name:
         engines = specs(config, parse(layout), resolve_model(config), sorted(os.sched_getaffinity(0)))
         engines = tuple(scripted(spec, scripts.get(spec.name, "")) for spec in engines)
-        made = Node(config, engines, Runtime(Path(name) / "run"), topology=layout, in_flight=in_flight)
+        made = Node(config, engines, Runtime(Path(name) / "run"), topology=layout)
+        made.actions.in_flight = in_flight
         scene = Scene(made)
         await made.start()
         try:

@@ -17,8 +17,6 @@ from hypothesis import strategies as st
 from appliance.channel import (
     MAX_FRAME_BYTES,
     VERSION,
-    ChannelServer,
-    Connection,
     Down,
     Frames,
     Heartbeat,
@@ -31,6 +29,7 @@ from appliance.channel import (
 )
 from appliance.engine.link import Link
 from appliance.errors import ChannelError
+from appliance.supervisor.channel_server import ChannelServer, Connection
 
 HELLO = Hello(engine="e0", epoch=3, process="core", pid=7)
 PROGRESS = Progress(stage="importing vLLM", fraction=0.25)
