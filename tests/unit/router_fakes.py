@@ -14,13 +14,15 @@ from typing import Any
 from aiohttp import web
 
 from appliance.config import RouterConfig
-from appliance.records import EngineState, EngineView, Role
+from appliance.records import EngineState, EngineView, Role, Timeline
 from appliance.router import Router
 from appliance.telemetry.timeline import Timelines
 from web.ports import InferenceRequest
 
 Script = Callable[["Engine", web.Request, dict[str, Any]], Awaitable[web.StreamResponse]]
 TRANSFER = {"do_remote_prefill": True, "request": "k", "blocks": [[1, 2]], "big": 123456789012345678901234567890}
+ASK: dict[str, Any] = {"model": "demo", "prompt": "to be", "max_tokens": 9}
+STREAM = {**ASK, "stream": True}
 EVENTS = [b'data: {"choices":[{"delta":{"content":"a"}}]}\n\n', b'data: {"choices":[]}\n\n', b"data: [DONE]\n\n"]
 
 
@@ -234,3 +236,53 @@ async def until(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
     async with asyncio.timeout(timeout_s):
         while not condition():
             await asyncio.sleep(0.001)
+
+
+def last(built: House) -> Timeline:
+    return built.timelines.recent(1)[0]
+
+
+def legs(built: House) -> list[tuple[str, str, str]]:
+    return [(leg.kind, leg.engine, leg.outcome) for leg in last(built).legs]
+
+
+def fails(*pieces: bytes) -> Script:
+    """A stream in pieces, each of which is read before the next one is sent."""
+
+    async def script(engine: Engine, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        response = await stream(engine, request, [])
+        for piece in pieces:
+            await response.write(piece)
+            await asyncio.sleep(0.05)
+        return response
+
+    return script
+
+
+DEAD = b'data: {"error": {"message": "EngineDead", "type": "x", "code": 500}}\n\n'
+BAD = b'data: {"error": {"message": "too long", "code": 400}}\n\n'
+DONE = b"data: [DONE]\n\n"
+
+
+def breaking(*sent: bytes) -> Script:
+    """Sends that much of a stream, waits until the test lets it go, and ends in the middle."""
+
+    async def script(engine: Engine, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        response = await stream(engine, request, list(sent))
+        await engine.hold.wait()
+        engine.break_connections()
+        return response
+
+    return script
+
+
+async def endless(engine: Engine, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+    """Begins a stream, and then waits until the test lets it go."""
+    response = await stream(engine, request, EVENTS[:1])
+    await engine.hold.wait()
+    return response
+
+
+def queued(built: House) -> bool:
+    """Just one request waits."""
+    return built.router.queue_snapshot(0).depth == 1

@@ -1,10 +1,9 @@
-"""One request through the router: both legs, their failures, and what is left behind (nothing)."""
+"""One request through the router: both legs, and what is left behind (nothing)."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,69 +11,32 @@ import msgspec
 import pytest
 from aiohttp import web
 from router_fakes import (
+    ASK,
+    DONE,
     EVENTS,
+    STREAM,
     TRANSFER,
     Client,
     Engine,
     House,
-    Script,
     asked,
+    endless,
     failing,
+    fails,
     holding,
     house,
+    last,
+    legs,
     obliging,
+    queued,
     stream,
     until,
 )
 
-from appliance.channel import FirstToken, HandoffEnded, LeaseGranted, OutputTokens, Scheduled
+from appliance.channel import FirstToken, HandoffEnded, LeaseGranted, Scheduled
 from appliance.errors import RequestError
-from appliance.records import EngineState, Timeline
-from appliance.router import request as request_module
+from appliance.records import EngineState
 from appliance.router.client import Response
-
-ASK: dict[str, Any] = {"model": "demo", "prompt": "to be", "max_tokens": 9}
-STREAM = {**ASK, "stream": True}
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody waits long for an engine that failed to be known as lost."""
-    monkeypatch.setattr(request_module, "_GONE_S", 0.2)
-
-
-@pytest.fixture
-async def pair(short: Path) -> AsyncIterator[House]:
-    async with house(short) as built:
-        yield built
-        await until(built.idle)
-
-
-def last(built: House) -> Timeline:
-    return built.timelines.recent(1)[0]
-
-
-def legs(built: House) -> list[tuple[str, str, str]]:
-    return [(leg.kind, leg.engine, leg.outcome) for leg in last(built).legs]
-
-
-def fails(*pieces: bytes) -> Script:
-    """A stream in pieces, each of which is read before the next one is sent."""
-
-    async def script(engine: Engine, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
-        response = await stream(engine, request, [])
-        for piece in pieces:
-            await response.write(piece)
-            await asyncio.sleep(0.05)
-        return response
-
-    return script
-
-
-DEAD = b'data: {"error": {"message": "EngineDead", "type": "x", "code": 500}}\n\n'
-BAD = b'data: {"error": {"message": "too long", "code": 400}}\n\n'
-DONE = b"data: [DONE]\n\n"
-
 
 # ---- how it should go
 
@@ -283,436 +245,7 @@ async def test_a_prefill_engine_is_free_again_while_the_answer_is_decoded(pair: 
     await task
 
 
-# ---- failures
-
-
-async def test_a_decode_engine_that_is_gone_does_not_fail_the_request(pair: House) -> None:
-    await pair["e1"].stop()
-    client = await pair.ask(STREAM)
-    assert client.body == b"".join(EVENTS)
-    assert client.fields["x-decode-engine"] == "e0"
-    assert client.fields["x-unsplit-reason"] == "no decode engine is ready (e1 has just failed this request)"
-    assert legs(pair) == [("prefill", "e0", "ok"), ("decode", "e1", "unreachable"), ("whole", "e0", "ok")]
-    assert (last(pair).attempts, pair.router.counts().retried) == (2, 1)
-
-
-async def test_a_prefill_engine_that_is_gone_does_not_fail_the_request(pair: House) -> None:
-    await pair["e0"].stop()
-    client = await pair.ask(ASK)
-    assert client.json["by"] == "e1"
-    assert legs(pair) == [("prefill", "e0", "unreachable"), ("whole", "e1", "ok")]
-
-
-async def test_another_decode_engine_is_tried_and_the_prefill_engine_is_not_blamed(short: Path) -> None:
-    async with house(short, "pdd") as built:
-        built["e1"].script = failing(500)
-        client = await built.ask(STREAM)
-        assert client.fields["x-decode-engine"] == "e2"
-        assert client.fields["x-prefill-engine"] == "e0"
-        assert [leg for leg in legs(built) if leg[1] == "e0"] == [("prefill", "e0", "ok")] * 2
-
-
-async def test_an_engines_failure_is_passed_on_once_all_have_failed(pair: House) -> None:
-    pair["e0"].script = pair["e1"].script = failing(500, "out of order")
-    client = await pair.ask(STREAM)
-    assert (client.status, client.json["error"]["message"]) == (500, "out of order")
-    assert last(pair).outcome == "failed"
-
-
-async def test_a_living_engines_failure_is_not_asked_for_again(short: Path) -> None:
-    async with house(short, "b") as built:
-        built["e0"].script = failing(500)
-        assert (await built.ask(ASK)).status == 500
-        assert len(built["e0"].seen) == 1
-
-
-@pytest.mark.parametrize(("status", "said"), [(404, "the model can't do /v1/embeddings"), (403, "answered 403")])
-async def test_errors_of_another_shape_are_told_in_openais(pair: House, status: int, said: str) -> None:
-    async def other(engine: Engine, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
-        return web.json_response({"detail": "Not Found"}, status=status)
-
-    pair["e0"].script = pair["e1"].script = other
-    client = await pair.ask({"input": "x"}, path="/v1/embeddings")
-    assert client.status == status
-    assert said in client.json["error"]["message"]
-    assert client.fields["content-length"] == str(len(client.body))
-
-
-async def test_all_engines_gone_is_said(pair: House) -> None:
-    await pair["e0"].stop()
-    await pair["e1"].stop()
-    with pytest.raises(RequestError, match="can't be reached") as caught:
-        await pair.ask(STREAM)
-    assert (caught.value.status, caught.value.retry_after_s) == (503, 1.0)
-    assert last(pair).attempts == 3
-
-
-async def deadly(engine: Engine, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
-    engine.break_connections()
-    return web.Response()
-
-
-@pytest.mark.parametrize(
-    "poison", [deadly, failing(500, "EngineCore encountered an issue. See …")], ids=["cut", "said"]
-)
-@pytest.mark.parametrize("body", [ASK, STREAM], ids=["whole answer", "stream"])
-async def test_a_request_that_two_engines_did_not_survive_is_given_to_no_third(
-    short: Path, body: dict[str, Any], poison: Script
-) -> None:
-    async with house(short, "bbb", attempts=5) as built:
-        for engine in built.engines.values():
-            engine.script = poison
-        with pytest.raises(RequestError, match="e0 and e1 ended while they worked on this request") as caught:
-            await built.ask(body)
-        assert (caught.value.status, caught.value.code) == (503, "engine_lost")
-        assert built["e2"].seen == []
-        assert (last(built).outcome, last(built).attempts) == ("failed", 2)
-
-
-async def test_one_engine_lost_twice_is_no_proof_against_the_request(short: Path) -> None:
-    async with house(short, "b", attempts=3) as built:
-        built["e0"].script = deadly
-        with pytest.raises(RequestError, match="3 attempts"):
-            await built.ask(ASK)
-        assert len(built["e0"].seen) == 3
-
-
-async def test_engines_that_cannot_be_reached_prove_nothing(short: Path) -> None:
-    async with house(short, "bbb") as built:
-        await built["e0"].stop()
-        await built["e1"].stop()
-        assert (await built.ask(ASK)).json["by"] == "e2"
-
-
-async def test_a_stream_that_begins_with_an_engines_error_is_tried_elsewhere(short: Path) -> None:
-    async def dies(engine: Engine, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
-        event = b'data: {"error": {"message": "EngineDead", "code": 500}}\n\n'
-        return await stream(engine, request, [event, b"data: [DONE]\n\n"])
-
-    async with house(short, "pdd") as built:
-        built["e1"].script = dies
-        assert (await built.ask(STREAM)).body == b"".join(EVENTS)
-        assert ("decode", "e1", "error") in legs(built)
-
-
-@pytest.mark.parametrize(
-    "pieces",
-    [
-        (EVENTS[0], DEAD, DONE),
-        (EVENTS[0], DEAD + DONE),
-        (EVENTS[0] + DEAD + DONE,),
-        (EVENTS[0], DEAD[:40], DEAD[40:] + DONE),
-        (EVENTS[0], DEAD[:-1], DEAD[-1:], DONE),
-    ],
-    ids=["apart", "with DONE", "all in one", "cut", "cut before its end"],
-)
-async def test_a_stream_that_fails_midway_says_so_and_is_not_done(short: Path, pieces: tuple[bytes, ...]) -> None:
-    """vLLM ends such a stream in order, with [DONE]: neither the client nor the books may take it for whole."""
-    async with house(short, "b") as built:
-        built["e0"].script = fails(*pieces)
-        client = await built.ask(STREAM)
-        if len(pieces) > 1:
-            assert client.body == EVENTS[0] + DEAD
-            assert (client.status, client.ended, last(built).status) == (200, True, 200)
-        else:  # nothing had left yet
-            assert (client.status, client.json["error"]["message"]) == (500, "EngineDead")
-        assert last(built).outcome == "failed"
-        assert "EngineDead" in (last(built).error or "")
-        assert [leg.outcome for leg in last(built).legs] == ["error"]
-        assert built.router.counts().ok == 0
-
-
-@pytest.mark.parametrize("pieces", [(BAD + DONE,), (BAD, DONE), (BAD[:30], BAD[30:] + DONE)])
-async def test_a_stream_that_begins_with_the_clients_error_has_failed(pair: House, pieces: tuple[bytes, ...]) -> None:
-    pair["e1"].script = fails(*pieces)
-    client = await pair.ask(STREAM)
-    assert (client.status, client.body, client.ended) == (200, BAD, True)
-    assert (last(pair).outcome, last(pair).error, last(pair).attempts) == ("failed", "too long", 1)
-    assert legs(pair)[-1] == ("decode", "e1", "error")
-
-
-async def test_words_of_an_error_inside_an_answer_are_an_answer(pair: House) -> None:
-    text = json.dumps({"choices": [{"text": 'data: {"error": {"message": "x", "code": 500}}\n\n'}]}).encode()
-    pieces = (b"data: " + text + b"\n\n", DONE)
-    pair["e1"].script = fails(*pieces)
-    client = await pair.ask(STREAM)
-    assert client.body == b"".join(pieces)
-    assert last(pair).outcome == "ok"
-
-
-async def test_a_client_that_leaves_at_a_streams_failure_was_not_served(pair: House) -> None:
-    class Leaving(Client):
-        async def send(self, chunk: bytes) -> None:
-            await super().send(chunk)
-            if b"error" in chunk:
-                raise ConnectionResetError("gone")
-
-    pair["e1"].script = fails(EVENTS[0], DEAD + DONE)
-    with pytest.raises(ConnectionResetError):
-        await pair.router.serve(asked(STREAM), Leaving())
-    assert last(pair).outcome == "failed"
-
-
-async def test_an_answer_cut_short_is_tried_elsewhere(pair: House) -> None:
-    async def cut(engine: Engine, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
-        response = web.StreamResponse(headers={"Content-Length": "1000", "Content-Type": "application/json"})
-        await response.prepare(request)
-        await response.write(b'{"id":')
-        engine.break_connections()
-        return response
-
-    pair["e1"].script = cut
-    client = await pair.ask(ASK)
-    assert client.json["by"] == "e0"
-
-
-async def test_a_stream_that_ends_before_it_began_is_tried_elsewhere(pair: House) -> None:
-    async def empty(engine: Engine, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
-        return await stream(engine, request, [])
-
-    pair["e1"].script = empty
-    assert (await pair.ask(STREAM)).body == b"".join(EVENTS)
-
-
-def breaking(*sent: bytes) -> Script:
-    """Sends that much of a stream, waits until the test lets it go, and ends in the middle."""
-
-    async def script(engine: Engine, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
-        response = await stream(engine, request, list(sent))
-        await engine.hold.wait()
-        engine.break_connections()
-        return response
-
-    return script
-
-
-@pytest.mark.parametrize("half", [b"", EVENTS[1][:9]], ids=["between events", "within an event"])
-async def test_a_stream_that_breaks_off_says_so_and_is_not_done(short: Path, half: bytes) -> None:
-    async with house(short, attempts=1) as built:
-        built["e1"].script = breaking(EVENTS[0], half)
-        task, client = built.asking(STREAM)
-        await client.first.wait()
-        built["e1"].hold.set()
-        await task
-        assert client.body.startswith(EVENTS[0] + b'data: {"error":')
-        event = json.loads(client.body.removeprefix(EVENTS[0] + b"data: "))
-        assert event["error"]["code"] == "engine_lost"
-        assert client.body.endswith(b"\n\n")
-        assert client.ended
-        assert (last(built).outcome, last(built).attempts) == ("failed", 1)
-        assert last(built).legs[-1].status == 200
-        assert last(built).error == "e1 ended in the middle of its answer"
-
-
-@pytest.mark.parametrize("half", [b"", EVENTS[1][:9]], ids=["between events", "within an event"])
-async def test_a_stream_that_breaks_off_goes_on_elsewhere(pair: House, half: bytes) -> None:
-    pair["e1"].script = breaking(EVENTS[0], half)
-    task, client = pair.asking(STREAM)
-    await client.first.wait()
-    key = pair["e0"].seen[0]["kv_transfer_params"]["request"]
-    assert pair["e1"].seen[0]["kv_transfer_params"]["tee"] == 1
-    pair.router.fold(OutputTokens(items=((key, 0, (11, 12)), ("another", 0, (13,)))))
-    pair["e1"].view = msgspec.structs.replace(pair["e1"].view, state=EngineState.BACKOFF)
-    pair["e1"].hold.set()
-    await asyncio.sleep(0.05)
-    pair.router.fold(
-        OutputTokens(items=((key, 0, (14,)),))
-    )  # what it said last is heard after its connection has ended
-    pair.router.engine_lost("e1", 1)
-    await task
-    assert client.body == b"".join(EVENTS)
-    params = pair["e0"].seen[-1]["kv_transfer_params"]
-    assert (params["forced"], params["tee"]) == ([[11, 12, 14]], 1)
-    found = last(pair)
-    assert (found.outcome, found.attempts, found.continued, found.status) == ("ok", 2, True, 200)
-    assert legs(pair) == [("prefill", "e0", "ok"), ("decode", "e1", "unreachable"), ("whole", "e0", "ok")]
-    assert sum(stage.duration_s for stage in found.stages) == pytest.approx(found.ttft_s)
-    assert len(pair.router._journal) == 0
-
-
-async def test_what_is_known_to_have_been_said_survives_another_failure(short: Path) -> None:
-    async with house(short, "bbb", attempts=4) as built:
-        built["e0"].script = breaking(EVENTS[0])
-        built["e1"].script = failing(500)
-        task, client = built.asking(STREAM)
-        await client.first.wait()
-        built.router.fold(OutputTokens(items=((built["e0"].seen[0]["kv_transfer_params"]["request"], 0, (11, 12)),)))
-        built["e0"].view = msgspec.structs.replace(built["e0"].view, state=EngineState.BACKOFF)
-        built["e0"].hold.set()
-        await task
-        assert client.body == b"".join(EVENTS)
-        assert built["e2"].seen[0]["kv_transfer_params"]["forced"] == [[11, 12]]
-
-
-async def test_a_stream_whose_engine_says_that_it_dies_goes_on_elsewhere(pair: House) -> None:
-    dead = b'data: {"error": {"message": "EngineCore encountered an issue. See stack trace", "code": 500}}\n\n'
-    pair["e1"].script = fails(EVENTS[0], dead + DONE)
-    client = await pair.ask(STREAM)
-    assert client.body == b"".join(EVENTS)
-    assert (last(pair).outcome, last(pair).continued) == ("ok", True)
-
-
-async def test_a_stream_that_another_engine_answers_otherwise_ends_with_an_error(pair: House) -> None:
-    other = b'data: {"choices":[{"delta":{"content":"z"}}]}\n\n'
-    pair["e1"].script = fails(
-        EVENTS[0], b'data: {"error": {"message": "EngineCore encountered an issue.", "code": 500}}\n\n'
-    )
-
-    async def otherwise(engine: Engine, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
-        return await (stream(engine, request, [other, DONE]) if body.get("stream") else obliging(engine, request, body))
-
-    pair["e0"].script = otherwise
-    client = await pair.ask(STREAM)
-    assert client.body.startswith(EVENTS[0])
-    assert b"another one can't go on" in client.body
-    assert b'"z"' not in client.body.split(b'"error"')[0]
-    assert b"[DONE]" not in client.body
-    assert last(pair).outcome == "failed"
-
-
-async def test_a_stream_without_any_engine_waits_for_one_to_come_back(short: Path) -> None:
-    async with house(short, "b") as built:
-        built["e0"].script = breaking(EVENTS[0])
-        task, client = built.asking(STREAM)
-        await client.first.wait()
-        ready = built["e0"].view
-        built["e0"].view = msgspec.structs.replace(ready, state=EngineState.BACKOFF)
-        built.router.engine_lost("e0", 1)
-        await asyncio.sleep(0.3)
-        assert not task.done()
-        built["e0"].script = obliging
-        built["e0"].view = ready
-        built.router.engines_changed()
-        await task
-        assert client.body == b"".join(EVENTS)
-
-
-async def test_a_stream_is_told_when_none_comes_back(short: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(request_module, "_PATIENCE_S", 0.3)
-    async with house(short, "b") as built:
-        built["e0"].script = breaking(EVENTS[0])
-        task, client = built.asking(STREAM)
-        await client.first.wait()
-        built["e0"].view = msgspec.structs.replace(built["e0"].view, state=EngineState.FAILED)
-        built.router.engine_lost("e0", 1)
-        await task
-        assert b'"engine_lost"' in client.body
-        assert client.ended
-        assert (last(built).outcome, len(built.router._journal)) == ("failed", 0)
-
-
-async def test_streams_of_other_routes_are_not_gone_on_with(pair: House) -> None:
-    pair["e0"].script = pair["e1"].script = breaking(b"event: x\ndata: {}\n\n")
-    task, client = pair.asking(STREAM, path="/v1/responses")
-    await client.first.wait()
-    pair["e0"].hold.set()
-    pair["e1"].hold.set()
-    await task
-    assert b'"type":"error"' in client.body
-    assert last(pair).attempts == 1
-
-
-async def test_a_restarted_engine_is_met_on_a_new_connection(pair: House) -> None:
-    await pair.ask(ASK)
-    old = pair["e1"]
-    await old.stop()
-    old.view = msgspec.structs.replace(old.view, epoch=2)
-    await old.start()
-    assert (await pair.ask(ASK)).json["by"] == "e1"
-    assert last(pair).attempts == 1
-
-
-async def test_connections_are_kept_for_one_life_of_an_engine(pair: House) -> None:
-    for _ in range(2):
-        await pair.ask(ASK)
-    pair["e1"].view = msgspec.structs.replace(pair["e1"].view, epoch=2)
-    await pair.ask(ASK)
-    first, second, third = pair["e1"].connections
-    assert first == second != third
-
-
-async def test_requests_of_a_lost_engine_are_tried_elsewhere_at_once(pair: House) -> None:
-    pair["e1"].script = holding()
-    task, client = pair.asking(STREAM)
-    await pair["e1"].reached.wait()
-    pair["e1"].view = msgspec.structs.replace(pair["e1"].view, state=EngineState.BACKOFF)
-    pair.router.engine_lost("e1", 1)
-    await task
-    assert client.fields["x-decode-engine"] == "e0"
-    assert client.fields["x-unsplit-reason"] == "no decode engine is ready (e1 is backoff)"
-
-
-async def test_a_stream_of_an_engine_that_is_lost_goes_on_although_its_connection_still_stands(pair: House) -> None:
-    """A stopped process is killed: that it has ended may be known before its sockets tell."""
-
-    async def endless(engine: Engine, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
-        response = await stream(engine, request, EVENTS[:1])
-        await engine.hold.wait()
-        return response
-
-    pair["e1"].script = endless
-    task, client = pair.asking(STREAM)
-    await client.first.wait()
-    pair.router.engine_lost("e1", 1)
-    async with asyncio.timeout(5):
-        await task
-    assert client.body == b"".join(EVENTS)
-    assert [leg.error for leg in last(pair).legs if leg.engine == "e1"] != [None]
-
-
-# ---- the end of the grace period
-
-
-@pytest.mark.parametrize("name", ["e0", "e1"])
-async def test_a_whole_answer_that_is_given_up_is_a_503(pair: House, name: str) -> None:
-    pair[name].script = holding()
-    task, client = pair.asking(ASK)
-    await pair[name].reached.wait()
-    pair.router.abandon()
-    with pytest.raises(RequestError, match="has shut down before this answer was complete") as caught:
-        await task
-    assert (caught.value.status, caught.value.code, caught.value.retry_after_s) == (503, "draining", 10.0)
-    assert not client.started
-    assert last(pair).outcome == "failed"
-
-
-async def test_a_stream_that_is_given_up_ends_with_an_error_event(pair: House) -> None:
-    async def endless(engine: Engine, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
-        response = await stream(engine, request, EVENTS[:1])
-        await engine.hold.wait()
-        return response
-
-    pair["e1"].script = endless
-    task, client = pair.asking(STREAM)
-    await client.first.wait()
-    pair.router.abandon()
-    await task
-    assert client.body.startswith(EVENTS[0])
-    assert b"has shut down before this answer was complete" in client.body
-    assert b"[DONE]" not in client.body
-    assert (client.ended, last(pair).outcome) == (True, "failed")
-
-
-async def test_what_waits_in_the_queue_is_given_up_too(short: Path) -> None:
-    async with house(short) as built:
-        built["e0"].view = msgspec.structs.replace(built["e0"].view, max_batched_tokens=1)
-        built["e0"].script = holding()
-        first, _ = built.asking(ASK)
-        await built["e0"].reached.wait()
-        second, _ = built.asking(ASK)
-        await until(lambda: _queued(built))
-        built.router.abandon()
-        for task in (first, second):
-            with pytest.raises(RequestError) as caught:
-                await task
-            assert (caught.value.status, caught.value.code) == (503, "draining")
-
-
 # ---- clients that leave
-
-
-def _queued(built: House) -> bool:
-    return built.router.queue_snapshot(0).depth == 1
 
 
 PHASES: dict[str, tuple[str, Callable[[House], bool]]] = {
@@ -739,11 +272,6 @@ async def test_a_client_that_leaves_aborts_the_leg(pair: House, phase: str, body
 
 
 async def test_a_client_that_leaves_in_mid_stream_aborts_the_leg(pair: House) -> None:
-    async def endless(engine: Engine, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
-        response = await stream(engine, request, EVENTS[:1])
-        await engine.hold.wait()
-        return response
-
     pair["e1"].script = endless
     task, client = pair.asking(STREAM)
     await client.first.wait()
@@ -776,7 +304,7 @@ async def test_a_client_that_leaves_the_queue_takes_nothing_with_it(short: Path)
         first, _ = built.asking(ASK)
         await built["e0"].reached.wait()
         second, _ = built.asking(ASK)
-        await until(lambda: _queued(built))
+        await until(lambda: queued(built))
         second.cancel()
         with pytest.raises(asyncio.CancelledError):
             await second
@@ -856,7 +384,7 @@ async def test_a_full_queue_is_429(short: Path) -> None:
         built["e0"].view = msgspec.structs.replace(built["e0"].view, max_batched_tokens=1)
         built["e0"].script = holding()
         tasks = [built.asking(ASK)[0] for _ in range(2)]
-        await until(lambda: _queued(built))
+        await until(lambda: queued(built))
         with pytest.raises(RequestError) as caught:
             await built.ask(ASK)
         assert (caught.value.status, caught.value.retry_after_s) == (429, 1.0)
@@ -889,7 +417,7 @@ async def test_a_request_that_is_tried_again_has_waited_since_it_came(short: Pat
         await until(lambda: built["e0"].seen != [] and built["e1"].seen != [])
         arrived = min(trace.marks.arrived for trace in built.timelines._running)
         built["e0"].break_connections()  # the one that came first is tried again, and has to wait
-        await until(lambda: _queued(built))
+        await until(lambda: queued(built))
         assert built.router.queue_snapshot(arrived + 10**9).oldest_s == 1.0
         first.cancel()
         second.cancel()
@@ -916,7 +444,7 @@ async def test_the_last_engine_going_down_ends_the_wait(short: Path) -> None:
         first, _ = built.asking(ASK)
         await built["e0"].reached.wait()
         second, _ = built.asking(ASK)
-        await until(lambda: _queued(built))
+        await until(lambda: queued(built))
         for engine in built.engines.values():
             engine.view = msgspec.structs.replace(engine.view, state=EngineState.FAILED, cause="no memory")
         built.router.engines_changed()
