@@ -36,6 +36,9 @@ class ServerConfig(Section, frozen=True, kw_only=True):
     allowed_hosts: tuple[HostName, ...] = ()  # names to be called by besides localhost (web/door.py)
     max_body_bytes: Count = 16 << 20
     max_held_bytes: Count = 256 << 20  # of the bodies of all requests under way; beyond it, 503
+    stalled_client_s: Annotated[float, msgspec.Meta(ge=1, le=86_400)] = (
+        60.0  # one that takes nothing for so long has left
+    )
     grace_s: Annotated[float, msgspec.Meta(ge=0)] = 30.0  # for answers to finish after SIGTERM
 
 
@@ -70,6 +73,8 @@ class SloConfig(Section, frozen=True, kw_only=True):
 
 class RouterConfig(Section, frozen=True, kw_only=True):
     queue_capacity: Count = 1024
+    queue_timeout_s: Positive = 60.0  # the longest that a request waits for an engine with room; then 429
+    request_timeout_s: Positive = 3600.0  # for all of a request; a client may ask for less with x-request-timeout
     lease_ttl_s: Positive = 60.0
     attempts: Count = 3  # per request
     continue_streams: bool = True  # on another engine; needs a logits processor, which some models and options forbid

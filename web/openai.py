@@ -96,6 +96,7 @@ async def _left(receive: Receive) -> None:
 def _request(request_id: str, headers: dict[str, str], scope: Scope, body: bytes) -> InferenceRequest:
     return InferenceRequest(
         id=request_id,
+        peer=(scope.get("client") or ("",))[0],
         method=scope["method"],
         path=scope["path"],
         query=scope["query_string"],

@@ -14,6 +14,7 @@ class InferenceRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One call to the API as it came in. ``headers`` has lower-case names; two requests may have one ``id``."""
 
     id: str
+    peer: str = ""  # network address, behind a trusted proxy the one that it names
     method: str
     path: str  # without the query string
     query: bytes

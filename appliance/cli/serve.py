@@ -22,7 +22,7 @@ import uvloop
 
 from appliance import __version__
 from appliance.channel import Up
-from appliance.config import Config, config_path_default, load, state_directory
+from appliance.config import Config, ServerConfig, config_path_default, load, state_directory
 from appliance.errors import ConfigError, NoEngineError
 from appliance.records import EngineState, EngineView
 from appliance.router.router import Router
@@ -82,7 +82,7 @@ class Appliance:
         self._specs = specs(config, self._topology, self._model, self._cores)
         _check_memory(config, self._topology)
         state_directory(config, os.environ)
-        self._listener = _listen(config.server.host, config.server.port)
+        self._listener = _listen(config.server)
         self._stopping = asyncio.Event()
         self._hurry = asyncio.Event()
 
@@ -258,12 +258,17 @@ def _check_memory(config: Config, topology: Topology) -> None:
         )
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    """Bound before anything is started, so that a port in use costs nothing."""
+def _listen(server: ServerConfig) -> socket.socket:
+    """Bound before anything is started, so that a port in use costs nothing.
+
+    The kernel ends connections whose client takes nothing for too long: such a client would keep its place on an engine.
+    """
+    host, port = server.host, server.port
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(server.stalled_client_s * 1000))
         listener.bind(address)
         listener.listen(_BACKLOG)
     except OSError as error:

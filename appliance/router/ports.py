@@ -7,13 +7,16 @@ from typing import Protocol
 
 
 class Request(Protocol):
-    """One call to the API as it came in. ``headers`` has lower-case names, ``path`` no query string.
+    """One call to the API as it came in. ``headers`` has lower-case names, ``path`` no query string, ``peer``
+    is the network address that it came from.
 
     ``id`` is the client's where it sent one: two requests may have the same.
     """
 
     @property
     def id(self) -> str: ...
+    @property
+    def peer(self) -> str: ...
     @property
     def method(self) -> str: ...
     @property

@@ -1,24 +1,25 @@
-"""The bounded queue in front of all engines, first come first served, with late binding.
+"""The bounded queue in front of all engines, fair between clients (``fairness``), with late binding.
 
 A request stays here until an engine has room for it (``policy``): until then it is visible, cancellable and free to go
-anywhere. No clock, no task and no lock: whoever changes something that matters calls ``pump``.
+anywhere. No task and no lock: whoever changes something that matters calls ``pump``.
 """
 
 from __future__ import annotations
 
-from collections import deque
+import time
 from collections.abc import Callable, Collection, Sequence
 from typing import Final
 
 from appliance.errors import RequestError
 from appliance.records import EngineView, QueueSnapshot
 from appliance.router import policy
+from appliance.router.fairness import Lines
 from appliance.router.loads import Leg, Loads
+from appliance.router.pace import Pace
 from appliance.router.policy import Choice
 
 DRAINING: Final = "the appliance is shutting down and takes no new requests"
 ABANDONED: Final = "the appliance has shut down before this answer was complete"
-FULL_RETRY_S: Final = 1.0
 DRAINING_RETRY_S: Final = 10.0
 LOADING_RETRY_S: Final = 5.0
 
@@ -36,7 +37,9 @@ class Ticket:
         deliver: Deliver,
         refuse: Refuse,
         avoid: Collection[str] = (),
+        client: str = "",
     ) -> None:
+        self.client = client
         self.prompt_tokens = prompt_tokens
         self.unsplit_reason = unsplit_reason
         self.avoid = avoid
@@ -49,12 +52,21 @@ class Ticket:
 class Queue:
     """Tickets in order. ``views`` is asked anew at every pump; a delivered ticket's leg is booked in ``loads``."""
 
-    def __init__(self, capacity: int, model: str, views: Callable[[], Sequence[EngineView]], loads: Loads) -> None:
+    def __init__(
+        self,
+        capacity: int,
+        model: str,
+        views: Callable[[], Sequence[EngineView]],
+        loads: Loads,
+        clock_ns: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
         self._capacity = capacity
         self._model = model
         self._views = views
         self._loads = loads
-        self._waiting: deque[Ticket] = deque()
+        self._clock_ns = clock_ns
+        self._waiting: Lines[Ticket] = Lines()
+        self._pace = Pace()
         self.draining = False
         self.abandoned = False
         self._pumping = False
@@ -72,19 +84,17 @@ class Queue:
 
         Raises ``RequestError``: 429 where the queue is full, 503 while draining. (No engine ready: ``refuse``.)
         """
-        if not again:
-            self._admit()
         ticket.since_ns = since_ns
         if again:
-            self._waiting.appendleft(ticket)
+            self._waiting.add_first(ticket)
         else:
-            self._waiting.append(ticket)
+            self._admit(ticket)
+            self._waiting.add(ticket)
         self.pump()
 
     def withdraw(self, ticket: Ticket) -> None:
         """Forget a ticket, and what was booked for it if it has just been delivered."""
-        if ticket in self._waiting:
-            self._waiting.remove(ticket)
+        if self._waiting.remove(ticket):
             self.pump()  # the next one may want less than this one did
         elif ticket.leg is not None:
             ticket.leg.end()
@@ -104,7 +114,7 @@ class Queue:
             return
         self._pumping = True
         try:
-            while self._waiting and self._serve(self._waiting[0]):
+            while (ticket := self._waiting.next()) is not None and self._serve(ticket):
                 pass
         finally:
             self._pumping = False
@@ -119,31 +129,55 @@ class Queue:
             in_flight=in_flight,
         )
 
-    def _admit(self) -> None:
+    def count_output(self, client: str, tokens: int) -> None:
+        """A client has been answered with so many tokens: its next requests may have to wait for those of others."""
+        self._waiting.count_output(client, tokens)
+
+    def too_long(self, waited_s: float) -> RequestError:
+        """429 for one that has waited for as long as it may."""
+        message = (
+            f"it has waited in the queue for {waited_s:.0f} s, which is the longest ([router] queue_timeout_s); "
+            f"{len(self._waiting)} others wait: try again later"
+        )
+        return self._shed(message, "queue_timeout")
+
+    def _admit(self, ticket: Ticket) -> None:
+        """Make sure of a place for it: that of one of a client that has many waiting, if need be."""
         if self.draining:
             raise RequestError(
                 503, DRAINING, kind="service_unavailable", code="draining", retry_after_s=DRAINING_RETRY_S
             )
-        if len(self._waiting) >= self._capacity:
-            message = f"{len(self._waiting)} requests already wait, which is the most; try again in a moment"
-            raise RequestError(429, message, kind="rate_limit_error", code="queue_full", retry_after_s=FULL_RETRY_S)
+        if len(self._waiting) < self._capacity:
+            return
+        message = f"{len(self._waiting)} requests already wait, which is the most; try again later"
+        error = self._shed(message, "queue_full")
+        other = self._waiting.to_make_room_for(ticket.client)
+        if other is None:
+            raise error
+        self._waiting.remove(other)
+        other.refuse(error)
+
+    def _shed(self, message: str, code: str) -> RequestError:
+        retry_s = self._pace.retry_after_s(len(self._waiting), self._clock_ns())
+        return RequestError(429, message, kind="rate_limit_error", code=code, retry_after_s=retry_s)
 
     def _serve(self, ticket: Ticket) -> bool:
         """Deliver or refuse the first ticket; False if it has to go on waiting."""
         if self.abandoned:
-            self._waiting.popleft()
+            self._waiting.remove(ticket)
             ticket.refuse(abandoned())
             return True
         views = self._views()
         reason = policy.none_ready(views)
         if reason is not None and not policy.one_may_be_back(views):
-            self._waiting.popleft()
+            self._waiting.remove(ticket)
             ticket.refuse(not_ready(self._model, reason))
             return True
         choice = policy.choose(views, self._loads, ticket.unsplit_reason, ticket.avoid)
         if choice is None:
             return False
-        self._waiting.popleft()
+        self._waiting.serve(ticket)
+        self._pace.taken(self._clock_ns())
         ticket.leg = self._loads.begin(choice.engine.name, ticket.prompt_tokens)
         ticket.deliver(choice, ticket.leg)
         return True

@@ -20,23 +20,22 @@ from appliance.config import RouterConfig
 from appliance.errors import RequestError
 from appliance.records import EngineState, EngineView, Role
 from appliance.router import legs, policy, wire
+from appliance.router.admission import Admission
 from appliance.router.client import Engines, Response, Unreachable
 from appliance.router.failures import LegFailed, Outcome, read, said, stream_error
 from appliance.router.journal import Journal
 from appliance.router.loads import Leg, Loads
-from appliance.router.policy import Choice
 from appliance.router.ports import Ledger, Reply, Request
-from appliance.router.queue import ABANDONED, Queue, Ticket, abandoned, not_ready
+from appliance.router.queue import ABANDONED, Queue, abandoned, not_ready
 from appliance.router.resume import Diverged, Passage
 from appliance.router.routes import Way
+from appliance.router.tries import Tries
 from appliance.router.wire import Answer
 from appliance.telemetry.timeline import Trace
 
 _log = logging.getLogger(__name__)
 _GONE_S: Final = 8.0  # until an engine that failed is known to have ended: longer than a hung one is waited for
-_PATIENCE_S: Final = 30.0  # of a stream without an engine
-_LOOK_S: Final = 0.1
-_DEADLY: Final = 2  # engines that a request may be lost with
+_FAREWELL_S: Final = 2.0
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,11 @@ class Desk:
 class Exchange:
     """One request and its answer."""
 
-    def __init__(self, desk: Desk, plan: legs.Plan, request: Request, reply: Reply, trace: Trace) -> None:
+    def __init__(
+        self, desk: Desk, plan: legs.Plan, request: Request, reply: Reply, trace: Trace, timeout_s: float
+    ) -> None:
+        self.client = wire.client_of(request)
+        self._timeout_s = timeout_s
         self._desk = desk
         self._plan = plan
         self._request = request
@@ -64,52 +67,53 @@ class Exchange:
         self._trace = trace
         self._target = wire.target(plan.route.path, request.query)
         self._nonce = secrets.token_hex(8)  # two requests of one id must not share a lease
-        self._failed_on: set[str] = set()
-        self._lost: dict[str, None] = {}  # engines that ended while they had this request, in order
+        self._tries = Tries(desk.config.attempts)
+        self._admission = Admission(desk.queue, plan, self.client, trace.marks.arrived, desk.config.queue_timeout_s)
         self._passage = Passage() if plan.resumable and desk.config.continue_streams else None
         self._answering = _NOBODY
         self._said = ""  # the key under which the journal has what the answering leg says
+        self._answer_bytes = 0
         self._forced: legs.Tokens = ()  # what was said so far, if another engine is to go on
 
     async def run(self) -> None:
         """Answer. Raises ``RequestError`` before anything was sent; cancelled, it leaves nothing on any engine."""
         try:
-            await self._try()
+            async with asyncio.timeout(self._timeout_s) as deadline:
+                await self._try()
+        except TimeoutError:
+            if not deadline.expired():
+                raise
+            await self._expire()
         finally:
             self._desk.journal.close(self._said)
 
+    @property
+    def output_tokens(self) -> int:
+        """What the client has been given; an estimate, as for prompts."""
+        return self._trace.output_chunks if self._trace.stream else self._answer_bytes // legs.BYTES_PER_TOKEN
+
     async def _try(self) -> None:
         failure: LegFailed | None = None
-        for attempt in range(max(1, self._desk.config.attempts)):
+        while True:
             try:
-                return await self._attempt(again=attempt > 0)
+                return await self._attempt(again=failure is not None)
             except LegFailed as error:
                 failure = error
                 _log.warning("request %s, attempt %d: %s", self._trace.id, self._trace.attempts, error.detail)
                 if not self._try_again(error) or (self._reply.started and not await self._go_on(error)):
-                    break
+                    return await self._give_up(error)
             except RequestError:
-                told = failure is not None and failure.answer is not None and not failure.lost
+                if failure is None:
+                    raise
+                told = failure.answer is not None and not failure.lost
                 if not told and not self._reply.started:
                     raise
-                break  # the queue would not have it again: what an engine said of it is the better answer
-        if failure is not None:
-            await self._give_up(failure)
+                return await self._give_up(failure)  # what an engine said of it is a better answer than the queue's
 
     def _try_again(self, failure: LegFailed) -> bool:
-        """An engine that is gone may be back or be replaced; what a living one answers, it would answer again.
-
-        Twice is no accident: a request that two engines did not survive is not given to a third.
-        """
-        if self._desk.queue.abandoned or failure.final:
-            return False
-        self._failed_on.add(failure.engine)
-        if failure.lost:
-            self._lost[failure.engine] = None
-        if len(self._lost) >= _DEADLY:
-            return False
         ready = policy.by_load(self._desk.views(), self._desk.loads)
-        return failure.answer is None or failure.lost or any(view.name not in self._failed_on for view in ready)
+        again = self._tries.again(failure, (view.name for view in ready), time.monotonic_ns())
+        return again and not self._desk.queue.abandoned
 
     async def _go_on(self, failure: LegFailed) -> bool:
         """Prepare for another engine to take a stream over that has begun; False if that can't be done correctly."""
@@ -133,8 +137,8 @@ class Exchange:
             self._finish("failed", 200, message)
         elif self._desk.queue.abandoned:
             raise abandoned()
-        elif len(self._lost) >= _DEADLY:
-            message = f"{' and '.join(self._lost)} ended while they worked on this request: it is not tried again"
+        elif self._tries.deadly:
+            message = f"{self._tries.deadly} ended while they worked on this request: it is not tried again"
             raise RequestError(503, message, kind="server_error", code="engine_lost")
         elif failure.answer is not None and not failure.lost:
             await self._pass_on(failure.answer)
@@ -142,10 +146,32 @@ class Exchange:
             tries = f" ({self._trace.attempts} attempts)" if self._trace.attempts > 1 else ""
             raise RequestError(503, f"{failure}{tries}", kind="server_error", code="engine_lost", retry_after_s=1.0)
 
+    async def _expire(self) -> None:
+        """Its time is up. Both legs have been cancelled; what the client is told must not wait for a client that does not read."""
+        message = (
+            f"the answer was not complete after {self._timeout_s:g} s, which is the longest: "
+            f"ask for more with {wire.TIMEOUT_HEADER}, within [router] request_timeout_s"
+        )
+        if self._trace.outcome != "running":  # its end had been reached, and only the client had not heard it
+            return
+        if not self._reply.started:
+            raise RequestError(504, message, kind="timeout_error", code="deadline_exceeded")
+        self._finish("failed", 200, message)
+        if self._trace.stream:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_FAREWELL_S):
+                    await self._reply.send(wire.broken_off(self._plan.route, b"", message, "deadline_exceeded"))
+                    await self._reply.end()
+
     # ---- one attempt
 
     async def _attempt(self, again: bool) -> None:
-        choice, leg = await self._admitted_in_time(again)
+        failed_on = self._tries.failed_on
+        if self._reply.started:
+            choice, leg = await self._admission.to_go_on(failed_on)
+        else:
+            choice, leg = await self._admission.to_begin(failed_on, again=again)
+        self._tries.begin(time.monotonic_ns())
         self._trace.next_attempt()
         key = f"{self._trace.id}.{self._nonce}.{self._trace.attempts}"
         with leg:
@@ -153,34 +179,6 @@ class Exchange:
                 await self._split(choice.engine, leg, key)
             else:
                 await self._whole(choice.engine, leg, key, choice.unsplit_reason)
-
-    async def _admitted_in_time(self, again: bool) -> tuple[Choice, Leg]:
-        """A stream that has begun waits for an engine to come back; anything else is told that there is none."""
-        deadline = time.monotonic() + _PATIENCE_S
-        while True:
-            try:
-                return await self._admitted(again)
-            except RequestError as error:
-                if not self._reply.started or error.code != "no_engine_ready" or time.monotonic() > deadline:
-                    raise
-            await asyncio.sleep(_LOOK_S)
-
-    async def _admitted(self, again: bool) -> tuple[Choice, Leg]:
-        """Wait in the queue."""
-        future: asyncio.Future[tuple[Choice, Leg]] = asyncio.get_running_loop().create_future()
-        ticket = Ticket(
-            self._plan.prompt_tokens,
-            self._plan.unsplit_reason,
-            deliver=lambda choice, leg: None if future.done() else future.set_result((choice, leg)),
-            refuse=lambda error: None if future.done() else future.set_exception(error),
-            avoid=self._failed_on,
-        )
-        try:
-            self._desk.queue.put(ticket, self._trace.marks.arrived, again=again)
-            return await future
-        except BaseException:
-            self._desk.queue.withdraw(ticket)
-            raise
 
     async def _split(self, view: EngineView, leg: Leg, key: str) -> None:
         self._trace.on_scheduled = lambda scheduled, tokens: leg.counted(tokens) if scheduled == key else None
@@ -191,7 +189,7 @@ class Exchange:
                 self._trace.unsplit("the prefill leg answered with an error")
                 return await self._pass_on(answer)
             kept = legs.kept(answer.body)
-            decode = policy.choose_decode(self._desk.views(), self._desk.loads, view.name, self._failed_on)
+            decode = policy.choose_decode(self._desk.views(), self._desk.loads, view.name, self._tries.failed_on)
             if decode is None or not kept.any:
                 self._desk.ledger.cancel(key)
                 return await self._fall_back(view, decode, key)
@@ -213,7 +211,7 @@ class Exchange:
         """The prompt was computed, but its KV can't be handed over."""
         if decode is not None:
             return await self._whole_on(decode, key, f"{prefill.name} kept no KV")
-        ready = policy.by_load(self._desk.views(), self._desk.loads, self._failed_on)
+        ready = policy.by_load(self._desk.views(), self._desk.loads, self._tries.failed_on)
         again = [view for view in ready if view.name == prefill.name] or ready  # its prefix cache still has the prompt
         if not again:
             raise not_ready(
@@ -341,6 +339,7 @@ class Exchange:
             message = f"its answer can't be gone on with: {wire.error_message(answer.body) or answer.status}"
             raise LegFailed(self._trace.decode_engine or "an engine", message, final=True)
         answer = wire.openai_shaped(answer, self._plan.route)
+        self._answer_bytes = len(answer.body)
         await self._start(answer.status, answer.content_type, len(answer.body))
         await self._reply.send(answer.body)
         await self._reply.end()

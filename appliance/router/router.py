@@ -129,15 +129,18 @@ class Router:
         self._totals.total += 1
         try:
             plan = legs.plan(route, request.body)
+            timeout_s = wire.timeout_s(request.headers, self._desk.config.request_timeout_s)
         except RequestError:
             self._totals.failed += 1
             raise
         trace = self._timelines.begin(request.id, route.path, plan.stream, time.monotonic_ns())
+        exchange = Exchange(self._desk, plan, request, reply, trace, timeout_s)
         self._serving += 1
         try:
-            await self._traced(Exchange(self._desk, plan, request, reply, trace), reply, trace)
+            await self._traced(exchange, reply, trace)
         finally:
             self._serving -= 1
+            self._queue.count_output(exchange.client, exchange.output_tokens)
             self._count(trace)
 
     async def _traced(self, exchange: Exchange, reply: Reply, trace: Trace) -> None:

@@ -8,11 +8,15 @@ from typing import Final
 
 import msgspec
 
+from appliance.errors import RequestError
+from appliance.router.ports import Request
 from appliance.router.routes import Route, Way
 from appliance.telemetry.timeline import Trace
 
 _QUERY: Final = re.compile(rb"[!-~]{1,2048}")  # visible ASCII
 _TO_ENGINE: Final = ("content-type", "accept", "traceparent", "tracestate", "x-session-id")
+_SECONDS: Final = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
+TIMEOUT_HEADER: Final = "x-request-timeout"
 DONE: Final = b"data: [DONE]\n\n"
 EVENT_END: Final = b"\n\n"
 STREAM_ERROR: Final = b'data: {"error"'
@@ -38,6 +42,23 @@ def engine_headers(headers: Mapping[str, str], request_id: str | None) -> dict[s
     """What an engine is told of the client's headers: what it needs, and no credentials or routing hints."""
     passed = {name: headers[name] for name in _TO_ENGINE if name in headers}
     return passed if request_id is None else {**passed, "X-Request-Id": request_id}
+
+
+def client_of(request: Request) -> str:
+    """Who asks, for fairness between clients: the holder of an API key, or else a network address."""
+    key = request.headers.get("authorization") or request.headers.get("x-api-key")
+    return request.peer if key is None else f"key {hash(key):x}"  # the key itself is nobody's business
+
+
+def timeout_s(headers: Mapping[str, str], longest_s: float) -> float:
+    """How long a request may take: as long as its ``x-request-timeout`` says, at the most ``longest_s``. Raises ``RequestError`` 400."""
+    said = headers.get(TIMEOUT_HEADER)
+    if said is None:
+        return longest_s
+    if not _SECONDS.fullmatch(said) or float(said) <= 0:
+        message = f"{TIMEOUT_HEADER} must be a number of seconds greater than 0, e.g. 30, and is {said[:40]!r}"
+        raise RequestError(400, message, param=TIMEOUT_HEADER, code="invalid_timeout")
+    return min(float(said), longest_s)
 
 
 def head(trace: Trace, content_type: str, length: int | None) -> list[tuple[bytes, bytes]]:
@@ -122,9 +143,9 @@ class _Coded(msgspec.Struct):
     error: _Code
 
 
-def broken_off(route: Route, tail: bytes, message: str) -> bytes:
-    """The event that ends a stream whose engine is gone. No ``[DONE]`` follows, so it is never taken for whole."""
-    error = {"message": message, "type": "server_error", "param": None, "code": "engine_lost"}
+def broken_off(route: Route, tail: bytes, message: str, code: str = "engine_lost") -> bytes:
+    """The event that ends a stream that can't go on. No ``[DONE]`` follows, so it is never taken for whole."""
+    error = {"message": message, "type": "server_error", "param": None, "code": code}
     name = b""
     body: dict[str, object] = {"error": error}
     if route.way is not Way.SPLIT:  # messages and responses: named events, their fields on the outside

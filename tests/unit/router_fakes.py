@@ -283,6 +283,5 @@ async def endless(engine: Engine, request: web.Request, body: dict[str, Any]) ->
     return response
 
 
-def queued(built: House) -> bool:
-    """Just one request waits."""
-    return built.router.queue_snapshot(0).depth == 1
+def queued(built: House, depth: int = 1) -> bool:
+    return built.router.queue_snapshot(time.monotonic_ns()).depth == depth

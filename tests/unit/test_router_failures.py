@@ -181,3 +181,11 @@ async def test_what_waits_in_the_queue_is_given_up_too(short: Path) -> None:
             with pytest.raises(RequestError) as caught:
                 await task
             assert (caught.value.status, caught.value.code) == (503, "draining")
+
+
+async def test_a_lone_engine_that_says_it_is_dead_is_a_503_that_names_a_time_to_come_back(short: Path) -> None:
+    async with house(short, "b", attempts=1) as built:
+        built["e0"].script = failing(500, "EngineCore encountered an issue. See the stack trace above.")
+        with pytest.raises(RequestError, match="EngineCore encountered an issue") as caught:
+            await built.ask(ASK)
+        assert (caught.value.status, caught.value.code, caught.value.retry_after_s) == (503, "engine_lost", 1.0)

@@ -33,7 +33,7 @@ from router_fakes import (
 
 from appliance.channel import OutputTokens
 from appliance.records import EngineState
-from appliance.router import request as request_module
+from appliance.router import admission
 
 
 async def test_a_stream_that_begins_with_an_engines_error_is_tried_elsewhere(short: Path) -> None:
@@ -215,7 +215,7 @@ async def test_a_stream_without_any_engine_waits_for_one_to_come_back(short: Pat
 
 
 async def test_a_stream_is_told_when_none_comes_back(short: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(request_module, "_PATIENCE_S", 0.3)
+    monkeypatch.setattr(admission, "_PATIENCE_S", 0.3)
     async with house(short, "b") as built:
         built["e0"].script = breaking(EVENTS[0])
         task, client = built.asking(STREAM)
