@@ -13,6 +13,9 @@ _CONSEQUENCES: Final = (
     "EngineDeadError",
     "Engine core initialization failed",
 )  # what the API process says of its EngineCore's end
+_OOM_KILLED: Final = (
+    "killed by the kernel for want of memory: lower [engine] kv_cache_bytes, run fewer engines, or use a smaller model"
+)
 _LINES: Final = 200  # the last ones are searched
 
 
@@ -86,10 +89,16 @@ _SIGNS: Final = (
 )
 
 
-def explain(code: int, lines: Sequence[str]) -> Exit:
-    """``code``: exit status, negative for a signal. ``lines``: what this life of the engine has said last, oldest first."""
+def explain(code: int, lines: Sequence[str], *, oom_killed: bool = False) -> Exit:
+    """Why it ended.
+
+    Args:
+        code: exit status, negative for a signal.
+        lines: what this life of the engine has said last, oldest first.
+        oom_killed: the kernel has just killed a process for want of memory.
+    """
     if code == -signal.SIGKILL:  # nothing that it said can be why
-        return Exit(_signalled(signal.SIGKILL))
+        return Exit(_OOM_KILLED if oom_killed else _signalled(signal.SIGKILL))
     tail = [_plain(line) for line in lines[-_LINES:]]
     for sign in _SIGNS:
         for line in reversed(tail):
@@ -100,6 +109,8 @@ def explain(code: int, lines: Sequence[str]) -> Exit:
         return Exit(_signalled(-code))
     error = _last_error(tail)
     if "EngineDeadError" in error:  # all that the API process knows
+        if oom_killed:
+            return Exit(_OOM_KILLED)
         return Exit("its EngineCore ended without a word: perhaps killed by the kernel for want of memory (see dmesg)")
     return Exit(f"exit status {code}: {error}")
 

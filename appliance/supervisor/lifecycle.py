@@ -14,6 +14,7 @@ from appliance.supervisor.vitals import PATIENCE_S, Condition
 BACKOFF_S: Final = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 STABLE_NS: Final = 60 * 1_000_000_000  # an engine that was ready for this long has a clean record
 FAILED_STARTS: Final = 3  # in a row, and it is given up
+FLAPS: Final = 10  # deaths, and never stable in between: it is given up, too
 BUSY_PATIENCE_S: Final = 60.0  # with an engine that computes but gives no sign
 STACKS_S: Final = 0.3  # for processes to write their stacks
 SUSPECT_SHARE: Final = 0.75  # of its patience used, and an engine gets no new work
@@ -209,7 +210,7 @@ def step(life: Life, event: Event, now_ns: int) -> Result:
             return replace(life, state=EngineState.READY, since_ns=now_ns, restarting=False), ()
         case Restart() if life.state in IN_SERVICE:
             return replace(life, state=EngineState.DRAINING, since_ns=now_ns, restarting=True), ()
-        case Resume() | Restart() if life.state in GIVEN_UP:
+        case Resume() | Restart() if life.state in GIVEN_UP and life.pid is None:
             again = replace(life, state=EngineState.BACKOFF, since_ns=now_ns, deaths=0, failed_starts=0)
             return again, (StartIn(0.0),)
         case Drained(left) if life.state is EngineState.DRAINING and life.restarting:
@@ -277,6 +278,9 @@ def _ended(life: Life, exit: Exit, now_ns: int) -> Result:
     dead = replace(dead, cause=cause, failed_starts=failed_starts, deaths=deaths)
     if starting and (exit.terminal or failed_starts >= FAILED_STARTS):
         return replace(dead, state=EngineState.FAILED), ()
+    if deaths >= FLAPS:
+        said = f"it ended {deaths} times and was never ready for {STABLE_NS / 1e9:.0f} s in between, the last time: {cause}"
+        return replace(dead, state=EngineState.FAILED, cause=said), ()
     delay_s = BACKOFF_S[min(deaths, len(BACKOFF_S)) - 1]
     return replace(dead, state=EngineState.BACKOFF), (StartIn(delay_s),)
 

@@ -38,6 +38,7 @@ from appliance.supervisor.lifecycle import (
     Stirred,
     Stop,
 )
+from appliance.supervisor.oom import OomKills
 from appliance.supervisor.process import Session
 from appliance.supervisor.runtime import Runtime
 from appliance.supervisor.specs import EngineSpec
@@ -85,6 +86,7 @@ class Node:
         self._starts = Starts(config, runtime, engines[0], self._post)
         self._inbox: asyncio.Queue[tuple[Engine, int, Event]] = asyncio.Queue()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._oom_kills = OomKills()
         self._retired = False  # then an engine that ends is not started again
         self._channel = ChannelServer(
             runtime.channel,
@@ -213,6 +215,7 @@ class Node:
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(_CLOCK_S)
+            self._oom_kills.look(time.monotonic_ns())
             for engine in self._engines.values():
                 if engine.life.state is EngineState.STARTING:
                     self._look_for_progress(engine)
@@ -242,8 +245,9 @@ class Node:
 
     async def _await_end(self, engine: Engine, session: Session, key: Key) -> None:
         code = await session.wait()
+        oom_killed = self._oom_kills.lately(time.monotonic_ns())
         await self._drained(engine)
-        self._post(engine, Ended(explain(code, engine.last_words())), key.epoch)
+        self._post(engine, Ended(explain(code, engine.last_words(), oom_killed=oom_killed)), key.epoch)
 
     async def _drained(self, engine: Engine) -> None:
         """Until what it said before its end has been read: output tokens above all, from which its streams go on elsewhere."""

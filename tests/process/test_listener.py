@@ -17,10 +17,14 @@ def test_a_client_that_takes_nothing_is_cut_off() -> None:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.connect(listener.getsockname())
         connection, _ = listener.accept()
-        began = time.monotonic()
         with connection, pytest.raises(TimeoutError):
-            while time.monotonic() - began < 20:
-                connection.sendall(b"x" * (1 << 16))
+            send_for(connection, 20.0)
+
+
+def send_for(connection: socket.socket, seconds: float) -> None:
+    began = time.monotonic()
+    while time.monotonic() - began < seconds:
+        connection.sendall(b"x" * (1 << 16))
 
 
 def test_a_port_in_use_is_told_with_a_way_out() -> None:

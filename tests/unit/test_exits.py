@@ -50,6 +50,13 @@ def test_an_unknown_signal_is_still_told() -> None:
     assert explain(7, []).cause == "exit status 7: it said nothing"
 
 
+def test_the_kernels_own_count_tells_a_kill_for_want_of_memory_from_others() -> None:
+    for code, lines in ((-9, ["INFO fine"]), (0, ["INFO fine", DEAD])):
+        assert "by the kernel for want of memory: lower" in explain(code, lines, oom_killed=True).cause
+        assert "perhaps" in explain(code, lines).cause
+    assert "SIGSEGV" in explain(-11, [], oom_killed=True).cause, "that is another death"
+
+
 DEAD = "ERROR 11-24 05:22:12 [async_llm.py:906] vllm.v1.engine.exceptions.EngineDeadError: EngineCore encountered an issue."
 
 

@@ -12,6 +12,7 @@ from appliance.supervisor.lifecycle import (
     BACKOFF_S,
     BUSY_PATIENCE_S,
     FAILED_STARTS,
+    FLAPS,
     STABLE_NS,
     STACKS_S,
     TERMINATION_S,
@@ -87,6 +88,22 @@ def test_a_crash_backs_off_longer_each_time() -> None:
     assert delays == [*BACKOFF_S, BACKOFF_S[-1], BACKOFF_S[-1]]
     assert life.restarts == 8
     assert life.epoch == 9
+
+
+def test_one_that_dies_again_and_again_is_given_up_and_says_so() -> None:
+    life = ready()
+    for number in range(FLAPS):
+        assert life.state is EngineState.READY
+        life, actions = step(life, CRASH, (20 + number) * S)
+        if number < FLAPS - 1:
+            life, _ = run((20 + number, Start()), (20 + number, Answers()), life=life)
+    assert (life.state, actions) == (EngineState.FAILED, ())
+    assert (
+        life.cause
+        == f"it ended {FLAPS} times and was never ready for 60 s in between, the last time: {CRASH.exit.cause}"
+    )
+    life, _ = step(life, Resume(), 40 * S)
+    assert (life.state, life.deaths) == (EngineState.BACKOFF, 0), "its owner may try it once more"
 
 
 def test_a_stable_engine_has_a_clean_record() -> None:
@@ -250,6 +267,14 @@ EVENTS = st.sampled_from(
             Clock(1.0),
             CRASH,
             Deaf("x"),
+            Drain(),
+            Resume(),
+            Restart(),
+            Drained(),
+            Drained(left=True),
+            Lively(),
+            Quiet("EngineCore", 1.6, 2.0, Condition.STILL),
+            Quiet("EngineCore", 99.0, 2.0, Condition.STILL),
             Retire(),
             Stop(),
         ),
