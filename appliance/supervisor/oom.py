@@ -11,12 +11,8 @@ _ROOT: Final = Path("/sys/fs/cgroup")
 
 
 def kills() -> int:
-    """So far; 0 where the kernel does not say."""
-    for path in (*_of_own_cgroup(), Path("/proc/vmstat")):
-        count = _read(path)
-        if count is not None:
-            return count
-    return 0
+    """So far, wherever the kernel says it: only that it rises means something. An engine may be in a cgroup of its own."""
+    return sum(_read(path) or 0 for path in (*_of_own_cgroup(), Path("/proc/vmstat")))
 
 
 class OomKills:
