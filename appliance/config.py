@@ -77,6 +77,7 @@ class RouterConfig(Section, frozen=True, kw_only=True):
     request_timeout_s: Positive = 3600.0  # for all of a request; a client may ask for less with x-request-timeout
     lease_ttl_s: Positive = 60.0
     attempts: Count = 3  # per request
+    canary_s: Annotated[float, msgspec.Meta(ge=0)] = 30.0  # a pair of engines unused for so long is tested; 0: never
     continue_streams: bool = True  # on another engine; needs a logits processor, which some models and options forbid
     inline_bytes: Annotated[int, msgspec.Meta(ge=0)] = (
         16 << 20

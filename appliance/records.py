@@ -146,6 +146,18 @@ class HandoffSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     last_error: str | None = None  # of the last five minutes
 
 
+class Pair(msgspec.Struct, frozen=True, kw_only=True):
+    """A prefill engine and a decode engine that requests are split over, and whether KV gets from the one to the other."""
+
+    prefill: str
+    decode: str
+    ok: bool | None  # None: not known yet
+    in_use: bool = True  # False while it is broken: nothing is split over it
+    age_s: float | None = None  # since it was last tested or used
+    duration_s: float | None = None  # of the last test, both legs
+    error: str | None = None  # why a test failed, or why it could not be made
+
+
 class RequestCounts(msgspec.Struct, frozen=True, kw_only=True):
     """Requests since the start."""
 
@@ -180,6 +192,7 @@ class NodeSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     queue: QueueSnapshot
     ledger: LedgerSnapshot
     handoffs: HandoffSnapshot
+    pairs: tuple[Pair, ...] = ()
     requests: RequestCounts
     supervisor: SupervisorSnapshot
     slo_ttft_s: float

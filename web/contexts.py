@@ -75,7 +75,7 @@ def headline(snapshot: NodeSnapshot) -> HeadlineContext:
 
 def announcement(snapshot: NodeSnapshot) -> AnnouncementContext:
     """The node's condition without numbers."""
-    down = [f"{e.name} {_DOWN[e.state]}" for e in snapshot.engines if e.state in _DOWN]
+    down = [f"{e.name} {_DOWN[e.state]}" for e in snapshot.engines if e.state in _DOWN] + _broken(snapshot)
     serving = "The node serves requests" if snapshot.ready else "The node does not serve requests yet"
     return AnnouncementContext(text=f"{serving}{'; ' if down else ''}{words.listing(down)}.")
 
@@ -117,7 +117,11 @@ def _troubles(snapshot: NodeSnapshot) -> list[str]:
         elif engine.state is EngineState.STARTING:
             progress = "" if engine.progress is None else f" ({words.percent(engine.progress)})"
             found.append(f"{engine.name} is still starting{progress}")
-    return found
+    return found + _broken(snapshot)
+
+
+def _broken(snapshot: NodeSnapshot) -> list[str]:
+    return [f"no KV gets from {pair.prefill} to {pair.decode}" for pair in snapshot.pairs if not pair.in_use]
 
 
 def _rates(snapshot: NodeSnapshot) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Final
 
-from appliance.records import EngineSnapshot, EngineState, NodeSnapshot, Role
+from appliance.records import EngineSnapshot, EngineState, NodeSnapshot, Pair, Role
 from web import words
 from web.contexts import TONES, Context, token_rates
 
@@ -62,6 +63,15 @@ class QueueContext(Context, frozen=True, kw_only=True):
     in_flight: str
 
 
+class PairContext(Context, frozen=True, kw_only=True):
+    """A prefill and a decode engine, in ``flow.html``: whether KV gets from the one to the other."""
+
+    name: str
+    tone: str
+    glyph: str
+    said: str
+
+
 class HandoffContext(Context, frozen=True, kw_only=True):
     """Hand-offs and leases, in ``flow.html``."""
 
@@ -73,6 +83,7 @@ class HandoffContext(Context, frozen=True, kw_only=True):
     leased_blocks: str
     lost: str | None  # leases that ended otherwise than planned
     last_error: str | None
+    tests: tuple[PairContext, ...]
 
 
 class AnswersContext(Context, frozen=True, kw_only=True):
@@ -236,7 +247,32 @@ def _handoff(snapshot: NodeSnapshot) -> HandoffContext:
         leased_blocks=words.count(sum(lease.blocks for lease in ledger.leases)),
         lost=words.listing([f"{amount:,} {what}" for amount, what in ended if amount]) or None,
         last_error=handoffs.last_error,
+        tests=_tests(snapshot.pairs),
     )
+
+
+def _tests(pairs: Sequence[Pair]) -> tuple[PairContext, ...]:
+    """Those that do not work, one by one; those that do need few words."""
+    good = [pair for pair in pairs if pair.ok]
+    bad = tuple(_pair(pair) for pair in pairs if not pair.ok)
+    if not good:
+        return bad
+    name = _name(good[0]) if len(good) == 1 else f"{len(good)} pairs"
+    oldest_s = max(pair.age_s or 0.0 for pair in good)
+    said = f"{'works' if len(good) == 1 else 'work'}, seen {words.age(oldest_s)} ago"
+    return (*bad, PairContext(name=name, tone="ok", glyph=TONES["ok"], said=said))
+
+
+def _pair(pair: Pair) -> PairContext:
+    """One that is not known to work."""
+    tone = "wait" if pair.ok is None else "warn" if pair.in_use else "bad"
+    verdict = {"wait": "not tested yet", "warn": "failed a test", "bad": "broken, not used"}[tone]
+    said = verdict if pair.error is None else f"{verdict}: {pair.error}"
+    return PairContext(name=_name(pair), tone=tone, glyph=TONES[tone], said=said)
+
+
+def _name(pair: Pair) -> str:
+    return f"{pair.prefill} to {pair.decode}"
 
 
 def _answers(snapshot: NodeSnapshot) -> AnswersContext:

@@ -184,7 +184,7 @@ def _connect(node: Node, router: Router, ledger: Ledger, timelines: Timelines, c
         now_ns = time.monotonic_ns()
         ledger.fold(engine, epoch, message, now_ns)
         timelines.fold(engine, message)
-        router.fold(message)
+        router.fold(engine, message)
         collector.fold(engine, epoch, message, now_ns)
 
     node.on_message(fold)

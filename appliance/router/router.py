@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
 import msgspec
 
-from appliance.channel import OutputTokens, Up
+from appliance.channel import CANARY, HandoffEnded, OutputTokens, Up
 from appliance.config import RouterConfig
 from appliance.errors import RequestError
-from appliance.records import EngineView, QueueSnapshot, RequestCounts
+from appliance.records import EngineView, Pair, QueueSnapshot, RequestCounts
 from appliance.router import legs, policy, routes, wire
+from appliance.router.canary import Canary
 from appliance.router.client import Engines, Unreachable
 from appliance.router.journal import Journal
 from appliance.router.loads import Loads
+from appliance.router.pairs import Pairs
 from appliance.router.ports import Ledger, Reply, Request
 from appliance.router.queue import DRAINING, Queue, not_ready
 from appliance.router.request import Desk, Exchange
@@ -47,27 +48,37 @@ class Router:
         timelines: Timelines,
         model_name: str,
     ) -> None:
-        self._views = views
+        self._pairs = Pairs(config.canary_s)
+        self._all_views = views
         self._model = model_name
         self._timelines = timelines
         self._totals = _Totals()
         self._serving = 0
         self._loads = Loads()
-        self._queue = Queue(config.queue_capacity, model_name, views, self._loads)
+        self._queue = Queue(config.queue_capacity, model_name, self._views, self._loads)
         self._engines = Engines()
         self._journal = Journal()
-        self._desk = Desk(config, model_name, views, ledger, self._loads, self._queue, self._engines, self._journal)
-        self._poller: asyncio.Task[None] | None = None
+        self._desk = Desk(
+            config, model_name, self._views, ledger, self._loads, self._queue, self._engines, self._journal
+        )
+        self._canary = Canary(model_name, views, self._engines, ledger, self._pairs, lambda: not self._serving)
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def _views(self) -> Sequence[EngineView]:
+        """Engines as requests may use them."""
+        return self._pairs.without_broken(self._all_views())
 
     async def start(self) -> None:
-        self._poller = asyncio.create_task(self._poll(), name="router queue poll")
+        self._tasks = [
+            asyncio.create_task(self._poll(), name="router queue poll"),
+            asyncio.create_task(self._canary.run(), name="canary"),
+        ]
 
     async def close(self) -> None:
         """Close all connections to engines. Requests that still run fail; the web layer ends them before."""
-        if self._poller is not None:
-            self._poller.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._poller
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._engines.close()
 
     async def serve(self, request: Request, reply: Reply) -> None:
@@ -89,10 +100,14 @@ class Router:
         self._engines.lost(engine, epoch)
         self._queue.pump()
 
-    def fold(self, message: Up) -> None:
+    def fold(self, engine: str, message: Up) -> None:
         """Take what an engine reports."""
         if isinstance(message, OutputTokens):
             self._journal.fold(message)
+        elif isinstance(message, HandoffEnded) and message.lease.startswith(CANARY):
+            self._canary.fold(message)
+        elif isinstance(message, HandoffEnded):
+            self._pairs.used(message.producer, engine, message.ok, time.monotonic_ns())
 
     def not_ready(self) -> str | None:
         """Why no request can be served now, in words; None if one can."""
@@ -118,6 +133,10 @@ class Router:
     def outstanding_prompt_tokens(self, engine: str) -> int:
         """Of these legs, not yet computed; estimated from the bodies' lengths."""
         return self._loads[engine].prompt_tokens
+
+    def pairs(self, now_ns: int) -> tuple[Pair, ...]:
+        """Pairs of engines, and whether KV gets from the one to the other."""
+        return self._pairs.snapshot(now_ns)
 
     def counts(self) -> RequestCounts:
         return msgspec.convert(msgspec.structs.asdict(self._totals), RequestCounts)

@@ -17,6 +17,7 @@ from appliance.records import (
     HandoffSnapshot,
     LedgerSnapshot,
     NodeSnapshot,
+    Pair,
     QueueSnapshot,
     RequestCounts,
     SupervisorSnapshot,
@@ -46,6 +47,7 @@ class RouterSource(Protocol):
     def queue_snapshot(self, now_ns: int) -> QueueSnapshot: ...
     def in_flight(self, engine: str) -> int: ...
     def outstanding_prompt_tokens(self, engine: str) -> int: ...
+    def pairs(self, now_ns: int) -> tuple[Pair, ...]: ...
     def counts(self) -> RequestCounts: ...
 
 
@@ -160,6 +162,7 @@ class Collector:
             queue=self._router.queue_snapshot(now_ns),
             ledger=self._ledger.snapshot(now_ns),
             handoffs=self._ledger.handoffs(now_ns),
+            pairs=self._router.pairs(now_ns),
             requests=self._router.counts(),
             supervisor=self._supervisor,
             slo_ttft_s=self._config.slo.ttft_s,

@@ -9,7 +9,7 @@ from typing import Final
 
 import msgspec
 
-from appliance.channel import Down, HandoffEnded, LeaseEnded, LeaseGranted, Release, Up
+from appliance.channel import CANARY, Down, HandoffEnded, LeaseEnded, LeaseGranted, Release, Up
 from appliance.records import HandoffSnapshot, Lease, LedgerSnapshot
 
 _REMEMBERED: Final = 10_000  # keys without a lease, of each kind
@@ -63,7 +63,8 @@ class Ledger:
             case LeaseEnded():
                 self._ended(message, now_ns)
             case HandoffEnded():
-                self._handoffs.add(message, now_ns)
+                if not message.lease.startswith(CANARY):
+                    self._handoffs.add(message, now_ns)
                 self._pulled(message, now_ns)
             case _:
                 pass

@@ -19,6 +19,7 @@ from appliance.records import (
     LedgerSnapshot,
     Leg,
     NodeSnapshot,
+    Pair,
     QueueSnapshot,
     RequestCounts,
     Role,
@@ -150,6 +151,7 @@ def idle(tick: int) -> NodeSnapshot:
         recent=recent,
         requests=counts,
         handoffs=handoffs,
+        pairs=(Pair(prefill="e0", decode="e1", ok=True, age_s=12.0, duration_s=0.05),),
         ttft_p50_s=0.0182,
         ttft_p99_s=0.049,
         itl_p50_s=0.0041,
@@ -292,6 +294,18 @@ def whole(tick: int) -> NodeSnapshot:
     )
 
 
+def broken(tick: int) -> NodeSnapshot:
+    """Two prefill engines; the KV of one does not get to the decode engine."""
+    error = "hand-off from e0: its memory can't be mapped: Cannot allocate memory"
+    pairs = (
+        Pair(prefill="e0", decode="e2", ok=False, in_use=False, age_s=1.5, error=error),
+        Pair(prefill="e1", decode="e2", ok=True, age_s=4.0, duration_s=0.06),
+    )
+    return msgspec.structs.replace(
+        idle(tick), engines=(engine("e0"), engine("e1"), engine("e2", Role.DECODE)), topology="2p1d", pairs=pairs
+    )
+
+
 def large(tick: int) -> NodeSnapshot:
     """Eight simulated GPUs, three engines that prefill and one that decodes, two GPUs each."""
     wave = 1 + 0.2 * math.sin(tick / 5)
@@ -316,6 +330,7 @@ STATES: dict[str, Callable[[int], NodeSnapshot]] = {
     "busy": busy,
     "failed": failed,
     "whole": whole,
+    "broken": broken,
     "large": large,
 }
 

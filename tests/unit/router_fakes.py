@@ -220,7 +220,7 @@ async def house(directory: Path, layout: str = "pd", **config: Any) -> AsyncIter
     ]
     for engine in engines:
         await engine.start()
-    built = House(engines, RouterConfig(**config))
+    built = House(engines, RouterConfig(**{"canary_s": 0.0, **config}))
     await built.router.start()
     try:
         yield built

@@ -16,7 +16,7 @@ import pytest
 
 from appliance.channel import CoreReady, Heartbeat, Step
 from appliance.config import Config, TelemetryConfig
-from appliance.records import EngineSnapshot, EngineState, EngineView, QueueSnapshot, RequestCounts, Role
+from appliance.records import EngineSnapshot, EngineState, EngineView, Pair, QueueSnapshot, RequestCounts, Role
 from appliance.telemetry import collector as module
 from appliance.telemetry import host
 from appliance.telemetry.collector import Collector, engine_snapshot
@@ -164,6 +164,9 @@ class FakeRouter:
 
     def outstanding_prompt_tokens(self, engine: str) -> int:
         return {"e0": 700, "e1": 0}[engine]
+
+    def pairs(self, now_ns: int) -> tuple[Pair, ...]:
+        return (Pair(prefill="e0", decode="e1", ok=True),)
 
     def counts(self) -> RequestCounts:
         return RequestCounts(total=9, ok=8, failed=1)

@@ -46,6 +46,13 @@ def test_values_stand_where_they_belong() -> None:
     assert one(snapshot, "supervisor_loop_delay_seconds") == pytest.approx(0.0003)
 
 
+def test_pairs_are_told_by_both_engines() -> None:
+    snapshot = made.broken(0)
+    assert one(snapshot, "pair_ok", prefill="e0", decode="e2") == 0
+    assert one(snapshot, "pair_in_use", prefill="e0", decode="e2") == 0
+    assert one(snapshot, "pair_ok", prefill="e1", decode="e2") == 1
+
+
 def test_state_and_role_are_one_of_all() -> None:
     found = samples(made.failed(0))
     states = {dict(labels)["pd_appliance_engine_state"]: value for (name, labels), value in found.items()

@@ -138,12 +138,12 @@ async def test_a_stream_that_breaks_off_goes_on_elsewhere(pair: House, half: byt
     await client.first.wait()
     key = pair["e0"].seen[0]["kv_transfer_params"]["request"]
     assert pair["e1"].seen[0]["kv_transfer_params"]["tee"] == 1
-    pair.router.fold(OutputTokens(items=((key, 0, (11, 12)), ("another", 0, (13,)))))
+    pair.router.fold("e0", OutputTokens(items=((key, 0, (11, 12)), ("another", 0, (13,)))))
     pair["e1"].view = msgspec.structs.replace(pair["e1"].view, state=EngineState.BACKOFF)
     pair["e1"].hold.set()
     await asyncio.sleep(0.05)
     pair.router.fold(
-        OutputTokens(items=((key, 0, (14,)),))
+        "e0", OutputTokens(items=((key, 0, (14,)),))
     )  # what it said last is heard after its connection has ended
     pair.router.engine_lost("e1", 1)
     await task
@@ -163,7 +163,9 @@ async def test_what_is_known_to_have_been_said_survives_another_failure(short: P
         built["e1"].script = failing(500)
         task, client = built.asking(STREAM)
         await client.first.wait()
-        built.router.fold(OutputTokens(items=((built["e0"].seen[0]["kv_transfer_params"]["request"], 0, (11, 12)),)))
+        built.router.fold(
+            "e0", OutputTokens(items=((built["e0"].seen[0]["kv_transfer_params"]["request"], 0, (11, 12)),))
+        )
         built["e0"].view = msgspec.structs.replace(built["e0"].view, state=EngineState.BACKOFF)
         built["e0"].hold.set()
         await task

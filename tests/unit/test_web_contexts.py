@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from appliance.records import EngineState, LedgerSnapshot, QueueSnapshot, RequestCounts, Role
+from appliance.records import EngineState, LedgerSnapshot, Pair, QueueSnapshot, RequestCounts, Role
 from web import contexts, flow, pages, waterfall
 
 sys.path.append(str(Path(__file__).parents[1] / "browser"))
@@ -27,6 +27,7 @@ replace = msgspec.structs.replace
         ("idle", "ok", "Ready, and idle."),
         ("busy", "ok", "Serving 21 requests."),
         ("failed", "bad", "Not serving: e1 has failed."),
+        ("broken", "warn", "Ready, and idle, but no KV gets from e0 to e2."),
         ("whole", "warn", "Serving 7 requests, but e1 is still starting (60\u00a0%)."),
     ],
 )
@@ -63,6 +64,22 @@ def test_the_announcement_holds_no_numbers_that_move() -> None:
     said = {contexts.announcement(made.busy(tick)).text for tick in range(50)}
     assert said == {"The node serves requests."}
     assert contexts.announcement(made.failed(0)).text == "The node does not serve requests yet; e1 has failed."
+
+
+def test_pairs_that_do_not_work_are_told_one_by_one() -> None:
+    bad, good = flow.flow(made.broken(0)).handoff.tests
+    assert (bad.name, bad.tone) == ("e0 to e2", "bad")
+    assert bad.said.startswith("broken, not used: hand-off from e0: its memory can't be mapped")
+    assert (good.name, good.tone, good.said) == ("e1 to e2", "ok", "works, seen 4\u00a0s ago")
+    many = tuple(Pair(prefill="e0", decode=f"e{n}", ok=True, age_s=float(n)) for n in range(1, 8))
+    doubt = Pair(prefill="e0", decode="e8", ok=False, age_s=1.0, error="once")
+    new = Pair(prefill="e0", decode="e9", ok=None)
+    found = flow.flow(replace(made.idle(0), pairs=(*many, doubt, new))).handoff.tests
+    assert [(pair.name, pair.said) for pair in found] == [
+        ("e0 to e8", "failed a test: once"),
+        ("e0 to e9", "not tested yet"),
+        ("7 pairs", "work, seen 7\u00a0s ago"),
+    ]
 
 
 def test_rates_are_of_all_engines_whatever_their_role() -> None:
