@@ -23,6 +23,8 @@ from appliance.errors import ChannelError
 BEAT_S: Final = 1.0
 _TELEMETRY_LIMIT_BYTES: Final = 1 << 20  # steps are dropped beyond this; what leases depend on is not
 _CONNECT_TIMEOUT_S: Final = 5.0
+_FORSAKEN_S: Final = 10.0
+_FORSAKEN_CODE: Final = 70  # EX_SOFTWARE of sysexits.h
 
 Handler = Callable[[Down], None]
 
@@ -30,8 +32,12 @@ Handler = Callable[[Down], None]
 class Link:
     """A connection to the supervisor. Thread-safe."""
 
-    def __init__(self, path: str, hello: Hello) -> None:
-        """Connect and say hello. Raises ``ChannelError`` if the supervisor does not listen at ``path``."""
+    def __init__(self, path: str, hello: Hello, on_end: Callable[[], None] = lambda: None) -> None:
+        """Connect and say hello. Raises ``ChannelError`` if the supervisor does not listen at ``path``.
+
+        ``on_end`` is called, on the link's thread, when the supervisor has closed the connection.
+        """
+        self._on_end = on_end
         self._socket = _connect(path)
         self._lock = threading.Lock()
         self._pending = bytearray()
@@ -85,7 +91,7 @@ class Link:
             if self._readable(max(0.0, next_beat - time.monotonic())):
                 data = self._receive()
                 if not data:
-                    return  # the supervisor is gone, and the kernel is about to end this process too
+                    return self._on_end()
                 for message in frames.feed(data):
                     self._dispatch(message)
             if time.monotonic() >= next_beat:
@@ -140,5 +146,14 @@ def process_link(path: str, engine: str, epoch: int, process: str, rank: int = 0
     global _link
     if _link is None or _link[0] != os.getpid():
         hello = Hello(engine=engine, epoch=epoch, process=process, pid=os.getpid(), rank=rank)
-        _link = (os.getpid(), Link(path, hello))
+        _link = (os.getpid(), Link(path, hello, _forsaken))
     return _link[1]
+
+
+def _forsaken() -> None:
+    """The supervisor is gone, and the kernel is about to end this process; or it knows nothing of this life of an engine.
+
+    That life then must not go on. It is given time, in which the supervisor ends it and knows why, where it has a reason.
+    """
+    time.sleep(_FORSAKEN_S)
+    os._exit(_FORSAKEN_CODE)

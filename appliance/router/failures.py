@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from appliance.records import EngineView
 from appliance.router import wire
 from appliance.router.client import Response, Unreachable
 from appliance.router.wire import Answer
+
+TOLD_TO_END: Final = "was told to end, and has ended its answers"
 
 
 class LegFailed(Exception):
@@ -60,14 +64,9 @@ async def read(view: EngineView, response: Response, outcome: Outcome) -> Answer
         outcome.kind, outcome.error = "error", wire.error_message(answer.body)
     if answer.status >= 500 and answer.status != 501:  # not implemented there is not implemented anywhere
         raise LegFailed(view.name, said(view, answer), answer=answer)
+    if wire.aborted(answer.body):
+        raise LegFailed(view.name, f"{view.name} {TOLD_TO_END}")
     return answer
-
-
-async def stream_error(response: Response, chunk: bytes) -> wire.StreamError:
-    """The error that begins in this chunk; read on until it is complete."""
-    while (error := wire.stream_error(chunk)) is None:
-        chunk += await response.some() or wire.EVENT_END
-    return error
 
 
 def said(view: EngineView, answer: Answer) -> str:

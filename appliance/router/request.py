@@ -22,13 +22,13 @@ from appliance.records import EngineState, EngineView, Role
 from appliance.router import legs, policy, wire
 from appliance.router.admission import Admission
 from appliance.router.client import Engines, Response, Unreachable
-from appliance.router.failures import LegFailed, Outcome, read, said, stream_error
+from appliance.router.failures import LegFailed, Outcome, read
 from appliance.router.journal import Journal
 from appliance.router.loads import Leg, Loads
 from appliance.router.ports import Ledger, Reply, Request
 from appliance.router.queue import ABANDONED, Queue, abandoned, not_ready
-from appliance.router.resume import Diverged, Passage
-from appliance.router.routes import Way
+from appliance.router.relay import Relay
+from appliance.router.resume import Passage
 from appliance.router.tries import Tries
 from appliance.router.wire import Answer
 from appliance.telemetry.timeline import Trace
@@ -243,7 +243,7 @@ class Exchange:
                 self._trace.answered(streams)
             try:
                 if streams:
-                    await self._relay(view, leg, response, outcome)
+                    await self._stream(view, leg, response, outcome)
                 else:
                     answer = await read(view, response, outcome)
                     leg.prefilled()
@@ -258,80 +258,13 @@ class Exchange:
             self._said, self._answering = key, view
             self._desk.journal.open(key, self._plan.consumers)
 
-    async def _relay(self, view: EngineView, leg: Leg, response: Response, outcome: Outcome) -> None:
-        """Bytes go through as they come. This loop runs once per token of every stream: it does next to nothing else."""
-        chunk = await self._first(view, response)
+    async def _stream(self, view: EngineView, leg: Leg, response: Response, outcome: Outcome) -> None:
+        relay = Relay(view, response, self._plan.route, self._reply, self._trace, self._passage)
+        data = await relay.first()
         leg.prefilled()
         if not self._reply.started:
             await self._start(200, response.content_type, None)
-        send, some, sent = self._reply.send, response.some, self._trace.chunk
-        fails, take = self._fails, self._take
-        try:
-            while True:
-                if fails(chunk):
-                    return await self._end_failed(view, response, chunk, outcome)
-                new = take(chunk)
-                if new:
-                    await send(new)
-                more = await some()
-                if not more:
-                    break
-                chunk = more
-                if chunk != wire.DONE:  # it comes right after the last token, and is none
-                    sent(time.monotonic_ns())
-        except Unreachable as lost:
-            if chunk.endswith(wire.DONE):
-                return await self._end_well()
-            raise LegFailed(view.name, str(lost), tail=chunk if self._passage is None else wire.EVENT_END) from lost
-        except Diverged as error:
-            message = f"the engine was lost, and another one can't go on: {error}"
-            raise LegFailed(view.name, message, final=True) from error
-        except asyncio.CancelledError:
-            if chunk.endswith(wire.DONE):  # many clients leave with the last event
-                self._finish("ok", 200)
-            raise
-        await self._end_well()
-
-    async def _end_well(self) -> None:
-        await self._reply.end()
-        self._finish("ok", 200)
-
-    def _take(self, chunk: bytes) -> bytes:
-        """What of a chunk is the client's."""
-        return chunk if self._passage is None else self._passage.take(chunk)
-
-    async def _first(self, view: EngineView, response: Response) -> bytes:
-        """A stream's first bytes. Nothing has left for the client yet: an engine's failure in them can be tried again."""
-        chunk = await response.some()
-        if not chunk:
-            raise LegFailed(view.name, f"{view.name} ended its answer before it began")
-        if not self._fails(chunk):
-            return chunk
-        error = await stream_error(response, chunk)
-        if error.answer.status >= 500:
-            raise LegFailed(view.name, said(view, error.answer), answer=error.answer)
-        return error.before + error.event
-
-    def _fails(self, chunk: bytes) -> bool:
-        """Other routes' streams tell of failures in events of their own, and end there."""
-        return wire.STREAM_ERROR in chunk and self._plan.route.way is Way.SPLIT
-
-    async def _end_failed(self, view: EngineView, response: Response, chunk: bytes, outcome: Outcome) -> None:
-        """vLLM ends a stream that failed in order. The client gets the error, but no ``[DONE]``: it is not whole.
-
-        Raises ``LegFailed`` where its engine is about to end: another one may go on.
-        """
-        error = await stream_error(response, chunk)
-        new = self._take(error.before)
-        if new:
-            await self._reply.send(new)
-        if wire.engine_died(error.answer):
-            raise LegFailed(view.name, said(view, error.answer), answer=error.answer)
-        outcome.kind, outcome.error = "error", wire.error_message(error.answer.body) or "no reason given"
-        _log.warning("request %s, in mid-stream: %s", self._trace.id, outcome.error)
-        self._finish("failed", 200, outcome.error)  # whether or not the client stays to hear it
-        await self._reply.send(error.event)
-        await self._reply.end()
+        await relay.run(data, outcome)
 
     async def _pass_on(self, answer: Answer) -> None:
         """An answer that has been read to its end."""

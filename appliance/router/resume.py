@@ -27,13 +27,9 @@ class Diverged(Exception):
 
 
 class Passage:
-    """The way of one stream's bytes from the engine to the client, in whole events.
-
-    Whole, so that there is no half event at the client's when an engine is lost.
-    """
+    """The way of one stream's bytes from the engine to the client, in whole events."""
 
     def __init__(self) -> None:
-        self._tail = b""
         self._kept: list[bytes] = []
         self._kept_bytes = 0
         self._continuation: Continuation | None = None
@@ -42,9 +38,8 @@ class Passage:
     def resumable(self) -> bool:
         return self._kept_bytes <= _KEPT_BYTES
 
-    def take(self, chunk: bytes) -> bytes:
-        """What of it, and of what was held back, goes to the client now. Raises ``Diverged``."""
-        data = chunk if not self._tail and chunk.endswith(EVENT_END) else self._whole(chunk)
+    def take(self, data: bytes) -> bytes:
+        """What of whole events goes to the client. Raises ``Diverged``."""
         if self._continuation is not None:
             data = self._continuation.rest(data)
         if self.resumable:
@@ -53,16 +48,7 @@ class Passage:
 
     def begin_again(self) -> None:
         """What comes now is another engine's answer, from the beginning."""
-        self._tail = b""
         self._continuation = Continuation(b"".join(self._kept))
-
-    def _whole(self, chunk: bytes) -> bytes:
-        data = self._tail + chunk
-        end = data.rfind(EVENT_END) + len(EVENT_END)
-        if end < len(EVENT_END):
-            end = 0
-        self._tail = data[end:]
-        return data[:end]
 
     def _keep(self, data: bytes) -> None:
         self._kept.append(data)

@@ -21,6 +21,7 @@ DONE: Final = b"data: [DONE]\n\n"
 EVENT_END: Final = b"\n\n"
 STREAM_ERROR: Final = b'data: {"error"'
 """How vLLM says in a stream that it failed. Inside JSON's strings quotes are escaped, so these bytes are nowhere else."""
+ABORTED: Final = b'"finish_reason":"abort"'
 _ENGINE_DIED: Final = "EngineCore encountered an issue"  # vLLM's EngineDeadError
 _HEADER_CHARS: Final = 1024
 
@@ -117,14 +118,37 @@ class StreamError(msgspec.Struct, frozen=True):
     answer: Answer  # the same error, as an answer of its own
 
 
-def stream_error(chunk: bytes) -> StreamError | None:
-    """The error in a chunk that has ``STREAM_ERROR`` in it; None while the end of its event has not come."""
-    begin = chunk.index(STREAM_ERROR)
-    end = chunk.find(EVENT_END, begin)
-    if end < 0:
-        return None
-    body = chunk[begin:end].removeprefix(b"data: ")
-    return StreamError(chunk[:begin], chunk[begin:end] + EVENT_END, Answer(_status(body), "application/json", body))
+def stream_error(data: bytes) -> StreamError:
+    """The error in whole events that have ``STREAM_ERROR`` in them."""
+    begin = data.index(STREAM_ERROR)
+    end = data.index(EVENT_END, begin)
+    body = data[begin:end].removeprefix(b"data: ")
+    return StreamError(data[:begin], data[begin:end] + EVENT_END, Answer(_status(body), "application/json", body))
+
+
+def aborted(data: bytes) -> bool:
+    """True where vLLM has ended an answer that its client did not ask it to end: its server was told to end."""
+    return ABORTED in data
+
+
+def before_abort(data: bytes) -> bytes:
+    """Of whole events those before the one that says so."""
+    before, end, _ = data[: data.index(ABORTED)].rpartition(EVENT_END)
+    return before + end
+
+
+class Events:
+    """Cuts a stream after whole events: no half of one is ever looked at, or is left at a client's when an engine is lost."""
+
+    def __init__(self) -> None:
+        self._tail = b""
+
+    def take(self, chunk: bytes) -> bytes:
+        """The events that are whole now."""
+        if not self._tail and chunk.endswith(EVENT_END):
+            return chunk
+        whole, end, self._tail = (self._tail + chunk).rpartition(EVENT_END)
+        return whole + end
 
 
 def _status(error: bytes) -> int:

@@ -45,6 +45,7 @@ class EngineActions:
         """How much is under way on an engine; told by whoever knows."""
         self._grace_s = grace_s
         self._rolling = False
+        self._deadlines: dict[Key, float] = {}  # of restarts that wait; the latest order's counts
 
     def drain(self, name: str) -> None:
         """Take no new work on an engine. Raises ``ActionError``."""
@@ -58,7 +59,10 @@ class EngineActions:
         """Start an engine again once what it has begun is finished. Raises ``ActionError``."""
         engine = self._engine_in(name, "restart", (*_SERVING, EngineState.DRAINING, *GIVEN_UP))
         self._post(engine, Restart(), None)
-        self._task(self._await_drained(engine, engine.key), f"restart of {name}")
+        waits = engine.key in self._deadlines
+        self._deadlines[engine.key] = time.monotonic() + self._grace_s
+        if not waits:
+            self._task(self._await_drained(engine, engine.key), f"restart of {name}")
 
     def restart_all(self) -> None:
         """Restart one engine after the other, so that the node serves all the time. Raises ``ActionError``."""
@@ -81,10 +85,10 @@ class EngineActions:
         return engine
 
     async def _await_drained(self, engine: Engine, key: Key) -> None:
-        deadline = time.monotonic() + self._grace_s
         await asyncio.sleep(_SETTLE_S)  # what was chosen for it just before
-        while (left := self.in_flight(key.engine)) and time.monotonic() < deadline:
+        while (left := self.in_flight(key.engine)) and time.monotonic() < self._deadlines[key]:
             await asyncio.sleep(_LOOK_S)
+        del self._deadlines[key]
         self._post(engine, Drained(left > 0), key.epoch)
 
     async def _roll(self) -> None:

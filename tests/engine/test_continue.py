@@ -76,10 +76,10 @@ async def whole(server: Server) -> None:
             await asyncio.sleep(0.1)
 
 
-async def kill(server: Server, name: str, kind: str) -> None:
+async def kill(server: Server, name: str, kind: str, number: signal.Signals = signal.SIGKILL) -> None:
     leader = next(engine["pid"] for engine in (await server.node())["engines"] if engine["name"] == name)
     family = [psutil.Process(leader), *psutil.Process(leader).children(recursive=True)]
-    os.kill(next(p.pid for p in family if kind in " ".join(p.cmdline())), signal.SIGKILL)
+    os.kill(next(p.pid for p in family if kind in " ".join(p.cmdline())), number)
 
 
 class Stream:
@@ -103,8 +103,10 @@ class Stream:
         return [json.loads(line[6:]) for line in lines[:-2]]
 
 
-@pytest.mark.parametrize("kind", ["EngineCore", "API"])
-async def test_every_client_gets_what_it_would_have_got(server: Server, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "number"), [("EngineCore", signal.SIGKILL), ("API", signal.SIGKILL), ("API", signal.SIGTERM)]
+)
+async def test_every_client_gets_what_it_would_have_got(server: Server, kind: str, number: signal.Signals) -> None:
     await whole(server)
     expected = {name: assembled((await server.post(path, body)).events) for name, (path, body) in CASES.items()}
     streams = {name: Stream() for name in CASES}
@@ -114,7 +116,7 @@ async def test_every_client_gets_what_it_would_have_got(server: Server, kind: st
         async with asyncio.timeout(60):
             while not all(stream.got.count(b"\n\n") >= 4 for stream in streams.values()):
                 await asyncio.sleep(0.005)
-        await kill(server, "e1", kind)
+        await kill(server, "e1", kind, number)
     continued = 0
     for name, stream in streams.items():
         assert assembled(stream.events) == expected[name], name

@@ -3,7 +3,8 @@
 ``SCRIPT`` is a comma-separated list: ``crash`` (says an error and exits 3 at once), ``bad-argument``, ``silent`` (starts, then never says
 anything), ``dies`` (exits 1 shortly after it was ready), ``child`` (forks a child that sleeps), ``refuse`` (maps no peer),
 ``busy`` (can map none at first), ``gibberish`` (breaks the channel's protocol once it is ready), ``deaf`` (closes the channel then),
-``mute`` (says nothing more then), ``spins`` (nor does it sleep), ``speechless`` (its server answers no more then).
+``mute`` (says nothing more then), ``spins`` (nor does it sleep), ``speechless`` (its server answers no more then), ``brief`` (ends soon
+after the supervisor has hung up).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import sys
 import threading
 import time
 
+import appliance.engine.link
 from appliance.channel import ClosePeer, CoreReady, Down, Heartbeat, OpenPeer, PeerClosed, PeerOpened, Progress
 from appliance.engine.life import bind_children, die_with, tell_stacks
 from appliance.engine.link import Link, process_link
@@ -25,6 +27,8 @@ OK = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
 def main() -> None:
     options, uds = arguments()
+    if "brief" in SCRIPT:
+        appliance.engine.link._FORSAKEN_S = 0.1
     die_with(options.parent)
     bind_children()
     tell_stacks()

@@ -6,6 +6,7 @@ import asyncio
 import os
 import re
 import signal
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -238,6 +239,40 @@ async def test_a_restart_waits_for_what_is_under_way() -> None:
         await scene.until(lambda: scene.engine("e0").epoch == 2 and scene.engine("e0").state is EngineState.READY)
         assert scene.engine("e0").cause is None
         assert not any(view.state is EngineState.FAILED for view in scene.views)
+
+
+async def test_a_life_that_the_supervisor_does_not_know_is_hung_up_on_and_ends() -> None:
+    """One that was forked while its order failed, say."""
+    async with node("1b") as scene:
+        await scene.all_ready()
+        environment = {**os.environ, "PYTHONPATH": f"{HERE}:{HERE.parents[1]}", "SCRIPT": "brief"}
+        channel = str(scene.node._runtime.channel)
+        unknown = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "scripted_engine", "--engine", "e0", "--epoch", "7", "--channel", channel),
+            *("--parent", str(os.getpid()), "--cores", "", "--", "--uds", str(scene.node._runtime.directory / "x")),
+            env=environment,
+        )
+        async with asyncio.timeout(20):
+            assert await unknown.wait() == 70
+        assert scene.engine("e0").state is EngineState.READY
+
+
+async def test_a_restart_that_is_ordered_anew_has_all_of_its_time() -> None:
+    async with node(in_flight={"e0": 1, "e1": 0}.__getitem__) as scene:
+        await scene.all_ready()
+        actions, pid = scene.node.actions, scene.engine("e0").pid
+        actions._grace_s = 1.0
+        actions.restart("e0")
+        await scene.until(lambda: scene.engine("e0").state is EngineState.DRAINING)
+        await asyncio.sleep(0.7)
+        actions.resume("e0")
+        await scene.until(lambda: scene.engine("e0").state is EngineState.READY)
+        actions.restart("e0")
+        await asyncio.sleep(0.6)
+        assert (scene.engine("e0").pid, scene.engine("e0").state) == (pid, EngineState.DRAINING), (
+            "the first order's time is up"
+        )
+        await scene.until(lambda: scene.engine("e0").epoch == 2)
 
 
 async def test_all_are_restarted_one_after_the_other() -> None:

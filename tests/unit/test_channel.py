@@ -27,6 +27,7 @@ from appliance.channel import (
     Up,
     encode,
 )
+from appliance.engine import link as link_module
 from appliance.engine.link import Link
 from appliance.errors import ChannelError
 from appliance.supervisor.channel_server import ChannelServer, Connection
@@ -180,3 +181,23 @@ def test_a_supervisor_that_does_not_read_costs_steps_but_never_blocks(tmp_path: 
 def test_nobody_listening_is_a_clear_error(tmp_path: Path) -> None:
     with pytest.raises(ChannelError, match="no supervisor listens"):
         Link(str(tmp_path / "nothing"), HELLO)
+
+
+async def test_the_engines_end_is_told_that_the_supervisor_has_hung_up(tmp_path: Path) -> None:
+    told = threading.Event()
+    async with listening(tmp_path / "channel") as ears:
+        await asyncio.to_thread(Link, str(tmp_path / "channel"), HELLO, told.set)
+        assert await ears.next() == ("open", HELLO)
+        assert not told.is_set()
+        ears.connections[0].close()
+        assert await asyncio.to_thread(told.wait, 5)
+
+
+def test_a_life_that_the_supervisor_does_not_know_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[float] = []
+    monkeypatch.setattr("time.sleep", done.append)
+    monkeypatch.setattr("os._exit", done.append)
+    link_module._forsaken()
+    assert done == [link_module._FORSAKEN_S, link_module._FORSAKEN_CODE], (
+        "its end by the supervisor, with its reason, comes first"
+    )

@@ -11,6 +11,7 @@ import msgspec
 import pytest
 from aiohttp import web
 from router_fakes import (
+    ASK,
     BAD,
     DEAD,
     DONE,
@@ -55,8 +56,9 @@ async def test_a_stream_that_begins_with_an_engines_error_is_tried_elsewhere(sho
         (EVENTS[0] + DEAD + DONE,),
         (EVENTS[0], DEAD[:40], DEAD[40:] + DONE),
         (EVENTS[0], DEAD[:-1], DEAD[-1:], DONE),
+        (EVENTS[0], DEAD[:9], DEAD[9:] + DONE),
     ],
-    ids=["apart", "with DONE", "all in one", "cut", "cut before its end"],
+    ids=["apart", "with DONE", "all in one", "cut", "cut before its end", "cut in its first word"],
 )
 async def test_a_stream_that_fails_midway_says_so_and_is_not_done(short: Path, pieces: tuple[bytes, ...]) -> None:
     """vLLM ends such a stream in order, with [DONE]: neither the client nor the books may take it for whole."""
@@ -179,6 +181,27 @@ async def test_a_stream_whose_engine_says_that_it_dies_goes_on_elsewhere(pair: H
     client = await pair.ask(STREAM)
     assert client.body == b"".join(EVENTS)
     assert (last(pair).outcome, last(pair).continued) == ("ok", True)
+
+
+ABORT = b'data: {"choices":[{"delta":{"content":""},"finish_reason":"abort"}]}\n\n'
+
+
+async def test_a_stream_of_an_engine_that_was_told_to_end_goes_on_elsewhere(pair: House) -> None:
+    """vLLM then ends its answers as if they were complete."""
+    pair["e1"].script = fails(EVENTS[0], ABORT + DONE)
+    client = await pair.ask(STREAM)
+    assert client.body == b"".join(EVENTS)
+    assert (last(pair).outcome, last(pair).continued) == ("ok", True)
+
+
+async def test_and_so_is_an_answer_in_one_piece(pair: House) -> None:
+    async def ends(engine: Engine, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        return web.Response(body=b'{"choices":[{"text":"a","finish_reason":"abort"}]}', content_type="application/json")
+
+    pair["e1"].script = ends
+    client = await pair.ask(ASK)
+    assert (client.status, client.json["by"]) == (200, "e0")
+    assert legs(pair)[1] == ("decode", "e1", "unreachable")
 
 
 async def test_a_stream_that_another_engine_answers_otherwise_ends_with_an_error(pair: House) -> None:
