@@ -210,7 +210,9 @@ async def test_prompts_of_every_length(sides: Sides, at_once: int, stream: bool)
     ]
     assert different == []
     for answer in split:
-        assert (answer.headers["x-prefill-engine"], answer.headers["x-decode-engine"]) == ("e0", "e1")
+        assert (answer.headers["x-prefill-engine"], answer.headers["x-decode-engine"]) == ("e0", "e1"), (
+            answer.headers.get("x-unsplit-reason")
+        )
     await sides.split.until_idle()
     after = (await sides.split.node())["handoffs"]
     assert after["count"] - before["count"] == len(PROMPTS)
@@ -223,7 +225,9 @@ async def test_features(sides: Sides, name: str, stream: bool) -> None:
     split = await ask(sides.split, FEATURES[name], stream=stream)
     whole = await ask(sides.whole, FEATURES[name], stream=stream)
     assert essence(split, stream) == essence(whole, stream)
-    assert (split.headers["x-prefill-engine"], split.headers["x-decode-engine"]) == ("e0", "e1")
+    assert (split.headers["x-prefill-engine"], split.headers["x-decode-engine"]) == ("e0", "e1"), split.headers.get(
+        "x-unsplit-reason"
+    )
 
 
 @pytest.mark.parametrize(

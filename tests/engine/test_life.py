@@ -63,7 +63,9 @@ async def test_killing_one_process_of_an_engine_ends_all_of_it_and_it_comes_back
     body = {"model": "m", "prompt": list(range(200)), "max_tokens": 8, "temperature": 0}
     answer = await server.post("/v1/completions", body)
     assert answer.status == 200
-    assert (answer.headers["x-prefill-engine"], answer.headers["x-decode-engine"]) == ("e0", "e1")
+    assert (answer.headers["x-prefill-engine"], answer.headers["x-decode-engine"]) == ("e0", "e1"), answer.headers.get(
+        "x-unsplit-reason"
+    )
 
 
 async def test_sigkill_of_the_supervisor_leaves_nothing(server: Server) -> None:

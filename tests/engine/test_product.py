@@ -33,7 +33,9 @@ async def test_curls_request_is_answered_by_two_engines(server: Server) -> None:
     answer = await server.post(CHAT, {"messages": QUESTION})
     assert answer.status == 200
     assert answer.json["choices"][0]["message"]["content"].startswith(ANSWER)
-    assert (answer.headers["x-prefill-engine"], answer.headers["x-decode-engine"]) == ("e0", "e1")
+    assert (answer.headers["x-prefill-engine"], answer.headers["x-decode-engine"]) == ("e0", "e1"), answer.headers.get(
+        "x-unsplit-reason"
+    )
     stages = dict(stage.split(";dur=") for stage in answer.headers["server-timing"].split(", "))
     assert list(stages) == [
         *("queue", "prefill_wait", "prefill_compute", "handoff_wait", "transfer", "decode_wait", "first_step", "decode")
