@@ -210,6 +210,8 @@ class Node:
                     self._task(self._start_in(engine, engine.key, delay_s), f"back-off of {engine.spec.name}")
             case lifecycle.Introduce():
                 self._watch.begin(engine)
+                if engine.process is not None:
+                    engine.process.note_semaphores()
                 self._introductions.everyone()
 
     async def _tick(self) -> None:

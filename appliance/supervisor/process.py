@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import ctypes
 import os
+import re
 import signal
 import time
 from collections import deque
@@ -21,6 +22,8 @@ _LINE_BYTES: Final = 1 << 16
 _REAP_S: Final = 2.0
 _TIDY_S: Final = 0.5  # for what ends by itself
 _PR_SET_CHILD_SUBREAPER: Final = 36
+_SHARED_MEMORY: Final = Path("/dev/shm")
+_SEMAPHORE: Final = re.compile(r" (\d+) +/dev/shm/sem\.")  # its inode: the name in the map is that of its making
 _IGNORED_BY_PYTHON: Final = (signal.SIGPIPE, signal.SIGXFSZ)
 
 
@@ -51,6 +54,7 @@ class Session:
         """``output`` is the end to read of what it says; taken over."""
         self.pid = pid
         self._descriptor = os.pidfd_open(pid)  # another process of this pid is never taken for it
+        self._semaphores: set[Path] = set()
         self._log = log
         self._on_line = on_line
         self._reader = asyncio.create_task(self._read(output), name=f"log of {pid}")
@@ -93,6 +97,17 @@ class Session:
                 if _listens(process.pid, STACKS_SIGNAL):
                     process.send_signal(STACKS_SIGNAL)
 
+    def note_semaphores(self) -> None:
+        """Remember those of multiprocessing's that its processes have: if their tracker is killed, they are ours to remove."""
+        mapped: set[str] = set()
+        for process in self.processes():
+            with contextlib.suppress(OSError):
+                mapped.update(_SEMAPHORE.findall(Path(f"/proc/{process.pid}/maps").read_text(errors="replace")))
+        for path in _SHARED_MEMORY.glob("sem.mp-*"):
+            with contextlib.suppress(OSError):
+                if str(path.stat().st_ino) in mapped:
+                    self._semaphores.add(path)
+
     async def wait(self) -> int:
         """Until the leader has ended; then ends and reaps the rest of the session. The leader's code, negative for a signal.
 
@@ -104,6 +119,8 @@ class Session:
         os.close(self._descriptor)
         self._descriptor = -1
         await self._reap()
+        for path in self._semaphores:
+            path.unlink(missing_ok=True)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_REAP_S):
                 await self._reader

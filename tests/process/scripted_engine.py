@@ -4,12 +4,13 @@
 anything), ``dies`` (exits 1 shortly after it was ready), ``child`` (forks a child that sleeps), ``refuse`` (maps no peer),
 ``busy`` (can map none at first), ``gibberish`` (breaks the channel's protocol once it is ready), ``deaf`` (closes the channel then),
 ``mute`` (says nothing more then), ``spins`` (nor does it sleep), ``speechless`` (its server answers no more then), ``brief`` (ends soon
-after the supervisor has hung up).
+after the supervisor has hung up), ``semaphore`` (has a named one).
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import socket
 import sys
@@ -41,12 +42,14 @@ def main() -> None:
         time.sleep(600)
     if "silent" in SCRIPT:
         time.sleep(600)
+    lock = multiprocessing.get_context("spawn").Lock() if "semaphore" in SCRIPT else None
     link = process_link(options.channel, options.engine, options.epoch, "core")
     link.send(Progress(stage="pretending", fraction=0.5))
     link.on_message(lambda message: answer(link, message))
     threading.Thread(target=serve, args=(uds,), daemon=True).start()
     link.send(ready(options.engine))
     live(link)
+    del lock
 
 
 def arguments() -> tuple[argparse.Namespace, str]:

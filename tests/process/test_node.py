@@ -296,6 +296,20 @@ async def test_an_engine_that_was_given_up_is_tried_again() -> None:
         await scene.until(lambda: scene.engine("e0").epoch == 2)
 
 
+async def test_semaphores_of_an_engine_whose_tracker_was_killed_are_removed() -> None:
+    before = set(Path("/dev/shm").glob("sem.mp-*"))
+    async with node("1b", e0="semaphore") as scene:
+        await scene.all_ready()
+        pid = scene.engine("e0").pid or 0
+        [semaphore] = set(Path("/dev/shm").glob("sem.mp-*")) - before
+        [tracker] = psutil.Process(pid).children()
+        assert "resource_tracker" in " ".join(tracker.cmdline())
+        tracker.kill()
+        os.kill(pid, signal.SIGKILL)
+        await scene.until(lambda: scene.lost == [("e0", 1)])
+        assert not semaphore.exists()
+
+
 async def test_a_callback_that_fails_stops_nothing() -> None:
     """Somebody closed the terminal: telling of a change raises."""
     async with node() as scene:
