@@ -9,6 +9,7 @@ import typer
 from appliance import __version__
 from appliance.cli import serve
 from appliance.errors import ApplianceError, NoEngineError
+from appliance.supervisor import notify
 
 EXIT_CONFIGURATION, EXIT_NO_ENGINE = 2, 3
 
@@ -42,3 +43,4 @@ def main() -> None:
 
 def _complain(error: ApplianceError) -> None:
     sys.stderr.write(f"pd-appliance: {error}\n")
+    notify.complain(str(error))

@@ -84,7 +84,7 @@ class Node:
         self._watch = Watch(self._engines.values(), runtime, self._post, self._task)
         self.actions = EngineActions(self._engines, self._acquaintances, self._post, self._task, config.server.grace_s)
         self._starts = Starts(config, runtime, engines[0], self._post)
-        self._inbox: asyncio.Queue[tuple[Engine, int, Event]] = asyncio.Queue()
+        self._inbox: asyncio.Queue[tuple[Engine, int, Event] | asyncio.Event] = asyncio.Queue()
         self._tasks: set[asyncio.Task[None]] = set()
         self._oom_kills = OomKills()
         self._retired = False  # then an engine that ends is not started again
@@ -127,6 +127,16 @@ class Node:
     def on_engine_lost(self, callback: OnLost) -> None:
         """Call back with name and epoch whenever a life has ended."""
         self._on_lost.append(callback)
+
+    async def turns(self) -> None:
+        """Return once the loop has handled all that lay before it; never, if it hangs."""
+        turned = asyncio.Event()
+        self._inbox.put_nowait(turned)
+        await turned.wait()
+
+    def progress_ns(self) -> int:
+        """When an engine that starts last gave a sign of getting on."""
+        return max(engine.life.progress_ns for engine in self._engines.values())
 
     # ---- beginning and end
 
@@ -171,7 +181,11 @@ class Node:
 
     async def _run(self) -> None:
         while True:
-            engine, epoch, event = await self._inbox.get()
+            taken = await self._inbox.get()
+            if isinstance(taken, asyncio.Event):
+                taken.set()
+                continue
+            engine, epoch, event = taken
             if epoch != engine.life.epoch:
                 continue  # what an earlier life said late means nothing
             try:
