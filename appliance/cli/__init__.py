@@ -7,7 +7,7 @@ import sys
 import typer
 
 from appliance import __version__
-from appliance.cli import serve
+from appliance.cli import serve, service
 from appliance.errors import ApplianceError, NoEngineError
 from appliance.supervisor import notify
 
@@ -20,6 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("serve", context_settings={"allow_extra_args": False})(serve.serve)
+app.add_typer(service.app, name="service")
 
 
 @app.callback(invoke_without_command=True)
