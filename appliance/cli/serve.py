@@ -155,7 +155,8 @@ class Appliance:
         while not self._stopping.is_set():
             views = node.views()
             if all(view.state is EngineState.FAILED for view in views):
-                return "no engine can start: " + _causes(views)
+                served = any(view.restarts for view in views)
+                return ("every engine has been given up: " if served else "no engine can start: ") + _causes(views)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(0.25):
                     await self._stopping.wait()

@@ -261,9 +261,9 @@ class Node:
 
     async def _await_end(self, engine: Engine, session: Session, key: Key) -> None:
         code = await session.wait()
-        oom_killed = self._oom_kills.lately(time.monotonic_ns())
+        oom = self._oom_kills.lately(time.monotonic_ns())
         await self._drained(engine)
-        self._post(engine, Ended(explain(code, engine.last_words(), oom_killed=oom_killed)), key.epoch)
+        self._post(engine, Ended(explain(code, engine.last_words(), oom=oom)), key.epoch)
 
     async def _drained(self, engine: Engine) -> None:
         """Until what it said before its end has been read: output tokens above all, from which its streams go on elsewhere."""
