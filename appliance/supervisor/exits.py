@@ -115,7 +115,9 @@ def explain(code: int, lines: Sequence[str], *, oom: Evidence = Evidence.NONE) -
     if "EngineDeadError" in error:  # all that the API process knows
         if oom in _OOM_KILLED:
             return Exit(_OOM_KILLED[oom])
-        return Exit("its EngineCore ended without a word: perhaps killed by the kernel for want of memory (see dmesg)")
+        return Exit(
+            f"its EngineCore ended without a word: perhaps killed by the kernel for want of memory (see dmesg): then {_LESS_MEMORY}"
+        )
     return Exit(f"exit status {code}: {error}")
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any, Final
@@ -196,14 +197,17 @@ class Node:
     def _handle(self, engine: Engine, event: Event) -> None:
         if isinstance(event, Start) and self._retired:
             return
-        if isinstance(event, Ended):
-            self._forget(engine)
-        before = engine.life
+        key, before = engine.key, engine.life
         engine.life, actions = lifecycle.step(before, event, time.monotonic_ns())
+        if isinstance(event, Ended):
+            self._forget(engine, key)
         if engine.life != before or isinstance(event, Ended):
             self._publish(engine)
         for action in actions:
-            self._act(engine, action)
+            try:
+                self._act(engine, action)
+            except Exception:  # the next ones are as necessary
+                _log.exception("%s of %s", type(action).__name__, engine.spec.name)
 
     def _act(self, engine: Engine, action: lifecycle.Action) -> None:
         match action:
@@ -260,7 +264,12 @@ class Node:
         self._task(self._await_ready(engine, key), f"readiness of {key.engine}")
 
     async def _await_end(self, engine: Engine, session: Session, key: Key) -> None:
-        code = await session.wait()
+        try:
+            code = await session.wait()
+        except Exception:  # an end that nobody hears of would be for ever
+            _log.exception("waiting for the end of %s", key.engine)
+            session.kill()
+            code = -signal.SIGKILL
         oom = self._oom_kills.lately(time.monotonic_ns())
         await self._drained(engine)
         self._post(engine, Ended(explain(code, engine.last_words(), oom=oom)), key.epoch)
@@ -286,9 +295,8 @@ class Node:
         await self._introductions.unmapped(key, _UNMAP_S)
         self._post(engine, Start(), key.epoch)
 
-    def _forget(self, engine: Engine) -> None:
+    def _forget(self, engine: Engine, key: Key) -> None:
         """A life is over."""
-        key = engine.key
         engine.forget_life()
         for other in self._introductions.gone(key):
             self._publish(other)
