@@ -40,7 +40,7 @@ from appliance.supervisor.lifecycle import (
     Stop,
 )
 from appliance.supervisor.oom import OomKills
-from appliance.supervisor.process import Session
+from appliance.supervisor.process import STOPPED_LETTERS, Session
 from appliance.supervisor.runtime import Runtime
 from appliance.supervisor.specs import EngineSpec
 from appliance.supervisor.starts import Starts
@@ -53,6 +53,7 @@ _DEAF_S: Final = 5.0  # an API process outlives its EngineCore by up to half of 
 _DRAINED_S: Final = 2.0
 _BROKEN_S: Final = 0.2
 _ENDING_S: Final = 5.0  # after SIGKILL
+_STOPPED_S: Final = 3.0  # that a start may be stopped for
 _UNMAP_S: Final = 2.0  # for peers to unmap a dead engine before it is started again
 _log = logging.getLogger("pd-appliance")
 
@@ -247,6 +248,14 @@ class Node:
         if moved - engine.moved_bytes >= _STIR_BYTES:
             self._post(engine, Stirred())
         engine.moved_bytes = moved
+        self._look_for_a_stop(engine)
+
+    def _look_for_a_stop(self, engine: Engine) -> None:
+        """One whose EngineCore was stopped would go on saying that it waits for it."""
+        stopped = engine.process is not None and STOPPED_LETTERS & engine.process.thread_states()
+        engine.stopped_ticks = engine.stopped_ticks + 1 if stopped else 0
+        if engine.stopped_ticks * _CLOCK_S > _STOPPED_S:
+            self._post(engine, Deaf(f"a process of it was stopped (SIGSTOP) while {engine.life.stage or 'starting'}"))
 
     # ---- processes
 

@@ -17,6 +17,7 @@ from typing import Final
 import psutil
 
 LOG_LINES: Final = 2000
+STOPPED_LETTERS: Final = frozenset("Tt")  # of a thread's state: by a signal, by a debugger
 STACKS_SIGNAL: Final = signal.SIGUSR2  # engine/life.py answers it
 _LINE_BYTES: Final = 1 << 16
 _REAP_S: Final = 2.0

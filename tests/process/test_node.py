@@ -326,6 +326,17 @@ async def test_what_can_not_be_tidied_up_keeps_no_engine_from_coming_back(monkey
         await scene.until(lambda: all(view.state is EngineState.READY and view.peers for view in scene.node.views()))
 
 
+async def test_a_start_that_is_stopped_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(node_module, "_CLOCK_S", 0.1)
+    monkeypatch.setattr(node_module, "_STOPPED_S", 0.3)
+    async with node("1b", e0="silent", stall_s=60.0) as scene:
+        await scene.until(lambda: scene.engine("e0").pid)
+        os.kill(scene.engine("e0").pid or 0, signal.SIGSTOP)
+        await scene.until(lambda: scene.engine("e0").epoch == 2)
+        causes = {view.cause for view in scene.views if view.cause}
+        assert causes == {"a process of it was stopped (SIGSTOP) while starting its process"}
+
+
 async def test_a_callback_that_fails_stops_nothing() -> None:
     """Somebody closed the terminal: telling of a change raises."""
     async with node() as scene:
