@@ -56,7 +56,8 @@ def cases(seed: int, count: int) -> list[Case]:
 def _case(kind: str, number: int, rng: random.Random) -> Case:
     length, output = rng.choice(_PROMPT_TOKENS), rng.choice(_OUTPUT_TOKENS)
     body: dict[str, Any] = {"model": MODEL_NAME, "max_tokens": output, "temperature": 0}
-    if (number // len(_COMPLETIONS | _CHATS) + number) % 3:
+    turn, place = divmod(number, len(_COMPLETIONS | _CHATS))
+    if (turn + place) % 3:
         body |= {"stream": True, "stream_options": {"include_usage": True}}
     name = f"{number} {kind}, {length}+{output}{' streamed' if 'stream' in body else ''}"
     if kind in _COMPLETIONS:
