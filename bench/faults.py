@@ -26,7 +26,7 @@ from bench.schedule import Planned
 from bench.servers import Server
 
 _FDS_S: Final = 5.0
-_DISK_S: Final = 6.0
+_DISK_S: Final = 12.0
 _SPARE_DESCRIPTORS: Final = 2
 _SPARE_BYTES: Final = 256 << 10
 _FLOOD: Final = 300
@@ -160,9 +160,12 @@ async def _fds(ground: Ground, planned: Planned) -> str:
 
 @contextlib.contextmanager
 def few_descriptors(process: psutil.Process, spare: int = _SPARE_DESCRIPTORS) -> Iterator[int]:
-    """The process can open hardly any more than it has open."""
+    """The process can open ``spare`` more than it has open, and as many as it closes of them."""
     old = resource.prlimit(process.pid, resource.RLIMIT_NOFILE)
-    limit = max(int(name) for name in os.listdir(f"/proc/{process.pid}/fd")) + 1 + spare
+    taken = {int(name) for name in os.listdir(f"/proc/{process.pid}/fd")}
+    limit = next(
+        number for number in range(spare, len(taken) + spare + 1) if number - len(taken & set(range(number))) >= spare
+    )
     resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (limit, old[1]))
     try:
         yield limit
@@ -250,6 +253,11 @@ async def _channel(ground: Ground, planned: Planned) -> str:
     return await impostors.call_channel(ground.runtime / "channel", planned.variant, planned.victim)
 
 
+async def _twin(ground: Ground, planned: Planned) -> str:
+    epoch = (await ground.engine(planned.victim))["epoch"]
+    return await impostors.call_as(ground.runtime / "channel", planned.victim, epoch, planned.variant)
+
+
 async def _kv(ground: Ground, planned: Planned) -> str:
     """Somebody else answers for the victim's memory while its peer, started anew, wants to map it."""
     sockets = sorted(ground.runtime.glob(f"{planned.victim}-*-0.kv"), key=lambda path: path.stat().st_mtime)
@@ -267,7 +275,7 @@ async def _kv(ground: Ground, planned: Planned) -> str:
     return f"an impostor at {sockets[-1].name} was asked {len(asked)} times by {other} (restart: {status})"
 
 
-async def _asked(ground: Ground, name: str, epoch: int, asked: list[float]) -> bool:
+async def _asked(ground: Ground, name: str, epoch: int, asked: list[str]) -> bool:
     engine = await ground.engine(name)
     return bool(asked) and engine["epoch"] > epoch
 
@@ -292,6 +300,7 @@ _GROUPS: Final[dict[str, Callable[[Ground, Planned], Awaitable[str]]]] = {
     "kill": _kill,
     "stop": _stop,
     "oom": _oom,
+    "twin": _twin,
     "forkserver": _forkserver,
     "fds": _fds,
     "disk": _disk,

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import struct
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -59,6 +58,14 @@ async def call_channel(path: Path, variant: str, victim: str) -> str:
     return f"a caller that says {variant}: {await _call(path, data, hangs_up=variant == 'truncated')}"
 
 
+async def call_as(path: Path, engine: str, epoch: int, variant: str) -> str:
+    """Call the supervisor as the EngineCore of a living engine, as if it had called twice; then leave, or talk nonsense."""
+    hello = {**_NOBODY, "engine": engine, "epoch": epoch}
+    return (
+        f"a second EngineCore of {engine}: {await _call(path, frame(hello) + nonsense(variant), variant == 'leaves')}"
+    )
+
+
 async def call_kv(path: Path) -> str:
     """Call an engine's KV socket: send it nonsense, and leave, or stay and read nothing."""
     answers = await asyncio.gather(*(_call(path, nonsense(kind)) for kind in ("garbage", "huge", "silence", "version")))
@@ -86,13 +93,14 @@ async def _call(path: Path, data: bytes, hangs_up: bool = False) -> str:
 
 
 @asynccontextmanager
-async def in_place_of(path: Path, variant: str) -> AsyncIterator[list[float]]:
-    """Somebody else listens at ``path`` meanwhile. Gives the times at which it was asked."""
-    aside, asked = path.with_name(f"{path.name}.aside"), list[float]()
+async def in_place_of(path: Path, *variants: str) -> AsyncIterator[list[str]]:
+    """Somebody else listens at ``path`` meanwhile, and answers in each variant in turn. Gives those in which it has answered."""
+    aside, asked = path.with_name(f"{path.name}.aside"), list[str]()
     held: list[asyncio.StreamWriter] = []
 
     async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        asked.append(time.monotonic())
+        variant = variants[len(asked) % len(variants)]
+        asked.append(variant)
         writer.write(nonsense(variant))
         held.append(writer)
         if variant != "silence":

@@ -21,6 +21,7 @@ ENGINE_FAULTS: Final[dict[str, tuple[str, ...]]] = {
     "kill": ("API", "EngineCore", "resource_tracker"),
     "stop": ("API", "EngineCore", "API 1 s", "EngineCore 1 s", "EngineCore 4 s", "all 3 s"),
     "oom": ("EngineCore data", "API data"),
+    "twin": ("leaves", "garbage"),
 }
 """What befalls one engine, by group: the variants."""
 NODE_FAULTS: Final[dict[str, tuple[str, ...]]] = {

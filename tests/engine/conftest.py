@@ -10,6 +10,7 @@ import pytest
 import pytest_asyncio
 from pair import Pair
 from product import Server, appliance
+
 from bench.random_model import write
 
 
