@@ -28,7 +28,6 @@ from bench.servers import Server
 _FDS_S: Final = 5.0
 _DISK_S: Final = 12.0
 _SPARE_DESCRIPTORS: Final = 2
-_SPARE_BYTES: Final = 256 << 10
 _FLOOD: Final = 300
 _CROWD: Final = 8
 _SMALL_BYTES: Final = 32 << 20
@@ -139,7 +138,7 @@ async def _oom(ground: Ground, planned: Planned) -> str:
     process = await ground.process(planned.victim, who)
     if process is None:
         return "there was no such process"
-    return lower_data_limit(process, _SPARE_BYTES)
+    return lower_data_limit(process, 0)
 
 
 def lower_data_limit(process: psutil.Process, spare_bytes: int) -> str:
