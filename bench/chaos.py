@@ -291,7 +291,8 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--concurrency", type=int, default=16)
     parser.add_argument("--requests", type=int, default=66, help="different ones")
     parser.add_argument("--layout", default="1p1d")
-    parser.add_argument("--only", type=lambda text: text.split(","), default=list(GROUPS), help=",".join(GROUPS))
+    only = f"of {','.join(GROUPS)}: these groups; 'fds: limit': this kind; -oom: all but these (write --only=-oom)"
+    parser.add_argument("--only", type=lambda text: text.split(","), default=list(GROUPS), help=only)
     parser.add_argument("--out", type=Path, default=servers.ROOT / "bench" / "results" / "chaos")
     return parser.parse_args(arguments)
 

@@ -25,7 +25,7 @@ from bench.clients import Clients, Manner
 from bench.schedule import Planned
 from bench.servers import Server
 
-_FDS_S: Final = 5.0
+_FDS_S: Final = 4.0
 _DISK_S: Final = 12.0
 _SPARE_DESCRIPTORS: Final = 2
 _FLOOD: Final = 300
@@ -152,9 +152,11 @@ def lower_data_limit(process: psutil.Process, spare_bytes: int) -> str:
 async def _fds(ground: Ground, planned: Planned) -> str:
     if planned.variant == "connections":
         return await _crowded(ground)
-    with few_descriptors(ground.supervisor) as limit:
+    leader = await ground.process(planned.victim, "API") if "kill" in planned.variant else None
+    with few_descriptors(ground.supervisor, 0 if leader else _SPARE_DESCRIPTORS) as limit:
+        told = f", {_signal(leader, signal.SIGKILL)}" if leader else ""
         await asyncio.sleep(_FDS_S)
-    return f"RLIMIT_NOFILE was {limit} for {_FDS_S:.0f} s"
+    return f"RLIMIT_NOFILE was {limit} for {_FDS_S:.0f} s{told}"
 
 
 @contextlib.contextmanager

@@ -26,8 +26,8 @@ ENGINE_FAULTS: Final[dict[str, tuple[str, ...]]] = {
 """What befalls one engine, by group: the variants."""
 NODE_FAULTS: Final[dict[str, tuple[str, ...]]] = {
     "forkserver": ("kill", "stop 3 s", "kill with an engine"),
-    "fds": ("limit", "connections"),
-    "disk": ("state full", "state read-only", "runtime full"),
+    "fds": ("limit", "connections", "limit and a kill"),
+    "disk": ("state full", "state read-only", "runtime full", "runtime read-only"),
     "channel": ("garbage", "truncated", "version", "huge", "silence", "foreign", "early", "flood"),
     "kv": ("garbage", "truncated", "version", "silence", "closes", "callers"),
     "clients": ("leave", "stall"),
@@ -49,12 +49,15 @@ class Planned(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.group}: {self.variant}"
 
 
-def schedule(seed: int, duration_s: float, engines: Sequence[str], groups: Sequence[str] = GROUPS) -> list[Planned]:
-    """Faults in order of time; none in the last 15 seconds. Raises ``ValueError`` for a group that there isn't."""
-    if unknown := sorted(set(groups) - set(GROUPS)):
-        raise ValueError(f"no such faults: {', '.join(unknown)}; there are {', '.join(GROUPS)}")
+def schedule(seed: int, duration_s: float, engines: Sequence[str], only: Sequence[str] = GROUPS) -> list[Planned]:
+    """Faults in order of time; none in the last 15 seconds.
+
+    ``only``: groups (``fds``), kinds (``fds: limit``), or what is to be left out of all (``-fds``). Raises ``ValueError`` for one that
+    there isn't.
+    """
+    kinds = _kinds(only)
     rng = random.Random(f"faults {seed}")
-    of_engines, of_node = (_Deck(_variants(faults, groups), rng) for faults in (ENGINE_FAULTS, NODE_FAULTS))
+    of_engines, of_node = (_Deck(_variants(faults, kinds), rng) for faults in (ENGINE_FAULTS, NODE_FAULTS))
     first, found = rng.randrange(len(engines)), list[Planned]()
     for block in range(int(duration_s // BLOCK_S) + 1):
         victim = engines[(first + block) % len(engines)]
@@ -66,8 +69,22 @@ def schedule(seed: int, duration_s: float, engines: Sequence[str], groups: Seque
     return sorted((one for one in found if one.at_s <= duration_s - 15), key=lambda one: one.at_s)
 
 
-def _variants(faults: dict[str, tuple[str, ...]], groups: Sequence[str]) -> list[tuple[str, str]]:
-    return [(group, variant) for group, variants in faults.items() if group in groups for variant in variants]
+def _kinds(only: Sequence[str]) -> set[str]:
+    """As ``group: variant``."""
+    every = {
+        f"{group}: {variant}" for some in (ENGINE_FAULTS, NODE_FAULTS) for group in some for variant in some[group]
+    }
+    chosen = {name: {kind for kind in every if name.lstrip("-") in (kind, kind.partition(":")[0])} for name in only}
+    if unknown := sorted(name for name, kinds in chosen.items() if not kinds):
+        raise ValueError(f"no such faults: {', '.join(unknown)}; there are {', '.join(GROUPS)}")
+    wanted = {kind for name, kinds in chosen.items() if not name.startswith("-") for kind in kinds}
+    unwanted = {kind for name, kinds in chosen.items() if name.startswith("-") for kind in kinds}
+    return (wanted or every) - unwanted
+
+
+def _variants(faults: dict[str, tuple[str, ...]], kinds: set[str]) -> list[tuple[str, str]]:
+    every = ((group, variant) for group, variants in faults.items() for variant in variants)
+    return [one for one in every if ": ".join(one) in kinds]
 
 
 class _Deck:

@@ -46,6 +46,9 @@ def test_in_half_an_hour_everything_happens(seed: int) -> None:
 def test_only_some_groups() -> None:
     assert {one.group for one in schedule(1, 600, ENGINES, ["kill", "fds"])} == {"kill", "fds"}
     assert {one.group for one in schedule(1, 600, ENGINES, ["channel"])} == {"channel"}
+    assert {one.kind for one in schedule(1, 600, ENGINES, ["fds: limit"])} == {"fds: limit"}
+    left = {one.kind for one in schedule(1, 1800, ENGINES, ["-kill", "-fds: limit"])}
+    assert "fds: connections" in left and not left & {"kill: API", "fds: limit"}
     with pytest.raises(ValueError, match="no such faults: typo; there are kill"):
         schedule(1, 600, ENGINES, ["typo", *GROUPS])
 
