@@ -134,6 +134,8 @@ def _totals(report: Report) -> str:
     counts = Counter(one.verdict.kind for one in report.outcomes)
     failures = Counter(_told(one.verdict) for one in report.outcomes if one.verdict.kind in (Kind.FAILED, Kind.REFUSED))
     rows = [[kind.value, str(counts[kind])] for kind in Kind]
+    shed = [one.retry_after for one in report.outcomes if one.verdict.status in (429, 503)]
+    rows += [["429 and 503, with Retry-After", f"{sum(shed)} of {len(shed)}"]] if shed else []
     listed = "".join(f"- {count} × {what}\n" for what, count in failures.most_common())
     return f"## Answers\n\n{_table(['end', 'requests'], rows)}\n{listed}"
 
