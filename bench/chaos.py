@@ -43,6 +43,7 @@ KV_CACHE_BYTES: Final = 128 << 20
 REFERENCE: Final = Serving(arguments=(*ARGUMENTS, *WHOLE, *TOOLS), kv_cache_bytes=KV_CACHE_BYTES)
 _AT_ONCE: Final = 5  # times 2,100 tokens are fewer than WHOLE
 _PROGRESS_S: Final = 10.0
+_REVIVE_S: Final = 5.0
 _PAUSE_S: Final = 0.5  # a client whom nobody answered waits
 _ODD: Final = {Manner.SLOW: 2, Manner.STALLS: 1, Manner.LEAVES_EARLY: 2, Manner.LEAVES_LATE: 2, Manner.HALF_CLOSES: 1}
 _PLAIN: Final = 60  # of as many requests as these are together
@@ -157,6 +158,7 @@ class Run:
         self._cases = [case for case in cases if case.name in expected]
         self._expected = expected
         self._happened: list[Happened] = []
+        self._notes: list[str] = []
         self.problems: list[str] = []
 
     async def on(self, server: Server, runtime: Path, state: Path) -> Report:
@@ -175,7 +177,9 @@ class Run:
 
     async def _traffic(self, began_s: float) -> None:
         async with asyncio.TaskGroup() as group:
-            beside = [group.create_task(self._watch.run()), group.create_task(self._tell(began_s))]
+            beside = [
+                group.create_task(task) for task in (self._watch.run(), self._tell(began_s), self._revive(began_s))
+            ]
             load = group.create_task(self._load.run(self._options.concurrency, self._options.seed))
             await self._faults(began_s)
             await asyncio.sleep(max(0.0, began_s + self._options.minutes * 60 - time.monotonic()))
@@ -203,6 +207,17 @@ class Run:
         self._happened.append(Happened(planned=planned, at_s=at_s, over_s=over_s, did=did))
         _say(f"  {planned.kind} of {planned.victim}: {did}")
 
+    async def _revive(self, began_s: float) -> None:
+        """Do what an owner would: try an engine again that was given up, for having died too often or for another reason."""
+        while True:
+            await asyncio.sleep(_REVIVE_S)
+            for engine in (self._watch.node or {}).get("engines", ()):
+                if engine["state"] == "failed":
+                    status = await self._ground.post(f"/api/engines/{engine['name']}/resume")
+                    note = f"{time.monotonic() - began_s:.0f} s: {engine['name']} was given up ({engine['cause']}); resume: {status}"
+                    self._notes.append(note)
+                    _say(f"  {note}")
+
     async def _tell(self, began_s: float) -> None:
         while True:
             await asyncio.sleep(_PROGRESS_S)
@@ -229,6 +244,7 @@ class Run:
             outcomes=tuple(since),
             effects=tuple(replace(one, at_s=one.at_s - began_s) for one in found),
             usages=tuple(replace(one, at_s=one.at_s - began_s) for one in self._watch.usages),
+            notes=tuple(self._notes),
             problems=(*self.problems, *integrity.growth(self._watch.usages)),
         )
 

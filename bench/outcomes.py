@@ -65,6 +65,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     outcomes: tuple[Outcome, ...]
     effects: tuple[Effect, ...]
     usages: tuple[Usage, ...]
+    notes: tuple[str, ...] = ()  # what an owner had to do meanwhile
     problems: tuple[str, ...]  # of the integrity checks
 
     @property
@@ -173,6 +174,7 @@ def _spread(times: Sequence[float | None]) -> str:
 def _integrity(report: Report) -> str:
     first, last = (report.usages[0], report.usages[-1]) if report.usages else (None, None)
     lines = [f"- {problem}" for problem in report.problems] or ["- nothing is left, held or grown"]
+    lines += [f"- {note}" for note in report.notes]
     if first and last:
         lines.append(
             f"- the supervisor: {first.pss_bytes / 2**20:.1f} MiB and {first.descriptors} descriptors at first, "
