@@ -59,7 +59,9 @@ class Ground:
     async def family(self, name: str) -> list[psutil.Process]:
         """The processes of an engine, leader first; empty while it has none."""
         pid = (await self.engine(name))["pid"]
-        with contextlib.suppress(psutil.NoSuchProcess, TypeError):
+        if pid is None:  # psutil would take that for this process
+            return []
+        with contextlib.suppress(psutil.NoSuchProcess):
             leader = psutil.Process(pid)
             return [leader, *leader.children(recursive=True)]
         return []
