@@ -66,12 +66,14 @@ def kv_capacity_sequences(shape: ModelShape, gpu: Gpu, length: int, tp: int = 1,
     return int(tokens * shape.kv_bytes_per_token(tp) / shape.kv_bytes(length, tp))
 
 
-def saturating_tokens(gpu: Gpu, stored: Format = Format.BF16) -> float:
+def saturating_tokens(gpu: Gpu, stored: Format = Format.BF16, shape: ModelShape | None = None) -> float:
     """n*: tokens from which on a dense product takes longer than reading its weights, at the data sheet's rates.
 
-    2·n·parameters/peak = parameters·bytes/bandwidth (Williams et al., 2009). For a mixture of experts it is experts/active times as many.
+    2·n·parameters/peak = parameters·bytes/bandwidth (Williams et al., 2009). Of a mixture's tokens an expert gets active/experts only,
+    so with such a ``shape`` it takes that many times more.
     """
-    return gpu.peak(stored).flops_s * stored.bytes / (2 * gpu.memory_bytes_s)
+    sparsity = shape.experts / shape.active_experts if shape and shape.experts else 1.0
+    return sparsity * gpu.peak(stored).flops_s * stored.bytes / (2 * gpu.memory_bytes_s)
 
 
 def prefill_tokens_s(roofline: Roofline, chunk_tokens: int, before: int = 0) -> float:

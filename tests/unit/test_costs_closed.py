@@ -40,6 +40,14 @@ def test_capacity_is_near_what_an_engine_had(model: str, tp: int, measured: int)
     assert closed.kv_capacity_tokens(read(CONFIGS / model), A100, tp) == pytest.approx(measured, rel=0.15)
 
 
+@pytest.mark.parametrize(
+    ("model", "times"), [("llama-3.1-8b", 1), ("gpt-oss-120b", 32), ("deepseek-v3", 32), ("qwen3-30b-a3b", 16)]
+)
+def test_experts_are_saturated_by_as_many_more_as_there_are(model: str, times: int) -> None:
+    shape = read(CONFIGS / model)
+    assert closed.saturating_tokens(H100, shape=shape) == pytest.approx(times * closed.saturating_tokens(H100))
+
+
 def test_weights_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"141\.1 GB of weights on each of 1 ranks.*77\.3 GB.*more ranks"):
         closed.kv_capacity_tokens(read(CONFIGS / "llama-3.3-70b"), H100)
