@@ -1,6 +1,6 @@
 # pd-appliance: `make serve` and `make test` each do all set-up on a fresh machine.
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint format bench wheel clean setup setup-test
+.PHONY: help serve test lint format bench chaos wheel clean setup setup-test
 
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest -q
@@ -28,7 +28,7 @@ lint: setup-test  ## ruff, mypy, import-linter
 # pytest exits 5 where a suite has no test to run. With ARGS, e.g. -k, that is no failure unless it is so in all of them.
 NO_TESTS := $(if $(strip $(ARGS)),5,never)
 test: lint  ## everything that can be tested on this machine, quick ones first; ARGS="-k …" is passed to pytest
-	@for suite in "$(QUICK)" tests/browser tests/engine; do \
+	@for suite in "$(QUICK)" tests/browser tests/engine tests/fault; do \
 	    echo "$(PYTEST) $$suite $$ARGS"; \
 	    $(PYTEST) $$suite $(ARGS); status=$$?; \
 	    case $$status in 0) ran=yes;; $(NO_TESTS)) ;; *) exit $$status;; esac; \
@@ -41,6 +41,9 @@ format: setup-test  ## let ruff format the code
 
 bench: setup-test  ## split against aggregated, and the hand-off against memcpy; takes a quarter of an hour
 	$(BIN)/python -m bench.run $(ARGS)
+
+chaos: setup-test  ## faults under load, every answer checked; ARGS="--minutes 30 --seed 1 --concurrency 16" is passed on
+	$(BIN)/python -m bench.chaos $(ARGS)
 
 wheel: setup-test  ## build the wheel into dist/
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation -w dist .

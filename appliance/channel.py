@@ -20,8 +20,9 @@ from appliance.errors import ChannelError
 VERSION: Final = 5
 LONG_STEP_TOKENS: Final = 128
 """A step with so many prompt tokens is announced (``StepBegan``), and compared with others of its kind only."""
-CANARY: Final = "canary."
-"""Keys that begin so are of the router's own tests of a pair of engines: nobody's requests, and nobody's hand-offs."""
+CANARY: Final = "canary/"
+"""Keys that begin so are of the router's own tests of a pair of engines: nobody's requests, and nobody's hand-offs.
+(No client's id has a slash.)"""
 MAX_FRAME_BYTES: Final = 4 << 20
 _MAGIC: Final = 0x7064  # "pd"
 _HEADER: Final = struct.Struct(">HHI")

@@ -10,8 +10,9 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,6 +29,19 @@ ENGINE_ARGUMENTS: Final = ("--dtype", "bfloat16", "--max-model-len", "4096")
 Check = Callable[[], Awaitable[bool]]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Serving:
+    """How both servers serve. ``settings``: what else the appliance's configuration has, by section."""
+
+    layout: str = "1p1d"
+    arguments: tuple[str, ...] = ENGINE_ARGUMENTS
+    kv_cache_bytes: int = KV_CACHE_BYTES
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+
+BENCH: Final = Serving()
+
+
 class ServerError(Exception):
     """A server ended, or did not become ready in time; the message has the end of its log."""
 
@@ -42,6 +56,15 @@ class Server:
         self.began = time.perf_counter()
         self._process = process
         self._log = log
+
+    @property
+    def returncode(self) -> int | None:
+        """None while it runs; negative for a signal."""
+        return self._process.returncode
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text(errors="replace")
 
     async def json(self, path: str) -> Any:
         async with self.target.session.get(self.target.url(path)) as answer:
@@ -75,15 +98,17 @@ class Server:
         return sent + one.ttft_s
 
     def _tail(self) -> str:
-        return self._log.read_text(errors="replace")[-3000:]
+        return self.log[-3000:]
 
 
 @asynccontextmanager
-async def appliance(directory: Path, model: Path, repetition: int) -> AsyncIterator[tuple[Server, StartUp]]:
-    """``1p1d`` by ``appliance serve``, ready and with its engines introduced to each other."""
+async def appliance(
+    directory: Path, model: Path, repetition: int, serving: Serving = BENCH
+) -> AsyncIterator[tuple[Server, StartUp]]:
+    """By ``appliance serve``, ready and with its engines introduced to each other."""
     port = _free_port()
     config = directory / f"appliance-{repetition}.toml"
-    config.write_text(_config(port, directory, model))
+    config.write_text(_config(port, directory, model, serving))
     command = ["-m", "appliance", "serve", "--config", str(config)]
     environment = {"PYTHONPATH": str(ROOT), "RUNTIME_DIRECTORY": str(directory / f"run-{repetition}")}
     target = Target(f"http://127.0.0.1:{port}")
@@ -92,12 +117,14 @@ async def appliance(directory: Path, model: Path, repetition: int) -> AsyncItera
 
 
 @asynccontextmanager
-async def aggregated(directory: Path, model: Path, repetition: int) -> AsyncIterator[tuple[Server, StartUp]]:
+async def aggregated(
+    directory: Path, model: Path, repetition: int, serving: Serving = BENCH
+) -> AsyncIterator[tuple[Server, StartUp]]:
     """Plain vLLM on all cores, none of our code in it."""
     path = directory / f"aggregated-{repetition}.sock"
     command = ["-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--served-model-name", MODEL_NAME]
-    command += ["--uds", str(path), "--enforce-eager", "--kv-cache-memory-bytes", str(KV_CACHE_BYTES)]
-    command += ["--disable-uvicorn-access-log", *ENGINE_ARGUMENTS]
+    command += ["--uds", str(path), "--enforce-eager", "--kv-cache-memory-bytes", str(serving.kv_cache_bytes)]
+    command += ["--disable-uvicorn-access-log", *serving.arguments]
     log = directory / f"aggregated-{repetition}.log"
     async with _process(AGGREGATED, command, _vllm_environment(), Target("http://engine", path), log) as server:
         ready_s = await server.until(lambda: server.answers("/health"))
@@ -196,23 +223,13 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _config(port: int, directory: Path, model: Path) -> str:
-    return f"""
-[server]
-port = {port}
-state_dir = {json.dumps(str(directory / "state"))}
-
-[model]
-path = {json.dumps(str(model))}
-name = "{MODEL_NAME}"
-
-[topology]
-layout = "1p1d"
-
-[telemetry]
-recent_requests = 1000
-
-[engine]
-kv_cache_bytes = {KV_CACHE_BYTES}
-args = {json.dumps(ENGINE_ARGUMENTS)}
-"""
+def _config(port: int, directory: Path, model: Path, serving: Serving) -> str:
+    sections = {
+        "server": f"port = {port}\nstate_dir = {json.dumps(str(directory / 'state'))}",
+        "model": f'path = {json.dumps(str(model))}\nname = "{MODEL_NAME}"',
+        "topology": f'layout = "{serving.layout}"',
+        "telemetry": "recent_requests = 1000",
+        "engine": f"kv_cache_bytes = {serving.kv_cache_bytes}\nargs = {json.dumps(serving.arguments)}",
+    }
+    names = dict.fromkeys([*sections, *serving.settings])
+    return "".join(f"[{name}]\n{sections.get(name, '')}\n{serving.settings.get(name, '')}\n\n" for name in names)

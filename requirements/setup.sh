@@ -119,7 +119,7 @@ install_self() {
     stamp self "$key"
 }
 
-# ---- the page's libraries, and the browser for its tests
+# ---- the page's libraries, and what tests need of the machine
 
 install_assets() {
     [ -e package-lock.json ] || return 0
@@ -133,21 +133,29 @@ install_assets() {
     stamp assets "$key"
 }
 
+apt_install() { # package, what is skipped without it, what else would do
+    as_root=
+    [ "$(id -u)" = 0 ] || as_root="sudo -n"
+    if ! has apt-get || ! $as_root true 2>/dev/null; then
+        say "no $1 was found, and it can't be installed from here: $2 will be skipped."
+        say "To run them, install $1$3"
+        return
+    fi
+    say "installing $1 with apt-get"
+    { $as_root apt-get update -q && $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "$1"; } \
+        >"$log" 2>&1 || fail "apt-get could not install $1: install it yourself$3"
+}
+
 install_browser() {
     for candidate in ${CHROMIUM:-} chromium chromium-browser; do
         has "$candidate" && return
     done
     [ -z "${CHROMIUM:-}" ] || fail "CHROMIUM names $CHROMIUM, which is not there or can't be run"
-    as_root=
-    [ "$(id -u)" = 0 ] || as_root="sudo -n"
-    if ! has apt-get || ! $as_root true 2>/dev/null; then
-        say "no Chromium was found, and it can't be installed from here: the page's tests will be skipped."
-        say "To run them, install chromium, or name one: make test CHROMIUM=/path/to/chromium"
-        return
-    fi
-    say "installing Chromium with apt-get"
-    { $as_root apt-get update -q && $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends chromium; } \
-        >"$log" 2>&1 || fail "apt-get could not install chromium: install one, or make test CHROMIUM=/path/to/chromium"
+    apt_install chromium "the page's tests" ", or name one: make test CHROMIUM=/path/to/chromium"
+}
+
+install_unit_checker() { # systemd-analyze; that the package is there starts nothing
+    has systemd-analyze || apt_install systemd "the checks of the service's unit" ""
 }
 
 if has flock; then # two makes at once: the second waits, and then finds everything done, the environment included
@@ -164,5 +172,6 @@ install_assets
 if [ "$purpose" = test ]; then
     install_locked dev "tests and lint"
     install_browser
+    install_unit_checker
 fi
 [ "$SECONDS" -lt 5 ] || say "done after $SECONDS s"

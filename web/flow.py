@@ -266,7 +266,8 @@ def _tests(pairs: Sequence[Pair]) -> tuple[PairContext, ...]:
 def _pair(pair: Pair) -> PairContext:
     """One that is not known to work."""
     tone = "wait" if pair.ok is None else "warn" if pair.in_use else "bad"
-    verdict = {"wait": "not tested yet", "warn": "failed a test", "bad": "broken, not used"}[tone]
+    untested = "not tested yet" if pair.error is None else "could not be tested"
+    verdict = {"wait": untested, "warn": "failed a test", "bad": "broken, not used"}[tone]
     said = verdict if pair.error is None else f"{verdict}: {pair.error}"
     return PairContext(name=_name(pair), tone=tone, glyph=TONES[tone], said=said)
 

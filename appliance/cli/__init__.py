@@ -7,8 +7,9 @@ import sys
 import typer
 
 from appliance import __version__
-from appliance.cli import serve
+from appliance.cli import serve, service
 from appliance.errors import ApplianceError, NoEngineError
+from appliance.supervisor import notify
 
 EXIT_CONFIGURATION, EXIT_NO_ENGINE = 2, 3
 
@@ -19,6 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("serve", context_settings={"allow_extra_args": False})(serve.serve)
+app.add_typer(service.app, name="service")
 
 
 @app.callback(invoke_without_command=True)
@@ -42,3 +44,4 @@ def main() -> None:
 
 def _complain(error: ApplianceError) -> None:
     sys.stderr.write(f"pd-appliance: {error}\n")
+    notify.complain(str(error))

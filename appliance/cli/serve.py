@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import faulthandler
 import importlib.util
 import logging
 import os
@@ -22,6 +23,7 @@ import uvloop
 
 from appliance import __version__
 from appliance.channel import Up
+from appliance.cli.herald import Herald
 from appliance.config import Config, ServerConfig, config_path_default, load, state_directory
 from appliance.errors import ConfigError, NoEngineError
 from appliance.records import EngineState, EngineView
@@ -66,6 +68,7 @@ def serve(
     }
     given = {setting: flag for setting, flag in flags.items() if flag[1] is not None}
     loaded = load(config or config_path_default(), os.environ, given)
+    _tell_stacks()
     uvloop.run(Appliance(loaded.config).run())
 
 
@@ -105,21 +108,31 @@ class Appliance:
         _connect(node, router, ledger, timelines, collector)
         app = self._app(router, node, collector)
         server = _Web(app, self._listener)
+        herald = Herald(
+            config,
+            self._model.name,
+            node,
+            lambda: router.not_ready() or collector.latest().reason,  # not before /ready says so, too
+            lambda: _unfinished(router),
+        )
         self._watch_signals()
         async with asyncio.TaskGroup() as group:
             web = group.create_task(server.run())
             telemetry = group.create_task(collector.run())
             await router.start()
             await node.start()
+            telling = group.create_task(herald.run())
             _say(f"pd-appliance {__version__}: {self._model.name} as {self._topology.layout} on {self._address()}")
             failure = await self._until_stopped(node)
             router.drain()
+            herald.stopping()
             await self._finish(router)
             app.close_streams()
             telemetry.cancel()
             await server.stop(web)
             await router.close()
             await node.stop(0.0 if self._hurry.is_set() else _ENGINE_GRACE_S)
+            telling.cancel()
         _say("pd-appliance: stopped")
         if failure:
             raise NoEngineError(failure)
@@ -142,7 +155,8 @@ class Appliance:
         while not self._stopping.is_set():
             views = node.views()
             if all(view.state is EngineState.FAILED for view in views):
-                return "no engine can start: " + _causes(views)
+                served = any(view.restarts for view in views)
+                return ("every engine has been given up: " if served else "no engine can start: ") + _causes(views)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(0.25):
                     await self._stopping.wait()
@@ -235,6 +249,12 @@ def _causes(views: Sequence[EngineView]) -> str:
 def _unfinished(router: Router) -> int:
     queue = router.queue_snapshot(time.monotonic_ns())
     return queue.depth + queue.in_flight
+
+
+def _tell_stacks() -> None:
+    """Whatever ends this process from within, a watchdog's SIGABRT included, has it write first where its threads are."""
+    with contextlib.suppress(RuntimeError, OSError, ValueError):  # there may be nowhere to write to
+        faulthandler.enable()
 
 
 def _check_kind(config: Config) -> None:

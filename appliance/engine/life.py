@@ -35,7 +35,11 @@ def entitle(title: str) -> None:
 
 
 def tell_stacks() -> None:
-    """Have this process write what its threads do to stderr at SIGUSR2, also while its main thread hangs in C code."""
+    """Have this process write what its threads do to stderr at SIGUSR2, also while its main thread hangs in C code.
+
+    And also before a fault, such as one of memory, ends it.
+    """
+    faulthandler.enable()
     faulthandler.register(signal.SIGUSR2, all_threads=True)
 
 

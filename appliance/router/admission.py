@@ -33,7 +33,7 @@ class Admission:
         deadline = time.monotonic() + _PATIENCE_S
         while True:
             try:
-                return await self.to_begin(avoid, again=True)
+                return await self._admitted(avoid, True, max(0.0, deadline - time.monotonic()))
             except RequestError as error:
                 if error.code != "no_engine_ready" or time.monotonic() > deadline:
                     raise
@@ -44,6 +44,9 @@ class Admission:
 
         Raises ``RequestError``: there is no engine, no room in the queue, or it has waited for too long.
         """
+        return await self._admitted(avoid, again, self._longest_s)
+
+    async def _admitted(self, avoid: Collection[str], again: bool, longest_s: float) -> tuple[Choice, Leg]:
         future: asyncio.Future[tuple[Choice, Leg]] = asyncio.get_running_loop().create_future()
         ticket = Ticket(
             self._plan.prompt_tokens,
@@ -55,10 +58,10 @@ class Admission:
         )
         try:
             self._queue.put(ticket, self._arrived_ns, again=again)
-            async with asyncio.timeout(self._longest_s) as patience:
+            async with asyncio.timeout(longest_s) as patience:
                 return await future
         except BaseException as error:
             self._queue.withdraw(ticket)
             if isinstance(error, TimeoutError) and patience.expired():
-                raise self._queue.too_long(self._longest_s) from None
+                raise self._queue.too_long(longest_s) from None
             raise

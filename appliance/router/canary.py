@@ -63,11 +63,22 @@ class Canary:
         self._told: dict[str, asyncio.Future[HandoffEnded]] = {}  # by key
 
     async def run(self) -> None:
-        """For ever."""
-        while True:
-            await asyncio.sleep(_TICK_S)
-            for prefill, decode in self._pairs.due(self._views(), time.monotonic_ns(), idle=self._idle()):
-                await self.test(prefill, decode)
+        """For ever. Each pair is tested beside the others: one that does not answer must not hold them up."""
+        testing: dict[tuple[str, str], asyncio.Task[None]] = {}
+        try:
+            while True:
+                await asyncio.sleep(_TICK_S)
+                views = self._views()
+                self._pairs.see(views)
+                testing = {names: task for names, task in testing.items() if not task.done()}
+                for prefill, decode in self._pairs.due(views, time.monotonic_ns(), idle=self._idle()):
+                    names = (prefill.name, decode.name)
+                    if names not in testing:
+                        testing[names] = asyncio.create_task(self.test(prefill, decode), name=f"canary {names}")
+        finally:
+            for task in testing.values():
+                task.cancel()
+            await asyncio.gather(*testing.values(), return_exceptions=True)
 
     def fold(self, message: HandoffEnded) -> None:
         """Take what a decode engine says of a hand-off of ours."""
@@ -91,8 +102,10 @@ class Canary:
         except (Inconclusive, Unreachable) as error:  # what has ended is the node's affair
             self._pairs.untold(prefill, decode, str(error), time.monotonic_ns())
         except TimeoutError:
-            message = f"no answer within {_PATIENCE_S:.0f} s"
-            self._pairs.untold(prefill, decode, message, time.monotonic_ns())
+            self._pairs.untold(prefill, decode, f"no answer within {_PATIENCE_S:.0f} s", time.monotonic_ns())
+        except Exception:  # a fault in testing must not end the tests
+            _log.exception("the test of %s to %s", prefill.name, decode.name)
+            self._pairs.untold(prefill, decode, "the test itself failed: see the log", time.monotonic_ns())
         finally:
             del self._told[key]
             self._ledger.cancel(key)
@@ -100,13 +113,14 @@ class Canary:
     async def _both_legs(self, prefill: EngineView, decode: EngineView, key: str) -> None:
         kept = legs.kept(await self._ask(prefill, legs.prefill_body(self._plan, key, _TTL_S), f"{key}-prefill"))
         if not kept.any:
-            raise Broken(f"{prefill.name} keeps no KV")
+            raise Inconclusive(f"{prefill.name} has kept no KV")  # all leases may be taken
         await self._ask(decode, legs.decode_body(self._plan, kept), key)
-        try:
-            async with asyncio.timeout(_WORD_S):
-                handoff = await self._told[key]
-        except TimeoutError:
-            raise Broken(f"{decode.name} answers, and does not say that it has fetched the KV") from None
+        told = self._told[key]
+        await asyncio.wait({told}, timeout=_WORD_S)
+        await asyncio.sleep(0)  # after a pause of this process timers come first, and what was said in it then
+        if not told.done():
+            raise Broken(f"{decode.name} answers, and does not say that it has fetched the KV")
+        handoff = told.result()
         if not handoff.ok:
             raise Broken(handoff.error or "the KV was not handed over, and no reason given")
 

@@ -7,6 +7,7 @@ from typing import Final
 from appliance.records import EngineView
 from appliance.router import wire
 from appliance.router.client import Response, Unreachable
+from appliance.router.routes import Route, Way
 from appliance.router.wire import Answer
 
 TOLD_TO_END: Final = "was told to end, and has ended its answers"
@@ -56,7 +57,7 @@ class Outcome:
         self.error: str | None = None
 
 
-async def read(view: EngineView, response: Response, outcome: Outcome) -> Answer:
+async def read(view: EngineView, response: Response, outcome: Outcome, route: Route) -> Answer:
     """All of an answer. Raises ``LegFailed`` if it is the engine's own failure; one of the client's is an answer."""
     outcome.status = response.status
     answer = Answer(response.status, response.content_type, await response.all())
@@ -64,7 +65,7 @@ async def read(view: EngineView, response: Response, outcome: Outcome) -> Answer
         outcome.kind, outcome.error = "error", wire.error_message(answer.body)
     if answer.status >= 500 and answer.status != 501:  # not implemented there is not implemented anywhere
         raise LegFailed(view.name, said(view, answer), answer=answer)
-    if wire.aborted(answer.body):
+    if route.way is Way.SPLIT and wire.aborted(answer.body):
         raise LegFailed(view.name, f"{view.name} {TOLD_TO_END}")
     return answer
 

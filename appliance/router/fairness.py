@@ -30,7 +30,7 @@ class Lines(Generic[T]):
         self._first: deque[T] = deque()  # have waited before
         self._lines: dict[str, deque[T]] = {}  # by client; none is empty
         self._work: dict[str, int] = {}  # tokens, by client
-        self._floor = 0  # the work of the client that was served last: who comes now has had no less
+        self._last = 0  # the work of the client that was served last
 
     def __len__(self) -> int:
         return len(self._first) + sum(map(len, self._lines.values()))
@@ -43,9 +43,20 @@ class Lines(Generic[T]):
     def add(self, one: T) -> None:
         """To the end of its client's line."""
         if one.client not in self._lines:
-            self._lines[one.client] = deque()
-            self._work[one.client] = max(self._work.get(one.client, 0), self._floor)
+            self._join(one.client)
         self._lines[one.client].append(one)
+
+    def _join(self, client: str) -> None:
+        """Who comes now is owed nothing for the time before, and owes nothing either.
+
+        It starts beside those that wait, but not before the one that was served last: else clients that each come once would always
+        be first.
+        """
+        waiting = [self._work[other] for other in self._lines]
+        least = max(min(waiting), min(self._last, max(waiting))) if waiting else 0
+        self._work = {known: work for known, work in self._work.items() if known in self._lines or work > least}
+        self._lines[client] = deque()
+        self._work[client] = max(self._work.get(client, 0), least)
 
     def add_first(self, one: T) -> None:
         """Before everybody else."""
@@ -73,8 +84,8 @@ class Lines(Generic[T]):
     def serve(self, one: T) -> None:
         """Its turn has come: its prompt counts from now on. (That of one that had its turn before has been counted.)"""
         if one in self._lines.get(one.client, ()):
-            self._floor = self._work[one.client]
             self._work[one.client] += max(1, one.prompt_tokens)
+            self._last = self._work[one.client]
         self.remove(one)
 
     def count_output(self, client: str, tokens: int) -> None:
@@ -90,8 +101,8 @@ class Lines(Generic[T]):
         return longest[-1]
 
     def _tidy(self, client: str) -> None:
-        if not self._lines.get(client, True):
+        if client in self._lines and not self._lines[client]:
             del self._lines[client]
         if not len(self):
             self._work.clear()
-            self._floor = 0
+            self._last = 0

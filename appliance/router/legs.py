@@ -30,7 +30,7 @@ _PREFILL_DROPS: Final = (
 )
 _ONE: Final = msgspec.Raw(b"1")
 _MOST_CONSUMERS: Final = 16_384  # vLLM's VLLM_MAX_N_SEQUENCES, unless its environment says otherwise
-BYTES_PER_TOKEN: Final = 4  # of JSON; an estimate until the engine has counted
+_BYTES_PER_TOKEN: Final = 4  # of JSON; an estimate until the engine has counted
 
 _outer = msgspec.json.Decoder(Body)
 _encode = msgspec.json.Encoder().encode
@@ -76,7 +76,7 @@ def plan(route: Route, data: bytes) -> Plan:
         body=body,
         stream=stream,
         consumers=consumers or 1,
-        prompt_tokens=max(1, len(data) // BYTES_PER_TOKEN),
+        prompt_tokens=max(1, len(data) // _BYTES_PER_TOKEN),
         unsplit_reason=reason,
         resumable=stream and _answers_one_prompt(route, body),
     )

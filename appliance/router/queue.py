@@ -118,6 +118,7 @@ class Queue:
                 pass
         finally:
             self._pumping = False
+            self._pace.waits(len(self._waiting) > 0, self._clock_ns())
 
     def snapshot(self, now_ns: int, in_flight: int) -> QueueSnapshot:
         """``oldest_s``: since the one of these that came first has come."""
@@ -136,7 +137,7 @@ class Queue:
     def too_long(self, waited_s: float) -> RequestError:
         """429 for one that has waited for as long as it may."""
         message = (
-            f"it has waited in the queue for {waited_s:.0f} s, which is the longest ([router] queue_timeout_s); "
+            f"it has waited in the queue for {waited_s:.0f} s, which is the longest ([router] queue_timeout_s says how long); "
             f"{len(self._waiting)} others wait: try again later"
         )
         return self._shed(message, "queue_timeout")

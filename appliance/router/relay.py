@@ -41,6 +41,8 @@ class Relay:
             if not chunk:
                 raise LegFailed(self._view.name, f"{self._view.name} ended its answer before it began")
             data = self._cut(chunk)
+        if self._looks and wire.aborted(data) and not wire.before_abort(data):
+            raise LegFailed(self._view.name, f"{self._view.name} {TOLD_TO_END}")
         if not self._looks or wire.STREAM_ERROR not in data:
             return data
         error = wire.stream_error(data)
@@ -52,6 +54,7 @@ class Relay:
         """Bytes go through as they come. This loop runs once per token of every stream: it does next to nothing else."""
         send, some, sent = self._reply.send, self._response.some, self._trace.chunk
         fails, take, cut = self._fails, self._take, self._cut
+        had = b""  # the last that the client has had
         try:
             while True:
                 if fails(data):
@@ -59,6 +62,7 @@ class Relay:
                 new = take(data)
                 if new:
                     await send(new)
+                had = data
                 whole = b""
                 while not whole and (chunk := await some()):
                     whole = cut(chunk)
@@ -68,14 +72,14 @@ class Relay:
                 if data != wire.DONE:  # it comes right after the last token, and is none
                     sent(time.monotonic_ns())
         except Unreachable as lost:
-            if data.endswith(wire.DONE):
+            if had.endswith(wire.DONE):
                 return await self._end_well()
-            raise LegFailed(self._view.name, str(lost), tail=data) from lost
+            raise LegFailed(self._view.name, str(lost), tail=had) from lost
         except Diverged as error:
             message = f"the engine was lost, and another one can't go on: {error}"
             raise LegFailed(self._view.name, message, final=True) from error
         except asyncio.CancelledError:
-            if data.endswith(wire.DONE):  # many clients leave with the last event
+            if had.endswith(wire.DONE):  # many clients leave with the last event
                 self._finish("ok")
             raise
         await self._end_well()

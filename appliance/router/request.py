@@ -34,7 +34,9 @@ from appliance.router.wire import Answer
 from appliance.telemetry.timeline import Trace
 
 _log = logging.getLogger(__name__)
-_GONE_S: Final = 8.0  # until an engine that failed is known to have ended: longer than a hung one is waited for
+_GONE_S: Final = (
+    12.0  # until an engine that failed is known to have ended: longer than one that was told to end has for it
+)
 _FAREWELL_S: Final = 2.0
 
 
@@ -58,7 +60,7 @@ class Exchange:
     def __init__(
         self, desk: Desk, plan: legs.Plan, request: Request, reply: Reply, trace: Trace, timeout_s: float
     ) -> None:
-        self.client = wire.client_of(request)
+        self.client = request.peer  # API keys tell nothing while nobody verifies them
         self._timeout_s = timeout_s
         self._desk = desk
         self._plan = plan
@@ -72,7 +74,7 @@ class Exchange:
         self._passage = Passage() if plan.resumable and desk.config.continue_streams else None
         self._answering = _NOBODY
         self._said = ""  # the key under which the journal has what the answering leg says
-        self._answer_bytes = 0
+        self._answer_tokens = self._said_tokens = 0
         self._forced: legs.Tokens = ()  # what was said so far, if another engine is to go on
 
     async def run(self) -> None:
@@ -85,12 +87,14 @@ class Exchange:
                 raise
             await self._expire()
         finally:
-            self._desk.journal.close(self._said)
+            self._said_tokens = sum(map(len, self._desk.journal.close(self._said)))
 
     @property
     def output_tokens(self) -> int:
-        """What the client has been given; an estimate, as for prompts."""
-        return self._trace.output_chunks if self._trace.stream else self._answer_bytes // legs.BYTES_PER_TOKEN
+        """What the client has been given: as counted by the engine, or else in pieces."""
+        if self._trace.stream:
+            return max(self._trace.output_chunks, self._said_tokens)
+        return self._answer_tokens
 
     async def _try(self) -> None:
         failure: LegFailed | None = None
@@ -152,15 +156,15 @@ class Exchange:
             f"the answer was not complete after {self._timeout_s:g} s, which is the longest: "
             f"ask for more with {wire.TIMEOUT_HEADER}, within [router] request_timeout_s"
         )
-        if self._trace.outcome != "running":  # its end had been reached, and only the client had not heard it
-            return
         if not self._reply.started:
             raise RequestError(504, message, kind="timeout_error", code="deadline_exceeded")
+        whole = self._trace.outcome == "ok"  # it has had all, and only the end was still to be said
         self._finish("failed", 200, message)
-        if self._trace.stream:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_FAREWELL_S):
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_FAREWELL_S):
+                if self._trace.stream and not whole:
                     await self._reply.send(wire.broken_off(self._plan.route, b"", message, "deadline_exceeded"))
+                if self._trace.stream:
                     await self._reply.end()
 
     # ---- one attempt
@@ -203,7 +207,7 @@ class Exchange:
         with self._recorded("prefill", view, key) as outcome:
             response = await self._send(view, body, "-prefill")
             try:
-                return await read(view, response, outcome)
+                return await read(view, response, outcome, self._plan.route)
             finally:
                 response.close()
 
@@ -245,7 +249,7 @@ class Exchange:
                 if streams:
                     await self._stream(view, leg, response, outcome)
                 else:
-                    answer = await read(view, response, outcome)
+                    answer = await read(view, response, outcome, self._plan.route)
                     leg.prefilled()
                     await self._pass_on(answer)
             finally:
@@ -272,7 +276,7 @@ class Exchange:
             message = f"its answer can't be gone on with: {wire.error_message(answer.body) or answer.status}"
             raise LegFailed(self._trace.decode_engine or "an engine", message, final=True)
         answer = wire.openai_shaped(answer, self._plan.route)
-        self._answer_bytes = len(answer.body)
+        self._answer_tokens = wire.output_tokens(answer)
         await self._start(answer.status, answer.content_type, len(answer.body))
         await self._reply.send(answer.body)
         await self._reply.end()

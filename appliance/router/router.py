@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -25,6 +26,7 @@ from appliance.router.request import Desk, Exchange
 from appliance.router.routes import Route, Way
 from appliance.telemetry.timeline import Timelines, Trace
 
+_log = logging.getLogger(__name__)
 _POLL_S: Final = 0.25  # only while requests wait, and only in case nobody told of a change
 
 
@@ -85,7 +87,7 @@ class Router:
         """See ``web.ports.Inference.serve``."""
         route = routes.find(request.method, request.path)
         if route.way is Way.DIRECT:
-            await self._direct(route, request, reply)
+            await self._direct_in_time(route, request, reply)
         else:
             await self._counted(route, request, reply)
 
@@ -107,7 +109,7 @@ class Router:
         elif isinstance(message, HandoffEnded) and message.lease.startswith(CANARY):
             self._canary.fold(message)
         elif isinstance(message, HandoffEnded):
-            self._pairs.used(message.producer, engine, message.ok, time.monotonic_ns())
+            self._pairs.used(message.producer, engine, _failure(message), time.monotonic_ns())
 
     def not_ready(self) -> str | None:
         """Why no request can be served now, in words; None if one can."""
@@ -183,6 +185,18 @@ class Router:
         totals.split += trace.split
         totals.retried += trace.attempts > 1
 
+    async def _direct_in_time(self, route: Route, request: Request, reply: Reply) -> None:
+        timeout_s = wire.timeout_s(request.headers, self._desk.config.request_timeout_s)
+        try:
+            async with asyncio.timeout(timeout_s) as deadline:
+                await self._direct(route, request, reply)
+        except TimeoutError:
+            if reply.started or not deadline.expired():
+                raise
+            raise RequestError(
+                504, f"no answer within {timeout_s:g} s", kind="timeout_error", code="deadline_exceeded"
+            ) from None
+
     async def _direct(self, route: Route, request: Request, reply: Reply) -> None:
         """Ask engines, the least loaded first, until one answers."""
         body = msgspec.json.encode(legs.plan(route, request.body).body) if request.body else b""
@@ -206,7 +220,14 @@ class Router:
         while True:
             await asyncio.sleep(_POLL_S)
             if len(self._queue):
-                self._queue.pump()
+                try:
+                    self._queue.pump()
+                except Exception:  # of whoever is served: the others must not wait for ever
+                    _log.exception("a turn of the queue")
+
+
+def _failure(message: HandoffEnded) -> str | None:
+    return None if message.ok else message.error or "no reason given"
 
 
 async def _reply_with(reply: Reply, name: str, answer: wire.Answer) -> None:

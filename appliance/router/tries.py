@@ -8,7 +8,10 @@ from typing import Final
 from appliance.router.failures import LegFailed
 
 _DEADLY: Final = 2  # engines that a request may be lost with
-_PROOF_NS: Final = 30 * 1_000_000_000  # an engine that has worked on it for so long has not died of it
+_PROOF_NS: Final = (
+    120 * 1_000_000_000
+)  # worked on for so long, it has hardly ended its engine: longer than any hang goes unnoticed
+_PROOFS: Final = 2  # so often: a request that ends engines slowly is none that may go on for ever
 
 
 class Tries:
@@ -18,6 +21,7 @@ class Tries:
         self._most = max(1, most)
         self._left = self._most
         self._began_ns = 0
+        self._proofs = 0
         self._lost: dict[str, None] = {}  # engines that ended while they had this request, in order
         self.failed_on: set[str] = set()
 
@@ -34,12 +38,13 @@ class Tries:
     def again(self, failure: LegFailed, ready: Iterable[str], now_ns: int) -> bool:
         """After a failure: an engine that is gone may be back or be replaced; what a living one answers, it would answer again.
 
-        Twice is no accident: a request that two engines did not survive is not given to a third. But one that an engine has worked on
-        for a while is none that ends engines, and begins anew.
+        Twice is no accident: a request that two engines did not survive is not given to a third. One that an engine has worked on for
+        minutes begins anew, but not again and again.
         """
         if failure.final:
             return False
-        if failure.lost and now_ns - self._began_ns >= _PROOF_NS:
+        if failure.lost and now_ns - self._began_ns >= _PROOF_NS and self._proofs < _PROOFS:
+            self._proofs += 1
             self._lost.clear()
             self.failed_on.clear()
             self._left = self._most

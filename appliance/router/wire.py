@@ -9,7 +9,6 @@ from typing import Final
 import msgspec
 
 from appliance.errors import RequestError
-from appliance.router.ports import Request
 from appliance.router.routes import Route, Way
 from appliance.telemetry.timeline import Trace
 
@@ -43,12 +42,6 @@ def engine_headers(headers: Mapping[str, str], request_id: str | None) -> dict[s
     """What an engine is told of the client's headers: what it needs, and no credentials or routing hints."""
     passed = {name: headers[name] for name in _TO_ENGINE if name in headers}
     return passed if request_id is None else {**passed, "X-Request-Id": request_id}
-
-
-def client_of(request: Request) -> str:
-    """Who asks, for fairness between clients: the holder of an API key, or else a network address."""
-    key = request.headers.get("authorization") or request.headers.get("x-api-key")
-    return request.peer if key is None else f"key {hash(key):x}"  # the key itself is nobody's business
 
 
 def timeout_s(headers: Mapping[str, str], longest_s: float) -> float:
@@ -108,6 +101,22 @@ class _Error(msgspec.Struct):
 def engine_died(answer: Answer) -> bool:
     """True where the API process says that its EngineCore is gone: the last that is heard of an engine."""
     return (error_message(answer.body) or "").startswith(_ENGINE_DIED)
+
+
+def output_tokens(answer: Answer) -> int:
+    """As an answer in one piece says itself; 0 where it says nothing of them."""
+    try:
+        return msgspec.json.decode(answer.body, type=_Used).usage.completion_tokens
+    except (ValueError, RecursionError):
+        return 0
+
+
+class _Usage(msgspec.Struct):
+    completion_tokens: int
+
+
+class _Used(msgspec.Struct):
+    usage: _Usage
 
 
 class StreamError(msgspec.Struct, frozen=True):

@@ -6,9 +6,12 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 from appliance.channel import Down, Frames, Hello, Up, encode
 from appliance.errors import ChannelError
+
+_HELLO_S: Final = 5.0
 
 
 class Connection:
@@ -69,9 +72,14 @@ class ChannelServer:
         self._writers.add(writer)
         session = _Session(self, writer)
         try:
-            while data := await reader.read(1 << 16):
-                session.feed(data)
+            async with asyncio.timeout(_HELLO_S) as patience:
+                while data := await reader.read(1 << 16):
+                    session.feed(data)
+                    if session.connection is not None:
+                        patience.reschedule(None)
             session.end()
+        except TimeoutError:
+            self._on_error(None, ChannelError(f"a process that said no Hello within {_HELLO_S:.0f} s"))
         except ChannelError as error:
             self._on_error(session.hello, error)
         except (ConnectionError, asyncio.CancelledError):

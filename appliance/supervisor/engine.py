@@ -25,6 +25,7 @@ class Engine:
         self.log: deque[str] = deque(maxlen=LOG_LINES)
         self.connections: dict[tuple[str, int], Connection] = {}
         self.core: CoreReady | None = None
+        self.stopped_ticks = 0  # for which a process of it has been stopped while it starts
         self.moved_bytes = 0  # by its processes, when last looked at
         self.vitals: Vitals | None = None  # once it has served
         self.cpu_s = 0.0  # used by its processes, when last looked at
@@ -64,6 +65,7 @@ class Engine:
         self.core = None
         self.vitals = None
         self.cpu_s = 0.0
+        self.stopped_ticks = 0
         self.connections.clear()
 
     def view(self, socket: str, acquaintances: Acquaintances) -> EngineView:

@@ -9,13 +9,17 @@ from typing import Final
 
 import msgspec
 
+from appliance.supervisor.oom import Evidence
+
 _CONSEQUENCES: Final = (
     "EngineDeadError",
     "Engine core initialization failed",
 )  # what the API process says of its EngineCore's end
-_OOM_KILLED: Final = (
-    "killed by the kernel for want of memory: lower [engine] kv_cache_bytes, run fewer engines, or use a smaller model"
-)
+_LESS_MEMORY: Final = "lower [engine] kv_cache_bytes, run fewer engines, or use a smaller model"
+_OOM_KILLED: Final = {
+    Evidence.HERE: f"killed by the kernel for want of memory: {_LESS_MEMORY}",
+    Evidence.ELSEWHERE: f"probably killed by the kernel, which has just killed a process for want of memory: {_LESS_MEMORY}",
+}
 _LINES: Final = 200  # the last ones are searched
 
 
@@ -89,16 +93,16 @@ _SIGNS: Final = (
 )
 
 
-def explain(code: int, lines: Sequence[str], *, oom_killed: bool = False) -> Exit:
+def explain(code: int, lines: Sequence[str], *, oom: Evidence = Evidence.NONE) -> Exit:
     """Why it ended.
 
     Args:
         code: exit status, negative for a signal.
         lines: what this life of the engine has said last, oldest first.
-        oom_killed: the kernel has just killed a process for want of memory.
+        oom: whether the kernel has just killed a process for want of memory.
     """
     if code == -signal.SIGKILL:  # nothing that it said can be why
-        return Exit(_OOM_KILLED if oom_killed else _signalled(signal.SIGKILL))
+        return Exit(_OOM_KILLED.get(oom) or _signalled(signal.SIGKILL))
     tail = [_plain(line) for line in lines[-_LINES:]]
     for sign in _SIGNS:
         for line in reversed(tail):
@@ -109,9 +113,11 @@ def explain(code: int, lines: Sequence[str], *, oom_killed: bool = False) -> Exi
         return Exit(_signalled(-code))
     error = _last_error(tail)
     if "EngineDeadError" in error:  # all that the API process knows
-        if oom_killed:
-            return Exit(_OOM_KILLED)
-        return Exit("its EngineCore ended without a word: perhaps killed by the kernel for want of memory (see dmesg)")
+        if oom in _OOM_KILLED:
+            return Exit(_OOM_KILLED[oom])
+        return Exit(
+            f"its EngineCore ended without a word: perhaps killed by the kernel for want of memory (see dmesg): then {_LESS_MEMORY}"
+        )
     return Exit(f"exit status {code}: {error}")
 
 

@@ -13,7 +13,7 @@ from appliance.supervisor.vitals import PATIENCE_S, Condition
 
 BACKOFF_S: Final = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 STABLE_NS: Final = 60 * 1_000_000_000  # an engine that was ready for this long has a clean record
-FAILED_STARTS: Final = 3  # in a row, and it is given up
+FAILED_STARTS: Final = 3  # in a row, and one that has never served is given up
 FLAPS: Final = 10  # deaths, and never stable in between: it is given up, too
 BUSY_PATIENCE_S: Final = 60.0  # with an engine that computes but gives no sign
 STACKS_S: Final = 0.3  # for processes to write their stacks
@@ -31,6 +31,7 @@ class Life(msgspec.Struct, frozen=True, kw_only=True):
     epoch: int = 0
     pid: int | None = None
     served_ns: int | None = None  # when it was first ready
+    proven: bool = False  # it has served, in this life or an earlier one: what it is told to do can be done
     stage: str | None = None
     progress: float | None = None
     progress_ns: int = 0  # when it last gave a sign of getting on
@@ -241,7 +242,14 @@ def _started(life: Life, now_ns: int) -> Life:
 
 def _ready(life: Life, now_ns: int) -> Life:
     return replace(
-        life, state=EngineState.READY, since_ns=now_ns, served_ns=now_ns, stage=None, progress=None, failed_starts=0
+        life,
+        state=EngineState.READY,
+        since_ns=now_ns,
+        served_ns=now_ns,
+        proven=True,
+        stage=None,
+        progress=None,
+        failed_starts=0,
     )
 
 
@@ -276,7 +284,7 @@ def _ended(life: Life, exit: Exit, now_ns: int) -> Result:
     failed_starts = life.failed_starts + 1 if starting else 0
     deaths = 1 if stable else life.deaths + 1
     dead = replace(dead, cause=cause, failed_starts=failed_starts, deaths=deaths)
-    if starting and (exit.terminal or failed_starts >= FAILED_STARTS):
+    if starting and not life.proven and (exit.terminal or failed_starts >= FAILED_STARTS):
         return replace(dead, state=EngineState.FAILED), ()
     if deaths >= FLAPS:
         said = f"it ended {deaths} times and was never ready for {STABLE_NS / 1e9:.0f} s in between, the last time: {cause}"

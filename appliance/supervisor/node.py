@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any, Final
@@ -39,7 +40,7 @@ from appliance.supervisor.lifecycle import (
     Stop,
 )
 from appliance.supervisor.oom import OomKills
-from appliance.supervisor.process import Session
+from appliance.supervisor.process import STOPPED_LETTERS, Session
 from appliance.supervisor.runtime import Runtime
 from appliance.supervisor.specs import EngineSpec
 from appliance.supervisor.starts import Starts
@@ -52,6 +53,7 @@ _DEAF_S: Final = 5.0  # an API process outlives its EngineCore by up to half of 
 _DRAINED_S: Final = 2.0
 _BROKEN_S: Final = 0.2
 _ENDING_S: Final = 5.0  # after SIGKILL
+_STOPPED_S: Final = 3.0  # that a start may be stopped for
 _UNMAP_S: Final = 2.0  # for peers to unmap a dead engine before it is started again
 _log = logging.getLogger("pd-appliance")
 
@@ -84,7 +86,7 @@ class Node:
         self._watch = Watch(self._engines.values(), runtime, self._post, self._task)
         self.actions = EngineActions(self._engines, self._acquaintances, self._post, self._task, config.server.grace_s)
         self._starts = Starts(config, runtime, engines[0], self._post)
-        self._inbox: asyncio.Queue[tuple[Engine, int, Event]] = asyncio.Queue()
+        self._inbox: asyncio.Queue[tuple[Engine, int, Event] | asyncio.Event] = asyncio.Queue()
         self._tasks: set[asyncio.Task[None]] = set()
         self._oom_kills = OomKills()
         self._retired = False  # then an engine that ends is not started again
@@ -127,6 +129,16 @@ class Node:
     def on_engine_lost(self, callback: OnLost) -> None:
         """Call back with name and epoch whenever a life has ended."""
         self._on_lost.append(callback)
+
+    async def turns(self) -> None:
+        """Return once the loop has handled all that lay before it; never, if it hangs."""
+        turned = asyncio.Event()
+        self._inbox.put_nowait(turned)
+        await turned.wait()
+
+    def progress_ns(self) -> int:
+        """When an engine that starts last gave a sign of getting on."""
+        return max(engine.life.progress_ns for engine in self._engines.values())
 
     # ---- beginning and end
 
@@ -171,7 +183,11 @@ class Node:
 
     async def _run(self) -> None:
         while True:
-            engine, epoch, event = await self._inbox.get()
+            taken = await self._inbox.get()
+            if isinstance(taken, asyncio.Event):
+                taken.set()
+                continue
+            engine, epoch, event = taken
             if epoch != engine.life.epoch:
                 continue  # what an earlier life said late means nothing
             try:
@@ -182,14 +198,17 @@ class Node:
     def _handle(self, engine: Engine, event: Event) -> None:
         if isinstance(event, Start) and self._retired:
             return
-        if isinstance(event, Ended):
-            self._forget(engine)
-        before = engine.life
+        key, before = engine.key, engine.life
         engine.life, actions = lifecycle.step(before, event, time.monotonic_ns())
+        if isinstance(event, Ended):
+            self._forget(engine, key)
         if engine.life != before or isinstance(event, Ended):
             self._publish(engine)
         for action in actions:
-            self._act(engine, action)
+            try:
+                self._act(engine, action)
+            except Exception:  # the next ones are as necessary
+                _log.exception("%s of %s", type(action).__name__, engine.spec.name)
 
     def _act(self, engine: Engine, action: lifecycle.Action) -> None:
         match action:
@@ -229,6 +248,14 @@ class Node:
         if moved - engine.moved_bytes >= _STIR_BYTES:
             self._post(engine, Stirred())
         engine.moved_bytes = moved
+        self._look_for_a_stop(engine)
+
+    def _look_for_a_stop(self, engine: Engine) -> None:
+        """One whose EngineCore was stopped would go on saying that it waits for it."""
+        stopped = engine.process is not None and STOPPED_LETTERS & engine.process.thread_states()
+        engine.stopped_ticks = engine.stopped_ticks + 1 if stopped else 0
+        if engine.stopped_ticks * _CLOCK_S > _STOPPED_S:
+            self._post(engine, Deaf(f"a process of it was stopped (SIGSTOP) while {engine.life.stage or 'starting'}"))
 
     # ---- processes
 
@@ -246,10 +273,15 @@ class Node:
         self._task(self._await_ready(engine, key), f"readiness of {key.engine}")
 
     async def _await_end(self, engine: Engine, session: Session, key: Key) -> None:
-        code = await session.wait()
-        oom_killed = self._oom_kills.lately(time.monotonic_ns())
+        try:
+            code = await session.wait()
+        except Exception:  # an end that nobody hears of would be for ever
+            _log.exception("waiting for the end of %s", key.engine)
+            session.kill()
+            code = -signal.SIGKILL
+        oom = self._oom_kills.lately(time.monotonic_ns())
         await self._drained(engine)
-        self._post(engine, Ended(explain(code, engine.last_words(), oom_killed=oom_killed)), key.epoch)
+        self._post(engine, Ended(explain(code, engine.last_words(), oom=oom)), key.epoch)
 
     async def _drained(self, engine: Engine) -> None:
         """Until what it said before its end has been read: output tokens above all, from which its streams go on elsewhere."""
@@ -272,9 +304,8 @@ class Node:
         await self._introductions.unmapped(key, _UNMAP_S)
         self._post(engine, Start(), key.epoch)
 
-    def _forget(self, engine: Engine) -> None:
+    def _forget(self, engine: Engine, key: Key) -> None:
         """A life is over."""
-        key = engine.key
         engine.forget_life()
         for other in self._introductions.gone(key):
             self._publish(other)

@@ -17,6 +17,7 @@ from typing import Final
 import psutil
 
 LOG_LINES: Final = 2000
+STOPPED_LETTERS: Final = frozenset("Tt")  # of a thread's state: by a signal, by a debugger
 STACKS_SIGNAL: Final = signal.SIGUSR2  # engine/life.py answers it
 _LINE_BYTES: Final = 1 << 16
 _REAP_S: Final = 2.0
@@ -103,10 +104,8 @@ class Session:
         for process in self.processes():
             with contextlib.suppress(OSError):
                 mapped.update(_SEMAPHORE.findall(Path(f"/proc/{process.pid}/maps").read_text(errors="replace")))
-        for path in _SHARED_MEMORY.glob("sem.mp-*"):
-            with contextlib.suppress(OSError):
-                if str(path.stat().st_ino) in mapped:
-                    self._semaphores.add(path)
+        with contextlib.suppress(OSError):
+            self._semaphores.update(p for p in _SHARED_MEMORY.glob("sem.mp-*") if str(p.stat().st_ino) in mapped)
 
     async def wait(self) -> int:
         """Until the leader has ended; then ends and reaps the rest of the session. The leader's code, negative for a signal.
@@ -120,7 +119,8 @@ class Session:
         self._descriptor = -1
         await self._reap()
         for path in self._semaphores:
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                path.unlink()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_REAP_S):
                 await self._reader

@@ -64,10 +64,11 @@ class Runtime:
         self.temporary(engine, epoch).mkdir()
 
     def forget(self, engine: str, epoch: int) -> None:
-        """Remove what a life of an engine left behind."""
-        shutil.rmtree(self.temporary(engine, epoch), ignore_errors=True)
-        for path in (self.server_socket(engine), *self.directory.glob(f"{engine}-{epoch}[.-]*")):
-            path.unlink(missing_ok=True)
+        """Remove what a life of an engine left behind, as far as that is possible now: tidying up decides nothing."""
+        with contextlib.suppress(OSError):  # no descriptors left, a directory that can't be written to
+            shutil.rmtree(self.temporary(engine, epoch), ignore_errors=True)
+            for path in (self.server_socket(engine), *self.directory.glob(f"{engine}-{epoch}[.-]*")):
+                path.unlink(missing_ok=True)
 
 
 def parent_directory(environment: Mapping[str, str]) -> Path:

@@ -14,6 +14,7 @@ from appliance import demo
 from appliance.config import Config
 from appliance.errors import ConfigError
 from appliance.records import Role
+from appliance.supervisor.notify import without_ours
 from appliance.supervisor.runtime import Runtime
 from appliance.supervisor.topology import Topology
 
@@ -151,7 +152,12 @@ def command(spec: EngineSpec, arguments: Sequence[str]) -> list[str]:
 
 def environment(spec: EngineSpec, temporary: Path, inherited: Mapping[str, str]) -> dict[str, str]:
     """What an engine is started with. ``temporary`` is for what vLLM would leave in /tmp."""
-    return {**inherited, "TMPDIR": str(temporary), "VLLM_RPC_BASE_PATH": str(temporary), **spec.environment}
+    return {
+        **without_ours(inherited),
+        "TMPDIR": str(temporary),
+        "VLLM_RPC_BASE_PATH": str(temporary),
+        **spec.environment,
+    }
 
 
 def _arguments(config: Config, model: Model, role: Role) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from appliance.supervisor.engine import Engine
 from appliance.supervisor.health import Health
 from appliance.supervisor.introductions import Task
 from appliance.supervisor.lifecycle import BUSY_PATIENCE_S, SUSPECT_SHARE, Lively, Quiet
+from appliance.supervisor.process import STOPPED_LETTERS
 from appliance.supervisor.runtime import Runtime
 from appliance.supervisor.vitals import Condition, Vitals
 
@@ -73,7 +74,7 @@ class Watch:
         before_s, engine.cpu_s = engine.cpu_s, engine.process.cpu_s()
         used_s = engine.cpu_s - before_s if before_s else 0.0
         states = engine.process.thread_states()
-        if states & {"T", "t"}:
+        if states & STOPPED_LETTERS:
             return Condition.STOPPED
         return Condition.BUSY if states & {"R", "D"} or used_s > _BUSY_SHARE * TICK_S else Condition.STILL
 

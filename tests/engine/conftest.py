@@ -10,7 +10,8 @@ import pytest
 import pytest_asyncio
 from pair import Pair
 from product import Server, appliance
-from random_model import write
+
+from bench.random_model import write
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -46,6 +46,8 @@ def main() -> None:
     link = process_link(options.channel, options.engine, options.epoch, "core")
     link.send(Progress(stage="pretending", fraction=0.5))
     link.on_message(lambda message: answer(link, message))
+    if "slow" in SCRIPT:
+        load_slowly(link)
     threading.Thread(target=serve, args=(uds,), daemon=True).start()
     link.send(ready(options.engine))
     live(link)
@@ -84,6 +86,12 @@ def answer(link: Link, message: Down) -> None:
         sys.stdout.write(f"closed {message.peer} {message.epoch}\n")
         sys.stdout.flush()
         link.send(PeerClosed(peer=message.peer, epoch=message.epoch, rank=0))
+
+
+def load_slowly(link: Link) -> None:
+    for part in range(20):
+        time.sleep(0.1)
+        link.send(Progress(stage="pretending", fraction=0.5 + part / 40))
 
 
 def serve(uds: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import time
 
@@ -22,9 +23,13 @@ def test_a_client_that_takes_nothing_is_cut_off() -> None:
 
 
 def send_for(connection: socket.socket, seconds: float) -> None:
+    """Raises ``TimeoutError`` when the kernel has ended the connection."""
+    connection.setblocking(False)
     began = time.monotonic()
     while time.monotonic() - began < seconds:
-        connection.sendall(b"x" * (1 << 16))
+        with contextlib.suppress(BlockingIOError):
+            connection.send(b"x" * (1 << 16))
+        time.sleep(0.001)
 
 
 def test_a_port_in_use_is_told_with_a_way_out() -> None:

@@ -310,6 +310,33 @@ async def test_semaphores_of_an_engine_whose_tracker_was_killed_are_removed() ->
         assert not semaphore.exists()
 
 
+async def test_what_can_not_be_tidied_up_keeps_no_engine_from_coming_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    async with node() as scene:
+        await scene.until(lambda: all(view.peers for view in scene.node.views()))
+        with monkeypatch.context() as broken:
+            broken.setattr("pathlib.Path.unlink", full)
+            broken.setattr("pathlib.Path.glob", full)
+            os.kill(scene.engine("e0").pid or 0, signal.SIGKILL)
+            await scene.until(lambda: scene.lost == [("e0", 1)])
+            broken.setattr("pathlib.Path.mkdir", full)
+            await scene.until(lambda: scene.engine("e0").state is EngineState.BACKOFF and scene.engine("e0").epoch > 1)
+        await scene.until(lambda: all(view.state is EngineState.READY and view.peers for view in scene.node.views()))
+
+
+async def test_a_start_that_is_stopped_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(node_module, "_CLOCK_S", 0.1)
+    monkeypatch.setattr(node_module, "_STOPPED_S", 0.3)
+    async with node("1b", e0="silent", stall_s=60.0) as scene:
+        await scene.until(lambda: scene.engine("e0").pid)
+        os.kill(scene.engine("e0").pid or 0, signal.SIGSTOP)
+        await scene.until(lambda: scene.engine("e0").epoch == 2)
+        causes = {view.cause for view in scene.views if view.cause}
+        assert causes == {"a process of it was stopped (SIGSTOP) while starting its process"}
+
+
 async def test_a_callback_that_fails_stops_nothing() -> None:
     """Somebody closed the terminal: telling of a change raises."""
     async with node() as scene:

@@ -12,6 +12,7 @@ from router_fakes import ASK, STREAM, Engine, House, failing, holding, house, un
 
 from appliance.channel import CANARY, HandoffEnded
 from appliance.router import canary
+from web.openai import _ID
 
 pytestmark = pytest.mark.usefixtures("brisk")
 
@@ -90,15 +91,38 @@ async def test_a_decode_engine_that_says_nothing_of_the_hand_off_fails_the_test(
         assert "does not say that it has fetched the KV" in (known(built)[2] or "")
 
 
-async def test_a_prefill_engine_that_keeps_nothing_fails_the_test(short: Path) -> None:
+async def test_a_prefill_engine_that_keeps_nothing_proves_nothing(short: Path) -> None:
+    """All its leases may be taken."""
     async with house(short, canary_s=30) as built:
 
         async def forgets(engine: Engine, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
             return web.json_response({"choices": [], "kv_transfer_params": None})
 
         built["e0"].script = forgets
-        await until(lambda: not known(built)[1])
-        assert known(built)[2] == "e0 keeps no KV"
+        await until(lambda: known(built)[2] is not None)
+        assert known(built) == (None, True, "e0 has kept no KV")
+
+
+async def test_a_fault_in_a_test_does_not_end_the_tests(short: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with house(short, canary_s=0.05) as built:
+        monkeypatch.setattr(canary.legs, "kept", lambda answer: 1 / 0)
+        await until(lambda: known(built)[2] == "the test itself failed: see the log")
+        monkeypatch.undo()
+        telling(built)
+        await until(lambda: known(built)[0] is True)
+
+
+async def test_a_pair_that_does_not_answer_does_not_hold_up_another(short: Path) -> None:
+    async with house(short, "pdd", canary_s=30) as built:
+        built["e1"].script = holding()
+        await until(lambda: len(built["e2"].seen) > 0, 0.8)
+
+
+async def test_nobody_can_call_a_request_a_test(short: Path) -> None:
+    async with house(short) as built:
+        await built.ask(ASK, id="canary.x")
+        assert not built["e0"].seen[0]["kv_transfer_params"]["request"].startswith(CANARY)
+        assert not _ID.fullmatch(CANARY + "x")
 
 
 @pytest.mark.parametrize("status", [404, 500])

@@ -30,6 +30,7 @@ from appliance.channel import (
 from appliance.engine import link as link_module
 from appliance.engine.link import Link
 from appliance.errors import ChannelError
+from appliance.supervisor import channel_server
 from appliance.supervisor.channel_server import ChannelServer, Connection
 
 HELLO = Hello(engine="e0", epoch=3, process="core", pid=7)
@@ -136,6 +137,27 @@ async def test_a_truncated_frame_is_an_error_and_the_others_go_on(tmp_path: Path
         other.write(encode(HELLO))
         assert await ears.next() == ("open", HELLO)
         other.close()
+
+
+@pytest.mark.parametrize("said", [b"", encode(HELLO)[:5]], ids=["nothing", "half a word"])
+async def test_whoever_says_no_hello_is_hung_up_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: bytes
+) -> None:
+    monkeypatch.setattr(channel_server, "_HELLO_S", 0.1)
+    async with listening(tmp_path / "channel") as ears:
+        _, patient = await asyncio.open_unix_connection(str(tmp_path / "channel"))
+        patient.write(encode(HELLO))
+        assert await ears.next() == ("open", HELLO)
+        reader, writer = await asyncio.open_unix_connection(str(tmp_path / "channel"))
+        writer.write(said)
+        kind, text = await ears.next()
+        assert kind == "error" and "no Hello" in str(text)
+        async with asyncio.timeout(5):
+            assert await reader.read() == b""
+        patient.write(encode(PROGRESS))
+        assert await ears.next() == ("message", PROGRESS)
+        writer.close()
+        patient.close()
 
 
 async def test_the_engines_end_speaks_and_hears(tmp_path: Path) -> None:

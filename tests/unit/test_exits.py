@@ -8,6 +8,7 @@ from appliance.config import Config
 from appliance.supervisor.engine import Engine
 from appliance.supervisor.exits import explain
 from appliance.supervisor.lifecycle import Life
+from appliance.supervisor.oom import Evidence
 from appliance.supervisor.process import LOG_LINES
 from appliance.supervisor.specs import resolve_model, specs
 from appliance.supervisor.topology import parse
@@ -52,9 +53,12 @@ def test_an_unknown_signal_is_still_told() -> None:
 
 def test_the_kernels_own_count_tells_a_kill_for_want_of_memory_from_others() -> None:
     for code, lines in ((-9, ["INFO fine"]), (0, ["INFO fine", DEAD])):
-        assert "by the kernel for want of memory: lower" in explain(code, lines, oom_killed=True).cause
+        assert explain(code, lines, oom=Evidence.HERE).cause.startswith(
+            "killed by the kernel for want of memory: lower"
+        )
+        assert explain(code, lines, oom=Evidence.ELSEWHERE).cause.startswith("probably killed by the kernel")
         assert "perhaps" in explain(code, lines).cause
-    assert "SIGSEGV" in explain(-11, [], oom_killed=True).cause, "that is another death"
+    assert "SIGSEGV" in explain(-11, [], oom=Evidence.HERE).cause, "that is another death"
 
 
 DEAD = "ERROR 11-24 05:22:12 [async_llm.py:906] vllm.v1.engine.exceptions.EngineDeadError: EngineCore encountered an issue."

@@ -70,6 +70,27 @@ def test_who_comes_late_is_owed_nothing_for_the_time_before() -> None:
     assert order.count("late") in (10, 11)
 
 
+def test_nor_does_it_go_ahead_of_one_that_was_given_much_lately() -> None:
+    """However many clients come that each ask once: it has its turn among those that wait."""
+    waiting = lines(*[One("old") for _ in range(100)])
+    served(waiting, 1)
+    waiting.count_output("old", 64_000)
+    turns = []
+    for number in range(100):
+        waiting.add(One(f"new{number}"))
+        turns += served(waiting, 1)
+    assert turns.count("old") > 9
+    assert turns.index("old") == 0
+
+
+def test_clients_that_come_once_are_forgotten() -> None:
+    waiting = lines(*[One("old") for _ in range(2000)])
+    for number in range(900):
+        waiting.add(One(f"new{number}"))
+        served(waiting, 2)
+    assert len(waiting._work) < 10
+
+
 def test_when_nobody_waits_nothing_is_remembered() -> None:
     waiting = lines(One("a", 10_000))
     assert served(waiting) == ["a"]
@@ -106,16 +127,28 @@ def test_the_newest_of_the_longest_line_makes_room() -> None:
     assert lines(One("a"), One("b")).to_make_room_for("c") is None, "nobody has more than another would have"
 
 
-@given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 50)), min_size=1, max_size=200))
-def test_of_clients_that_wait_none_is_ahead_by_more_than_one_request(asked: list[tuple[str, int]]) -> None:
-    waiting = lines(*[One(client, tokens) for client, tokens in asked])
-    work = dict.fromkeys("abc", 0)
-    left = {client: sum(1 for name, _ in asked if name == client) for client in "abc"}
-    while (one := waiting.next()) is not None:
-        work[one.client] += one.prompt_tokens
-        left[one.client] -= 1
-        waiting.serve(one)
-        backlogged = [work[client] for client in "abc" if left[client]]
-        if len(backlogged) > 1:
-            assert max(backlogged) - min(backlogged) <= 50
-    assert not any(left.values())
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.just("ask"), st.sampled_from("abc"), st.integers(1, 50)),
+            st.tuples(st.just("answer"), st.sampled_from("abc"), st.integers(1, 25)),
+            st.tuples(st.just("serve"), st.just(""), st.just(0)),
+        ),
+        max_size=200,
+    )
+)
+def test_nobody_that_waits_is_passed_over_for_long(acts: list[tuple[str, str, int]]) -> None:
+    """While one waits, another is given at most what it was behind, and one request more."""
+    waiting: Lines[One] = lines()
+    for act, client, tokens in acts:
+        if act == "ask":
+            waiting.add(One(client, tokens))
+        elif act == "answer":
+            waiting.count_output(client, tokens)
+        elif (one := waiting.next()) is not None:
+            assert all(waiting._work[one.client] <= waiting._work[other.client] for other in waiting)
+            waiting.serve(one)
+        assert set(waiting._lines) <= set(waiting._work)
+    for client in "abc":
+        waiting.add(One(client))
+    assert set(served(waiting)) == set("abc")

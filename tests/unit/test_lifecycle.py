@@ -127,6 +127,15 @@ def test_a_terminal_cause_of_an_engine_that_was_ready_is_tried_again() -> None:
     assert life.state is EngineState.BACKOFF
 
 
+def test_one_that_has_served_is_started_again_whatever_keeps_it_from_starting_now() -> None:
+    """No memory, no descriptors, no room on the disk: that passes."""
+    life, _ = run((20, CRASH), (21, Start()), life=ready())
+    for number in range(FAILED_STARTS + 1):
+        life, actions = step(life, Ended(Exit("no room on the disk", terminal=True)), (22 + number) * S)
+        assert (life.state, len(actions)) == (EngineState.BACKOFF, 1)
+        life, _ = step(life, Start(), (22 + number) * S)
+
+
 def test_failed_starts_in_a_row_are_given_up() -> None:
     life = Life()
     for number in range(FAILED_STARTS):

@@ -19,12 +19,12 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def make_test(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """``make test`` with a pytest that exits as told for each suite: quick, browser, engine."""
+    """``make test`` with a pytest that exits as told for each suite: quick, browser, engine, fault."""
     (tmp_path / "tests" / "unit").mkdir(parents=True)
     shutil.copy(ROOT / "Makefile", tmp_path)
 
-    def run(exits: tuple[int, int, int], args: str) -> subprocess.CompletedProcess[str]:
-        known = dict(zip(("tests/unit", "tests/browser", "tests/engine"), exits, strict=True))
+    def run(exits: tuple[int, int, int, int], args: str) -> subprocess.CompletedProcess[str]:
+        known = dict(zip(("tests/unit", "tests/browser", "tests/engine", "tests/fault"), exits, strict=True))
         cases = "".join(f"*{suite}*) exit {code};; " for suite, code in known.items())
         (tmp_path / "pytest.sh").write_text(f'echo "ran: $*"; case "$*" in {cases} esac')
         command = ["make", "-s", "-o", "lint", "test", "PYTEST=sh ./pytest.sh", f"ARGS={args}"]
@@ -37,24 +37,28 @@ def make_test(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]
 @pytest.mark.parametrize(
     ("exits", "args", "ends_well"),
     [
-        ((0, 0, 0), "", True),
-        ((0, 0, 5), "", False),
-        ((5, 0, 0), "", False),
-        ((0, 5, 5), "-k some", True),
-        ((5, 5, 0), "-k 'one or other'", True),
-        ((5, 5, 5), "-k none", False),
-        ((1, 0, 0), "-k some", False),
-        ((0, 5, 1), "-k some", False),
-        ((0, 5, 2), "-k some", False),
+        ((0, 0, 0, 0), "", True),
+        ((0, 0, 5, 0), "", False),
+        ((5, 0, 0, 0), "", False),
+        ((0, 5, 5, 5), "-k some", True),
+        ((5, 5, 5, 0), "-k 'one or other'", True),
+        ((5, 5, 5, 5), "-k none", False),
+        ((1, 0, 0, 0), "-k some", False),
+        ((0, 5, 1, 0), "-k some", False),
+        ((0, 5, 2, 0), "-k some", False),
+        ((0, 0, 0, 1), "", False),
     ],
 )
 def test_a_suite_without_a_selected_test_is_no_failure_unless_all_are(
-    make_test: Callable[..., subprocess.CompletedProcess[str]], exits: tuple[int, int, int], args: str, ends_well: bool
+    make_test: Callable[..., subprocess.CompletedProcess[str]],
+    exits: tuple[int, int, int, int],
+    args: str,
+    ends_well: bool,
 ) -> None:
     done = make_test(exits, args)
     assert (done.returncode == 0) is ends_well, done.stdout + done.stderr
     ran = [line for line in done.stdout.splitlines() if line.startswith("ran: ")]
-    assert len(ran) == next((n for n, code in enumerate(exits, 1) if code not in ((0, 5) if args else (0,))), 3)
+    assert len(ran) == next((n for n, code in enumerate(exits, 1) if code not in ((0, 5) if args else (0,))), 4)
     assert all(line.endswith(args.replace("'", "")) for line in ran)
 
 

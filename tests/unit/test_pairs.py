@@ -33,6 +33,7 @@ VIEWS = node(P, D)
 
 
 def due(pairs: Pairs, views: list[EngineView], at_s: float, *, idle: bool = True) -> list[str]:
+    pairs.see(views)
     return [f"{prefill.name}-{decode.name}" for prefill, decode in pairs.due(views, int(at_s * S), idle=idle)]
 
 
@@ -59,7 +60,7 @@ def test_a_new_pair_is_due_and_then_once_in_a_while_when_nobody_uses_it() -> Non
     assert due(pairs, VIEWS, 30) == []
     assert due(pairs, VIEWS, 31, idle=False) == []
     assert due(pairs, VIEWS, 31) == ["e0-e1"]
-    pairs.used("e0", "e1", True, 31 * S)
+    pairs.used("e0", "e1", None, 31 * S)
     assert due(pairs, VIEWS, 60) == []
     assert due(pairs, node(P, D, epoch=2), 60) == ["e0-e1"], "another life is another pair"
 
@@ -67,7 +68,7 @@ def test_a_new_pair_is_due_and_then_once_in_a_while_when_nobody_uses_it() -> Non
 def test_never_where_the_owner_wants_none() -> None:
     pairs = Pairs(0)
     assert due(pairs, VIEWS, 1000) == []
-    pairs.used("e0", "e1", False, 0)
+    pairs.used("e0", "e1", "no way", 0)
     assert due(pairs, VIEWS, 2000) == []
 
 
@@ -76,7 +77,7 @@ def test_one_that_fails_twice_is_not_used_until_it_passes() -> None:
     due(pairs, views, 0)
     pairs.failed(views[0], views[1], "no way", 0)
     assert pairs.without_broken(views) is views, "once may be an accident"
-    assert due(pairs, views, 1, idle=False) == ["e0-e2"][:0]
+    assert due(pairs, views, 1, idle=False) == []
     assert due(pairs, views, 2, idle=False) == ["e0-e1"], "tested again soon, whatever else goes on"
     pairs.failed(views[0], views[1], "no way", 2 * S)
     seen = pairs.without_broken(views)
@@ -104,7 +105,7 @@ def test_a_hand_off_that_fails_is_a_reason_for_a_test_also_under_load() -> None:
     pairs = Pairs(30)
     due(pairs, VIEWS, 0)
     pairs.passed(*VIEWS, 0.05, 0)
-    pairs.used("e0", "e1", False, 10 * S)
+    pairs.used("e0", "e1", "no way", 10 * S)
     assert due(pairs, VIEWS, 10, idle=False) == ["e0-e1"]
     pairs.passed(*VIEWS, 0.05, 10 * S)
     assert due(pairs, VIEWS, 20, idle=False) == []
@@ -129,3 +130,37 @@ def test_a_test_of_a_pair_that_has_gone_meanwhile_is_forgotten() -> None:
     due(pairs, node(P, D, epoch=2), 1)
     pairs.failed(*VIEWS, "it has ended", 2 * S)
     assert [pair.ok for pair in pairs.snapshot(2 * S)] == [None]
+
+
+@pytest.mark.parametrize("state", [EngineState.SUSPECT, EngineState.DRAINING])
+def test_what_is_known_of_a_pair_survives_what_passes(state: EngineState) -> None:
+    pairs = Pairs(30)
+    due(pairs, VIEWS, 0)
+    for at_s in (0, 2):
+        pairs.failed(*VIEWS, "no way", at_s * S)
+    due(pairs, [VIEWS[0], msgspec.structs.replace(VIEWS[1], state=state)], 3)
+    assert not pairs.snapshot(3 * S)[0].in_use
+    assert due(pairs, VIEWS, 4, idle=False) == ["e0-e1"]
+
+
+def test_where_only_somebodys_hand_offs_fail_the_tests_prove_nothing() -> None:
+    pairs = Pairs(30)
+    due(pairs, VIEWS, 0)
+    for number in range(8):
+        pairs.used("e0", "e1", "too large", (1 + number) * S)
+        if number < 7:
+            pairs.passed(*VIEWS, 0.05, (1 + number) * S)
+            assert pairs.snapshot(9 * S)[0].in_use
+    [pair] = pairs.snapshot(9 * S)
+    assert (pair.ok, pair.in_use, pair.error) == (False, False, "too large")
+    assert due(pairs, VIEWS, 60, idle=False) == []
+    assert due(pairs, VIEWS, 70, idle=False) == ["e0-e1"]
+    pairs.passed(*VIEWS, 0.05, 70 * S)
+    assert pairs.snapshot(70 * S)[0].in_use, "somebody's next one is the test"
+    pairs.used("e0", "e1", "too large", 71 * S)
+    assert not pairs.snapshot(71 * S)[0].in_use
+    due(pairs, VIEWS, 140)
+    pairs.passed(*VIEWS, 0.05, 140 * S)
+    pairs.used("e0", "e1", None, 141 * S)
+    pairs.used("e0", "e1", "once", 142 * S)
+    assert pairs.snapshot(142 * S)[0].in_use, "it works, and once is an accident"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from pathlib import Path
 
 import msgspec
 import pytest
-from router_fakes import ASK, EVENTS, STREAM, Client, House, endless, holding, house, last, queued, until
+from router_fakes import ASK, EVENTS, STREAM, Client, House, endless, fails, holding, house, last, queued, until
 
 from appliance.errors import RequestError
 
@@ -103,14 +104,53 @@ async def test_a_flood_makes_room_for_others(short: Path) -> None:
         assert client.status == 200
 
 
-async def test_a_key_is_a_client_wherever_it_comes_from(short: Path) -> None:
+async def test_keys_that_nobody_verifies_make_no_client(short: Path) -> None:
     async with house(short, queue_capacity=2) as built:
         built["e0"].view = msgspec.structs.replace(built["e0"].view, max_batched_tokens=1)
         built["e0"].script = holding()
-        key = {"authorization": "Bearer sk-1"}
-        flood = [built.asking(ASK, headers=key, peer=f"10.0.0.{number}")[0] for number in range(3)]
+        asking = [
+            built.asking(ASK, headers={"authorization": f"Bearer sk-{number}"}, peer="10.0.0.1")[0]
+            for number in range(3)
+        ]
         await until(lambda: queued(built, 2))
         with pytest.raises(RequestError, match="2 requests already wait"):
-            await built.ask(ASK, headers=key, peer="10.0.0.9")
+            await built.ask(ASK, headers={"authorization": "Bearer sk-9"}, peer="10.0.0.1")
         built["e0"].hold.set()
-        await asyncio.gather(*flood)
+        await asyncio.gather(*asking)
+
+
+async def test_one_that_can_not_be_served_is_not_waited_for_for_ever(pair: House) -> None:
+    """Of routes that any engine answers at once."""
+    for engine in pair.engines.values():
+        engine.script = holding()
+    with pytest.raises(RequestError, match=r"no answer within 0\.2 s") as caught:
+        await pair.ask({"prompt": "x"}, path="/tokenize", headers=SHORT)
+    assert caught.value.status == 504
+
+
+class Stuck(Client):
+    """Takes all but the last piece."""
+
+    async def send(self, chunk: bytes) -> None:
+        if chunk.endswith(b"[DONE]\n\n"):
+            await asyncio.sleep(3600)
+        await super().send(chunk)
+
+
+async def test_an_end_that_the_client_has_not_had_is_no_end(pair: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("router_fakes.Client", Stuck)
+    pair["e1"].script = fails(*EVENTS)
+    client = await pair.ask(STREAM, headers={"x-request-timeout": "0.5"})
+    assert client.ended
+    assert b"deadline_exceeded" in client.chunks[-1]
+    assert last(pair).outcome == "failed"
+
+
+@pytest.mark.parametrize("deadline", [number / 500 for number in range(1, 16)])
+async def test_whenever_it_fires_nothing_is_left(pair: House, deadline: float) -> None:
+    pair["e1"].script = fails(*EVENTS)
+    for body in (ASK, STREAM):
+        with contextlib.suppress(RequestError):
+            await pair.ask(body, headers={"x-request-timeout": str(deadline)})
+        await until(pair.idle)
+        assert len(pair.router._journal) == 0

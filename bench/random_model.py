@@ -1,19 +1,23 @@
 """A random model where any wrong KV block shows: its projections are scaled up, so that every token depends on every prompt token.
 
 At the default scale a random model collapses into loops that hide errors. The tokenizer has one token per byte.
+
+``python -m bench.random_model DIRECTORY`` writes it: in a process of its own, so that the caller never imports torch.
 """
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from typing import Final
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-SCALE = 8.0
-END = "<|end|>"
-TEMPLATE = (
+SCALE: Final = 8.0
+END: Final = "<|end|>"
+TEMPLATE: Final = (
     "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
     "{% if tools %}tools: {{ tools | tojson }}\n{% endif %}assistant:"
 )
@@ -54,3 +58,7 @@ def _tokenizer() -> PreTrainedTokenizerFast:
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END)
     fast.chat_template = TEMPLATE
     return fast
+
+
+if __name__ == "__main__":
+    write(Path(sys.argv[1]))
