@@ -55,12 +55,6 @@ async def test_a_state_directory_that_can_not_be_written_to_disturbs_nobody(scen
     assert failed(await scene.under_load(unwritable)) == []
 
 
-MISSED = pytest.mark.skip(
-    "the end of an engine is missed if its directory can't be tidied then, and nothing starts it again"
-)
-
-
-@MISSED
 async def test_an_engine_that_ends_while_there_are_no_descriptors_comes_back(scene: Scene) -> None:
     await scene.whole()
     before = await scene.ground.engine("e1")
@@ -73,15 +67,7 @@ async def test_an_engine_that_ends_while_there_are_no_descriptors_comes_back(sce
     await scene.idle()
 
 
-@pytest.mark.parametrize(
-    "how",
-    [
-        "full",
-        pytest.param(
-            "read-only", marks=pytest.mark.skip("the end of an engine is missed then, and nothing starts it again")
-        ),
-    ],
-)
+@pytest.mark.parametrize("how", ["full", "read-only"])
 async def test_an_engine_comes_back_when_the_runtime_directory_can_be_written_to_again(scene: Scene, how: str) -> None:
     if os.geteuid() != 0:
         pytest.skip("only root may mount file systems")
