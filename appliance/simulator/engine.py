@@ -14,122 +14,23 @@ import heapq
 import itertools
 from collections import deque
 from collections.abc import Callable
-from typing import Final, Protocol
-
-import msgspec
+from typing import Final
 
 from appliance.channel import (
     LONG_STEP_TOKENS,
     FirstToken,
-    HandoffEnded,
     Heartbeat,
-    LeaseEnded,
-    LeaseGranted,
-    Scheduled,
     Step,
     StepBegan,
     Up,
 )
+from appliance.simulator import words
 from appliance.simulator.blocks import Blocks
-from appliance.simulator.clock import Event, Timer
+from appliance.simulator.clock import Timer
+from appliance.simulator.leases import Leases
+from appliance.simulator.leg import Ask, Fabric, Offer, Outcome, Physics, Sequence, Settings, Work
 
 BEAT_NS: Final = 1_000_000_000
-
-
-class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """vLLM's arguments, as far as they matter here."""
-
-    max_batched_tokens: int = 8192
-    max_running: int = 256
-    kv_blocks: int = 4096
-    block_tokens: int = 16
-    max_model_len: int = 131_072
-    block_bytes: int = 1 << 20  # of all ranks together
-
-
-class Ask(msgspec.Struct, frozen=True, kw_only=True):
-    """A leg. ``digests``: of each full block of the prompt, and of what will be answered, where that is known already."""
-
-    key: str
-    phase: str  # prefill, decode or whole
-    prompt_tokens: int
-    output_tokens: int
-    digests: tuple[int, ...] = ()
-    consumers: int = 1
-    ttl_s: float = 60.0
-    offer: Offer | None = None  # of a decode leg: where its prompt's KV is
-
-
-class Offer(msgspec.Struct, frozen=True, kw_only=True):
-    """KV that is held for somebody."""
-
-    producer: str
-    lease: str
-    tokens: int
-    blocks: int
-
-
-class Work(msgspec.Struct):
-    """What one step has to do. ``context`` counts the KV tokens read, new ones included."""
-
-    prompt_tokens: int = 0
-    prompt_context: int = 0  # sum over chunks of tokens · context: what attention has to do for them
-    chunks: int = 0
-    decodes: int = 0
-    decode_context: int = 0
-    emits: int = 0  # sequences that get a token
-
-
-class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """How a leg ended. A prefill leg's ``offer`` is None where nothing could be held."""
-
-    ask: Ask
-    ended_ns: int
-    first_token_ns: int | None
-    offer: Offer | None = None
-    lost: bool = False
-
-
-class Physics(Protocol):
-    """How long things take here."""
-
-    def step_ns(self, work: Work, now_ns: int) -> int: ...
-
-
-class Fetch(Protocol):
-    """KV on its way."""
-
-    def cancel(self) -> None: ...
-
-
-class Fabric(Protocol):
-    """What is between engines."""
-
-    def pull(self, offer: Offer, consumer: str, size_bytes: int, done: Callable[[int, str | None], None]) -> Fetch:
-        """``done`` is called with the time at which copying began, and what went wrong."""
-        ...
-
-
-class Sequence:
-    """One leg inside the engine."""
-
-    __slots__ = ("aborted", "ask", "blocks", "computed", "fetch", "fetched", "first_ns", "joined", "said", "scheduled")
-
-    def __init__(self, ask: Ask) -> None:
-        self.ask = ask
-        self.blocks: list[int] = []
-        self.computed = 0  # tokens; of one that decodes, when it joined
-        self.said = 0  # output tokens; likewise
-        self.joined = -1  # the number of the step with which it began to decode; -1: it does not
-        self.first_ns: int | None = None
-        self.scheduled = False
-        self.aborted = False
-        self.fetch: Fetch | None = None
-        self.fetched = ask.offer is None
-
-    @property
-    def total(self) -> int:
-        return self.ask.prompt_tokens + self.said
 
 
 class Engine:
@@ -162,8 +63,7 @@ class Engine:
         self._due: list[tuple[int, int, Sequence]] = []  # by the number of the step
         self._order = itertools.count()
         self._number = 0  # of the present step
-        self._leases: dict[str, tuple[list[int], int, Event]] = {}  # blocks, consumers still to come, expiry
-        self._leased = 0
+        self._leases = Leases(name, timer, say, self._freed)
         self._busy = False
         self._dead = False
         self._preemptions = self._queries = self._hits = 0
@@ -199,22 +99,14 @@ class Engine:
 
     def release(self, lease: str, reason: str) -> None:
         """One consumer has what it wanted, or nobody wants it any more."""
-        held = self._leases.get(lease)
-        if held is None:
-            return
-        blocks, consumers, expiry = held
-        if reason == "released" and consumers > 1:
-            self._leases[lease] = (blocks, consumers - 1, expiry)
-            return
-        del self._leases[lease]
-        expiry.cancel()
-        self._leased -= len(blocks)
-        self.blocks.give_back(blocks)
-        self._say(LeaseEnded(lease=lease, reason=reason, blocks=len(blocks), at_ns=self._timer.now_ns))
-        self._wake()
+        self._leases.release(lease, reason)
 
     def holds(self, lease: str) -> bool:
         return not self._dead and lease in self._leases
+
+    def _freed(self, blocks: list[int]) -> None:
+        self.blocks.give_back(blocks)
+        self._wake()
 
     def die(self) -> None:
         """All that it had is gone."""
@@ -240,9 +132,6 @@ class Engine:
         self._busy = True
         if work.prompt_tokens >= LONG_STEP_TOKENS:
             self._say(StepBegan(at_ns=now_ns, prompt_tokens=work.prompt_tokens))
-        work.emits = work.decodes + sum(
-            1 for sequence, tokens in chunks if sequence.computed + tokens >= sequence.total
-        )
         end_ns = now_ns + self._physics.step_ns(work, now_ns)
         self._timer.at(end_ns, lambda: self._end_step(now_ns, work, chunks))
 
@@ -258,9 +147,8 @@ class Engine:
         work.decode_context = self._decode_context + work.decodes
         chunks = [(sequence, tokens) for sequence, tokens in chunks if sequence in self._prefilling]
         for sequence, tokens in chunks:
-            work.chunks += 1
+            work.chunks.append((tokens, sequence.computed))
             work.prompt_tokens += tokens
-            work.prompt_context += tokens * (sequence.computed + (tokens + 1) // 2)
         return chunks
 
     def _let_in_waiting(self, budget: int, chunks: list[tuple[Sequence, int]]) -> None:
@@ -347,7 +235,6 @@ class Engine:
             self._hits += sequence.computed
 
     def _end_step(self, start_ns: int, work: Work, chunks: list[tuple[Sequence, int]]) -> None:
-        self._busy = False
         if self._dead:
             return
         now_ns = self._timer.now_ns
@@ -358,6 +245,7 @@ class Engine:
                 self._advance(sequence, tokens, now_ns)
         self._end_decoding(now_ns)
         self._say(self._step(start_ns, now_ns, work))
+        self._busy = False  # not before: whoever is told of tokens may send more work
         self._wake()
 
     def _advance(self, sequence: Sequence, tokens: int, now_ns: int) -> None:
@@ -421,7 +309,7 @@ class Engine:
     def _finish(self, sequence: Sequence) -> None:
         del self._sequences[sequence.ask.key]
         self._leave(sequence)
-        offer = self._hold(sequence) if sequence.ask.phase == "prefill" else None
+        offer = self._leases.hold(sequence) if sequence.ask.phase == "prefill" else None
         if offer is None:
             self.blocks.give_back(sequence.blocks)
         self._end(sequence, offer=offer)
@@ -440,24 +328,6 @@ class Engine:
             del self._decoding[sequence]
             self._decode_context -= sequence.computed
             sequence.joined = -1
-
-    def _hold(self, sequence: Sequence) -> Offer:
-        ask, now_ns = sequence.ask, self._timer.now_ns
-        tokens = ask.prompt_tokens
-        expiry = self._timer.at(now_ns + int(ask.ttl_s * 1e9), lambda: self.release(ask.key, "expired"))
-        self._leases[ask.key] = (sequence.blocks, ask.consumers, expiry)
-        self._leased += len(sequence.blocks)
-        self._say(
-            LeaseGranted(
-                lease=ask.key,
-                blocks=len(sequence.blocks),
-                tokens=tokens,
-                consumers=ask.consumers,
-                ttl_s=ask.ttl_s,
-                at_ns=now_ns,
-            )
-        )
-        return Offer(producer=self.name, lease=ask.key, tokens=tokens, blocks=len(sequence.blocks))
 
     # ---- fetching
 
@@ -492,21 +362,7 @@ class Engine:
         self._wake()
 
     def _report(self, sequence: Sequence, began_ns: int, error: str | None, size: int = 0) -> None:
-        offer = sequence.ask.offer
-        assert offer is not None
-        self._say(
-            HandoffEnded(
-                lease=offer.lease,
-                producer=offer.producer,
-                ok=error is None,
-                bytes=size if error is None else 0,
-                tokens=offer.tokens,
-                start_ns=began_ns,
-                end_ns=self._timer.now_ns,
-                copies=1 if size else 0,
-                error=error,
-            )
-        )
+        self._say(words.handed_over(sequence.ask, began_ns, self._timer.now_ns, error, size))
 
     # ---- what it says
 
@@ -514,9 +370,7 @@ class Engine:
         if sequence.scheduled:
             return
         sequence.scheduled = True
-        ask = sequence.ask
-        phase = "decode" if ask.phase == "decode" else "prefill"
-        self._say(Scheduled(request=ask.key, phase=phase, at_ns=self._timer.now_ns, prompt_tokens=ask.prompt_tokens))
+        self._say(words.scheduled(sequence.ask, self._timer.now_ns))
 
     def _step(self, start_ns: int, end_ns: int, work: Work) -> Step:
         return Step(
@@ -529,7 +383,7 @@ class Engine:
             waiting=len(self._waiting),
             fetching=len(self._fetching),
             kv_free=self.blocks.free,
-            leased=self._leased,
+            leased=self._leases.blocks,
             preemptions=self._preemptions,
             prefix_queries=self._queries,
             prefix_hits=self._hits,
@@ -547,7 +401,7 @@ class Engine:
                     waiting=len(self._waiting),
                     fetching=len(self._fetching),
                     kv_free=self.blocks.free,
-                    leased=self._leased,
+                    leased=self._leases.blocks,
                 )
             )
         self._timer.at(now_ns + BEAT_NS, self._beat)

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Final
 
 from appliance.simulator.clock import Event, Timer
-from appliance.simulator.engine import Engine, Offer
+from appliance.simulator.engine import Engine
+from appliance.simulator.leg import Offer
 from appliance.simulator.physics import Physics
 
 SETUP_NS: Final = 50_000  # of a hand-off, whatever its size

@@ -19,8 +19,9 @@ from appliance.router.loads import Leg, Loads
 from appliance.router.policy import Choice
 from appliance.router.queue import Queue, Ticket
 from appliance.simulator.clock import VirtualClock
-from appliance.simulator.engine import Ask, Engine, Offer, Outcome, Settings
+from appliance.simulator.engine import Engine
 from appliance.simulator.fabric import Fabric
+from appliance.simulator.leg import Ask, Offer, Outcome, Settings
 from appliance.simulator.physics import Cost, Physics
 from appliance.telemetry.ledger import Ledger
 from appliance.telemetry.timeline import Timelines, Trace
@@ -117,6 +118,11 @@ class SimulatedNode:
 
     def engine(self, name: str) -> Engine:
         return self._engines[name]
+
+    @property
+    def under_way(self) -> int:
+        """Requests that have left the queue and are not answered."""
+        return len(self._requests)
 
     def ask(self, asked: Asked) -> None:
         """A request arrives now."""

@@ -1,7 +1,7 @@
 """How long things take on a simulated node: the cost model, and what no cost model has.
 
-The diagnoser compares what it sees with the cost model. Were steps to take exactly as long as that says, it would be marked by its own answer
-sheet; so here they are also noisy, drift slowly, now and then stumble, and are disturbed by hand-offs and by prompts that share a step
+The diagnoser compares what it sees with the cost model. Were steps to take exactly as long as that says, it would be marked by its own
+answer sheet. So they are also noisy, drift slowly, now and then stumble, and are disturbed by hand-offs and by prompts that share a step
 with decoding. None of that has the form of a term of the model.
 """
 
@@ -11,7 +11,8 @@ import math
 import random
 from typing import Final, Protocol
 
-from appliance.simulator.engine import Work
+from appliance.costs.roofline import Batch, Roofline
+from appliance.simulator.leg import Work
 
 _NOISE: Final = 0.02  # standard deviation of a step's logarithm
 _DRIFT: Final = 0.015
@@ -23,9 +24,19 @@ _PULLING: Final = 0.03  # more, for each hand-off that copies from or to this en
 
 
 class Cost(Protocol):
-    """``costs.roofline`` for a model on a GPU."""
+    """What a step would take, were the world as the cost model has it."""
 
     def step_s(self, work: Work) -> float: ...
+
+
+class RooflineCost:
+    """A model on GPUs, as ``costs.roofline`` sees it."""
+
+    def __init__(self, roofline: Roofline) -> None:
+        self._step = roofline.step
+
+    def step_s(self, work: Work) -> float:
+        return self._step(Batch(work.chunks, work.decodes, work.decode_context)).total_s
 
 
 class Physics:

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from appliance.channel import HandoffEnded, LeaseEnded, LeaseGranted, Scheduled, Step, Up
 from appliance.simulator.clock import VirtualClock
-from appliance.simulator.engine import Ask, Engine, Offer, Outcome, Settings, Work
+from appliance.simulator.engine import Engine
 from appliance.simulator.fabric import Fabric
+from appliance.simulator.leg import Ask, Offer, Outcome, Settings, Work
 from appliance.simulator.physics import Physics
 
 MS = 1_000_000
