@@ -7,7 +7,7 @@ import sys
 import typer
 
 from appliance import __version__
-from appliance.cli import serve, service
+from appliance.cli import serve, service, simulate
 from appliance.errors import ApplianceError, NoEngineError
 from appliance.supervisor import notify
 
@@ -21,6 +21,7 @@ app = typer.Typer(
 )
 app.command("serve", context_settings={"allow_extra_args": False})(serve.serve)
 app.add_typer(service.app, name="service")
+app.command("simulate")(simulate.simulate)
 
 
 @app.callback(invoke_without_command=True)

@@ -1,0 +1,407 @@
+"""One simulated engine: vLLM's continuous batching, as its scheduler does it, without a model.
+
+Each step first gives every running sequence what it can, one token to those that decode and a chunk of the prompt to those that do not,
+within the token budget; then it lets waiting ones in while there are budget, places and KV blocks. Where blocks run out, the sequence
+that came last is preempted and computed again. What a step takes is ``physics``' to say.
+
+Sequences that decode are not touched one by one: all of them get a token in every step, so that a step is a number, and what becomes of a
+sequence (its next block, its end) is due at a number. That makes a step of five hundred sequences as cheap as a step of five.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+from appliance.channel import (
+    LONG_STEP_TOKENS,
+    FirstToken,
+    Heartbeat,
+    Step,
+    StepBegan,
+    Up,
+)
+from appliance.simulator import words
+from appliance.simulator.blocks import Blocks
+from appliance.simulator.clock import Timer
+from appliance.simulator.leases import Leases
+from appliance.simulator.leg import Ask, Fabric, Offer, Outcome, Physics, Sequence, Settings, Work
+
+BEAT_NS: Final = 1_000_000_000
+
+
+class Engine:
+    """``say`` takes what the real engine would say over the channel, ``ended`` each leg's outcome, once."""
+
+    def __init__(
+        self,
+        name: str,
+        settings: Settings,
+        timer: Timer,
+        physics: Physics,
+        fabric: Fabric,
+        say: Callable[[Up], None],
+        ended: Callable[[Outcome], None],
+    ) -> None:
+        self.name = name
+        self.settings = settings
+        self.blocks = Blocks(settings.kv_blocks)
+        self._timer = timer
+        self._physics = physics
+        self._fabric = fabric
+        self._say = say
+        self._ended = ended
+        self._sequences: dict[str, Sequence] = {}
+        self._waiting: deque[Sequence] = deque()
+        self._prefilling: dict[Sequence, None] = {}  # running, in order of arrival
+        self._decoding: dict[Sequence, None] = {}
+        self._fetching: dict[Sequence, None] = {}
+        self._decode_context = 0  # KV tokens of those that decode
+        self._due: list[tuple[int, int, Sequence]] = []  # by the number of the step
+        self._order = itertools.count()
+        self._number = 0  # of the present step
+        self._leases = Leases(name, timer, say, self._freed)
+        self._busy = False
+        self._dead = False
+        self._preemptions = self._queries = self._hits = 0
+        self._beat()
+
+    # ---- what is asked of it
+
+    def submit(self, ask: Ask) -> None:
+        """A leg arrives."""
+        if self._dead:
+            self._ended(Outcome(ask=ask, ended_ns=self._timer.now_ns, first_token_ns=None, lost=True))
+            return
+        sequence = Sequence(ask)
+        self._sequences[ask.key] = sequence
+        self._waiting.append(sequence)
+        self._wake()
+
+    def abort(self, key: str) -> None:
+        """Whoever wanted it has left."""
+        sequence = self._sequences.pop(key, None)
+        if sequence is None:
+            return
+        sequence.aborted = True
+        if sequence.fetch is not None:
+            sequence.fetch.cancel()
+            self._report(sequence, self._timer.now_ns, "its request was aborted")
+        self._leave(sequence)
+        if sequence in self._waiting:
+            self._waiting.remove(sequence)
+        self._fetching.pop(sequence, None)
+        self.blocks.give_back(sequence.blocks)
+        self._wake()
+
+    def release(self, lease: str, reason: str) -> None:
+        """One consumer has what it wanted, or nobody wants it any more."""
+        self._leases.release(lease, reason)
+
+    def holds(self, lease: str) -> bool:
+        return not self._dead and lease in self._leases
+
+    def _freed(self, blocks: list[int]) -> None:
+        self.blocks.give_back(blocks)
+        self._wake()
+
+    def die(self) -> None:
+        """All that it had is gone."""
+        self._dead = True
+        sequences, self._sequences = self._sequences, {}
+        for sequence in sequences.values():
+            if sequence.fetch is not None:
+                sequence.fetch.cancel()
+            self._end(sequence, lost=True)
+
+    # ---- steps
+
+    def _wake(self) -> None:
+        if not self._busy and not self._dead and (self._waiting or self._prefilling or self._decoding):
+            self._begin_step()
+
+    def _begin_step(self) -> None:
+        now_ns = self._timer.now_ns
+        work = Work()
+        chunks = self._schedule(work)
+        if not chunks and not work.decodes:
+            return  # everybody waits for blocks, which come back by a message
+        self._busy = True
+        if work.prompt_tokens >= LONG_STEP_TOKENS:
+            self._say(StepBegan(at_ns=now_ns, prompt_tokens=work.prompt_tokens))
+        end_ns = now_ns + self._physics.step_ns(work, now_ns)
+        self._timer.at(end_ns, lambda: self._end_step(now_ns, work, chunks))
+
+    def _schedule(self, work: Work) -> list[tuple[Sequence, int]]:
+        preemptions = self._preemptions
+        budget = self._grow_decoding()
+        chunks: list[tuple[Sequence, int]] = []
+        for sequence in list(self._prefilling):
+            budget = self._add_chunk(sequence, budget, chunks)
+        if self._preemptions == preemptions:
+            self._let_in_waiting(budget, chunks)
+        work.decodes = len(self._decoding)
+        work.decode_context = self._decode_context + work.decodes
+        chunks = [(sequence, tokens) for sequence, tokens in chunks if sequence in self._prefilling]
+        for sequence, tokens in chunks:
+            work.chunks.append((tokens, sequence.computed))
+            work.prompt_tokens += tokens
+        return chunks
+
+    def _let_in_waiting(self, budget: int, chunks: list[tuple[Sequence, int]]) -> None:
+        """As long as there are budget, places and blocks. For those that come nobody is preempted."""
+        while self._waiting and budget > 0 and len(self._prefilling) + len(self._decoding) < self.settings.max_running:
+            sequence = self._waiting[0]
+            if not self._let_in(sequence, budget):
+                return
+            self._waiting.popleft()
+            if sequence.fetch is not None:
+                self._fetching[sequence] = None
+                continue
+            self._prefilling[sequence] = None
+            self._say_scheduled(sequence)
+            budget = self._add_chunk(sequence, budget, chunks)
+
+    def _grow_decoding(self) -> int:
+        """Blocks for those that decode and have filled theirs. The budget that is left for prompts."""
+        while self._due and self._due[0][0] <= self._number:
+            _, _, sequence = heapq.heappop(self._due)
+            if sequence.joined < 0 or sequence.aborted:
+                continue
+            self._settle(sequence)
+            while not self._cover(sequence, sequence.total):
+                if not self._preempt_last(sequence):
+                    break
+            else:
+                self._plan_due(sequence)
+        return self.settings.max_batched_tokens - len(self._decoding)
+
+    def _add_chunk(self, sequence: Sequence, budget: int, chunks: list[tuple[Sequence, int]]) -> int:
+        tokens = min(sequence.total - sequence.computed, budget)
+        if tokens <= 0 or sequence not in self._prefilling:
+            return budget
+        while not self._cover(sequence, sequence.computed + tokens):
+            if not self._preempt_last(sequence):
+                return budget
+        chunks.append((sequence, tokens))
+        return budget - tokens
+
+    def _cover(self, sequence: Sequence, tokens: int) -> bool:
+        """Blocks for so many of its tokens."""
+        missing = -(-tokens // self.settings.block_tokens) - len(sequence.blocks)
+        if missing <= 0:
+            return True
+        new = self.blocks.take(missing)
+        if new is None:
+            return False
+        sequence.blocks += new
+        return True
+
+    def _preempt_last(self, for_whom: Sequence) -> bool:
+        """Take the blocks of the one that came last. False if that is the one that wants them."""
+        last = next(reversed(self._prefilling), None) or next(reversed(self._decoding), None)
+        if last is None:
+            return False
+        self._leave(last)
+        self.blocks.give_back(last.blocks)
+        last.blocks, last.computed, last.fetched = [], 0, True
+        self._waiting.appendleft(last)
+        self._preemptions += 1
+        return last is not for_whom
+
+    def _let_in(self, sequence: Sequence, budget: int) -> bool:
+        """Find what the cache has of it, and begin to fetch the rest if that is held elsewhere. False: there are no blocks."""
+        if not sequence.blocks:
+            self._find(sequence)
+        if sequence.fetched or sequence.ask.offer is None:
+            possible = self._cover(sequence, min(sequence.total, sequence.computed + budget))
+        else:
+            possible = self._begin_fetch(sequence)
+        if not possible:
+            self.blocks.give_back(sequence.blocks)
+            sequence.blocks, sequence.computed = [], 0
+        return possible
+
+    def _find(self, sequence: Sequence) -> None:
+        """What of it is in the cache. One token is computed in any case."""
+        found = self.blocks.cached(sequence.ask.digests[: (sequence.total - 1) // self.settings.block_tokens])
+        self.blocks.share(found)
+        sequence.blocks, sequence.computed = list(found), len(found) * self.settings.block_tokens
+        if not sequence.scheduled:
+            self._queries += sequence.total
+            self._hits += sequence.computed
+
+    def _end_step(self, start_ns: int, work: Work, chunks: list[tuple[Sequence, int]]) -> None:
+        if self._dead:
+            return
+        now_ns = self._timer.now_ns
+        self._number += 1
+        self._decode_context += len(self._decoding)
+        for sequence, tokens in chunks:
+            if not sequence.aborted and sequence in self._prefilling:
+                self._advance(sequence, tokens, now_ns)
+        self._end_decoding(now_ns)
+        self._say(self._step(start_ns, now_ns, work))
+        self._busy = False  # not before: whoever is told of tokens may send more work
+        self._wake()
+
+    def _advance(self, sequence: Sequence, tokens: int, now_ns: int) -> None:
+        """A chunk of its prompt has been computed."""
+        sequence.computed += tokens
+        self._fill(sequence)
+        if sequence.computed < sequence.total:
+            return
+        sequence.said += 1
+        if sequence.first_ns is None:
+            sequence.first_ns = now_ns
+            if sequence.ask.phase != "prefill":
+                self._say(FirstToken(request=sequence.ask.key, at_ns=now_ns))
+        if sequence.said >= sequence.ask.output_tokens:
+            self._finish(sequence)
+            return
+        del self._prefilling[sequence]
+        self._decoding[sequence] = None
+        sequence.joined = self._number
+        self._decode_context += sequence.computed
+        self._plan_due(sequence)
+
+    def _plan_due(self, sequence: Sequence) -> None:
+        """When its blocks are full, or it has said all."""
+        until_full = len(sequence.blocks) * self.settings.block_tokens - sequence.computed
+        until_end = sequence.ask.output_tokens - sequence.said
+        number = sequence.joined + max(1, min(until_full, until_end))
+        heapq.heappush(self._due, (number, next(self._order), sequence))
+
+    def _settle(self, sequence: Sequence) -> None:
+        """Bring its own figures up to the present step."""
+        steps = self._number - sequence.joined
+        sequence.computed += steps
+        sequence.said += steps
+        sequence.joined = self._number
+        self._fill(sequence)
+
+    def _end_decoding(self, now_ns: int) -> None:
+        """Those that have said all. (Those that need a block are seen to when the next step is scheduled.)"""
+        due, kept = self._due, []
+        while due and due[0][0] <= self._number:
+            entry = heapq.heappop(due)
+            sequence = entry[2]
+            if sequence.joined < 0 or sequence.aborted:
+                continue
+            if sequence.said + self._number - sequence.joined >= sequence.ask.output_tokens:
+                self._settle(sequence)
+                self._finish(sequence)
+            else:
+                kept.append(entry)
+        for entry in kept:
+            heapq.heappush(due, entry)
+
+    def _fill(self, sequence: Sequence) -> None:
+        digests, full = sequence.ask.digests, sequence.computed // self.settings.block_tokens
+        for block, digest in zip(sequence.blocks[:full], digests, strict=False):
+            self.blocks.fill(block, digest)
+
+    # ---- ends
+
+    def _finish(self, sequence: Sequence) -> None:
+        del self._sequences[sequence.ask.key]
+        self._leave(sequence)
+        offer = self._leases.hold(sequence) if sequence.ask.phase == "prefill" else None
+        if offer is None:
+            self.blocks.give_back(sequence.blocks)
+        self._end(sequence, offer=offer)
+
+    def _end(self, sequence: Sequence, *, offer: Offer | None = None, lost: bool = False) -> None:
+        outcome = Outcome(
+            ask=sequence.ask, ended_ns=self._timer.now_ns, first_token_ns=sequence.first_ns, offer=offer, lost=lost
+        )
+        self._ended(outcome)
+
+    def _leave(self, sequence: Sequence) -> None:
+        """It is not running any more."""
+        self._prefilling.pop(sequence, None)
+        if sequence.joined >= 0:
+            self._settle(sequence)
+            del self._decoding[sequence]
+            self._decode_context -= sequence.computed
+            sequence.joined = -1
+
+    # ---- fetching
+
+    def _begin_fetch(self, sequence: Sequence) -> bool:
+        """False: there are no blocks to fetch into."""
+        offer, now_ns = sequence.ask.offer, self._timer.now_ns
+        assert offer is not None
+        wanted = sequence.ask.prompt_tokens - 1 - sequence.computed
+        if wanted <= 0:
+            sequence.fetched = True
+            self._report(sequence, now_ns, None)
+            return self._cover(sequence, sequence.ask.prompt_tokens)
+        had = len(sequence.blocks)
+        if not self._cover(sequence, sequence.ask.prompt_tokens):
+            return False
+        size = (len(sequence.blocks) - had) * self.settings.block_bytes
+        sequence.fetch = self._fabric.pull(
+            offer, self.name, size, lambda began_ns, error: self._fetched(sequence, size, began_ns, error)
+        )
+        return True
+
+    def _fetched(self, sequence: Sequence, size: int, began_ns: int, error: str | None) -> None:
+        if sequence.aborted or self._dead:
+            return
+        sequence.fetch, sequence.fetched = None, True
+        del self._fetching[sequence]
+        if error is None:
+            sequence.computed = sequence.ask.prompt_tokens - 1
+            self._fill(sequence)
+        self._report(sequence, began_ns, error, size)
+        self._waiting.appendleft(sequence)
+        self._wake()
+
+    def _report(self, sequence: Sequence, began_ns: int, error: str | None, size: int = 0) -> None:
+        self._say(words.handed_over(sequence.ask, began_ns, self._timer.now_ns, error, size))
+
+    # ---- what it says
+
+    def _say_scheduled(self, sequence: Sequence) -> None:
+        if sequence.scheduled:
+            return
+        sequence.scheduled = True
+        self._say(words.scheduled(sequence.ask, self._timer.now_ns))
+
+    def _step(self, start_ns: int, end_ns: int, work: Work) -> Step:
+        return Step(
+            start_ns=start_ns,
+            end_ns=end_ns,
+            prompt_tokens=work.prompt_tokens,
+            decode_tokens=work.decodes,
+            context_tokens=work.decode_context + work.prompt_tokens,
+            running=len(self._prefilling) + len(self._decoding),
+            waiting=len(self._waiting),
+            fetching=len(self._fetching),
+            kv_free=self.blocks.free,
+            leased=self._leases.blocks,
+            preemptions=self._preemptions,
+            prefix_queries=self._queries,
+            prefix_hits=self._hits,
+        )
+
+    def _beat(self) -> None:
+        if self._dead:
+            return
+        now_ns = self._timer.now_ns
+        if not self._busy:
+            self._say(
+                Heartbeat(
+                    at_ns=now_ns,
+                    running=len(self._prefilling) + len(self._decoding),
+                    waiting=len(self._waiting),
+                    fetching=len(self._fetching),
+                    kv_free=self.blocks.free,
+                    leased=self._leases.blocks,
+                )
+            )
+        self._timer.at(now_ns + BEAT_NS, self._beat)

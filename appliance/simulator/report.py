@@ -1,0 +1,160 @@
+"""What a simulated run comes to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+from appliance.channel import Step, Up
+from appliance.simulator.clock import VirtualClock
+from appliance.simulator.node import Answered, SimulatedNode
+from appliance.simulator.scenario import Loaded, config, link_bytes_s, plans
+from appliance.simulator.traffic import Arrival, arrivals
+from appliance.supervisor.topology import parse
+
+_PERCENT: Final = 100
+
+
+class Result(msgspec.Struct, frozen=True, kw_only=True):
+    """One layout under one traffic. Simulated, all of it; None where there was nothing to measure."""
+
+    layout: str
+    gpus: int
+    requests: int  # that came after the warm-up and are over
+    failed: int
+    ttft_p50_s: float | None
+    ttft_p99_s: float | None
+    tpot_p50_s: float | None
+    tpot_p99_s: float | None
+    itl_p99_s: float | None
+    output_tokens_s: float
+    output_tokens_s_gpu: float
+    good: float | None  # share of requests that met both targets
+    goodput_s: float  # of them, per second
+    busy: dict[str, float]  # share of the time in which an engine made steps
+    unfinished: int  # still under way at the end
+    ttft_by_time: tuple[float | None, ...]  # medians, of equal parts of the run
+
+
+class Meter:
+    """Collects what engines say and what clients get."""
+
+    def __init__(self, begin_ns: int, end_ns: int) -> None:
+        self.begin_ns, self.end_ns = begin_ns, end_ns
+        self.answered: list[Answered] = []
+        self.tokens = 0
+        self.busy_ns: dict[str, int] = {}
+        self._last_ns: dict[str, int] = {}
+        self._gaps: dict[
+            int, int
+        ] = {}  # of decoding steps, in units of 0.1 ms: how many tokens came so late after the one before
+
+    def answer(self, answered: Answered) -> None:
+        if answered.arrived_ns >= self.begin_ns:
+            self.answered.append(answered)
+
+    def message(self, engine: str, message: Up) -> None:
+        if not isinstance(message, Step) or message.end_ns < self.begin_ns:
+            return
+        self.busy_ns[engine] = self.busy_ns.get(engine, 0) + message.end_ns - max(message.start_ns, self.begin_ns)
+        self.tokens += message.decode_tokens
+        if message.decode_tokens:
+            since_ns = self._last_ns.get(engine, message.start_ns)
+            gap = (message.end_ns - min(message.start_ns, since_ns)) // 100_000
+            self._gaps[gap] = self._gaps.get(gap, 0) + message.decode_tokens
+            self._last_ns[engine] = message.end_ns
+        else:
+            self._last_ns.setdefault(engine, message.start_ns)
+
+    def itl_s(self, share: float) -> float | None:
+        """So many of the gaps are at most so long."""
+        left = share * sum(self._gaps.values())
+        for gap, count in sorted(self._gaps.items()):
+            left -= count
+            if left <= 0:
+                return gap * 1e-4
+        return None
+
+
+def run(loaded: Loaded, layout: str, *, quiet: bool = False) -> Result:
+    """Simulate a layout under the scenario's traffic. Raises ``ConfigError`` for what can't be."""
+    scenario, clock = loaded.scenario, VirtualClock()
+    origin_ns = clock.now_ns
+    end_ns = origin_ns + int(scenario.duration_s * 1e9)
+    meter = Meter(origin_ns + int(scenario.warmup_s * 1e9), end_ns)
+    engines = plans(loaded, layout)
+    node = SimulatedNode(
+        config(scenario), engines, clock, link_bytes_s(loaded, layout), scenario.seed, meter.answer, quiet=quiet
+    )
+    node.on_message = meter.message
+    block_tokens = engines[0].settings.block_tokens
+    _feed(
+        clock,
+        node,
+        list(arrivals(scenario.traffic, scenario.seed, scenario.duration_s, block_tokens, loaded.directory)),
+    )
+    clock.run(end_ns)
+    return _result(loaded, layout, meter, node)
+
+
+def _feed(clock: VirtualClock, node: SimulatedNode, all_of_them: Sequence[Arrival]) -> None:
+    """Each arrival asks for the next one, so that the clock's heap stays small."""
+    origin_ns, coming = clock.now_ns, iter(all_of_them)
+
+    def next_one() -> None:
+        arrival = next(coming, None)
+        if arrival is not None:
+            clock.at(origin_ns + int(arrival[0] * 1e9), lambda: come(arrival))
+
+    def come(arrival: Arrival) -> None:
+        node.ask(arrival[1])
+        next_one()
+
+    next_one()
+
+
+def _result(loaded: Loaded, layout: str, meter: Meter, node: SimulatedNode) -> Result:
+    slo = loaded.scenario.slo
+    gpus = sum(place.tensor_parallel for place in parse(layout).places)
+    seconds = (meter.end_ns - meter.begin_ns) * 1e-9
+    done = [one for one in meter.answered if one.error is None]
+    ttfts = sorted(one.ttft_s for one in done if one.ttft_s is not None)
+    tpots = sorted(one.tpot_s for one in done if one.tpot_s is not None)
+    good = [one for one in done if (one.ttft_s or 0) <= slo.ttft_s and (one.tpot_s or 0) <= slo.itl_s]
+    queue = node.queue.snapshot(node.clock.now_ns, in_flight=0)
+    return Result(
+        layout=layout,
+        gpus=gpus,
+        requests=len(meter.answered),
+        failed=len(meter.answered) - len(done),
+        ttft_p50_s=_percentile(ttfts, 0.5),
+        ttft_p99_s=_percentile(ttfts, 0.99),
+        tpot_p50_s=_percentile(tpots, 0.5),
+        tpot_p99_s=_percentile(tpots, 0.99),
+        itl_p99_s=meter.itl_s(0.99),
+        output_tokens_s=meter.tokens / seconds,
+        output_tokens_s_gpu=meter.tokens / seconds / gpus,
+        good=len(good) / len(meter.answered) if meter.answered else None,
+        goodput_s=len(good) / seconds,
+        busy={name: busy_ns / (meter.end_ns - meter.begin_ns) for name, busy_ns in sorted(meter.busy_ns.items())},
+        unfinished=queue.depth + node.under_way,
+        ttft_by_time=_by_time(done, meter),
+    )
+
+
+def _by_time(done: Sequence[Answered], meter: Meter, parts: int = 60) -> tuple[float | None, ...]:
+    bins: list[list[float]] = [[] for _ in range(parts)]
+    for one in done:
+        if one.ttft_s is not None:
+            place = (one.arrived_ns - meter.begin_ns) * parts // (meter.end_ns - meter.begin_ns)
+            bins[min(place, parts - 1)].append(one.ttft_s)
+    return tuple(_percentile(sorted(values), 0.5) for values in bins)
+
+
+def _percentile(ordered: Sequence[float], share: float) -> float | None:
+    """Nearest rank."""
+    if not ordered:
+        return None
+    return ordered[max(0, min(len(ordered) - 1, -(-int(share * _PERCENT) * len(ordered) // _PERCENT) - 1))]

@@ -1,0 +1,123 @@
+"""A node that is not there, described: hardware, model, topology, traffic. From TOML to what the simulator runs."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from appliance.config import Config, RouterConfig, Section, SloConfig
+from appliance.costs import closed, huggingface
+from appliance.costs.gpus import Gpu, gpu
+from appliance.costs.roofline import Roofline
+from appliance.costs.shape import ModelShape
+from appliance.errors import ConfigError
+from appliance.records import Role
+from appliance.simulator.leg import Settings
+from appliance.simulator.node import Plan
+from appliance.simulator.physics import RooflineCost
+from appliance.simulator.traffic import Traffic
+from appliance.supervisor.topology import Place, parse
+
+_BLOCK_TOKENS: Final = 16
+
+
+class Hardware(Section, frozen=True, kw_only=True):
+    gpu: str = "h100"  # costs.gpus' names
+    gpus: int = 8
+
+
+class Model(Section, frozen=True, kw_only=True):
+    config: str  # a config.json, or a directory with one; relative to the scenario
+    name: str = ""
+
+
+class RoleSettings(Section, frozen=True, kw_only=True):
+    max_batched_tokens: int = 8192
+    max_running: int = 256
+
+
+class Engines(Section, frozen=True, kw_only=True):
+    memory_fraction: float = 0.9
+    max_model_len: int = 32_768
+    prefill: RoleSettings = RoleSettings()
+    decode: RoleSettings = RoleSettings(max_batched_tokens=2048)
+    both: RoleSettings = RoleSettings()
+
+
+class Scenario(Section, frozen=True, kw_only=True):
+    """The whole file."""
+
+    title: str = ""
+    seed: int = 1
+    duration_s: float = 300.0
+    warmup_s: float = 30.0  # not counted
+    layout: str = "1p1d"
+    compare: tuple[str, ...] = ()  # other layouts, for the same traffic
+    hardware: Hardware = Hardware()
+    model: Model
+    engine: Engines = Engines()
+    traffic: Traffic = Traffic()
+    slo: SloConfig = SloConfig()
+    router: RouterConfig = RouterConfig()
+
+
+class Loaded(msgspec.Struct, frozen=True):
+    """A scenario, and what its paths are relative to."""
+
+    scenario: Scenario
+    directory: Path
+
+
+def load(path: Path) -> Loaded:
+    """Raises ``ConfigError`` that names the file, what is wrong in it, and what would be right."""
+    try:
+        values: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+        return Loaded(msgspec.convert(values, Scenario), path.parent)
+    except OSError as error:
+        raise ConfigError(f"scenario {path} can't be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"scenario {path} is not valid TOML: {error}") from error
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"scenario {path}: {error}") from error
+
+
+def config(scenario: Scenario) -> Config:
+    """What the real parts of the node are configured with."""
+    return Config(slo=scenario.slo, router=scenario.router)
+
+
+def plans(loaded: Loaded, layout: str) -> list[Plan]:
+    """The engines of a layout. Raises ``ConfigError`` where they need more GPUs than there are, or the model does not fit."""
+    scenario = loaded.scenario
+    hardware, places = gpu(scenario.hardware.gpu), parse(layout).places
+    needed = sum(place.tensor_parallel for place in places)
+    if needed > scenario.hardware.gpus:
+        raise ConfigError(f"layout {layout} needs {needed} GPUs and hardware.gpus is {scenario.hardware.gpus}")
+    shape = huggingface.read(loaded.directory / scenario.model.config, name=scenario.model.name or None)
+    return [_plan(scenario, shape, hardware, place) for place in places]
+
+
+def link_bytes_s(loaded: Loaded, layout: str) -> float:
+    """Between two engines of a layout: their ranks copy side by side."""
+    hardware = gpu(loaded.scenario.hardware.gpu)
+    lanes = min(place.tensor_parallel for place in parse(layout).places)
+    link = closed.nvlink(hardware, lanes)
+    return link.bytes_s * link.reached * link.lanes
+
+
+def _plan(scenario: Scenario, shape: ModelShape, hardware: Gpu, place: Place) -> Plan:
+    engines, tp = scenario.engine, place.tensor_parallel
+    role = {Role.PREFILL: engines.prefill, Role.DECODE: engines.decode, Role.BOTH: engines.both}[place.role]
+    tokens = closed.kv_capacity_tokens(shape, hardware, tp, engines.memory_fraction)
+    settings = Settings(
+        max_batched_tokens=role.max_batched_tokens,
+        max_running=role.max_running,
+        kv_blocks=tokens // _BLOCK_TOKENS,
+        block_tokens=_BLOCK_TOKENS,
+        max_model_len=engines.max_model_len,
+        block_bytes=int(closed.handoff_bytes(shape, _BLOCK_TOKENS, tp)),
+    )
+    return Plan(name=place.name, role=place.role, settings=settings, cost=RooflineCost(Roofline(shape, hardware, tp)))

@@ -1,0 +1,176 @@
+"""What clients ask of a simulated node, and when. Seeded: the same description gives the same requests.
+
+Lengths are lognormal within bounds. The named kinds are fitted (mean and standard deviation of the logarithms) to an hour of two production
+services: Azure Public Dataset, AzureLLMInferenceTrace 2023 (used in Splitwise, ISCA '24). A trace file of either format below can be
+replayed whole instead.
+"""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import json
+import math
+import random
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from appliance.errors import ConfigError
+from appliance.simulator.node import Asked
+
+MOONCAKE_BLOCK_TOKENS: Final = 512
+
+
+class Lengths(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Lognormal: ``median`` tokens, ``sigma`` of the logarithm (0: all alike), within ``least`` and ``most``."""
+
+    median: float
+    sigma: float = 0.0
+    least: int = 1
+    most: int = 1_000_000
+
+    def draw(self, chance: random.Random) -> int:
+        return round(min(max(self.median * math.exp(chance.gauss(0, self.sigma)), self.least), self.most))
+
+
+FITTED: Final = {
+    "azure-conversation": (
+        Lengths(median=760, sigma=0.985, least=2, most=14_000),
+        Lengths(median=151, sigma=0.859, least=1, most=1_000),
+    ),
+    "azure-code": (
+        Lengths(median=1095, sigma=1.36, least=3, most=7_500),
+        Lengths(median=16, sigma=0.847, least=1, most=2_000),
+    ),
+}
+"""Prompts and answers, by name."""
+
+
+class Traffic(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Requests per second and their lengths; or a trace, which has both."""
+
+    rate: float = 1.0  # requests per second, on average
+    burstiness: float = 1.0  # coefficient of variation of the gaps; 1: Poisson
+    swing: float = 0.0  # share by which the rate goes up and down over a ``period_s``
+    period_s: float = 86_400.0
+    kind: str = ""  # one of FITTED
+    prompt: Lengths = Lengths(median=1000)
+    output: Lengths = Lengths(median=200)
+    turns: int = 1  # of each conversation; each turn's prompt is all that was said before, and a new one
+    pause_s: float = 5.0  # before the next turn, after the answer would have been read
+    clients: int = 16  # that take turns in asking
+    trace: str = ""  # a file; see ``replay``
+    speed: float = 1.0  # of a trace
+
+    def lengths(self) -> tuple[Lengths, Lengths]:
+        if not self.kind:
+            return self.prompt, self.output
+        if self.kind not in FITTED:
+            raise ConfigError(f"traffic.kind {self.kind!r} is not one: there are {', '.join(FITTED)}")
+        return FITTED[self.kind]
+
+
+Arrival = tuple[float, Asked]
+"""Seconds from the beginning, and what is asked."""
+
+
+def arrivals(traffic: Traffic, seed: int, duration_s: float, block_tokens: int, directory: Path) -> Iterator[Arrival]:
+    """In order of time. ``directory`` is what a trace's path is relative to. Raises ``ConfigError``."""
+    if traffic.trace:
+        return replay(directory / traffic.trace, traffic.speed, duration_s, block_tokens)
+    return iter(sorted(_made(traffic, seed, duration_s, block_tokens), key=lambda arrival: arrival[0]))
+
+
+def _made(traffic: Traffic, seed: int, duration_s: float, block_tokens: int) -> Iterator[Arrival]:
+    chance = random.Random(f"traffic {seed}")
+    prompt, output = traffic.lengths()
+    for number, at_s in enumerate(_times(traffic, chance, duration_s)):
+        client = f"client {number % traffic.clients}"
+        yield from _conversation(traffic, (prompt, output), chance, at_s, duration_s, number, client, block_tokens)
+
+
+def _times(traffic: Traffic, chance: random.Random, duration_s: float) -> Iterator[float]:
+    """When conversations begin. Gaps are of a gamma distribution, stretched by the present rate."""
+    shape = 1 / traffic.burstiness**2
+    mean_s = traffic.turns / traffic.rate
+    now_s = 0.0
+    while True:
+        wave = 1 + traffic.swing * math.sin(2 * math.pi * now_s / traffic.period_s)
+        now_s += chance.gammavariate(shape, mean_s / shape) / max(wave, 0.01)
+        if now_s >= duration_s:
+            return
+        yield now_s
+
+
+def _conversation(
+    traffic: Traffic,
+    lengths: tuple[Lengths, Lengths],
+    chance: random.Random,
+    at_s: float,
+    duration_s: float,
+    number: int,
+    client: str,
+    block_tokens: int,
+) -> Iterator[Arrival]:
+    before = 0
+    for _ in range(traffic.turns):
+        prompt, output = before + lengths[0].draw(chance), lengths[1].draw(chance)
+        digests = _own_digests(number, (prompt + output) // block_tokens) if traffic.turns > 1 else ()
+        yield at_s, Asked(prompt_tokens=prompt, output_tokens=output, digests=digests, client=client)
+        before = prompt + output
+        at_s += traffic.pause_s + chance.expovariate(1 / traffic.pause_s)
+        if at_s >= duration_s:
+            return
+
+
+def _own_digests(conversation: int, blocks: int) -> tuple[int, ...]:
+    return tuple(range(conversation << 32, (conversation << 32) + blocks))
+
+
+def replay(path: Path, speed: float, duration_s: float, block_tokens: int) -> Iterator[Arrival]:
+    """A published trace, or one of the owner's in the same form.
+
+    ``.csv``: ``TIMESTAMP,ContextTokens,GeneratedTokens`` (Azure). ``.jsonl``: ``timestamp`` in ms, ``input_length``, ``output_length`` and
+    ``hash_ids``, one for each 512 tokens (Mooncake, FAST '25). Raises ``ConfigError`` for what can't be read.
+    """
+    try:
+        with path.open(newline="") as file:
+            rows = _csv_rows(file) if path.suffix == ".csv" else _jsonl_rows(file, block_tokens)
+            yield from _in_time(rows, speed, duration_s)
+    except OSError as error:
+        raise ConfigError(f"traffic.trace: {path} can't be read: {error.strerror}") from error
+    except (KeyError, ValueError, TypeError) as error:
+        form = "TIMESTAMP,ContextTokens,GeneratedTokens" if path.suffix == ".csv" else "timestamp, input_length, …"
+        raise ConfigError(f"traffic.trace: {path} is not of the form {form}: {error!r}") from error
+
+
+def _in_time(rows: Iterable[Arrival], speed: float, duration_s: float) -> Iterator[Arrival]:
+    first_s: float | None = None
+    for at_s, asked in rows:
+        first_s = at_s if first_s is None else first_s
+        if (at_s - first_s) / speed >= duration_s:
+            return
+        yield (at_s - first_s) / speed, asked
+
+
+def _csv_rows(file: Iterable[str]) -> Iterator[Arrival]:
+    for row in csv.DictReader(file):
+        at_s = datetime.datetime.fromisoformat(row["TIMESTAMP"][:26]).replace(tzinfo=datetime.UTC).timestamp()
+        yield at_s, Asked(prompt_tokens=int(row["ContextTokens"]), output_tokens=max(1, int(row["GeneratedTokens"])))
+
+
+def _jsonl_rows(file: Iterable[str], block_tokens: int) -> Iterator[Arrival]:
+    per = MOONCAKE_BLOCK_TOKENS // block_tokens
+    for line in file:
+        row = json.loads(line)
+        digests = tuple(block * per + place for block in row["hash_ids"] for place in range(per))
+        prompt = max(1, int(row["input_length"]))
+        asked = Asked(
+            prompt_tokens=prompt,
+            output_tokens=max(1, int(row["output_length"])),
+            digests=digests[: prompt // block_tokens],
+        )
+        yield row["timestamp"] / 1000, asked

@@ -1,0 +1,252 @@
+"""Models from their ``config.json``, against what their makers say of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from appliance.costs.formats import Format
+from appliance.costs.huggingface import read
+from appliance.costs.shape import Kind, ModelShape
+from appliance.errors import ConfigError
+
+CONFIGS = Path(__file__).parent / "configs"
+
+
+def config(model: str, **changes: Any) -> dict[str, Any]:
+    """Of that model, changed; ``None`` takes a key away."""
+    found = {**json.loads((CONFIGS / model / "config.json").read_text()), **changes}
+    return {key: value for key, value in found.items() if value is not None}
+
+
+@pytest.mark.parametrize(
+    ("model", "billions"),
+    [
+        ("llama-2-7b", 6.738),
+        ("llama-3.1-8b", 8.030),
+        ("llama-3.3-70b", 70.554),
+        ("llama-3.1-405b", 405.853),
+        ("mistral-7b-v0.1", 7.242),
+        ("mistral-7b-v0.3", 7.248),
+        ("mixtral-8x7b", 46.703),
+        ("qwen3-30b-a3b", 30.532),
+        ("qwen3-235b-a22b", 235.094),
+        ("gpt-oss-20b", 20.91),  # model card, arXiv:2508.10925, table 1
+        ("gpt-oss-120b", 116.83),
+        ("deepseek-v3", 671.03),
+        ("gemma-2-9b", 9.241),
+        ("gemma-3-27b", 27.016),  # arXiv:2503.19786, table 1: 1,416 M of embedding and 25,600 M of the rest
+        ("opt-13b", 12.853),
+        ("bloom-176b", 176.247),
+    ],
+)
+def test_parameters_are_those_published(model: str, billions: float) -> None:
+    assert read(CONFIGS / model).parameters / 1e9 == pytest.approx(billions, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("model", "billions", "with_embedding"),
+    [
+        ("gpt-oss-20b", 3.61, False),  # its card counts the head and not the embedding
+        ("gpt-oss-120b", 5.13, False),
+        ("mixtral-8x7b", 12.9, True),  # the others count both
+        ("qwen3-30b-a3b", 3.3, True),
+        ("qwen3-235b-a22b", 22.0, True),
+        ("deepseek-v3", 37.0, True),
+    ],
+)
+def test_active_parameters_are_those_published(model: str, billions: float, with_embedding: bool) -> None:
+    shape = read(CONFIGS / model)
+    active = shape.active_parameters + with_embedding * shape.vocabulary * shape.hidden
+    assert active / 1e9 == pytest.approx(billions, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        ("llama-3.1-8b", 128 << 10),
+        ("llama-3.3-70b", 320 << 10),
+        ("llama-3.1-405b", 516_096),  # arXiv:2505.09343, table 1
+        ("deepseek-v3", 70_272),  # the same: 576 numbers in each of 61 layers
+        ("opt-13b", 800 << 10),  # vLLM, arXiv:2309.06180, section 3
+        ("qwen3-30b-a3b", 96 << 10),
+        ("llama-3.3-70b-fp8", 160 << 10),
+    ],
+)
+def test_kv_per_token_is_that_published(model: str, expected: int) -> None:
+    assert read(CONFIGS / model).kv_bytes_per_token() == expected
+
+
+def test_sliding_layers_keep_their_window() -> None:
+    shape = read(CONFIGS / "gpt-oss-120b")
+    layer = 2 * 8 * 64 * 2
+    assert (shape.sliding_layers, shape.full_layers, shape.window) == (18, 18, 128)
+    assert shape.kv_bytes(100) == 36 * 100 * layer
+    assert shape.kv_bytes(10_000) == 18 * (10_000 + 128) * layer
+
+
+@pytest.mark.parametrize(
+    ("model", "sliding", "window"),
+    [
+        ("gemma-2-9b", 21, 4096),
+        ("gemma-3-27b", 52, 1024),
+        ("mistral-7b-v0.1", 32, 4096),
+        ("mistral-7b-v0.3", 0, 0),
+        ("qwen3-30b-a3b", 0, 0),
+    ],
+)
+def test_windows_of_other_families(model: str, sliding: int, window: int) -> None:
+    shape = read(CONFIGS / model)
+    assert (shape.sliding_layers, shape.window) == (sliding, window)
+
+
+def test_a_window_that_is_not_used_is_none() -> None:
+    assert read(config("mistral-7b-v0.1", model_type="qwen2", use_sliding_window=False)).sliding_layers == 0
+
+
+@pytest.mark.parametrize(("model", "gibibytes"), [("gpt-oss-120b", 60.8), ("gpt-oss-20b", 12.8)])
+def test_weights_are_as_large_as_the_checkpoint(model: str, gibibytes: float) -> None:
+    """arXiv:2508.10925, table 1."""
+    assert read(CONFIGS / model).weight_bytes() / 2**30 == pytest.approx(gibibytes, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("model", "width"), [("llama-3.3-70b", 2.0), ("llama-3.3-70b-fp8", 1.0), ("llama-3.3-70b-nvfp4", 4.5 / 8)]
+)
+def test_embedding_and_head_stay_wide(model: str, width: float) -> None:
+    shape = read(CONFIGS / model)
+    ends, norms = 2 * 128_256 * 8192, shape.extra_parameters
+    assert shape.weight_bytes() == (shape.parameters - ends - norms) * width + 2 * ends
+
+
+def by_kind(shape: ModelShape, tp: int = 1) -> dict[Kind, Format]:
+    return {part.kind: part.format for part in shape.parts(tp)}
+
+
+def test_only_what_is_quantized_is_small() -> None:
+    oss, r1 = by_kind(read(CONFIGS / "gpt-oss-120b")), by_kind(read(CONFIGS / "deepseek-r1-nvfp4"))
+    assert (oss[Kind.EXPERTS], oss[Kind.ATTENTION], oss[Kind.HEAD]) == (Format.MXFP4, Format.BF16, Format.BF16)
+    assert (r1[Kind.EXPERTS], r1[Kind.SHARED], r1[Kind.ATTENTION]) == (Format.NVFP4, Format.NVFP4, Format.BF16)
+    assert by_kind(read(CONFIGS / "qwen3-30b-a3b-nvfp4"))[Kind.EXPERTS] is Format.NVFP4
+
+
+@pytest.mark.parametrize(
+    ("quantization", "expected"),
+    [
+        ({"quant_method": "awq", "bits": 4}, Format.INT4),
+        ({"quant_method": "gptq", "bits": 8}, Format.INT8),
+        (
+            {
+                "quant_method": "compressed-tensors",
+                "config_groups": {"g": {"weights": {"num_bits": 8, "type": "float"}}},
+            },
+            Format.FP8,
+        ),
+        (
+            {
+                "quant_method": "compressed-tensors",
+                "config_groups": {"g": {"weights": {"num_bits": 4, "type": "float"}}},
+            },
+            Format.NVFP4,
+        ),
+    ],
+)
+def test_other_ways_to_quantize(quantization: dict[str, Any], expected: Format) -> None:
+    assert read(config("llama-3.1-8b", quantization_config=quantization)).dense_format is expected
+
+
+@pytest.mark.parametrize(
+    ("ignored", "wide"),
+    [
+        ("re:.*self_attn.*", {Kind.ATTENTION}),
+        ("model.layers.*.mlp.experts", {Kind.EXPERTS}),
+        ("model.layers.3.mlp.shared_experts.gate_proj", {Kind.SHARED}),
+        ("model.layers.0.mlp.down_proj", {Kind.DENSE}),
+        ("model.layers.4.mlp.gate", set()),  # the router, which is wide anyway
+    ],
+)
+def test_what_is_left_out_stays_wide(ignored: str, wide: set[Kind]) -> None:
+    quantization = {"quant_method": "modelopt", "quant_algo": "NVFP4", "ignore": ["lm_head", ignored]}
+    kinds = by_kind(read(config("deepseek-v3", quantization_config=quantization)))
+    always = {Kind.ROUTER, Kind.HEAD, Kind.EMBEDDING}
+    assert {kind for kind, stored in kinds.items() if stored is Format.BF16} == wide | always
+
+
+@pytest.mark.parametrize(
+    "quantization", [{"quant_method": "bitnet"}, {"quant_method": "gptq", "bits": 3}, {"quant_method": "modelopt"}]
+)
+def test_a_way_that_is_not_known_is_refused(quantization: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"quantization_config .* known are"):
+        read(config("llama-3.1-8b", quantization_config=quantization))
+
+
+def test_the_engine_may_keep_kv_otherwise() -> None:
+    shape = read(CONFIGS / "llama-3.1-8b", kv_format=Format.FP8)
+    assert shape.kv_bytes_per_token() == 64 << 10
+
+
+def test_tensor_parallelism_shares_weights_and_copies_kv_heads() -> None:
+    """Qwen3 has 4 KV heads: on 8 ranks each is there twice, with its weights."""
+    shape = read(CONFIGS / "qwen3-30b-a3b")
+    assert shape.weight_bytes(4) == pytest.approx(shape.weight_bytes() / 4, rel=0.01)
+    assert shape.weight_bytes(8) > shape.weight_bytes() / 8
+    assert [shape.kv_bytes_per_token(tp) for tp in (1, 4, 8)] == [96 << 10, 24 << 10, 24 << 10]
+
+
+def test_a_latent_kv_is_whole_on_every_rank() -> None:
+    shape = read(CONFIGS / "deepseek-v3")
+    assert shape.kv_bytes_per_token(8) == shape.kv_bytes_per_token(1) == 70_272
+
+
+@pytest.mark.parametrize(("model", "tp"), [("llama-3.1-8b", 3), ("opt-13b", 16), ("llama-3.1-8b", 0)])
+def test_ranks_that_heads_can_not_be_shared_by_are_refused(model: str, tp: int) -> None:
+    with pytest.raises(ConfigError, match=rf"heads, which {tp} ranks can't share; possible are 1, 2"):
+        read(CONFIGS / model).weight_bytes(tp)
+
+
+@pytest.mark.parametrize(
+    "key", ["hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "intermediate_size"]
+)
+def test_a_missing_key_is_named(key: str) -> None:
+    with pytest.raises(ConfigError, match=rf"of mine has no {key}.*a whole number above 0 would be right"):
+        read(config("llama-3.1-8b", **{key: None}), name="mine")
+
+
+def test_a_missing_key_of_an_expert_is_named() -> None:
+    with pytest.raises(ConfigError, match="no moe_intermediate_size"):
+        read(config("qwen3-30b-a3b", moe_intermediate_size=None))
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"layer_types": ["linear_attention"] * 32}, "linear_attention"),
+        ({"interleave_moe_layer_step": 2}, "interleave_moe_layer_step"),
+        ({"attention_chunk_size": 8192}, "attention_chunk_size"),
+    ],
+)
+def test_attention_of_another_kind_is_refused(change: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigError, match=f"{named}, which is not covered"):
+        read(config("llama-3.1-8b", **change))
+
+
+def test_some_layers_may_be_dense() -> None:
+    shape = read(config("qwen3-30b-a3b", mlp_only_layers=[0, 1], decoder_sparse_step=1))
+    assert (shape.dense_layers, shape.moe_layers, shape.dense_size) == (2, 46, 6144)
+    assert read(config("qwen3-30b-a3b", decoder_sparse_step=2)).moe_layers == 24
+
+
+def test_a_file_that_is_none_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("no JSON")
+    with pytest.raises(ConfigError, match=r"config\.json can't be read"):
+        read(tmp_path)
+    with pytest.raises(ConfigError, match=r"nowhere can't be read"):
+        read(tmp_path / "nowhere")
+
+
+def test_a_model_is_named_after_its_directory() -> None:
+    assert read(CONFIGS / "llama-3.1-8b").name == read(CONFIGS / "llama-3.1-8b" / "config.json").name == "llama-3.1-8b"
+    assert read(config("llama-3.1-8b")).name == "llama"

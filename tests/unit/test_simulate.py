@@ -1,0 +1,170 @@
+"""Scenarios, traffic, and the command that runs them."""
+
+from __future__ import annotations
+
+import json
+import random
+import statistics
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from appliance.cli import app
+from appliance.cli.simulate import plot
+from appliance.errors import ConfigError
+from appliance.simulator.report import Result, run
+from appliance.simulator.scenario import load, plans
+from appliance.simulator.traffic import FITTED, Lengths, Traffic, arrivals
+
+EXAMPLES = Path(__file__).parents[2] / "examples" / "scenarios"
+HERE = Path(".")
+
+
+def made(traffic: Traffic, duration_s: float = 1000.0, seed: int = 1) -> list[tuple[float, int, int]]:
+    return [(at_s, one.prompt_tokens, one.output_tokens) for at_s, one in arrivals(traffic, seed, duration_s, 16, HERE)]
+
+
+def test_traffic_has_its_rate_and_is_the_same_for_the_same_seed() -> None:
+    traffic = Traffic(rate=5.0)
+    times = [at_s for at_s, *_ in made(traffic)]
+    assert len(times) == pytest.approx(5000, rel=0.05)
+    assert times == sorted(times)
+    assert made(traffic) == made(traffic)
+    assert made(traffic) != made(traffic, seed=2)
+
+
+@pytest.mark.parametrize("burstiness", [0.3, 1.0, 3.0])
+def test_gaps_are_as_bursty_as_is_asked_for(burstiness: float) -> None:
+    times = [at_s for at_s, *_ in made(Traffic(rate=10, burstiness=burstiness), 2000)]
+    gaps = [later - earlier for earlier, later in pairwise(times)]
+    assert statistics.pstdev(gaps) / statistics.mean(gaps) == pytest.approx(burstiness, rel=0.1)
+
+
+def test_a_swing_is_more_by_day_than_by_night() -> None:
+    times = [at_s for at_s, *_ in made(Traffic(rate=10, swing=0.8, period_s=1000.0))]
+    day = sum(1 for at_s in times if at_s < 500)
+    assert day / (len(times) - day) == pytest.approx((1 + 0.8 * 2 / 3.14159) / (1 - 0.8 * 2 / 3.14159), rel=0.15)
+
+
+@pytest.mark.parametrize(("kind", "prompt", "output"), [("azure-conversation", 760, 151), ("azure-code", 1095, 16)])
+def test_fitted_lengths_have_their_medians(kind: str, prompt: float, output: float) -> None:
+    rows = made(Traffic(rate=20, kind=kind))
+    assert statistics.median(row[1] for row in rows) == pytest.approx(prompt, rel=0.1)
+    assert statistics.median(row[2] for row in rows) == pytest.approx(output, rel=0.1)
+    assert set(FITTED) == {"azure-conversation", "azure-code"}
+
+
+def test_lengths_keep_to_their_bounds() -> None:
+    chance = random.Random(1)
+    drawn = [Lengths(median=100, sigma=2.0, least=10, most=500).draw(chance) for _ in range(2000)]
+    assert (min(drawn), max(drawn)) == (10, 500)
+
+
+def test_a_conversations_turns_begin_with_all_that_was_said_before() -> None:
+    traffic = Traffic(rate=0.2, turns=4, prompt=Lengths(median=160), output=Lengths(median=32), pause_s=1.0)
+    by_conversation: dict[int, list[tuple[int, tuple[int, ...]]]] = {}
+    for _, one in arrivals(traffic, 1, 500, 16, HERE):
+        by_conversation.setdefault(one.digests[0] >> 32, []).append((one.prompt_tokens, one.digests))
+    whole = [turns for turns in by_conversation.values() if len(turns) == 4]
+    assert whole
+    for turns in whole:
+        assert [tokens for tokens, _ in turns] == [160, 352, 544, 736]
+        assert turns[3][1][: len(turns[2][1])] == turns[2][1]
+
+
+def test_traces_of_both_forms_are_replayed(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(
+        "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46.6805900,374,44\n2023-11-16 18:15:48.6805900,396,109\n"
+    )
+    rows = list(arrivals(Traffic(trace="a.csv", speed=2.0), 1, 100, 16, tmp_path))
+    assert [(at_s, one.prompt_tokens, one.output_tokens) for at_s, one in rows] == [(0.0, 374, 44), (1.0, 396, 109)]
+    (tmp_path / "b.jsonl").write_text(
+        '{"timestamp": 500, "input_length": 700, "output_length": 5, "hash_ids": [0, 7]}\n'
+        '{"timestamp": 900, "input_length": 600, "output_length": 5, "hash_ids": [0, 8]}\n'
+    )
+    (_, first), (at_s, second) = arrivals(Traffic(trace="b.jsonl"), 1, 100, 16, tmp_path)
+    assert at_s == pytest.approx(0.4)
+    assert len(first.digests) == 700 // 16
+    assert first.digests[:32] == second.digests[:32]
+    assert not set(first.digests[32:]) & set(second.digests)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("no.csv", None, "can't be read"),
+        ("a.csv", "time,tokens\n1,2\n", "not of the form TIMESTAMP,ContextTokens,GeneratedTokens"),
+        ("a.jsonl", '{"timestamp": 1}\n', "not of the form timestamp"),
+        ("a.jsonl", "rubbish\n", "not of the form"),
+    ],
+)
+def test_a_trace_that_is_none(tmp_path: Path, name: str, text: str | None, says: str) -> None:
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(ConfigError, match=says):
+        list(arrivals(Traffic(trace=name), 1, 100, 16, tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[model", "not valid TOML"),
+        ("", "missing required field `model`"),
+        ('[model]\nconfig = "x"\n[traffic]\nspeeed = 1', "unknown field `speeed`"),
+        ('[model]\nconfig = "x"\nlayout = 3', "unknown field `layout`"),
+    ],
+)
+def test_a_scenario_that_is_wrong_says_where(tmp_path: Path, text: str, says: str) -> None:
+    path = tmp_path / "s.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=says):
+        load(path)
+
+
+def test_a_layout_that_the_node_has_not_enough_gpus_for() -> None:
+    with pytest.raises(ConfigError, match=r"needs 16 GPUs and hardware\.gpus is 8"):
+        plans(load(EXAMPLES / "gpt-oss-120b-8xh100.toml"), "2b@tp8")
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.toml")), ids=lambda path: path.stem)
+def test_every_example_runs_and_is_the_same_each_time(path: Path) -> None:
+    loaded = load(path)
+    short = type(loaded)(
+        type(loaded.scenario)(**{**_fields(loaded.scenario), "duration_s": 20.0, "warmup_s": 5.0}), loaded.directory
+    )
+    results = [run(short, short.scenario.layout) for _ in range(2)]
+    assert results[0] == results[1]
+    assert results[0].requests > 5
+    assert results[0].ttft_p50_s is not None
+    assert 0 < results[0].ttft_p50_s <= (results[0].ttft_p99_s or 0)
+
+
+def _fields(scenario: object) -> dict[str, object]:
+    return {name: getattr(scenario, name) for name in scenario.__struct_fields__}  # type: ignore[attr-defined]
+
+
+def test_the_command_prints_a_table_that_says_simulated() -> None:
+    path = str(EXAMPLES / "llama-3.3-70b-nvfp4-b200.toml")
+    done = CliRunner().invoke(
+        app, ["simulate", "--scenario", path, "--duration", "20", "--layout", "1p1d"], env={"COLUMNS": "160"}
+    )
+    assert done.exit_code == 0, done.output
+    assert "SIMULATED" in done.output
+    assert "1p1d" in done.output
+    assert "TTFT p50 over time" in done.output
+
+
+def test_and_json() -> None:
+    path = str(EXAMPLES / "llama-3.3-70b-nvfp4-b200.toml")
+    done = CliRunner().invoke(app, ["simulate", "--scenario", path, "--duration", "20", "--json", "--seed", "3"])
+    body = json.loads(done.stdout)
+    assert body["simulated"] is True
+    assert [result["layout"] for result in body["results"]] == ["1p1d", "2b", "1b@tp2"]
+
+
+def test_nothing_answered_is_no_picture() -> None:
+    bare = dict.fromkeys(Result.__struct_fields__, 0)
+    empty = Result(**{**bare, "layout": "1b", "busy": {}, "ttft_by_time": (None, None)})  # type: ignore[arg-type]
+    assert "no request was answered" in plot(empty)

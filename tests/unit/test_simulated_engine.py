@@ -1,0 +1,231 @@
+"""A simulated engine: what vLLM's scheduler would do, step by step, and nothing lost whatever happens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from appliance.channel import HandoffEnded, LeaseEnded, LeaseGranted, Scheduled, Step, Up
+from appliance.simulator.clock import VirtualClock
+from appliance.simulator.engine import Engine
+from appliance.simulator.fabric import Fabric
+from appliance.simulator.leg import Ask, Offer, Outcome, Settings, Work
+from appliance.simulator.physics import Physics
+
+MS = 1_000_000
+
+
+class Linear:
+    """10 ms, and 1 ms for each token."""
+
+    def step_s(self, work: Work) -> float:
+        return 0.010 + 0.001 * (work.prompt_tokens + work.decodes)
+
+
+class Bench:
+    """Two engines, e0 and e1, with a link of 1 MB/s between them, and all that they say."""
+
+    def __init__(self, **fields: Any) -> None:
+        self.clock = VirtualClock()
+        self.said: list[tuple[str, Up]] = []
+        self.outcomes: list[Outcome] = []
+        fabric = Fabric(self.clock, bytes_s=1e6)
+        fields = {
+            "max_batched_tokens": 32,
+            "max_running": 4,
+            "kv_blocks": 20,
+            "block_tokens": 4,
+            "block_bytes": 1000,
+            **fields,
+        }
+        self.engines: dict[str, Engine] = {}
+        for name in ("e0", "e1"):
+            physics = Physics(Linear(), name, quiet=True)
+            engine = Engine(
+                name, Settings(**fields), self.clock, physics, fabric,
+                lambda message, name=name: self.said.append((name, message)), self.outcomes.append,
+            )  # fmt: skip
+            fabric.add(engine, physics)
+            self.engines[name] = engine
+
+    def submit(
+        self, engine: str = "e0", key: str = "a", phase: str = "whole", prompt: int = 8, output: int = 3, **more: Any
+    ) -> None:
+        self.engines[engine].submit(Ask(key=key, phase=phase, prompt_tokens=prompt, output_tokens=output, **more))
+
+    def run(self, ms: int = 100_000) -> None:
+        self.clock.run(self.clock.now_ns + ms * MS)
+
+    def of(self, kind: type[Any], engine: str = "e0") -> list[Any]:
+        return [message for name, message in self.said if name == engine and isinstance(message, kind)]
+
+    def steps(self, engine: str = "e0") -> list[tuple[int, int, float]]:
+        """Prompt tokens, decodes, and duration in ms, of each."""
+        return [(s.prompt_tokens, s.decode_tokens, (s.end_ns - s.start_ns) / MS) for s in self.of(Step, engine)]
+
+
+def test_a_request_is_a_prefill_and_then_a_step_per_token() -> None:
+    bench = Bench()
+    bench.submit(prompt=8, output=3)
+    bench.run()
+    assert bench.steps() == [(8, 0, 18.0), (0, 1, 11.0), (0, 1, 11.0)]
+    [outcome] = bench.outcomes
+    assert outcome.first_token_ns is not None
+    assert (outcome.ended_ns - outcome.first_token_ns) / MS == 22.0
+    assert bench.engines["e0"].blocks.free == 20
+
+
+def test_a_long_prompt_is_cut_by_the_budget_and_those_that_decode_come_first() -> None:
+    bench = Bench()
+    bench.submit(key="a", prompt=4, output=9)
+    bench.run(10)
+    bench.submit(key="b", prompt=40, output=1)
+    bench.run()
+    assert [step[:2] for step in bench.steps()][:3] == [(4, 0), (31, 1), (9, 1)]
+
+
+def test_no_more_run_at_once_than_there_are_places() -> None:
+    bench = Bench(max_running=2)
+    for key in "abc":
+        bench.submit(key=key, prompt=4, output=5)
+    bench.run()
+    assert max(step.running for step in bench.of(Step)) == 2
+    assert len(bench.outcomes) == 3
+
+
+def test_what_the_cache_has_is_not_computed_again() -> None:
+    bench = Bench()
+    digests = (1, 2, 3, 4)
+    bench.submit(key="a", prompt=16, output=1, digests=digests)
+    bench.run()
+    bench.submit(key="b", prompt=16, output=1, digests=digests)
+    bench.run()
+    assert [step[0] for step in bench.steps()] == [16, 4], "the last block holds the token that is computed in any case"
+    assert bench.of(Step)[-1].prefix_hits == 12
+
+
+def test_where_blocks_run_out_the_last_one_is_preempted_and_computed_again() -> None:
+    bench = Bench(kv_blocks=6)
+    bench.submit(key="a", prompt=8, output=12)
+    bench.submit(key="b", prompt=8, output=12)
+    bench.run()
+    assert {outcome.ask.key for outcome in bench.outcomes} == {"a", "b"}
+    assert bench.of(Step)[-1].preemptions > 0
+    assert [outcome.ask.key for outcome in bench.outcomes] == ["a", "b"]
+    assert bench.engines["e0"].blocks.free == 6
+
+
+def hand_over(bench: Bench, **more: Any) -> Offer:
+    bench.submit("e0", "a", "prefill", prompt=16, output=1, **more)
+    bench.run(30)
+    offer = bench.outcomes.pop().offer
+    assert offer is not None
+    return offer
+
+
+def test_kv_is_handed_over_and_its_blocks_go_back() -> None:
+    bench = Bench()
+    offer = hand_over(bench)
+    assert (offer.tokens, offer.blocks, bench.engines["e0"].blocks.free) == (16, 4, 16)
+    bench.submit("e1", "a", "decode", prompt=16, output=2, offer=offer)
+    bench.run(200)
+    [handoff] = bench.of(HandoffEnded, "e1")
+    assert (handoff.ok, handoff.bytes) == (True, 4000)
+    assert (handoff.end_ns - handoff.start_ns) / MS == 4.05, "4 kB at 1 MB/s, and what each costs whatever its size"
+    assert bench.steps("e1") == [(1, 0, 11.0), (0, 1, 11.0)], (
+        "the last token of the prompt is computed where it is decoded"
+    )
+    bench.engines["e0"].release("a", "released")
+    assert bench.engines["e0"].blocks.free == bench.engines["e1"].blocks.free == 20
+    assert [message.reason for message in bench.of(LeaseEnded)] == ["released"]
+
+
+def test_a_lease_that_has_expired_is_computed_again() -> None:
+    bench = Bench()
+    offer = hand_over(bench, ttl_s=0.001)
+    bench.run(50)
+    assert [message.reason for message in bench.of(LeaseEnded)] == ["expired"]
+    bench.submit("e1", "a", "decode", prompt=16, output=2, offer=offer)
+    bench.run()
+    [handoff] = bench.of(HandoffEnded, "e1")
+    assert (handoff.ok, handoff.error) == (False, "e0 no longer holds a")
+    assert bench.steps("e1")[0][0] == 16
+
+
+def test_a_lease_counts_its_consumers() -> None:
+    bench = Bench()
+    hand_over(bench, consumers=2)
+    bench.engines["e0"].release("a", "released")
+    assert bench.of(LeaseEnded) == []
+    bench.engines["e0"].release("a", "released")
+    assert len(bench.of(LeaseEnded)) == 1
+
+
+def test_an_engine_that_dies_takes_everything_with_it_and_says_so() -> None:
+    bench = Bench()
+    offer = hand_over(bench)
+    bench.submit("e0", "b", prompt=8, output=50)
+    bench.run(25)
+    bench.engines["e0"].die()
+    assert [(outcome.ask.key, outcome.lost) for outcome in bench.outcomes] == [("b", True)]
+    bench.submit("e1", "a", "decode", prompt=16, output=2, offer=offer)
+    bench.run()
+    assert not bench.of(HandoffEnded, "e1")[0].ok
+    assert bench.outcomes[-1].ask.key == "a"
+    bench.submit("e0", "c")
+    assert bench.outcomes[-1].lost
+
+
+ACTS = st.lists(
+    st.tuples(
+        st.sampled_from(["whole", "prefill", "decode", "abort", "wait", "release"]),
+        st.integers(1, 40),  # prompt tokens, ms, or which one
+        st.integers(1, 30),  # output tokens
+        st.integers(0, 3),  # beginning
+    ),
+    max_size=40,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(ACTS, st.integers(18, 40))
+def test_whatever_happens_everybody_hears_once_and_every_block_goes_back(
+    acts: list[tuple[str, int, int, int]], blocks: int
+) -> None:
+    bench = Bench(kv_blocks=blocks)
+    asked, aborted = [], set()
+    for number, (act, size, output, beginning) in enumerate(acts):
+        key = f"r{number}"
+        digests = tuple(beginning * 100 + place for place in range((size + output) // 4))
+        if act == "wait":
+            bench.run(size)
+        elif act == "abort" and asked:
+            victim = asked[size % len(asked)]
+            if victim not in {outcome.ask.key for outcome in bench.outcomes}:
+                aborted.add(victim)
+            for engine in bench.engines.values():
+                engine.abort(victim)
+        elif act == "release" and asked:
+            bench.engines["e0"].release(asked[size % len(asked)], "cancelled")
+        elif act in ("whole", "prefill"):
+            asked.append(key)
+            bench.submit(
+                "e0", key, act, prompt=size, output=1 if act == "prefill" else output, digests=digests, ttl_s=0.2
+            )
+        elif act == "decode":
+            offers = [outcome.offer for outcome in bench.outcomes if outcome.offer is not None]
+            if offers:
+                offer = offers[size % len(offers)]
+                asked.append(key)
+                bench.submit("e1", key, "decode", prompt=offer.tokens, output=output, offer=offer)
+    bench.run(3_600_000)
+    heard = [outcome.ask.key for outcome in bench.outcomes]
+    assert sorted(heard) == sorted(set(asked) - aborted)
+    for name, engine in bench.engines.items():
+        assert engine.blocks.free == blocks
+        assert all(step.prompt_tokens + step.decode_tokens <= 32 for step in bench.of(Step, name))
+    granted = {message.lease for message in bench.of(LeaseGranted)}
+    assert sorted(message.lease for message in bench.of(LeaseEnded)) == sorted(granted)
+    assert all(message.phase == "prefill" for message in bench.of(Scheduled))
