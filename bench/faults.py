@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import resource
 import shutil
 import signal
 import subprocess
+import tempfile
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -210,7 +212,7 @@ async def _disk(ground: Ground, planned: Planned) -> str:
 def small(directory: Path) -> Iterator[bool]:
     """A file system of its own for a directory that is to run full; False where we may not mount one."""
     directory.mkdir(parents=True, exist_ok=True)
-    mounted = os.geteuid() == 0 and _ran("mount", "-t", "tmpfs", "-o", f"size={_SMALL_BYTES}", "none", str(directory))
+    mounted = may_mount() and _ran("mount", "-t", "tmpfs", "-o", f"size={_SMALL_BYTES}", "none", str(directory))
     try:
         yield mounted
     finally:
@@ -237,12 +239,20 @@ def full(directory: Path) -> Iterator[None]:
 def read_only(directory: Path) -> Iterator[None]:
     """By a mount on itself where we may mount; else by its mode, which binds everybody but root."""
     mode, path = directory.stat().st_mode, str(directory)
-    mounted = os.geteuid() == 0 and _ran("mount", "--bind", path, path)
+    mounted = may_mount() and _ran("mount", "--bind", path, path)
     try:
         _ran("mount", "-o", "remount,bind,ro", path) if mounted else directory.chmod(0o500)
         yield
     finally:
         _ran("umount", "--lazy", path) if mounted else directory.chmod(mode)
+
+
+@functools.cache
+def may_mount() -> bool:
+    """Not every root may: one in a container often may not."""
+    with tempfile.TemporaryDirectory() as place:
+        mounted = _ran("mount", "-t", "tmpfs", "none", place)
+        return mounted and _ran("umount", place)
 
 
 def _ran(*command: str) -> bool:
