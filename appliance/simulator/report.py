@@ -60,13 +60,13 @@ class Meter:
             return
         self.busy_ns[engine] = self.busy_ns.get(engine, 0) + message.end_ns - max(message.start_ns, self.begin_ns)
         self.tokens += message.decode_tokens
+        since_ns = self._last_ns.get(
+            engine, message.start_ns
+        )  # whoever decodes now has had its last token in the step before
+        self._last_ns[engine] = message.end_ns
         if message.decode_tokens:
-            since_ns = self._last_ns.get(engine, message.start_ns)
-            gap = (message.end_ns - min(message.start_ns, since_ns)) // 100_000
+            gap = (message.end_ns - since_ns) // 100_000
             self._gaps[gap] = self._gaps.get(gap, 0) + message.decode_tokens
-            self._last_ns[engine] = message.end_ns
-        else:
-            self._last_ns.setdefault(engine, message.start_ns)
 
     def itl_s(self, share: float) -> float | None:
         """So many of the gaps are at most so long."""

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from appliance.channel import Step
 from appliance.cli import app
 from appliance.cli.simulate import plot
 from appliance.errors import ConfigError
-from appliance.simulator.report import Result, run
+from appliance.simulator.report import Meter, Result, run
 from appliance.simulator.scenario import load, plans
 from appliance.simulator.traffic import FITTED, Lengths, Traffic, arrivals
 
@@ -162,6 +163,30 @@ def test_and_json() -> None:
     body = json.loads(done.stdout)
     assert body["simulated"] is True
     assert [result["layout"] for result in body["results"]] == ["1p1d", "2b", "1b@tp2"]
+
+
+def test_gaps_between_tokens_are_those_of_steps_and_not_of_idle_times() -> None:
+    meter = Meter(0, 10_000_000_000)
+    for start_ms, end_ms, prompt, decodes in (
+        (0, 50, 100, 0),
+        (50, 60, 0, 3),
+        (60, 90, 100, 3),
+        (5000, 5040, 100, 0),
+        (5040, 5052, 0, 1),
+    ):
+        meter.message("e0", step(start_ms, end_ms, prompt, decodes))
+    assert meter.itl_s(3 / 7) == pytest.approx(0.010)
+    assert meter.itl_s(4 / 7) == pytest.approx(0.012)
+    assert meter.itl_s(1.0) == pytest.approx(0.030)
+    assert meter.tokens == 7
+
+
+def step(start_ms: int, end_ms: int, prompt_tokens: int, decode_tokens: int) -> Step:
+    zero = dict.fromkeys(("context_tokens", "running", "waiting", "fetching", "kv_free", "leased", "preemptions"), 0)
+    return Step(
+        start_ns=start_ms * 1_000_000, end_ns=end_ms * 1_000_000, prompt_tokens=prompt_tokens, decode_tokens=decode_tokens,
+        prefix_queries=0, prefix_hits=0, **zero,
+    )  # fmt: skip
 
 
 def test_nothing_answered_is_no_picture() -> None:
