@@ -17,7 +17,7 @@ from typing import Annotated, Any, Final
 
 import msgspec
 
-from appliance.errors import ConfigError
+from appliance.errors import ConfigError, NotNowError
 
 _PREFIX: Final = "PD_APPLIANCE_"
 Positive = Annotated[float, msgspec.Meta(gt=0)]
@@ -154,17 +154,17 @@ def settings(section: type[msgspec.Struct] = Config, prefix: str = "") -> dict[s
 
 
 def state_directory(config: Config, environment: Mapping[str, str]) -> Path:
-    """Made if need be. Raises ``ConfigError`` if it can't be written to."""
+    """Made if need be. Raises ``NotNowError`` if it can't be written to."""
     given = config.server.state_dir or environment.get("STATE_DIRECTORY", "").split(":")[0]
     path = Path(given).expanduser() if given else Path("~/.local/state/pd-appliance").expanduser()
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(
+        raise NotNowError(
             f"server.state_dir: {path} can't be made ({error.strerror}); name a directory that can"
         ) from error
     if not os.access(path, os.W_OK):
-        raise ConfigError(f"server.state_dir: {path} can't be written to; name one that can, or change its owner")
+        raise NotNowError(f"server.state_dir: {path} can't be written to; name one that can, or change its owner")
     return path
 
 

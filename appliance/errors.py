@@ -2,6 +2,7 @@
 
 ApplianceError
  ├ ConfigError            bad configuration; the process ends with exit code 2
+ │  └ NotNowError        the same, and a later try may end well; as a service, exit code 75
  ├ NoEngineError          no engine can start; exit code 3
  ├ ChannelError           a frame that can't be read, or a peer of another version
  ├ ActionError            an engine can't be told to do that now
@@ -18,6 +19,10 @@ class ApplianceError(Exception):
 
 class ConfigError(ApplianceError):
     """A setting that can't work. Names the setting, its origin and the remedy."""
+
+
+class NotNowError(ConfigError):
+    """What a setting asks for can't be had at the moment: a port, an address, memory, a directory."""
 
 
 class NoEngineError(ApplianceError):

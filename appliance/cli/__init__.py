@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import time
+from typing import Final
 
 import typer
 
 from appliance import __version__
 from appliance.cli import serve, service, simulate
-from appliance.errors import ApplianceError, NoEngineError
+from appliance.errors import ApplianceError, NoEngineError, NotNowError
 from appliance.supervisor import notify
 
-EXIT_CONFIGURATION, EXIT_NO_ENGINE = 2, 3
+EXIT_CONFIGURATION, EXIT_NO_ENGINE, EXIT_LATER = 2, 3, 75  # the last one is EX_TEMPFAIL of sysexits.h
+_PAUSE_S: Final = 20.0
 
 app = typer.Typer(
     help="Serve a large language model on one node: prefill and decode on separate engines.",
@@ -38,6 +42,14 @@ def main() -> None:
     except NoEngineError as error:
         _complain(error)
         sys.exit(EXIT_NO_ENGINE)
+    except NotNowError as error:
+        _complain(error)
+        if notify.is_service(
+            os.environ
+        ):  # which starts it again, some times: with a pause in between, or all of them come too early
+            time.sleep(_PAUSE_S)
+            sys.exit(EXIT_LATER)
+        sys.exit(EXIT_CONFIGURATION)
     except ApplianceError as error:
         _complain(error)
         sys.exit(EXIT_CONFIGURATION)

@@ -80,6 +80,7 @@ class Herald:
         self._told: dict[str, str] = {}
         self._progress_ns = 0
         self._stopping = False
+        self._wish: dict[str, str] = {}  # until it has been taken
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -94,15 +95,19 @@ class Herald:
     def stopping(self) -> None:
         """The stop begins. It takes as long as answers may take, and whoever started us shall wait for it."""
         self._stopping = True
-        self._look({"EXTEND_TIMEOUT_USEC": self._stop_usec})
+        self._wish = {"EXTEND_TIMEOUT_USEC": self._stop_usec}
+        self._look_safely()
 
     async def _tell(self) -> None:
         while True:
-            try:
-                self._look(self._more_time())
-            except Exception:  # a fault in telling how the node is must not end the node
-                _log.exception("telling the service manager failed")
+            self._look_safely()
             await asyncio.sleep(_LOOK_S)
+
+    def _look_safely(self) -> None:
+        try:
+            self._look(self._wish or self._more_time())
+        except Exception:  # a fault in telling how the node is must not end the node
+            _log.exception("telling the service manager failed")
 
     async def _feed(self, every_s: float) -> None:
         """The watchdog of the service manager. If the node's loop hangs, or this process does, it goes hungry."""
@@ -117,6 +122,7 @@ class Herald:
         new = {name: value for name, value in now.items() if self._told.get(name) != value}
         if (new or once) and self._notifier.tell(once | new):
             self._told |= new
+            self._wish = {}
 
     def _more_time(self) -> dict[str, str]:
         """For a start that gets on. The node gives up engines that don't; a loop that doesn't turn sees no progress either."""

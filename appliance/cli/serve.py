@@ -25,9 +25,10 @@ from appliance import __version__
 from appliance.channel import Up
 from appliance.cli.herald import Herald
 from appliance.config import Config, ServerConfig, config_path_default, load, state_directory
-from appliance.errors import ConfigError, NoEngineError
+from appliance.errors import ConfigError, NoEngineError, NotNowError
 from appliance.records import EngineState, EngineView
 from appliance.router.router import Router
+from appliance.supervisor import notify
 from appliance.supervisor.node import Node
 from appliance.supervisor.process import adopt_orphans
 from appliance.supervisor.runtime import Runtime, parent_directory
@@ -86,6 +87,7 @@ class Appliance:
         _check_memory(config, self._topology)
         state_directory(config, os.environ)
         self._listener = _listen(config.server)
+        self._served = False
         self._stopping = asyncio.Event()
         self._hurry = asyncio.Event()
 
@@ -106,6 +108,7 @@ class Appliance:
         router = Router(config.router, node.views, ledger, timelines, self._model.name)
         collector = Collector(config, node, router, ledger, timelines, model_name=self._model.name, version=__version__)
         _connect(node, router, ledger, timelines, collector)
+        node.on_change(self._note)
         app = self._app(router, node, collector)
         server = _Web(app, self._listener)
         herald = Herald(
@@ -155,8 +158,9 @@ class Appliance:
         while not self._stopping.is_set():
             views = node.views()
             if all(view.state is EngineState.FAILED for view in views):
-                served = any(view.restarts for view in views)
-                return ("every engine has been given up: " if served else "no engine can start: ") + _causes(views)
+                return ("every engine has been given up: " if self._served else "no engine can start: ") + _causes(
+                    views
+                )
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(0.25):
                     await self._stopping.wait()
@@ -178,10 +182,15 @@ class Appliance:
         while _unfinished(router) and time.monotonic() < deadline:  # their clients are being told
             await asyncio.sleep(0.02)
 
+    def _note(self, view: EngineView) -> None:
+        self._served = self._served or view.state is EngineState.READY
+
     def _watch_signals(self) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._signalled)
+        # A terminal that is closed ends what runs in it. A service manager would take a death by SIGHUP for a stop on purpose.
+        loop.add_signal_handler(signal.SIGHUP, _nothing if notify.is_service(os.environ) else self._signalled)
 
     def _signalled(self) -> None:
         (self._hurry if self._stopping.is_set() else self._stopping).set()
@@ -251,6 +260,10 @@ def _unfinished(router: Router) -> int:
     return queue.depth + queue.in_flight
 
 
+def _nothing() -> None:
+    """There is no configuration that could be read again while it runs."""
+
+
 def _tell_stacks() -> None:
     """Whatever ends this process from within, a watchdog's SIGABRT included, has it write first where its threads are."""
     with contextlib.suppress(RuntimeError, OSError, ValueError):  # there may be nowhere to write to
@@ -272,7 +285,7 @@ def _check_memory(config: Config, topology: Topology) -> None:
     wanted = len(topology.places) * (_ENGINE_MEMORY_BYTES + config.engine.kv_cache_bytes)
     available = psutil.virtual_memory().available
     if wanted > available:
-        raise ConfigError(
+        raise NotNowError(
             f"{len(topology.places)} engines need about {wanted >> 20} MiB of memory and {available >> 20} MiB are available: "
             f"use fewer engines (topology.layout), or a lower engine.kv_cache_bytes (now {config.engine.kv_cache_bytes >> 20} MiB)"
         )
@@ -292,7 +305,7 @@ def _listen(server: ServerConfig) -> socket.socket:
         listener.bind(address)
         listener.listen(_BACKLOG)
     except OSError as error:
-        raise ConfigError(
+        raise NotNowError(
             f"{host}:{port} can't be listened on: {error.strerror or error}; choose another --host or --port"
         ) from error
     listener.setblocking(False)

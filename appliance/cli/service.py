@@ -47,11 +47,17 @@ class Run(msgspec.Struct, frozen=True):
     hint: str
 
 
+class Tidy(msgspec.Struct, frozen=True):
+    """A command that may fail: there may be nothing to tidy."""
+
+    command: tuple[str, ...]
+
+
 class Say(msgspec.Struct, frozen=True):
     text: str
 
 
-Step = Write | Remove | Run | Say
+Step = Write | Remove | Run | Tidy | Say
 
 
 @app.command()
@@ -88,6 +94,7 @@ def install_steps(path: Path, text: str, for_user: bool, run_as: str | None) -> 
     return [
         Write(path, text),
         Run((*control, "daemon-reload"), "is this the service manager's machine?"),
+        Tidy((*control, "reset-failed", unit.NAME)),  # starts that failed before are forgiven
         Run((*control, "enable", unit.NAME), look),
         Say("starting it; this returns when it serves, which takes as long as the model takes to load"),
         Run((*control, "restart", unit.NAME), look),
@@ -103,6 +110,7 @@ def uninstall_steps(path: Path, for_user: bool) -> list[Step]:
         Run((*control, "disable", "--now", unit.NAME), f"{' '.join(control)} status pd-appliance says why"),
         Remove(path),
         Run((*control, "daemon-reload"), "is this the service manager's machine?"),
+        Tidy((*control, "reset-failed", unit.NAME)),
         Say(f"{kept} are left as they are"),
     ]
 
@@ -160,7 +168,7 @@ def told(step: Step, in_full: bool) -> str:
             return f"# writes {path}" + (f":\n{text}" if in_full else "")
         case Remove(path):
             return f"# removes {path}"
-        case Run(command):
+        case Run(command) | Tidy(command):
             return shlex.join(command)
         case Say(text):
             return f"# {text}"
@@ -170,14 +178,30 @@ def _do(step: Step) -> None:
     try:
         match step:
             case Write(path, text):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(text, encoding="utf-8")
+                _write(path, text)
             case Remove(path):
+                _check_masked(path)
                 path.unlink(missing_ok=True)
+            case Tidy(command):
+                subprocess.run(command, check=False, capture_output=True)
             case Run(command, hint):
                 _run(command, hint)
     except OSError as error:
         raise ConfigError(f"{error.filename}: {error.strerror}; nothing further was done") from error
+
+
+def _write(path: Path, text: str) -> None:
+    """In one go, and never through a link: it may lead to the file that ships."""
+    _check_masked(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f".{path.name}.new")
+    new.write_text(text, encoding="utf-8")
+    new.replace(path)
+
+
+def _check_masked(path: Path) -> None:
+    if path.is_symlink() and path.resolve() == Path("/dev/null"):
+        raise ConfigError(f"{path} is masked; if it should run: systemctl unmask {unit.NAME}")
 
 
 def _run(command: Sequence[str], hint: str) -> None:

@@ -12,6 +12,7 @@ from appliance.channel import Down, Frames, Hello, Up, encode
 from appliance.errors import ChannelError
 
 _HELLO_S: Final = 5.0
+_LOOK_S: Final = 0.1
 
 
 class Connection:
@@ -72,14 +73,10 @@ class ChannelServer:
         self._writers.add(writer)
         session = _Session(self, writer)
         try:
-            async with asyncio.timeout(_HELLO_S) as patience:
-                while data := await reader.read(1 << 16):
-                    session.feed(data)
-                    if session.connection is not None:
-                        patience.reschedule(None)
+            await self._hear_hello(reader, session)
+            while data := await reader.read(1 << 16):
+                session.feed(data)
             session.end()
-        except TimeoutError:
-            self._on_error(None, ChannelError(f"a process that said no Hello within {_HELLO_S:.0f} s"))
         except ChannelError as error:
             self._on_error(session.hello, error)
         except (ConnectionError, asyncio.CancelledError):
@@ -89,6 +86,16 @@ class ChannelServer:
             writer.close()
             if session.connection is not None:
                 self._on_close(session.connection)
+
+    async def _hear_hello(self, reader: asyncio.StreamReader, session: _Session) -> None:
+        """Raises ``ChannelError`` where none comes in time. A second, short look: after a pause of this process timers come first."""
+        for patience_s in (_HELLO_S, _LOOK_S):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(patience_s):
+                    while session.connection is None and (data := await reader.read(1 << 16)):
+                        session.feed(data)
+                    return
+        raise ChannelError(f"a process that said no Hello within {_HELLO_S:.0f} s")
 
     def opened(self, connection: Connection) -> None:
         self._on_open(connection)

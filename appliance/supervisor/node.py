@@ -49,6 +49,7 @@ from appliance.supervisor.watch import Watch
 _STIR_BYTES: Final = 1 << 20  # moved within a second: an engine that idles moves less
 _PROBE_S: Final = 0.1
 _CLOCK_S: Final = 1.0
+_TURN_S: Final = 0.1
 _DEAF_S: Final = 5.0  # an API process outlives its EngineCore by up to half of that
 _DRAINED_S: Final = 2.0
 _BROKEN_S: Final = 0.2
@@ -89,6 +90,7 @@ class Node:
         self._inbox: asyncio.Queue[tuple[Engine, int, Event] | asyncio.Event] = asyncio.Queue()
         self._tasks: set[asyncio.Task[None]] = set()
         self._oom_kills = OomKills()
+        self._ticked_ns = 0
         self._retired = False  # then an engine that ends is not started again
         self._channel = ChannelServer(
             runtime.channel,
@@ -131,10 +133,13 @@ class Node:
         self._on_lost.append(callback)
 
     async def turns(self) -> None:
-        """Return once the loop has handled all that lay before it; never, if it hangs."""
+        """Return once all that supervises has turned: the loop, the clock and the watch. Never, if one of them hangs or has ended."""
+        asked_ns = time.monotonic_ns()
         turned = asyncio.Event()
         self._inbox.put_nowait(turned)
         await turned.wait()
+        while min(self._ticked_ns, self._watch.ticked_ns) < asked_ns:
+            await asyncio.sleep(_TURN_S)
 
     def progress_ns(self) -> int:
         """When an engine that starts last gave a sign of getting on."""
@@ -201,7 +206,10 @@ class Node:
         key, before = engine.key, engine.life
         engine.life, actions = lifecycle.step(before, event, time.monotonic_ns())
         if isinstance(event, Ended):
-            self._forget(engine, key)
+            try:
+                self._forget(engine, key)
+            except Exception:  # what follows is more important
+                _log.exception("forgetting %s", engine.spec.name)
         if engine.life != before or isinstance(event, Ended):
             self._publish(engine)
         for action in actions:
@@ -236,10 +244,14 @@ class Node:
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(_CLOCK_S)
-            self._oom_kills.look(time.monotonic_ns())
+            self._ticked_ns = time.monotonic_ns()
+            self._oom_kills.look(self._ticked_ns)
             for engine in self._engines.values():
                 if engine.life.state is EngineState.STARTING:
-                    self._look_for_progress(engine)
+                    try:
+                        self._look_for_progress(engine)
+                    except Exception:  # a look that fails is no reason to look no more
+                        _log.exception("looking at %s", engine.spec.name)
                     self._post(engine, Clock(self._config.engine.stall_s))
 
     def _look_for_progress(self, engine: Engine) -> None:

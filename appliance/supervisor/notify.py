@@ -47,6 +47,11 @@ class Notifier:
             self._socket = None
 
 
+def is_service(environment: Mapping[str, str]) -> bool:
+    """True where a service manager has started this process."""
+    return environment.get("NOTIFY_SOCKET", "").startswith(("/", "@"))
+
+
 def message(fields: Mapping[str, str]) -> bytes:
     """The datagram. A value is one line, whatever an engine has said, and not too long."""
     return "\n".join(f"{name}={_line(value)}" for name, value in fields.items()).encode()

@@ -17,7 +17,7 @@ from typing import Final
 import psutil
 
 LOG_LINES: Final = 2000
-STOPPED_LETTERS: Final = frozenset("Tt")  # of a thread's state: by a signal, by a debugger
+STOPPED_LETTERS: Final = frozenset("T")  # of a thread's state: by a signal. (By a debugger is t: somebody looks at it.)
 STACKS_SIGNAL: Final = signal.SIGUSR2  # engine/life.py answers it
 _LINE_BYTES: Final = 1 << 16
 _REAP_S: Final = 2.0
@@ -55,14 +55,14 @@ class Session:
         """``output`` is the end to read of what it says; taken over."""
         self.pid = pid
         self._descriptor = os.pidfd_open(pid)  # another process of this pid is never taken for it
-        self._semaphores: set[Path] = set()
+        self._semaphores: dict[Path, str] = {}  # and their inodes
         self._log = log
         self._on_line = on_line
         self._reader = asyncio.create_task(self._read(output), name=f"log of {pid}")
 
     def processes(self) -> list[psutil.Process]:
         """The leader, and what descends from it."""
-        with contextlib.suppress(psutil.Error):
+        with contextlib.suppress(psutil.Error, OSError):  # no descriptors left to look with
             leader = psutil.Process(self.pid)
             return [leader, *leader.children(recursive=True)]
         return []
@@ -78,7 +78,7 @@ class Session:
     def _sum(self, reading: Callable[[psutil.Process], float]) -> float:
         total = 0.0
         for process in self.processes():
-            with contextlib.suppress(psutil.Error):
+            with contextlib.suppress(psutil.Error, OSError):
                 total += reading(process)
         return total
 
@@ -86,9 +86,10 @@ class Session:
         """The states of all threads of its processes, in the letters of ``/proc/<pid>/stat``: R runs or would, D, S, T stopped."""
         found = set()
         for process in self.processes():
-            for stat in Path(f"/proc/{process.pid}/task").glob("*/stat"):
-                with contextlib.suppress(OSError, IndexError):  # it ends meanwhile
-                    found.add(stat.read_text().rpartition(") ")[2][0])
+            with contextlib.suppress(OSError):
+                for stat in list(Path(f"/proc/{process.pid}/task").glob("*/stat")):
+                    with contextlib.suppress(OSError, IndexError):  # it ends meanwhile
+                        found.add(stat.read_text().rpartition(") ")[2][0])
         return found
 
     def tell_stacks(self) -> None:
@@ -105,7 +106,10 @@ class Session:
             with contextlib.suppress(OSError):
                 mapped.update(_SEMAPHORE.findall(Path(f"/proc/{process.pid}/maps").read_text(errors="replace")))
         with contextlib.suppress(OSError):
-            self._semaphores.update(p for p in _SHARED_MEMORY.glob("sem.mp-*") if str(p.stat().st_ino) in mapped)
+            for path in list(_SHARED_MEMORY.glob("sem.mp-*")):
+                inode = _inode(path)
+                if inode in mapped:
+                    self._semaphores[path] = inode
 
     async def wait(self) -> int:
         """Until the leader has ended; then ends and reaps the rest of the session. The leader's code, negative for a signal.
@@ -118,9 +122,10 @@ class Session:
         os.close(self._descriptor)
         self._descriptor = -1
         await self._reap()
-        for path in self._semaphores:
+        for path, inode in self._semaphores.items():
             with contextlib.suppress(OSError):
-                path.unlink()
+                if _inode(path) == inode:  # else the name is somebody else's by now
+                    path.unlink()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_REAP_S):
                 await self._reader
@@ -176,6 +181,14 @@ class Session:
                 text = line.decode(errors="replace").rstrip()
                 self._log.append(text)
                 self._on_line(text)
+
+
+def _inode(path: Path) -> str:
+    """Empty if there is no such file."""
+    try:
+        return str(path.stat().st_ino)
+    except OSError:
+        return ""
 
 
 def _listens(pid: int, number: signal.Signals) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
-from appliance.errors import ConfigError
+from appliance.errors import ConfigError, NotNowError
 
 _SOCKET_PATH_BYTES: Final = 107  # sun_path, less its end
 _LONGEST_NAME: Final = f"e63-9999/{'f' * 36}"  # vLLM's sockets between API process and EngineCore
@@ -33,7 +33,7 @@ class Runtime:
             self.directory = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
             self._lock = _lock(self.directory)
         except OSError as error:
-            raise ConfigError(
+            raise NotNowError(
                 f"no runtime directory can be made in {parent} ({error.strerror}): set RUNTIME_DIRECTORY to another one"
             ) from error
         if len(os.fsencode(self.directory / _LONGEST_NAME)) > _SOCKET_PATH_BYTES:

@@ -6,6 +6,7 @@ What follows from that is ``lifecycle``'s to say; how long is too long, ``vitals
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Collection
 from typing import Final
@@ -25,6 +26,8 @@ _LATE_NS: Final = 1_000_000_000  # a tick that is later than this was not the en
 _PROBE_S: Final = 1.0
 _BUSY_SHARE: Final = 0.2  # of a core
 
+_log = logging.getLogger("pd-appliance")
+
 Post = Callable[[Engine, Quiet | Lively], None]
 
 
@@ -37,6 +40,7 @@ class Watch:
         self._runtime = runtime
         self._post = post
         self._task = task
+        self.ticked_ns = 0  # when it looked last
 
     def begin(self, engine: Engine) -> None:
         """It has just become ready."""
@@ -48,14 +52,17 @@ class Watch:
         last_ns = time.monotonic_ns()
         while True:
             await asyncio.sleep(TICK_S)
-            now_ns = time.monotonic_ns()
+            self.ticked_ns = now_ns = time.monotonic_ns()
             late = now_ns - last_ns > TICK_S * 1e9 + _LATE_NS
             last_ns = now_ns
             for engine in self._engines:
                 if engine.vitals is not None:
                     if late:  # this process itself was stopped or starved: what engines said is still to be read
                         engine.vitals.excuse(now_ns)
-                    self._look(engine, engine.vitals, now_ns)
+                    try:
+                        self._look(engine, engine.vitals, now_ns)
+                    except Exception:  # a look that fails is no reason to look no more
+                        _log.exception("looking at %s", engine.spec.name)
 
     def _look(self, engine: Engine, vitals: Vitals, now_ns: int) -> None:
         who, quiet_s, patience_s = max(

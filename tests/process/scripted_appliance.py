@@ -1,4 +1,7 @@
-"""``pd-appliance`` over scripted engines: everything else of it is real. ``SCRIPT`` is for all engines."""
+"""``pd-appliance`` over scripted engines: everything else of it is real. ``SCRIPT`` is for all engines.
+
+``PAUSE``: seconds before it ends for want of what can't be had now.
+"""
 
 from __future__ import annotations
 
@@ -25,4 +28,5 @@ def scripted(*arguments: Any) -> tuple[EngineSpec, ...]:
 
 if __name__ == "__main__":
     serve.specs = scripted
+    cli._PAUSE_S = float(os.environ.get("PAUSE", "20"))
     sys.exit(cli.main())

@@ -337,6 +337,38 @@ async def test_a_start_that_is_stopped_is_not_waited_for(monkeypatch: pytest.Mon
         assert causes == {"a process of it was stopped (SIGSTOP) while starting its process"}
 
 
+async def test_without_descriptors_for_a_while_starts_and_hangs_are_still_noticed_afterwards(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def none_left(*_: object, **__: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    async with node(e0="silent", e1="", stall_s=4.0) as scene:
+        await scene.until(lambda: scene.engine("e1").state is EngineState.READY)
+        with monkeypatch.context() as broken:
+            broken.setattr("psutil.Process.children", none_left)
+            broken.setattr("pathlib.Path.glob", none_left)
+            os.kill(scene.engine("e1").pid or 0, signal.SIGSTOP)
+            await asyncio.sleep(1.8)
+        await scene.until(lambda: scene.engine("e1").epoch == 2, 20)
+        await scene.until(lambda: any("no progress for 4 s" in (view.cause or "") for view in scene.views))
+        async with asyncio.timeout(5):
+            await scene.node.turns()
+
+
+async def test_the_watchdog_goes_hungry_when_the_clock_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with node("1b") as scene:
+        await scene.all_ready()
+        async with asyncio.timeout(5):
+            await scene.node.turns()
+        for task in list(scene.node._tasks):
+            if task.get_name() == "node clock":
+                task.cancel()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(2.5):
+                await scene.node.turns()
+
+
 async def test_a_callback_that_fails_stops_nothing() -> None:
     """Somebody closed the terminal: telling of a change raises."""
     async with node() as scene:

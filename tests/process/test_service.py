@@ -6,6 +6,7 @@ import asyncio
 import os
 import re
 import signal
+import socket
 import sys
 import time
 from itertools import pairwise
@@ -23,7 +24,7 @@ SERVES = "serving m as 1p1d: 2 of 2 engines are ready"
 
 
 def manager(directory: Path, *arguments: str, script: str = "", **instead: str) -> ServiceManager:
-    more = {"SCRIPT": script, "PD_APPLIANCE_MODEL_NAME": "m"}
+    more = {"SCRIPT": script, "PAUSE": "0.2", "PD_APPLIANCE_MODEL_NAME": "m"}
     return ServiceManager(UNIT, [*COMMAND, *arguments], environment(directory, **more), directory, **instead)
 
 
@@ -186,3 +187,24 @@ async def test_a_supervisor_that_is_killed_is_replaced(short: Path) -> None:
         os.kill(old.pid, signal.SIGKILL)
         await service.until(lambda: old.result == "signal")
         await serves_again_and_nothing_is_left(service, old, short)
+
+
+async def test_sighup_is_no_stop(short: Path) -> None:
+    async with manager(short) as service:
+        life = await service.until_ready()
+        os.kill(life.pid, signal.SIGHUP)
+        await asyncio.sleep(0.5)
+        assert life.alive()
+        assert await status_of(address(service) + "/ready") == 200
+
+
+async def test_what_can_not_be_had_now_is_asked_for_again(short: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        async with manager(short, "--port", str(taken.getsockname()[1]), RestartSec="0.2") as service:
+            await service.until(lambda: len(service.lives) > 1)
+            assert service.lives[0].process.returncode == 75
+            assert "can't be listened on" in service.lives[0].status
+            taken.close()
+            await service.until(lambda: any(life.status == SERVES for life in service.lives))

@@ -15,6 +15,8 @@ from appliance.cli.herald import Herald, Moment, fields, words
 from appliance.config import Config
 from appliance.records import EngineState, EngineView, Role
 from appliance.router.policy import none_ready
+from appliance.supervisor import node as node_module
+from appliance.supervisor import watch as watch_module
 from appliance.supervisor.node import Node
 from appliance.supervisor.notify import Notifier, complain, feeding_s, message
 from appliance.supervisor.runtime import Runtime
@@ -156,24 +158,30 @@ def heard(listener: socket.socket) -> list[bytes]:
     return found
 
 
-async def test_the_watchdog_goes_hungry_when_the_supervising_loop_hangs(
-    short: Path, listener: socket.socket, idle: Node, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("which", ["loop", "clock", "watch"])
+async def test_the_watchdog_goes_hungry_when_something_that_supervises_hangs(
+    short: Path, listener: socket.socket, idle: Node, monkeypatch: pytest.MonkeyPatch, which: str
 ) -> None:
     """While the event loop, the herald and everything else go on."""
     monkeypatch.setenv("NOTIFY_SOCKET", str(short / "notify"))
     monkeypatch.setenv("WATCHDOG_USEC", "60000")
-    loop = asyncio.create_task(idle._run())
+    monkeypatch.setattr(node_module, "_CLOCK_S", 0.02)
+    monkeypatch.setattr(node_module, "_TURN_S", 0.01)
+    monkeypatch.setattr(watch_module, "TICK_S", 0.02)
+    parts = {"loop": idle._run(), "clock": idle._tick(), "watch": idle._watch.run()}
+    running = {name: asyncio.create_task(part) for name, part in parts.items()}
     herald = asyncio.create_task(Herald(Config(), "m", idle, lambda: "it loads", lambda: 0).run())
     await asyncio.sleep(0.5)
     fed = heard(listener).count(b"WATCHDOG=1")
     assert fed >= 3
-    loop.cancel()
+    running[which].cancel()
     await asyncio.sleep(0.1)
     heard(listener)
     await asyncio.sleep(0.5)
     assert b"WATCHDOG=1" not in heard(listener)
-    herald.cancel()
-    await asyncio.gather(herald, loop, return_exceptions=True)
+    for task in (herald, *running.values()):
+        task.cancel()
+    await asyncio.gather(herald, *running.values(), return_exceptions=True)
 
 
 async def test_what_was_not_taken_is_told_again(

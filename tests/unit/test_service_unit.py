@@ -156,12 +156,14 @@ def test_install_and_uninstall(machine: Path) -> None:
     assert command.endswith(f" serve --config {machine}/c.toml")
     assert os.access(command.split()[0], os.X_OK), "this very installation"
     assert section(path)["User"] == "nobody"
-    assert ran(machine) == ["daemon-reload", f"enable {unit.NAME}", f"restart {unit.NAME}"]
+    assert ran(machine) == [
+        "daemon-reload", f"reset-failed {unit.NAME}", f"enable {unit.NAME}", f"restart {unit.NAME}"
+    ]  # fmt: skip
     assert all(f"systemctl {command}" in said.splitlines() for command in ran(machine)), "each step is said"
     said, error = run("uninstall")
     assert error is None
     assert not path.exists()
-    assert ran(machine)[3:] == [f"disable --now {unit.NAME}", "daemon-reload"]
+    assert ran(machine)[4:] == [f"disable --now {unit.NAME}", "daemon-reload", f"reset-failed {unit.NAME}"]
     assert "are left as they are" in said
     _, error = run("uninstall")
     assert error is not None and "nothing is installed there" in error
@@ -229,7 +231,26 @@ def test_a_step_that_fails_is_the_last(machine: Path) -> None:
     (machine / "fails").write_text("enable\n")
     _, error = run("install")
     assert error is not None and error.startswith(f"systemctl enable {unit.NAME} failed with 1: systemctl status")
-    assert ran(machine) == ["daemon-reload", f"enable {unit.NAME}"]
+    assert ran(machine) == ["daemon-reload", f"reset-failed {unit.NAME}", f"enable {unit.NAME}"]
+
+
+def test_a_link_is_replaced_and_what_it_leads_to_is_not(machine: Path) -> None:
+    service.SYSTEM_UNITS.mkdir(parents=True)
+    shipped = machine / "shipped.service"
+    shipped.write_text("as it was")
+    (service.SYSTEM_UNITS / unit.NAME).symlink_to(shipped)
+    assert run("install")[1] is None
+    assert shipped.read_text() == "as it was"
+    assert not (service.SYSTEM_UNITS / unit.NAME).is_symlink()
+
+
+@pytest.mark.parametrize("what", ["install", "uninstall"])
+def test_a_mask_is_its_owners_affair(machine: Path, what: str) -> None:
+    service.SYSTEM_UNITS.mkdir(parents=True)
+    (service.SYSTEM_UNITS / unit.NAME).symlink_to("/dev/null")
+    _, error = run(what)
+    assert error is not None and "is masked" in error and "systemctl unmask" in error
+    assert (service.SYSTEM_UNITS / unit.NAME).is_symlink()
 
 
 def test_a_place_that_can_not_be_written_to(machine: Path) -> None:
