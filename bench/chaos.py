@@ -23,7 +23,7 @@ import msgspec
 import psutil
 
 from bench import faults, integrity, pool, servers
-from bench.checker import Broken, Case, Kind, Said, essence, judge
+from bench.checker import Broken, Case, Kind, Said, essence, judge, same
 from bench.clients import Clients, Manner
 from bench.faults import Ground
 from bench.integrity import Watch
@@ -75,7 +75,7 @@ async def fault_free(clients: Clients, cases: Sequence[Case]) -> tuple[Expected,
     """The answers, and the names of those that are not the same alone and in company. Raises ``Broken``."""
     alone = await _answers(clients, cases, 1)
     together = await _answers(clients, cases, _AT_ONCE)
-    unstable = tuple(case.name for case in cases if alone[case.name] != together[case.name])
+    unstable = tuple(case.name for case in cases if not same(alone[case.name], together[case.name]))
     return {name: said for name, said in alone.items() if name not in unstable}, unstable
 
 
@@ -124,7 +124,7 @@ class Load:
         manners, weights = [Manner.PLAIN, *_ODD], [_PLAIN, *_ODD.values()]
         while not self._over.is_set():
             manner = rng.choices(manners, weights)[0]
-            if await self._one(rng.choice(self._cases), manner) is Kind.REFUSED:
+            if await self._one(rng.choice(self._cases), manner) in (Kind.REFUSED, Kind.DROPPED):
                 await asyncio.sleep(_PAUSE_S)
 
     async def _one(self, case: Case, manner: Manner) -> Kind:
