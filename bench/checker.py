@@ -342,7 +342,7 @@ def _leaves(node: dict[str, Any], path: str) -> Iterator[tuple[str, Any]]:
 
 def _same(expected: Any, said: Any) -> bool:
     """Numbers within the tolerance, and as many; of probabilities also whose they are."""
-    if type(expected) is float and type(said) in (float, int):
+    if float in (kinds := {type(expected), type(said)}) and kinds <= {float, int}:
         return math.isclose(expected, said, rel_tol=_RELATIVE, abs_tol=_TOLERANCE)
     if isinstance(expected, list) and isinstance(said, list):
         return len(expected) == len(said) and all(map(_same, expected, said))

@@ -77,7 +77,7 @@ class Clients:
     async def _plainly(self, case: Case, heard: _Hearing) -> None:
         if self._session is None:
             raise RuntimeError("Clients are used outside their context")
-        async with self._session.post(self._url + case.path, json=case.body) as answer:
+        async with self._session.post(self._url + case.path, json=case.body, allow_redirects=False) as answer:
             heard.begin(answer.status, {name.lower(): value for name, value in answer.headers.items()})
             async for chunk in answer.content.iter_any():
                 heard.body += chunk

@@ -34,6 +34,7 @@ _FLOOD: Final = 300
 _CROWD: Final = 8
 _SMALL_BYTES: Final = 32 << 20
 _ENTERING_S: Final = 20.0
+_SETTLES_S: Final = 1.0
 
 
 @dataclass(frozen=True)
@@ -333,7 +334,7 @@ async def _kv(ground: Ground, planned: Planned) -> Done:
     async with impostors.in_place_of(sockets[-1], planned.variant) as asked:
         status = await ground.post(f"/api/engines/{other}/restart")
         await _until(lambda: _asked(ground, other, before, asked), _ENTERING_S)
-        await asyncio.sleep(1.0)
+        await asyncio.sleep(_SETTLES_S)
     told = f"an impostor at {sockets[-1].name} was asked {len(asked)} times by {other} (restart: {status})"
     return Done(told, made=bool(asked))
 

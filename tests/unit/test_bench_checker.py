@@ -83,6 +83,7 @@ def test_probabilities_may_differ_in_their_last_digits_but_not_in_whose_they_are
 def test_two_runs_say_the_same_within_the_tolerance() -> None:
     assert same({"0.logprobs.token_logprobs": [-1.5, None]}, {"0.logprobs.token_logprobs": [-1.501, None]})
     assert not same({"0.logprobs.token_logprobs": [-1.5]}, {"0.logprobs.token_logprobs": [-1.6]})
+    assert same({"0.logprobs.token_logprobs": [0]}, {"0.logprobs.token_logprobs": [-0.0001]})
     assert not same({"usage.total_tokens": 1000}, {"usage.total_tokens": 1001})
 
 

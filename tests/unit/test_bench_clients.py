@@ -145,3 +145,10 @@ async def test_a_server_may_take_whoever_closes_its_side_for_gone(tmp_path: Path
 async def test_what_is_not_http_is_wrong(tmp_path: Path, manner: Manner, said: bytes) -> None:
     found = await heard(tmp_path, STREAM, manner, said)
     assert judge(STREAM, STREAMED, found).kind is Kind.WRONG, found
+
+
+async def test_a_redirection_is_no_answer(tmp_path: Path) -> None:
+    said = b"HTTP/1.1 307 Elsewhere\r\nlocation: /v1/completions\r\ncontent-length: 0\r\n\r\n"
+    found = await heard(tmp_path, STREAM, Manner.PLAIN, said)
+    assert found.status == 307
+    assert judge(STREAM, STREAMED, found).kind is Kind.WRONG

@@ -117,6 +117,7 @@ async def test_an_impostor_whom_nobody_asks_is_none(
 
     monkeypatch.setattr(impostors, "in_place_of", in_place_of)
     monkeypatch.setattr(faults, "_ENTERING_S", 0.0)
+    monkeypatch.setattr(faults, "_SETTLES_S", 0.0)
     (tmp_path / "e0-1-0.kv").touch()
     ground = Entering()
     ground.server = ground
