@@ -1,20 +1,19 @@
 """A seeded schedule of faults under load, from outside the process, with every answer held against the fault-free one.
 
-``python -m bench.chaos --minutes 30 --seed 1 --concurrency 16``. Exit status 1 if an answer was wrong, silently short or without an end,
-or if something was left, held or had grown afterwards.
+``python -m bench.chaos --minutes 30 --seed 1 --concurrency 16``. Exit status 1 if an answer was wrong, silently short,
+lost or without an end, if something was left, held or had grown afterwards, or if too little was right for that to mean anything.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import random
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
@@ -23,12 +22,12 @@ import msgspec
 import psutil
 
 from bench import faults, integrity, pool, servers
-from bench.checker import Broken, Case, Kind, Said, essence, judge
+from bench.checker import DEFECTS, Broken, Case, Heard, Kind, Said, Verdict, essence, judge, same
 from bench.clients import Clients, Manner
-from bench.faults import Ground
+from bench.faults import Done, Ground
 from bench.integrity import Watch
 from bench.measure import versions
-from bench.outcomes import Happened, Outcome, Report, effects, markdown
+from bench.outcomes import Happened, Outcome, Report, Wrong, bounded, effects, excuse, markdown
 from bench.schedule import GROUPS, Planned, schedule
 from bench.servers import Server, ServerError, Serving
 
@@ -44,6 +43,7 @@ REFERENCE: Final = Serving(arguments=(*ARGUMENTS, *WHOLE, *TOOLS), kv_cache_byte
 _AT_ONCE: Final = 5  # times 2,100 tokens are fewer than WHOLE
 _PROGRESS_S: Final = 10.0
 _REVIVE_S: Final = 5.0
+_KEPT: Final = 100  # wrong answers, in full
 _PAUSE_S: Final = 0.5  # a client whom nobody answered waits
 _ODD: Final = {Manner.SLOW: 2, Manner.STALLS: 1, Manner.LEAVES_EARLY: 2, Manner.LEAVES_LATE: 2, Manner.HALF_CLOSES: 1}
 _PLAIN: Final = 60  # of as many requests as these are together
@@ -75,7 +75,7 @@ async def fault_free(clients: Clients, cases: Sequence[Case]) -> tuple[Expected,
     """The answers, and the names of those that are not the same alone and in company. Raises ``Broken``."""
     alone = await _answers(clients, cases, 1)
     together = await _answers(clients, cases, _AT_ONCE)
-    unstable = tuple(case.name for case in cases if alone[case.name] != together[case.name])
+    unstable = tuple(case.name for case in cases if not same(alone[case.name], together[case.name]))
     return {name: said for name, said in alone.items() if name not in unstable}, unstable
 
 
@@ -101,6 +101,7 @@ class Load:
 
     def __init__(self, clients: Clients, cases: Sequence[Case], expected: Expected) -> None:
         self.outcomes: list[Outcome] = []
+        self.wrongs: list[Wrong] = []
         self._clients = clients
         self._cases = cases
         self._expected = expected
@@ -124,7 +125,7 @@ class Load:
         manners, weights = [Manner.PLAIN, *_ODD], [_PLAIN, *_ODD.values()]
         while not self._over.is_set():
             manner = rng.choices(manners, weights)[0]
-            if await self._one(rng.choice(self._cases), manner) is Kind.REFUSED:
+            if await self._one(rng.choice(self._cases), manner) in (Kind.REFUSED, Kind.DROPPED):
                 await asyncio.sleep(_PAUSE_S)
 
     async def _one(self, case: Case, manner: Manner) -> Kind:
@@ -142,9 +143,25 @@ class Load:
                 retry_after="retry-after" in heard.headers,
             )
         )
+        if verdict.kind in DEFECTS:
+            self._keep(case, manner, heard, verdict)
         if verdict.kind is Kind.FAILED and heard.status == 503:
             await asyncio.sleep(_PAUSE_S)
         return verdict.kind
+
+    def _keep(self, case: Case, manner: Manner, heard: Heard, verdict: Verdict) -> None:
+        """Said at once, with where the answers part, and kept in full."""
+        _say(f"  {verdict.kind.value.upper()}: {case.name}, {manner.value}: {verdict.reason!r}")
+        if len(self.wrongs) < _KEPT:
+            one = Wrong(
+                case=case.name,
+                manner=manner.value,
+                request_id=heard.headers.get("x-request-id"),
+                reason=verdict.reason,
+                expected=bounded(msgspec.json.encode(self._expected[case.name])),
+                heard=bounded(heard.body),
+            )
+            self.wrongs.append(one)
 
 
 # ---- the run
@@ -161,11 +178,11 @@ class Run:
         self._notes: list[str] = []
         self.problems: list[str] = []
 
-    async def on(self, server: Server, runtime: Path, state: Path) -> Report:
+    async def on(self, server: Server, runtime: Path) -> Report:
         async with Clients(server.target.url("")) as clients:
             self._load = Load(clients, self._cases, self._expected)
             self._watch = Watch(server)
-            self._ground = Ground(server, runtime, state, clients, tuple(self._cases))
+            self._ground = Ground(server, runtime, clients, tuple(self._cases))
             await self._load.lap()
             before = psutil.Process(server.pid).num_fds()
             began_s = time.monotonic()
@@ -200,12 +217,12 @@ class Run:
     async def _fault(self, planned: Planned) -> None:
         at_s = time.monotonic()
         try:
-            did = await faults.apply(self._ground, planned)
+            done = await faults.apply(self._ground, planned)
         except Exception as error:  # a fault that could not be made is told, and the run goes on
-            did = f"could not be made: {type(error).__name__}: {error}"
+            done = Done(f"could not be made: {type(error).__name__}: {error}", made=False)
         over_s = time.monotonic()
-        self._happened.append(Happened(planned=planned, at_s=at_s, over_s=over_s, did=did))
-        _say(f"  {planned.kind} of {planned.victim}: {did}")
+        self._happened.append(Happened(planned=planned, at_s=at_s, over_s=over_s, did=done.did, made=done.made))
+        _say(f"  {planned.kind} of {planned.victim}: {'' if done.made else 'NOT MADE: '}{done.did}")
 
     async def _revive(self, began_s: float) -> None:
         """Do what an owner would: try an engine again that was given up, for having died too often or for another reason."""
@@ -228,11 +245,10 @@ class Run:
             _say(f"{time.monotonic() - began_s:6.0f} s: {told}; {states}")
 
     def _report(self, began_s: float, ended_s: float) -> Report:
-        found = effects(self._happened, self._load.outcomes, self._watch.looks, ended_s)
+        outcomes = excuse(self._load.outcomes, self._happened)
+        found = effects(self._happened, outcomes, self._watch.looks, ended_s)
         replace = msgspec.structs.replace
-        since = [
-            replace(one, sent_s=one.sent_s - began_s, ended_s=one.ended_s - began_s) for one in self._load.outcomes
-        ]
+        since = [replace(one, sent_s=one.sent_s - began_s, ended_s=one.ended_s - began_s) for one in outcomes]
         return Report(
             seed=self._options.seed,
             layout=self._options.layout,
@@ -246,6 +262,7 @@ class Run:
             usages=tuple(replace(one, at_s=one.at_s - began_s) for one in self._watch.usages),
             notes=tuple(self._notes),
             problems=(*self.problems, *integrity.growth(self._watch.usages)),
+            wrongs=tuple(self._load.wrongs),
         )
 
     async def afterwards(self, server: Server, shared_memory: set[str], runtime_parent: Path) -> list[str]:
@@ -274,25 +291,17 @@ async def run(options: argparse.Namespace, directory: Path) -> Report:
         _say(f"  left out: {name}")
     shared_memory = integrity.shared_memory()
     one = Run(options, cases, expected)
-    runtime_parent, state = directory / "run-1", directory / "state"
-    with _small(runtime_parent, state):
+    runtime_parent = directory / "run-1"
+    with faults.small(runtime_parent):
         async with servers.appliance(directory, model, 1, serving(options.layout)) as (server, _):
             [runtime] = list(runtime_parent.glob("pd-appliance-*"))
             try:
-                report = await one.on(server, runtime, state)
+                report = await one.on(server, runtime)
             finally:
                 (options.out / "appliance.log").write_text(server.log)
         later = await one.afterwards(server, shared_memory, runtime_parent)
         (options.out / "appliance.log").write_text(server.log)
     return msgspec.structs.replace(report, unstable=unstable, problems=(*report.problems, *later))
-
-
-@contextlib.contextmanager
-def _small(*directories: Path) -> Iterator[None]:
-    with contextlib.ExitStack() as stack:
-        for directory in directories:
-            stack.enter_context(faults.small(directory))
-        yield
 
 
 def _say(line: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import socket
 from collections.abc import AsyncIterator
@@ -33,7 +32,12 @@ class Manner(StrEnum):
     HALF_CLOSES = "half-closes"  # has nothing more to send, and says so
 
 
-GONE: Final = (Manner.STALLS, Manner.LEAVES_EARLY, Manner.LEAVES_LATE, Manner.HALF_CLOSES)
+GONE: Final = (  # they may go first: whether they did is told by the ending
+    Manner.STALLS,
+    Manner.LEAVES_EARLY,
+    Manner.LEAVES_LATE,
+    Manner.HALF_CLOSES,
+)
 
 
 class Clients:
@@ -66,31 +70,28 @@ class Clients:
                 await (self._plainly(case, heard) if manner is Manner.PLAIN else self._oddly(case, manner, heard))
         except TimeoutError:
             return heard.ended(Ending.TIMEOUT, f"no end within {self._patience_s:.0f} s")
-        except (aiohttp.ClientError, OSError, EOFError, ValueError) as error:
-            ending = Ending.REFUSED if heard.status is None else Ending.CUT
-            return heard.ended(ending, f"{type(error).__name__}: {error}"[:200])
-        return heard.ended(Ending.LEFT if manner in GONE else Ending.COMPLETE)
+        except Exception as error:  # whatever a server makes a client raise, it is told
+            return heard.ended(_ending(error, heard.status, manner), f"{type(error).__name__}: {error}"[:200])
+        return heard.ended(Ending.COMPLETE)
 
     async def _plainly(self, case: Case, heard: _Hearing) -> None:
         if self._session is None:
             raise RuntimeError("Clients are used outside their context")
-        async with self._session.post(self._url + case.path, json=case.body) as answer:
+        async with self._session.post(self._url + case.path, json=case.body, allow_redirects=False) as answer:
             heard.begin(answer.status, {name.lower(): value for name, value in answer.headers.items()})
             async for chunk in answer.content.iter_any():
                 heard.body += chunk
 
     async def _oddly(self, case: Case, manner: Manner, heard: _Hearing) -> None:
-        reader, writer = await self._connect()
+        try:
+            reader, writer = await self._connect()
+        except OSError as error:
+            raise _NeverConnected(str(error)) from error
         try:
             writer.write(_request(case))
             if manner is Manner.HALF_CLOSES:
                 writer.write_eof()
-            elif manner is Manner.LEAVES_EARLY:
-                return await asyncio.sleep(_PROMPT_S)
             await _behave(manner, reader, heard)
-        except (OSError, EOFError):
-            if manner not in GONE:
-                raise
         finally:
             writer.transport.abort() if manner in GONE else writer.close()
 
@@ -120,22 +121,55 @@ class _Hearing:
         return Heard(ending=ending, status=self.status, headers=self.headers, body=bytes(self.body), detail=detail)
 
 
+class _Left(Exception):
+    """The client has what it wanted, and goes before the answer's end."""
+
+
+class _NeverConnected(Exception):
+    """Nobody took the connection."""
+
+
+def _ending(error: Exception, status: int | None, manner: Manner) -> Ending:
+    """Who ended it, and where. A client that has closed its sending side went first: a server may take it for gone."""
+    if isinstance(error, _Left):
+        return Ending.LEFT
+    if isinstance(error, _NeverConnected | aiohttp.ClientConnectorError):
+        return Ending.REFUSED
+    if isinstance(error, aiohttp.ClientPayloadError | aiohttp.ClientConnectionError | OSError | EOFError):
+        if manner is Manner.HALF_CLOSES:
+            return Ending.LEFT
+        return Ending.DROPPED if status is None else Ending.CUT
+    return Ending.GARBLED
+
+
 async def _behave(manner: Manner, reader: asyncio.StreamReader, heard: _Hearing) -> None:
+    """Raises ``_Left`` if the client goes before the end."""
+    if manner is Manner.LEAVES_EARLY:
+        return await _for_a_moment(reader, heard)
     await _head(reader, heard)
     if manner is Manner.SLOW:
         return await _body(reader, heard, pause_after=_FEW_BYTES)
-    with contextlib.suppress(_Enough):
+    try:
         await _body(reader, heard, stop_after=_FEW_BYTES)
-    if manner is Manner.STALLS:
-        await asyncio.sleep(_STALL_S)
+    except _Left:
+        await asyncio.sleep(_STALL_S if manner is Manner.STALLS else 0)
+        raise
 
 
-class _Enough(Exception):
-    """The client has what it wanted."""
+async def _for_a_moment(reader: asyncio.StreamReader, heard: _Hearing) -> None:
+    try:
+        async with asyncio.timeout(_PROMPT_S):
+            await _head(reader, heard)
+            await _body(reader, heard)
+    except TimeoutError:
+        raise _Left from None
 
 
 async def _head(reader: asyncio.StreamReader, heard: _Hearing) -> None:
-    status = int((await _line(reader)).split()[1])
+    line = await _line(reader)
+    if not line.startswith(b"HTTP/1.") or len(words := line.split()) < 2:
+        raise ValueError(f"no status line: {line[:100]!r}")
+    status = int(words[1])
     headers: dict[str, str] = {}
     while line := (await _line(reader)).strip():
         name, _, value = line.partition(b":")
@@ -146,23 +180,33 @@ async def _head(reader: asyncio.StreamReader, heard: _Hearing) -> None:
 async def _body(
     reader: asyncio.StreamReader, heard: _Hearing, stop_after: int | None = None, pause_after: int | None = None
 ) -> None:
-    """Raises ``_Enough`` after ``stop_after`` bytes; ``EOFError`` if the connection ends before the body."""
-    async for piece in _pieces(reader, heard.headers):
-        heard.body += piece
-        if stop_after is not None and len(heard.body) >= stop_after:
-            raise _Enough
-        if pause_after is not None and len(heard.body) >= pause_after:
-            pause_after = None
-            await asyncio.sleep(_STALL_S)
+    """Raises ``_Left`` after ``stop_after`` bytes if more come; ``EOFError`` if the connection ends before the body."""
+    try:
+        async for piece in _pieces(reader, heard.headers):
+            enough = stop_after is not None and len(heard.body) >= stop_after
+            heard.body += piece
+            if enough:
+                raise _Left
+            if pause_after is not None and len(heard.body) >= pause_after:
+                pause_after = None
+                await asyncio.sleep(_STALL_S)
+    except asyncio.IncompleteReadError as error:
+        heard.body += error.partial
+        raise
 
 
 async def _pieces(reader: asyncio.StreamReader, headers: dict[str, str]) -> AsyncIterator[bytes]:
-    """The body in the pieces that the server has made."""
+    """The body in the pieces that the server has made; without a length, whatever comes until the connection ends."""
     if "content-length" in headers:
         yield await reader.readexactly(int(headers["content-length"]))
         return
-    while length := int((await _line(reader)).strip(), 16):
-        yield (await reader.readexactly(length + 2))[:-2]
+    if headers.get("transfer-encoding", "").lower() != "chunked":
+        yield await reader.read(-1)
+        return
+    while length := int((await _line(reader)).partition(b";")[0].strip(), 16):
+        yield await reader.readexactly(length)
+        if await _line(reader) != b"\r\n":
+            raise ValueError("a chunk is longer than it says")
     await _line(reader)
 
 

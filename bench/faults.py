@@ -22,7 +22,7 @@ from typing import Any, Final
 import psutil
 
 from bench import impostors
-from bench.checker import Case
+from bench.checker import Case, Ending
 from bench.clients import Clients, Manner
 from bench.schedule import Planned
 from bench.servers import Server
@@ -34,6 +34,7 @@ _FLOOD: Final = 300
 _CROWD: Final = 8
 _SMALL_BYTES: Final = 32 << 20
 _ENTERING_S: Final = 20.0
+_SETTLES_S: Final = 1.0
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,6 @@ class Ground:
 
     server: Server
     runtime: Path
-    state: Path
     clients: Clients
     cases: tuple[Case, ...]
 
@@ -80,9 +80,28 @@ class Ground:
         return next((one for one in children if "fork server" in _title(one) or "forkserver" in _title(one)), None)
 
 
-async def apply(ground: Ground, planned: Planned) -> str:
-    """Let it happen; returns once it is over. In words, what was done: a victim that is just being started can't be hit."""
-    return await _GROUPS[planned.group](ground, planned)
+@dataclass(frozen=True)
+class Done:
+    """In words, what was done, and whether the fault has happened as planned: a victim that is just being started can't be hit."""
+
+    did: str
+    made: bool = True
+
+
+class NotMade(Exception):
+    """Why a fault has not happened."""
+
+
+async def apply(ground: Ground, planned: Planned) -> Done:
+    """Let it happen; returns once it is over."""
+    try:
+        return await _GROUPS[planned.group](ground, planned)
+    except (NotMade, psutil.NoSuchProcess, ProcessLookupError) as error:
+        return Done(str(error), made=False)
+
+
+def _all(*some: Done) -> Done:
+    return Done("; ".join(one.did for one in some), all(one.made for one in some))
 
 
 def _title(process: psutil.Process) -> str:
@@ -94,73 +113,88 @@ def _title(process: psutil.Process) -> str:
 # ---- processes
 
 
-async def _kill(ground: Ground, planned: Planned) -> str:
+async def _kill(ground: Ground, planned: Planned) -> Done:
     return _signal(await ground.process(planned.victim, planned.variant), signal.SIGKILL)
 
 
-async def _stop(ground: Ground, planned: Planned) -> str:
+async def _stop(ground: Ground, planned: Planned) -> Done:
     """``EngineCore 4 s``: who, and for how long; without that, for good."""
     who, _, rest = planned.variant.partition(" ")
     family = await ground.family(planned.victim)
     chosen = family if who == "all" else [one for one in [await ground.process(planned.victim, who)] if one]
-    told = [_signal(one, signal.SIGSTOP) for one in chosen]
-    if rest:
-        await asyncio.sleep(float(rest.removesuffix(" s")))
-        told += [_signal(one, signal.SIGCONT) for one in chosen]
-    return "; ".join(told) or "there was no such process"
+    if not chosen:
+        raise NotMade("there was no such process")
+    stopped = _all(*(_signal(one, signal.SIGSTOP) for one in chosen))
+    if not rest:
+        return stopped
+    await asyncio.sleep(float(rest.removesuffix(" s")))
+    going = _all(*(_signal(one, signal.SIGCONT) for one in chosen))  # some may have been ended meanwhile
+    return Done(f"{stopped.did}; {going.did}", stopped.made)
 
 
-def _signal(process: psutil.Process | None, number: signal.Signals) -> str:
+def _signal(process: psutil.Process | None, number: signal.Signals) -> Done:
     if process is None:
-        return "there was no such process"
+        return Done("there was no such process", made=False)
     try:
+        if process.status() == psutil.STATUS_ZOMBIE:  # it takes signals, and none has an effect
+            return Done(f"{process.pid} had ended", made=False)
         process.send_signal(number)
     except psutil.NoSuchProcess:
-        return f"{process.pid} had just ended"
-    return f"{number.name} to {process.pid}"
+        return Done(f"{process.pid} had just ended", made=False)
+    return Done(f"{number.name} to {process.pid}")
 
 
-async def _forkserver(ground: Ground, planned: Planned) -> str:
+async def _forkserver(ground: Ground, planned: Planned) -> Done:
     if planned.variant.startswith("stop"):
         server = ground.fork_server()
         told = _signal(server, signal.SIGSTOP)
         core = _signal(await ground.process(planned.victim, "EngineCore"), signal.SIGKILL)
         await asyncio.sleep(3.0)
-        return f"{told}; {core}; {_signal(server, signal.SIGCONT)}"
+        return Done(f"{told.did}; {core.did}; {_signal(server, signal.SIGCONT).did}", told.made and core.made)
     told = _signal(ground.fork_server(), signal.SIGKILL)
     if planned.variant == "kill with an engine":
-        told += "; " + _signal(await ground.process(planned.victim, "API"), signal.SIGKILL)
+        told = _all(told, _signal(await ground.process(planned.victim, "API"), signal.SIGKILL))
     return told
 
 
 # ---- limits
 
 
-async def _oom(ground: Ground, planned: Planned) -> str:
+async def _oom(ground: Ground, planned: Planned) -> Done:
     """No more private memory than it has now: the next allocation of any size fails, as it would on a full machine."""
     who, _, _ = planned.variant.partition(" ")
     process = await ground.process(planned.victim, who)
     if process is None:
-        return "there was no such process"
-    return lower_data_limit(process, 0)
+        raise NotMade("there was no such process")
+    return Done(lower_data_limit(process, 0))
 
 
 def lower_data_limit(process: psutil.Process, spare_bytes: int) -> str:
-    """``RLIMIT_DATA`` counts private writable memory, and is held against each new mapping of it."""
-    status = Path(f"/proc/{process.pid}/status").read_text()
-    used = next(int(line.split()[1]) << 10 for line in status.splitlines() if line.startswith("VmData"))
+    """``RLIMIT_DATA`` counts private writable memory, and is held against each new mapping of it. Raises ``NotMade``."""
+    used = _private_bytes(process)
     resource.prlimit(process.pid, resource.RLIMIT_DATA, (used + spare_bytes, used + spare_bytes))
     return f"RLIMIT_DATA of {process.pid} is {(used + spare_bytes) >> 20} MiB"
 
 
-async def _fds(ground: Ground, planned: Planned) -> str:
+def _private_bytes(process: psutil.Process) -> int:
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        for line in Path(f"/proc/{process.pid}/status").read_text().splitlines():
+            if line.startswith("VmData"):  # a zombie has none
+                return int(line.split()[1]) << 10
+    raise NotMade(f"{process.pid} had just ended")
+
+
+async def _fds(ground: Ground, planned: Planned) -> Done:
     if planned.variant == "connections":
         return await _crowded(ground)
-    leader = await ground.process(planned.victim, "API") if "kill" in planned.variant else None
+    kills = "kill" in planned.variant
+    leader = await ground.process(planned.victim, "API") if kills else None
+    if kills and leader is None:
+        raise NotMade("there was no such process")
     with few_descriptors(ground.supervisor, 0 if leader else _SPARE_DESCRIPTORS) as limit:
-        told = f", {_signal(leader, signal.SIGKILL)}" if leader else ""
+        killed = [_signal(leader, signal.SIGKILL)] if leader else []
         await asyncio.sleep(_FDS_S)
-    return f"RLIMIT_NOFILE was {limit} for {_FDS_S:.0f} s{told}"
+    return _all(Done(f"RLIMIT_NOFILE was {limit} for {_FDS_S:.0f} s"), *killed)
 
 
 @contextlib.contextmanager
@@ -178,7 +212,7 @@ def few_descriptors(process: psutil.Process, spare: int = _SPARE_DESCRIPTORS) ->
         resource.prlimit(process.pid, resource.RLIMIT_NOFILE, old)
 
 
-async def _crowded(ground: Ground) -> str:
+async def _crowded(ground: Ground) -> Done:
     """Connections that say nothing, more than the supervisor may have open."""
     host, port = ground.server.target.url("").removeprefix("http://").split(":")
     writers: list[asyncio.StreamWriter] = []
@@ -190,22 +224,21 @@ async def _crowded(ground: Ground) -> str:
         await asyncio.sleep(_FDS_S)
         for writer in writers:
             writer.transport.abort()
-    return f"{len(writers)} silent connections, half as many descriptors, for {_FDS_S:.0f} s"
+    told = f"{len(writers)} silent connections, and {_FLOOD // 2} descriptors for them, for {_FDS_S:.0f} s"
+    return Done(told, made=len(writers) > _FLOOD // 2)
 
 
 # ---- directories
 
 
-async def _disk(ground: Ground, planned: Planned) -> str:
-    where, _, how = planned.variant.partition(" ")
-    directory = ground.state if where == "state" else ground.runtime
-    with full(directory) if how == "full" else read_only(directory):
+async def _disk(ground: Ground, planned: Planned) -> Done:
+    """The runtime directory's: it is needed when an engine starts."""
+    how = planned.variant.removeprefix("runtime ")
+    with full(ground.runtime) if how == "full" else read_only(ground.runtime):
         await asyncio.sleep(1.0)
-        told = ""
-        if where == "runtime":  # it is needed when an engine starts
-            told = ", " + _signal(await ground.process(planned.victim, "EngineCore"), signal.SIGKILL)
+        killed = _signal(await ground.process(planned.victim, "EngineCore"), signal.SIGKILL)
         await asyncio.sleep(_DISK_S)
-    return f"{where} directory {how} for {_DISK_S + 1:.0f} s{told}"
+    return _all(Done(f"runtime directory {how} for {_DISK_S + 1:.0f} s"), killed)
 
 
 @contextlib.contextmanager
@@ -222,14 +255,15 @@ def small(directory: Path) -> Iterator[bool]:
 
 @contextlib.contextmanager
 def full(directory: Path) -> Iterator[None]:
-    """Not a byte is left on its file system: for a ``small`` one."""
+    """Not a byte is left on its file system: for a ``small`` one. Raises ``NotMade``."""
     if shutil.disk_usage(directory).total > _SMALL_BYTES:
-        raise ValueError(f"{directory} is on a file system that is not ours to fill")
+        raise NotMade(f"{directory} is on a file system that is not ours to fill")
     filler = directory / "filler"
     try:
         with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
             while file.write(bytes(1 << 12)):
                 pass
+        _must_not_be_writable(directory)
         yield
     finally:
         filler.unlink(missing_ok=True)
@@ -237,14 +271,21 @@ def full(directory: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def read_only(directory: Path) -> Iterator[None]:
-    """By a mount on itself where we may mount; else by its mode, which binds everybody but root."""
+    """By a mount on itself where we may mount; else by its mode, which binds everybody but root. Raises ``NotMade``."""
     mode, path = directory.stat().st_mode, str(directory)
     mounted = may_mount() and _ran("mount", "--bind", path, path)
     try:
         _ran("mount", "-o", "remount,bind,ro", path) if mounted else directory.chmod(0o500)
+        _must_not_be_writable(directory)
         yield
     finally:
         _ran("umount", "--lazy", path) if mounted else directory.chmod(mode)
+
+
+def _must_not_be_writable(directory: Path) -> None:
+    with contextlib.suppress(OSError), tempfile.TemporaryFile(dir=directory, buffering=0) as file:
+        file.write(b"x")
+        raise NotMade(f"{directory} can still be written to")
 
 
 @functools.cache
@@ -262,30 +303,40 @@ def _ran(*command: str) -> bool:
 # ---- handshakes and clients
 
 
-async def _channel(ground: Ground, planned: Planned) -> str:
-    return await impostors.call_channel(ground.runtime / "channel", planned.variant, planned.victim)
+async def _channel(ground: Ground, planned: Planned) -> Done:
+    return _called(await impostors.call_channel(ground.runtime / "channel", planned.variant, planned.victim))
 
 
-async def _twin(ground: Ground, planned: Planned) -> str:
-    epoch = (await ground.engine(planned.victim))["epoch"]
-    return await impostors.call_as(ground.runtime / "channel", planned.victim, epoch, planned.variant)
+async def _twin(ground: Ground, planned: Planned) -> Done:
+    engine = await ground.engine(planned.victim)
+    if engine["pid"] is None:
+        raise NotMade(f"{planned.victim} had no process")
+    return _called(
+        await impostors.call_as(ground.runtime / "channel", planned.victim, engine["epoch"], planned.variant)
+    )
 
 
-async def _kv(ground: Ground, planned: Planned) -> str:
+def _called(told: str) -> Done:
+    """Nobody has been disturbed who has taken no call."""
+    return Done(told, made="refused (" not in told and ", 0 connections were closed" not in told)
+
+
+async def _kv(ground: Ground, planned: Planned) -> Done:
     """Somebody else answers for the victim's memory while its peer, started anew, wants to map it."""
     sockets = sorted(ground.runtime.glob(f"{planned.victim}-*-0.kv"), key=lambda path: path.stat().st_mtime)
     if not sockets:
-        return "there was no KV socket"
+        raise NotMade("there was no KV socket")
     if planned.variant == "callers":
-        return await impostors.call_kv(sockets[-1])
+        return _called(await impostors.call_kv(sockets[-1]))
     engines = [engine["name"] for engine in (await ground.server.json("/api/node"))["engines"]]
     other = next(name for name in engines if name != planned.victim)
     before = (await ground.engine(other))["epoch"]
     async with impostors.in_place_of(sockets[-1], planned.variant) as asked:
         status = await ground.post(f"/api/engines/{other}/restart")
         await _until(lambda: _asked(ground, other, before, asked), _ENTERING_S)
-        await asyncio.sleep(1.0)
-    return f"an impostor at {sockets[-1].name} was asked {len(asked)} times by {other} (restart: {status})"
+        await asyncio.sleep(_SETTLES_S)
+    told = f"an impostor at {sockets[-1].name} was asked {len(asked)} times by {other} (restart: {status})"
+    return Done(told, made=bool(asked))
 
 
 async def _asked(ground: Ground, name: str, epoch: int, asked: list[str]) -> bool:
@@ -300,16 +351,17 @@ async def _until(check: Callable[[], Awaitable[bool]], patience_s: float) -> Non
                 await asyncio.sleep(0.1)
 
 
-async def _clients(ground: Ground, planned: Planned) -> str:
+async def _clients(ground: Ground, planned: Planned) -> Done:
     leave = (Manner.LEAVES_EARLY, Manner.LEAVES_LATE, Manner.HALF_CLOSES)
     manners = leave if planned.variant == "leave" else (Manner.STALLS,)
     count = len(ground.cases)
     crowd = [(ground.cases[n % count], manners[n % len(manners)]) for n in range(_CROWD)]
-    await asyncio.gather(*(ground.clients.ask(case, manner) for case, manner in crowd))
-    return f"{_CROWD} clients: {', '.join(manners)}"
+    heard = await asyncio.gather(*(ground.clients.ask(case, manner) for case, manner in crowd))
+    went = sum(one.ending is Ending.LEFT for one in heard)
+    return Done(f"{_CROWD} clients: {', '.join(manners)}; {went} of them went before the end", made=went > 0)
 
 
-_GROUPS: Final[dict[str, Callable[[Ground, Planned], Awaitable[str]]]] = {
+_GROUPS: Final[dict[str, Callable[[Ground, Planned], Awaitable[Done]]]] = {
     "kill": _kill,
     "stop": _stop,
     "oom": _oom,

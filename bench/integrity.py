@@ -158,9 +158,13 @@ async def _held(server: Server, descriptors_before: int) -> list[str]:
 async def _strays(server: Server) -> list[str]:
     """Descendants of the supervisor that are of no engine and no fork server, and zombies."""
     node = await _node(server)
+    try:
+        children = psutil.Process(server.pid).children()
+    except psutil.NoSuchProcess:
+        return []  # told by _descriptors
     leaders = {engine["pid"] for engine in node["engines"]} if node else set()
     found = []
-    for child in psutil.Process(server.pid).children():
+    for child in children:
         with contextlib.suppress(psutil.NoSuchProcess):
             title = " ".join(child.cmdline())
             if child.pid not in leaders and "fork" not in title:
@@ -169,7 +173,10 @@ async def _strays(server: Server) -> list[str]:
 
 
 def _descriptors(server: Server, before: int) -> list[str]:
-    now = psutil.Process(server.pid).num_fds()
+    try:
+        now = psutil.Process(server.pid).num_fds()
+    except psutil.NoSuchProcess:
+        return ["the supervisor has ended"]
     return [f"{before} descriptors were open before the traffic, {now} after it"] if now > before + _GROWTH_FDS else []
 
 

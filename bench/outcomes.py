@@ -5,13 +5,19 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
 from bench.checker import DEFECTS, Kind, Verdict
 from bench.integrity import Look, Usage
 from bench.schedule import Planned
+
+RIGHT_SHARE: Final = 0.90  # of the answers to clients that did not go first: fewer prove nothing
+UNSTABLE_SHARE: Final = 0.10  # of the pool, at most, may be left out
+KEPT_BYTES: Final = 64 << 10  # of each body of a wrong answer
+_AFTER_S: Final = 1.0
+_NO_DESCRIPTORS: Final = "fds"  # whoever may open no more has to drop connections
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -24,6 +30,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     verdict: Verdict
     request_id: str | None = None
     retry_after: bool = False
+    excused: bool = False  # dropped while the supervisor had no descriptors
 
 
 class Happened(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,20 +40,34 @@ class Happened(msgspec.Struct, frozen=True, kw_only=True):
     at_s: float
     over_s: float
     did: str
+    made: bool = True
+
+
+class Wrong(msgspec.Struct, frozen=True, kw_only=True):
+    """A defect in full: what is expected, as it is compared, and the body that came. Each at most ``KEPT_BYTES``."""
+
+    case: str
+    manner: str
+    request_id: str | None
+    reason: str
+    expected: str
+    heard: str
 
 
 class Effect(msgspec.Struct, frozen=True, kw_only=True):
     """What followed from one fault, until the next one.
 
-    ``success_s``: until the first right answer to a request sent after it. ``capacity_s``: until all engines were ready and introduced
-    again; 0 if they were all the time, None if not before the next fault.
+    ``made``: whether it has happened as planned. ``success_s``: until the first right answer to a request sent after it. ``capacity_s``:
+    until all engines were seen ready and introduced again; 0 if they were at every look, None if not before the next fault.
     """
 
     kind: str
     victim: str
     at_s: float
     did: str
+    made: bool
     requests: int
+    right: int
     failed: dict[str, int]
     success_s: float | None
     capacity_s: float | None
@@ -67,15 +88,63 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     usages: tuple[Usage, ...]
     notes: tuple[str, ...] = ()  # what an owner had to do meanwhile
     problems: tuple[str, ...]  # of the integrity checks
+    wrongs: tuple[Wrong, ...] = ()
 
     @property
     def defects(self) -> list[Outcome]:
-        return [one for one in self.outcomes if one.verdict.kind in DEFECTS]
+        return [one for one in self.outcomes if one.verdict.kind in DEFECTS and not one.excused]
 
     @property
     def well(self) -> bool:
-        """Neither an answer nor anything else was wrong."""
-        return not self.defects and not self.problems
+        """Neither an answer nor anything else was wrong, and enough was right for that to mean something."""
+        return not self.defects and not self.problems and not self.shortfalls
+
+    @property
+    def right_share(self) -> float | None:
+        """Of all requests but those whose clients went first."""
+        return _share(one.verdict for one in self.outcomes)
+
+    @property
+    def unstable_share(self) -> float:
+        return len(self.unstable) / max(1, self.pool + len(self.unstable))
+
+    @property
+    def shortfalls(self) -> list[str]:
+        """Why the run proves too little."""
+        found = []
+        if (self.right_share or 0.0) < RIGHT_SHARE:
+            found.append(f"{_percent(self.right_share)} of the answers were right; at least {RIGHT_SHARE:.0%} must be")
+        if self.unstable_share > UNSTABLE_SHARE:
+            found.append(
+                f"{self.unstable_share:.1%} of the requests were left out; at most {UNSTABLE_SHARE:.0%} may be"
+            )
+        if self.effects and not any(one.made for one in self.effects):
+            found.append("no fault could be made")
+        return found
+
+
+def _share(verdicts: Iterable[Verdict]) -> float | None:
+    stayed = [one.kind is Kind.RIGHT for one in verdicts if one.kind is not Kind.LEFT]
+    return sum(stayed) / len(stayed) if stayed else None
+
+
+def _percent(share: float | None) -> str:
+    return "—" if share is None else f"{share:.2%}"
+
+
+def bounded(body: bytes) -> str:
+    return body[:KEPT_BYTES].decode(errors="replace")
+
+
+def excuse(outcomes: Iterable[Outcome], faults: Iterable[Happened]) -> list[Outcome]:
+    """The same, but for what was dropped while the supervisor had no descriptors: that is no defect."""
+    without = [one for one in faults if one.made and one.planned.group == _NO_DESCRIPTORS]
+    return [msgspec.structs.replace(one, excused=_met(one, without)) for one in outcomes]
+
+
+def _met(outcome: Outcome, faults: Iterable[Happened]) -> bool:
+    dropped = outcome.verdict.kind is Kind.DROPPED
+    return dropped and any(one.at_s <= outcome.ended_s and outcome.sent_s <= one.over_s + _AFTER_S for one in faults)
 
 
 def effects(
@@ -95,7 +164,9 @@ def _effect(fault: Happened, end_s: float, outcomes: Iterable[Outcome], looks: I
         victim=fault.planned.victim,
         at_s=fault.at_s,
         did=fault.did,
+        made=fault.made,
         requests=len(within),
+        right=sum(one.verdict.kind is Kind.RIGHT for one in within),
         failed=dict(Counter(_told(verdict) for verdict in bad)),
         success_s=min(right) - fault.at_s if right else None,
         capacity_s=_capacity_s(fault.at_s, [look for look in looks if fault.at_s <= look.at_s < end_s]),
@@ -103,11 +174,17 @@ def _effect(fault: Happened, end_s: float, outcomes: Iterable[Outcome], looks: I
 
 
 def _capacity_s(began_s: float, looks: Sequence[Look]) -> float | None:
-    broken = [number for number, look in enumerate(looks) if look.whole is False]
-    if not broken:
+    """A page that does not answer shows no capacity, and neither does a page that nobody has looked at."""
+    broken = [number for number, look in enumerate(looks) if not look.whole]
+    if looks and not broken:
         return 0.0
+    if not looks:
+        return None
     after = next((look.at_s for look in looks[broken[-1] + 1 :] if look.whole), None)
     return None if after is None else after - began_s
+
+
+_FAILURES: Final = (Kind.FAILED, Kind.REFUSED, Kind.DROPPED)
 
 
 def _told(verdict: Verdict) -> str:
@@ -119,49 +196,70 @@ def _told(verdict: Verdict) -> str:
 
 def markdown(report: Report) -> str:
     """Totals, a line per kind of fault, and what was wrong."""
-    return "\n".join((_head(report), _totals(report), _by_kind(report), _integrity(report), _defects(report)))
+    parts = (_head, _enough, _totals, _by_kind, _not_made, _integrity, _defects)
+    return "\n".join(part(report) for part in parts)
 
 
 def _head(report: Report) -> str:
+    made = sum(one.made for one in report.effects)
     return (
-        f"# Chaos: {report.layout}, seed {report.seed}\n\n{len(report.effects)} faults and {len(report.outcomes)} requests "
+        f"# Chaos: {report.layout}, seed {report.seed}\n\n{made} faults and {len(report.outcomes)} requests "
         f"({report.pool} different ones, {report.concurrency} at a time) in {report.duration_s / 60:.1f} minutes. "
         f"Every answer was compared with that of plain vLLM without faults; {len(report.unstable)} requests were left out "
         "because plain vLLM itself does not answer them alike in different batches.\n"
     )
 
 
+def _enough(report: Report) -> str:
+    said = (
+        f"Of the answers to clients that did not go first, {_percent(report.right_share)} were right (at least {RIGHT_SHARE:.0%} must be); "
+        f"{report.unstable_share:.1%} of the requests were left out (at most {UNSTABLE_SHARE:.0%} may be)."
+    )
+    return said + "\n" + "".join(f"\n**This run proves too little:** {one}.\n" for one in report.shortfalls)
+
+
 def _totals(report: Report) -> str:
     counts = Counter(one.verdict.kind for one in report.outcomes)
-    failures = Counter(_told(one.verdict) for one in report.outcomes if one.verdict.kind in (Kind.FAILED, Kind.REFUSED))
+    failures = Counter(_told(one.verdict) for one in report.outcomes if one.verdict.kind in _FAILURES)
     rows = [[kind.value, str(counts[kind])] for kind in Kind]
     shed = [one.retry_after for one in report.outcomes if one.verdict.status in (429, 503)]
     rows += [["429 and 503, with Retry-After", f"{sum(shed)} of {len(shed)}"]] if shed else []
+    if excused := sum(one.excused for one in report.outcomes):
+        rows += [["dropped while the supervisor had no descriptors (no defect)", str(excused)]]
     listed = "".join(f"- {count} × {what}\n" for what, count in failures.most_common())
     return f"## Answers\n\n{_table(['end', 'requests'], rows)}\n{listed}"
 
 
 def _by_kind(report: Report) -> str:
     kinds: dict[str, list[Effect]] = {}
-    for effect in report.effects:
+    for effect in (one for one in report.effects if one.made):
         kinds.setdefault(effect.kind, []).append(effect)
     head = [
         "fault",
         "count",
         "requests",
-        "failed",
+        "right",
+        "not right",
         "survived",
         "first success p50 / max s",
         "full capacity p50 / max s",
     ]
-    return f"## Faults\n\n{_table(head, [_row(kind, some) for kind, some in sorted(kinds.items())])}"
+    table = _table(head, [_row(kind, some) for kind, some in sorted(kinds.items())])
+    return f"## Faults\n\n{table}\nSurvived: right answers, of all but those whose clients went first.\n"
+
+
+def _not_made(report: Report) -> str:
+    """Not counted: nothing follows from them."""
+    lines = [f"- {one.at_s:.0f} s, {one.kind} of {one.victim}: {one.did}" for one in report.effects if not one.made]
+    return "## Faults that were not made\n\n" + ("\n".join(lines) or "None.") + "\n"
 
 
 def _row(kind: str, some: Sequence[Effect]) -> list[str]:
-    requests, failed = sum(one.requests for one in some), sum(sum(one.failed.values()) for one in some)
-    survived = f"{(requests - failed) / requests:.2%}" if requests else "—"
+    requests, right = sum(one.requests for one in some), sum(one.right for one in some)
+    failed = sum(sum(one.failed.values()) for one in some)
+    survived = _percent(right / (right + failed) if right + failed else None)
     times = (_spread([one.success_s for one in some]), _spread([one.capacity_s for one in some]))
-    return [kind, str(len(some)), str(requests), str(failed), survived, *times]
+    return [kind, str(len(some)), str(requests), str(right), str(failed), survived, *times]
 
 
 def _spread(times: Sequence[float | None]) -> str:

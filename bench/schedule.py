@@ -27,7 +27,7 @@ ENGINE_FAULTS: Final[dict[str, tuple[str, ...]]] = {
 NODE_FAULTS: Final[dict[str, tuple[str, ...]]] = {
     "forkserver": ("kill", "stop 3 s", "kill with an engine"),
     "fds": ("limit", "connections", "limit and a kill"),
-    "disk": ("state full", "state read-only", "runtime full", "runtime read-only"),
+    "disk": ("runtime full", "runtime read-only"),
     "channel": ("garbage", "truncated", "version", "huge", "silence", "foreign", "early", "flood"),
     "kv": ("garbage", "truncated", "version", "silence", "closes", "callers"),
     "clients": ("leave", "stall"),

@@ -8,9 +8,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from bench.checker import Kind, Verdict
+from bench import chaos, integrity
+from bench.chaos import Load
+from bench.checker import Case, Ending, Heard, Kind, Verdict
+from bench.clients import Manner
 from bench.integrity import Look, Usage, growth, held, is_whole
-from bench.outcomes import Happened, Outcome, Report, effects, markdown
+from bench.outcomes import KEPT_BYTES, Happened, Outcome, Report, effects, excuse, markdown
 from bench.pool import cases
 from bench.schedule import BLOCK_S, ENGINE_FAULTS, GROUPS, NODE_FAULTS, Planned, schedule
 
@@ -69,8 +72,8 @@ def planned(kind: str, victim: str = "e0") -> Planned:
     return Planned(at_s=0, group=group, variant=variant, victim=victim)
 
 
-def happened(at_s: float, kind: str) -> Happened:
-    return Happened(planned=planned(kind), at_s=at_s, over_s=at_s, did="it")
+def happened(at_s: float, kind: str, made: bool = True) -> Happened:
+    return Happened(planned=planned(kind), at_s=at_s, over_s=at_s + 4, did="it", made=made)
 
 
 def outcome(sent_s: float, ended_s: float, kind: Kind = Kind.RIGHT, reason: str = "") -> Outcome:
@@ -97,37 +100,143 @@ def test_what_follows_from_a_fault() -> None:
     assert (second.requests, second.success_s, second.capacity_s) == (1, 1, 0)
 
 
+@pytest.mark.parametrize(
+    ("seen", "capacity_s"),
+    [
+        ([(11, None), (19, None)], None),
+        ([], None),
+        ([(11, None), (14, True)], 4),
+        ([(11, True), (14, None), (17, True)], 7),
+        ([(11, True)], 0),
+    ],
+)
+def test_a_page_that_does_not_answer_shows_no_capacity(seen: Any, capacity_s: float | None) -> None:
+    [effect] = effects([happened(10, "kill: API")], [outcome(5, 6)], looks(*seen), 20)
+    assert effect.capacity_s == capacity_s
+
+
 def test_what_never_recovers_is_said() -> None:
     [effect] = effects([happened(10, "kill: API")], [outcome(5, 6)], looks((11, False), (19, False)), 20)
     assert (effect.success_s, effect.capacity_s) == (None, None)
 
 
-def report(outcomes: list[Outcome], problems: tuple[str, ...] = ()) -> Report:
+SEEN = looks((11, False), (15, True))
+
+
+def report(
+    outcomes: list[Outcome],
+    problems: tuple[str, ...] = (),
+    unstable: tuple[str, ...] = (),
+    faults: tuple[Happened, ...] = (happened(10, "kill: API"),),
+) -> Report:
+    judged = excuse(outcomes, faults)
     return Report(
         seed=1,
         layout="1p1d",
         concurrency=2,
         duration_s=60,
-        pool=3,
-        unstable=(),
+        pool=18,
+        unstable=unstable,
         versions={},
-        outcomes=tuple(outcomes),
-        effects=tuple(effects([happened(10, "kill: API")], outcomes, looks((11, False), (15, True)), 60)),
+        outcomes=tuple(judged),
+        effects=tuple(effects(faults, judged, SEEN, 60)),
         usages=(),
         problems=problems,
     )
 
 
+RIGHT = [outcome(11, 12)] * 18
+
+
 def test_a_report_has_what_was_wrong() -> None:
-    well = report([outcome(11, 12), outcome(11, 14, Kind.FAILED, "engine_lost")])
+    well = report([*RIGHT, outcome(11, 14, Kind.FAILED, "engine_lost")])
     assert well.well
-    assert "| kill: API | 1 | 2 | 1 | 50.00% | 2.0 / 2.0 | 5.0 / 5.0 |" in markdown(well)
-    wrong = report([outcome(11, 12, Kind.WRONG, "text is 'b' instead of 'a'")], ("a stray process 7",))
+    assert "| kill: API | 1 | 19 | 18 | 1 | 94.74% | 2.0 / 2.0 | 5.0 / 5.0 |" in markdown(well)
+    wrong = report([*RIGHT, outcome(11, 12, Kind.WRONG, "text is 'b' instead of 'a'")], ("a stray process 7",))
     assert not wrong.well
     assert "text is 'b' instead of 'a'" in markdown(wrong) and "- a stray process 7" in markdown(wrong)
-    assert not report([outcome(1, 2)], ("left",)).well
-    for kind in (Kind.SHORT, Kind.HUNG):
-        assert not report([outcome(1, 2, kind)]).well
+    assert not report(RIGHT, ("left",)).well
+    for kind in (Kind.SHORT, Kind.HUNG, Kind.DROPPED):
+        assert not report([*RIGHT, outcome(1, 2, kind)]).well
+
+
+def test_who_went_first_has_not_survived() -> None:
+    left = [outcome(11, 12, Kind.LEFT)] * 100
+    found = markdown(report([*RIGHT, *left, outcome(11, 14, Kind.FAILED, "engine_lost")]))
+    assert "| kill: API | 1 | 119 | 18 | 1 | 94.74% |" in found
+    assert "| kill: API | 1 | 100 | 0 | 0 | — |" in markdown(report(left))
+
+
+def test_a_run_in_which_little_was_right_is_not_well() -> None:
+    refused = [outcome(11, 12, Kind.REFUSED)] * 99
+    for outcomes in (
+        [*refused, outcome(11, 12, Kind.FAILED)],
+        [*RIGHT, *refused[:3]],
+        [outcome(11, 12, Kind.LEFT)],
+        [],
+    ):
+        assert not report(outcomes).well, outcomes
+        assert "This run proves too little" in markdown(report(outcomes))
+    assert report([*RIGHT, *refused[:2]]).well
+    assert "90.00% were right (at least 90% must be)" in markdown(report([*RIGHT, *refused[:2]]))
+
+
+def test_a_run_that_leaves_out_many_requests_is_not_well() -> None:
+    assert report(RIGHT, unstable=("a", "b")).well
+    found = report(RIGHT, unstable=("a", "b", "c"))
+    assert not found.well and "14.3% of the requests were left out; at most 10% may be" in markdown(found)
+
+
+def test_faults_that_were_not_made_are_listed_apart() -> None:
+    made, not_made = happened(10, "kill: API"), happened(20, "oom: API data", made=False)
+    found = report([*RIGHT, outcome(21, 22)], faults=(made, not_made))
+    assert found.well
+    assert "| oom: API data |" not in markdown(found)
+    assert "- 20 s, oom: API data of e0: it" in markdown(found) and "1 faults and" in markdown(found)
+    assert not report(RIGHT, faults=(not_made,)).well, "nothing has happened at all"
+
+
+def test_only_who_has_no_descriptors_may_drop_a_connection() -> None:
+    dropped = [*RIGHT, outcome(11, 12, Kind.DROPPED)]
+    assert report(dropped, faults=(happened(10, "fds: limit"),)).well
+    assert not report(dropped, faults=(happened(10, "kill: API"),)).well
+    assert not report(dropped, faults=(happened(10, "fds: limit", made=False), happened(50, "kill: API"))).well
+    assert not report(dropped, faults=(happened(40, "fds: limit"),)).well
+    assert not report([*RIGHT, outcome(11, 12, Kind.SHORT)], faults=(happened(10, "fds: limit"),)).well
+
+
+class Liar:
+    """A client to whom everything is answered in one way."""
+
+    async def ask(self, case: Case, manner: Manner = Manner.PLAIN) -> Heard:
+        body = b'{"choices": [{"index": 0, "text": "Onze", "finish_reason": "stop"}], "usage": 7}' + b" " * KEPT_BYTES
+        return Heard(ending=Ending.COMPLETE, status=200, headers={"x-request-id": "r1"}, body=body)
+
+
+async def test_a_wrong_answer_is_said_at_once_and_kept(capsys: pytest.CaptureFixture[str]) -> None:
+    case = Case(name="7 greedy", path="/v1/completions", body={})
+    said = {"0.text": "Once", "0.finish_reason": "stop"}
+    load = Load(Liar(), [case], {case.name: said})  # type: ignore[arg-type]
+    await load.lap()
+    assert "7 greedy, plain" in capsys.readouterr().err
+    [kept] = load.wrongs
+    assert (kept.case, kept.manner, kept.request_id) == ("7 greedy", "plain", "r1")
+    assert kept.reason and "Once" in kept.expected and "Onze" in kept.heard and len(kept.heard) == KEPT_BYTES
+    for _ in range(chaos._KEPT + 5):
+        await load.lap()
+    assert len(load.wrongs) == chaos._KEPT
+
+
+async def test_a_supervisor_that_has_ended_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Ended:
+        pid = 2**22 + 1  # more than there can be
+
+        async def json(self, path: str) -> Any:
+            raise OSError(path)
+
+    monkeypatch.setattr(integrity, "_IDLE_S", 0.0)
+    found = await integrity.after_traffic(Ended(), 10)  # type: ignore[arg-type]
+    assert found == ["/api/node does not answer", "the supervisor has ended"]
 
 
 def engine(**fields: Any) -> dict[str, Any]:

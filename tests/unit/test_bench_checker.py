@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bench.checker import Broken, Case, Ending, Heard, Kind, essence, judge
+from bench.checker import Broken, Case, Ending, Heard, Kind, essence, judge, same
 
 USAGE = {"prompt_tokens": 3, "completion_tokens": 3, "total_tokens": 6}
 STREAM = Case(name="s", path="/v1/completions", body={"stream": True, "stream_options": {"include_usage": True}})
@@ -74,6 +74,28 @@ def test_probabilities_may_differ_in_their_last_digits_but_not_in_whose_they_are
     assert kind(sse(changed(0, logprobs=logprobs))) is Kind.RIGHT
     assert kind(sse(changed(0, logprobs={**logprobs, "tokens": ["Off"]}))) is Kind.WRONG
     assert kind(sse(changed(0, logprobs={**logprobs, "top_logprobs": [{"Off": -1.5}]}))) is Kind.WRONG
+    assert kind(sse(changed(0, logprobs={**logprobs, "token_logprobs": [-1.6]}))) is Kind.WRONG
+    assert kind(sse(changed(0, logprobs={**logprobs, "token_logprobs": [-1.5, -1.5]}))) is Kind.WRONG
+    assert kind(sse(changed(0, logprobs={**logprobs, "token_logprobs": []}))) is Kind.SHORT
+    assert kind(sse(changed(0, logprobs={**logprobs, "top_logprobs": [{"On": -2.0}]}))) is Kind.WRONG
+
+
+def test_two_runs_say_the_same_within_the_tolerance() -> None:
+    assert same({"0.logprobs.token_logprobs": [-1.5, None]}, {"0.logprobs.token_logprobs": [-1.501, None]})
+    assert not same({"0.logprobs.token_logprobs": [-1.5]}, {"0.logprobs.token_logprobs": [-1.6]})
+    assert same({"0.logprobs.token_logprobs": [0]}, {"0.logprobs.token_logprobs": [-0.0001]})
+    assert not same({"usage.total_tokens": 1000}, {"usage.total_tokens": 1001})
+
+
+def test_a_chats_probabilities_are_compared() -> None:
+    def chat(value: float) -> Heard:
+        content = [{"token": "a", "logprob": value, "bytes": [97], "top_logprobs": [{"token": "a", "logprob": value}]}]
+        last = {**delta("a", 0, "stop")["choices"][0], "logprobs": {"content": content}}
+        return heard(sse([{"id": "c", "choices": [last]}, delta("b", 1, "stop")]))
+
+    expected = essence(TWO, chat(-0.25))
+    assert judge(TWO, expected, chat(-0.2500001)).kind is Kind.RIGHT
+    assert judge(TWO, expected, chat(-0.5)).kind is Kind.WRONG
 
 
 @pytest.mark.parametrize(
@@ -102,6 +124,27 @@ def test_probabilities_may_differ_in_their_last_digits_but_not_in_whose_they_are
         pytest.param(sse(PIECES[:2], done=False) + b"data: {not json}\n\n", Kind.WRONG, id="no JSON"),
         pytest.param(b"HTTP/1.1 500\n\n", Kind.WRONG, id="no event"),
         pytest.param(b"", Kind.SHORT, id="nothing"),
+        pytest.param(sse(PIECES) + b"HTTP/1.1 500", Kind.WRONG, id="bytes after the last blank line"),
+        pytest.param(sse(PIECES) + b"data: {}", Kind.WRONG, id="an event begins after the end"),
+        pytest.param(sse(PIECES)[:-1], Kind.SHORT, id="[DONE] without its blank line"),
+        pytest.param(
+            sse(PIECES[:1], done=False) + b": ping\n" + sse([piece("x", ["x"])], done=False) + sse(PIECES[1:]),
+            Kind.WRONG,
+            id="data hidden behind a comment",
+        ),
+        pytest.param(sse(PIECES).replace(b"\n\ndata", b"\ndata", 1), Kind.WRONG, id="two events in one block"),
+        pytest.param(sse([*PIECES, PIECES[3]]), Kind.WRONG, id="usage twice"),
+        pytest.param(sse([PIECES[3], *PIECES[:3]]), Kind.WRONG, id="usage before the text"),
+        pytest.param(
+            sse([{k: v for k, v in one.items() if k != "id"} for one in PIECES]), Kind.WRONG, id="no id anywhere"
+        ),
+        pytest.param(sse([{**one, "id": None} for one in PIECES]), Kind.WRONG, id="null for an id"),
+        pytest.param(sse([{"id": "a", "choices": [{"text": "On"}]}, *PIECES]), Kind.WRONG, id="no index"),
+        pytest.param(sse([{"id": "a", "choices": [None]}, *PIECES]), Kind.WRONG, id="null for a choice"),
+        pytest.param(sse([{"id": "a", "choices": 7}, *PIECES]), Kind.WRONG, id="a number for choices"),
+        pytest.param(sse([{"id": ["a"], "choices": []}, *PIECES]), Kind.WRONG, id="a list for an id"),
+        pytest.param(sse([*PIECES[:3], {**PIECES[3], "usage": 7}]), Kind.WRONG, id="a number for usage"),
+        pytest.param(sse(PIECES).replace(b'"On"', b'"\xff"', 1), Kind.WRONG, id="not UTF-8"),
     ],
 )
 def test_a_forged_stream_is_caught(body: bytes, verdict: Kind) -> None:
@@ -110,7 +153,14 @@ def test_a_forged_stream_is_caught(body: bytes, verdict: Kind) -> None:
 
 @pytest.mark.parametrize(
     ("ending", "verdict"),
-    [(Ending.CUT, Kind.SHORT), (Ending.TIMEOUT, Kind.HUNG), (Ending.REFUSED, Kind.REFUSED), (Ending.LEFT, Kind.LEFT)],
+    [
+        (Ending.CUT, Kind.SHORT),
+        (Ending.TIMEOUT, Kind.HUNG),
+        (Ending.REFUSED, Kind.REFUSED),
+        (Ending.DROPPED, Kind.DROPPED),
+        (Ending.GARBLED, Kind.WRONG),
+        (Ending.LEFT, Kind.LEFT),
+    ],
 )
 def test_how_the_connection_ends_counts(ending: Ending, verdict: Kind) -> None:
     assert kind(sse(PIECES[:2], done=False), ending=ending) is verdict
@@ -124,6 +174,38 @@ def test_what_somebody_had_who_left_must_have_been_right() -> None:
     half = sse(PIECES[:2], done=False)[:-20]  # in the middle of an event
     assert kind(half, ending=Ending.LEFT) is Kind.LEFT
     assert kind(sse(changed(0, text="Of"), done=False), ending=Ending.LEFT) is Kind.WRONG
+    assert kind(sse(PIECES[:2], done=False) + b"<html>", ending=Ending.LEFT) is Kind.WRONG
+    finished = [PIECES[0], piece("", [], "length")]
+    assert kind(sse(finished, done=False), ending=Ending.LEFT) is Kind.SHORT, "it had finished without its last tokens"
+
+
+def test_what_somebody_had_whole_who_left_must_be_whole() -> None:
+    assert kind(sse(PIECES), ending=Ending.LEFT) is Kind.RIGHT
+    assert kind(sse([PIECES[0], *changed(2, text="", logprobs=None)[1:]]), ending=Ending.LEFT) is Kind.SHORT
+    expected = essence(WHOLE, heard(whole()))
+    for body, verdict in {
+        whole(): Kind.RIGHT,
+        whole(text="Onze!"): Kind.WRONG,
+        whole()[:40]: Kind.LEFT,
+        b"": Kind.LEFT,
+        b"<html>": Kind.WRONG,
+    }.items():
+        assert judge(WHOLE, expected, heard(body, ending=Ending.LEFT)).kind is verdict, body
+
+
+def test_the_status_counts_for_somebody_who_left() -> None:
+    failure = json.dumps(ERROR).encode()
+    assert kind(b"<html>Bad Request</html>", 400, Ending.LEFT) is Kind.WRONG
+    assert kind(failure, 400, Ending.LEFT) is Kind.WRONG
+    assert kind(failure, 503, Ending.LEFT) is Kind.FAILED
+    assert kind(failure[:20], 503, Ending.LEFT) is Kind.LEFT
+    assert kind(b'{"detail": "oops"}', 503, Ending.LEFT) is Kind.WRONG
+
+
+@pytest.mark.parametrize("ending", [Ending.COMPLETE, Ending.LEFT])
+def test_two_answers_in_one_are_caught_even_if_it_then_fails_or_is_left(ending: Ending) -> None:
+    mixed = sse([PIECES[0], {**PIECES[1], "id": "z"}], done=False)
+    assert kind(mixed + (sse([ERROR], done=False) if ending is Ending.COMPLETE else b""), ending=ending) is Kind.WRONG
 
 
 def test_a_stream_that_ends_with_an_error_has_failed_clearly() -> None:
@@ -163,6 +245,9 @@ def test_an_answer_in_one_piece() -> None:
         whole(text="Once"): Kind.SHORT,
         whole(finish_reason=None): Kind.SHORT,
         whole()[:-30]: Kind.WRONG,
+        whole(index=None): Kind.WRONG,
+        b'{"choices": [null]}': Kind.WRONG,
+        b"\xff\xfe": Kind.WRONG,
         sse(PIECES): Kind.WRONG,
     }
     for body, verdict in forged.items():
@@ -203,5 +288,6 @@ def test_the_fault_free_answer_itself_must_be_well_formed() -> None:
     for body in (sse(PIECES, done=False), sse(PIECES[:3]), sse([*PIECES[:2], ERROR], done=False)):
         with pytest.raises(Broken):
             essence(STREAM, heard(body))
-    with pytest.raises(Broken):
-        essence(WHOLE, heard(whole(), status=503))
+    for answer in (heard(whole(), status=503), heard(b"\xff"), heard(b'{"choices": [null]}')):
+        with pytest.raises(Broken):
+            essence(WHOLE, answer)
