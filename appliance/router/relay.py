@@ -85,7 +85,7 @@ class Relay:
         await self._end_well()
 
     def _fails(self, data: bytes) -> bool:
-        return self._looks and (wire.STREAM_ERROR in data or wire.ABORTED in data)
+        return self._looks and (wire.STREAM_ERROR in data or wire.aborted(data))
 
     async def _end_failed(self, data: bytes, outcome: Outcome) -> None:
         """vLLM ends a stream that failed in order. The client gets the error, but no ``[DONE]``: it is not whole.

@@ -11,7 +11,8 @@ import json
 from collections.abc import Iterator
 from typing import Any, Final
 
-EVENT_END: Final = b"\n\n"
+from appliance.router.wire import EVENT_END
+
 _DATA: Final = b"data: "
 _DONE: Final = b"[DONE]"
 _KEPT_BYTES: Final = 8 << 20  # of one stream; a longer one can't be continued

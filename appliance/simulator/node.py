@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from appliance.channel import CoreReady, Down, FirstToken, Release, Up
+from appliance.channel import Down, FirstToken, Release, Up
 from appliance.config import Config
 from appliance.errors import RequestError
 from appliance.records import EngineState, EngineView, Role
@@ -56,15 +56,15 @@ class Answered(msgspec.Struct, frozen=True, kw_only=True):
     error: str | None = None
 
     @property
-    def ttft_s(self) -> float | None:
-        return None if self.first_token_ns is None else (self.first_token_ns - self.arrived_ns) * 1e-9
+    def ttft_ns(self) -> int | None:
+        return None if self.first_token_ns is None else self.first_token_ns - self.arrived_ns
 
     @property
-    def tpot_s(self) -> float | None:
+    def tpot_ns(self) -> int | None:
         """Mean time per output token after the first; None for a single token."""
         if self.first_token_ns is None or self.asked.output_tokens < 2:
             return None
-        return (self.ended_ns - self.first_token_ns) * 1e-9 / (self.asked.output_tokens - 1)
+        return (self.ended_ns - self.first_token_ns) // (self.asked.output_tokens - 1)
 
 
 class SimulatedNode:
@@ -271,17 +271,4 @@ def _view(plan: Plan, plans: Sequence[Plan]) -> EngineView:
         max_model_len=settings.max_model_len,
         block_tokens=settings.block_tokens,
         kv_blocks=settings.kv_blocks,
-    )
-
-
-def ready(settings: Settings) -> CoreReady:
-    """What an engine says when it is up."""
-    return CoreReady(
-        kv_blocks=settings.kv_blocks,
-        block_tokens=settings.block_tokens,
-        max_model_len=settings.max_model_len,
-        max_batched_tokens=settings.max_batched_tokens,
-        max_running=settings.max_running,
-        sockets=(),
-        lease_table="",
     )

@@ -13,8 +13,9 @@ from appliance.simulator.node import Answered, SimulatedNode
 from appliance.simulator.scenario import Loaded, config, link_bytes_s, plans
 from appliance.simulator.traffic import Arrival, arrivals
 from appliance.supervisor.topology import parse
+from appliance.telemetry.timeline import percentile
 
-_PERCENT: Final = 100
+_GAP_NS: Final = 100_000  # gaps are counted in steps of so much
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,9 +48,7 @@ class Meter:
         self.tokens = 0
         self.busy_ns: dict[str, int] = {}
         self._last_ns: dict[str, int] = {}
-        self._gaps: dict[
-            int, int
-        ] = {}  # of decoding steps, in units of 0.1 ms: how many tokens came so late after the one before
+        self._gaps: dict[int, int] = {}  # tokens, by how many ``_GAP_NS`` after the one before they came
 
     def answer(self, answered: Answered) -> None:
         if answered.arrived_ns >= self.begin_ns:
@@ -60,12 +59,11 @@ class Meter:
             return
         self.busy_ns[engine] = self.busy_ns.get(engine, 0) + message.end_ns - max(message.start_ns, self.begin_ns)
         self.tokens += message.decode_tokens
-        since_ns = self._last_ns.get(
-            engine, message.start_ns
-        )  # whoever decodes now has had its last token in the step before
+        # Whoever decodes now has had its last token in the step before.
+        since_ns = self._last_ns.get(engine, message.start_ns)
         self._last_ns[engine] = message.end_ns
         if message.decode_tokens:
-            gap = (message.end_ns - since_ns) // 100_000
+            gap = (message.end_ns - since_ns) // _GAP_NS
             self._gaps[gap] = self._gaps.get(gap, 0) + message.decode_tokens
 
     def itl_s(self, share: float) -> float | None:
@@ -74,7 +72,7 @@ class Meter:
         for gap, count in sorted(self._gaps.items()):
             left -= count
             if left <= 0:
-                return gap * 1e-4
+                return gap * _GAP_NS * 1e-9
         return None
 
 
@@ -120,19 +118,19 @@ def _result(loaded: Loaded, layout: str, meter: Meter, node: SimulatedNode) -> R
     gpus = sum(place.tensor_parallel for place in parse(layout).places)
     seconds = (meter.end_ns - meter.begin_ns) * 1e-9
     done = [one for one in meter.answered if one.error is None]
-    ttfts = sorted(one.ttft_s for one in done if one.ttft_s is not None)
-    tpots = sorted(one.tpot_s for one in done if one.tpot_s is not None)
-    good = [one for one in done if (one.ttft_s or 0) <= slo.ttft_s and (one.tpot_s or 0) <= slo.itl_s]
+    ttfts = sorted(one.ttft_ns for one in done if one.ttft_ns is not None)
+    tpots = sorted(one.tpot_ns for one in done if one.tpot_ns is not None)
+    good = [one for one in done if (one.ttft_ns or 0) <= slo.ttft_s * 1e9 and (one.tpot_ns or 0) <= slo.itl_s * 1e9]
     queue = node.queue.snapshot(node.clock.now_ns, in_flight=0)
     return Result(
         layout=layout,
         gpus=gpus,
         requests=len(meter.answered),
         failed=len(meter.answered) - len(done),
-        ttft_p50_s=_percentile(ttfts, 0.5),
-        ttft_p99_s=_percentile(ttfts, 0.99),
-        tpot_p50_s=_percentile(tpots, 0.5),
-        tpot_p99_s=_percentile(tpots, 0.99),
+        ttft_p50_s=percentile(ttfts, 0.5),
+        ttft_p99_s=percentile(ttfts, 0.99),
+        tpot_p50_s=percentile(tpots, 0.5),
+        tpot_p99_s=percentile(tpots, 0.99),
         itl_p99_s=meter.itl_s(0.99),
         output_tokens_s=meter.tokens / seconds,
         output_tokens_s_gpu=meter.tokens / seconds / gpus,
@@ -145,16 +143,9 @@ def _result(loaded: Loaded, layout: str, meter: Meter, node: SimulatedNode) -> R
 
 
 def _by_time(done: Sequence[Answered], meter: Meter, parts: int = 60) -> tuple[float | None, ...]:
-    bins: list[list[float]] = [[] for _ in range(parts)]
+    bins: list[list[int]] = [[] for _ in range(parts)]
     for one in done:
-        if one.ttft_s is not None:
+        if one.ttft_ns is not None:
             place = (one.arrived_ns - meter.begin_ns) * parts // (meter.end_ns - meter.begin_ns)
-            bins[min(place, parts - 1)].append(one.ttft_s)
-    return tuple(_percentile(sorted(values), 0.5) for values in bins)
-
-
-def _percentile(ordered: Sequence[float], share: float) -> float | None:
-    """Nearest rank."""
-    if not ordered:
-        return None
-    return ordered[max(0, min(len(ordered) - 1, -(-int(share * _PERCENT) * len(ordered) // _PERCENT) - 1))]
+            bins[min(place, parts - 1)].append(one.ttft_ns)
+    return tuple(percentile(sorted(values), 0.5) for values in bins)

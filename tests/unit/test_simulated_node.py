@@ -78,8 +78,8 @@ def test_a_prefill_engine_that_is_kept_busy_is_what_the_closed_form_says() -> No
 def test_a_decode_engine_alone_is_what_the_closed_form_says() -> None:
     house = House(Role.PREFILL, Role.DECODE, asked=Asked(prompt_tokens=500, output_tokens=1000), at_once=32)
     house.run(60)
-    tpots = sorted(answer.tpot_s for answer in house.answers if answer.tpot_s is not None)
-    assert tpots[len(tpots) // 2] == pytest.approx(LLAMA.step(Batch((), 32, 32 * 1000)).total_s, rel=0.05)
+    tpots = sorted(answer.tpot_ns for answer in house.answers if answer.tpot_ns is not None)
+    assert tpots[len(tpots) // 2] * 1e-9 == pytest.approx(LLAMA.step(Batch((), 32, 32 * 1000)).total_s, rel=0.05)
 
 
 def test_the_same_seed_gives_the_same_answers_and_another_one_others() -> None:
@@ -103,8 +103,8 @@ def test_noise_is_there_and_has_no_bias_worth_speaking_of() -> None:
     def median_s(quiet: bool) -> float:
         house = House(Role.BOTH, asked=Asked(prompt_tokens=100, output_tokens=100), at_once=8, quiet=quiet)
         house.run(20)
-        tpots = sorted(answer.tpot_s for answer in house.answers if answer.tpot_s is not None)
-        return tpots[len(tpots) // 2]
+        tpots = sorted(answer.tpot_ns for answer in house.answers if answer.tpot_ns is not None)
+        return tpots[len(tpots) // 2] * 1e-9
 
     assert median_s(False) != median_s(True)
     assert median_s(False) == pytest.approx(median_s(True), rel=0.05)
