@@ -17,7 +17,7 @@ from appliance.channel import CoreReady, Down, Hello, PeerClosed, PeerOpened, Pr
 from appliance.config import Config
 from appliance.errors import ChannelError
 from appliance.records import EngineState, EngineView
-from appliance.supervisor import lifecycle
+from appliance.supervisor import lifecycle, loading
 from appliance.supervisor.acquaintance import Acquaintances, Key
 from appliance.supervisor.actions import EngineActions
 from appliance.supervisor.channel_server import ChannelServer, Connection
@@ -36,17 +36,15 @@ from appliance.supervisor.lifecycle import (
     Retire,
     Spawned,
     Start,
-    Stirred,
     Stop,
 )
 from appliance.supervisor.oom import OomKills
-from appliance.supervisor.process import STOPPED_LETTERS, Session
+from appliance.supervisor.process import Session
 from appliance.supervisor.runtime import Runtime
 from appliance.supervisor.specs import EngineSpec
 from appliance.supervisor.starts import Starts
 from appliance.supervisor.watch import Watch
 
-_STIR_BYTES: Final = 1 << 20  # moved within a second: an engine that idles moves less
 _PROBE_S: Final = 0.1
 _CLOCK_S: Final = 1.0
 _TURN_S: Final = 0.1
@@ -54,7 +52,6 @@ _DEAF_S: Final = 5.0  # an API process outlives its EngineCore by up to half of 
 _DRAINED_S: Final = 2.0
 _BROKEN_S: Final = 0.2
 _ENDING_S: Final = 5.0  # after SIGKILL
-_STOPPED_S: Final = 3.0  # that a start may be stopped for
 _UNMAP_S: Final = 2.0  # for peers to unmap a dead engine before it is started again
 _log = logging.getLogger("pd-appliance")
 
@@ -248,26 +245,18 @@ class Node:
             self._oom_kills.look(self._ticked_ns)
             for engine in self._engines.values():
                 if engine.life.state is EngineState.STARTING:
-                    try:
-                        self._look_for_progress(engine)
-                    except Exception:  # a look that fails is no reason to look no more
-                        _log.exception("looking at %s", engine.spec.name)
+                    self._loading(engine)
                     self._post(engine, Clock(self._config.engine.stall_s))
 
-    def _look_for_progress(self, engine: Engine) -> None:
-        """A model that is downloaded or read says nothing for a long time; but bytes move."""
-        moved = engine.process.moved_bytes() if engine.process else 0
-        if moved - engine.moved_bytes >= _STIR_BYTES:
-            self._post(engine, Stirred())
-        engine.moved_bytes = moved
-        self._look_for_a_stop(engine)
-
-    def _look_for_a_stop(self, engine: Engine) -> None:
-        """One whose EngineCore was stopped would go on saying that it waits for it."""
-        stopped = engine.process is not None and STOPPED_LETTERS & engine.process.thread_states()
-        engine.stopped_ticks = engine.stopped_ticks + 1 if stopped else 0
-        if engine.stopped_ticks * _CLOCK_S > _STOPPED_S:
-            self._post(engine, Deaf(f"a process of it was stopped (SIGSTOP) while {engine.life.stage or 'starting'}"))
+    def _loading(self, engine: Engine) -> None:
+        """What can be seen of a start from outside."""
+        try:
+            sign = loading.look(engine, _CLOCK_S)
+        except Exception:  # a look that fails is no reason to look no more
+            _log.exception("looking at %s", engine.spec.name)
+            return
+        if sign is not None:
+            self._post(engine, sign)
 
     # ---- processes
 

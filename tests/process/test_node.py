@@ -20,7 +20,7 @@ from appliance.channel import Heartbeat, Release, Up
 from appliance.config import Config, EngineConfig
 from appliance.errors import ActionError
 from appliance.records import EngineState, EngineView
-from appliance.supervisor import introductions, lifecycle
+from appliance.supervisor import introductions, lifecycle, loading
 from appliance.supervisor import node as node_module
 from appliance.supervisor.node import Node
 from appliance.supervisor.runtime import Runtime
@@ -328,7 +328,7 @@ async def test_what_can_not_be_tidied_up_keeps_no_engine_from_coming_back(monkey
 
 async def test_a_start_that_is_stopped_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(node_module, "_CLOCK_S", 0.1)
-    monkeypatch.setattr(node_module, "_STOPPED_S", 0.3)
+    monkeypatch.setattr(loading, "_STOPPED_S", 0.3)
     async with node("1b", e0="silent", stall_s=60.0) as scene:
         await scene.until(lambda: scene.engine("e0").pid)
         os.kill(scene.engine("e0").pid or 0, signal.SIGSTOP)
