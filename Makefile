@@ -1,13 +1,13 @@
 # pd-appliance: `make serve` and `make test` each do all set-up on a fresh machine.
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint format bench chaos wheel clean setup setup-test
+.PHONY: help serve test lint format bench bench-streams chaos wheel clean setup setup-test
 
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest -q
 QUICK := $(wildcard tests/unit tests/contract tests/kv tests/process)
 
 help:  ## what there is
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 16
 
 setup:
 	@requirements/setup.sh serve
@@ -41,6 +41,9 @@ format: setup-test  ## let ruff format the code
 
 bench: setup-test  ## split against aggregated, and the hand-off against memcpy; takes a quarter of an hour
 	$(BIN)/python -m bench.run $(ARGS)
+
+bench-streams: setup  ## what the supervisor can carry, over simulated engines; ARGS="--streams 512" is passed on
+	$(BIN)/python -m bench.streams $(ARGS)
 
 chaos: setup-test  ## faults under load, every answer checked; ARGS="--minutes 30 --seed 1 --concurrency 16" is passed on
 	$(BIN)/python -m bench.chaos $(ARGS)

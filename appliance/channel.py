@@ -16,8 +16,9 @@ from typing import Any, Final, Generic, TypeVar
 import msgspec
 
 from appliance.errors import ChannelError
+from appliance.records import GpuSnapshot
 
-VERSION: Final = 5
+VERSION: Final = 6
 LONG_STEP_TOKENS: Final = 128
 """A step with so many prompt tokens is announced (``StepBegan``), and compared with others of its kind only."""
 CANARY: Final = "canary/"
@@ -181,6 +182,12 @@ class PeerClosed(Message, frozen=True, kw_only=True, tag=True):
     rank: int
 
 
+class Gpus(Message, frozen=True, kw_only=True, tag=True):
+    """What the virtual GPUs of a simulated engine read now. (Real ones the supervisor asks itself.)"""
+
+    readings: tuple[GpuSnapshot, ...]
+
+
 Up = (
     Hello
     | Progress
@@ -196,6 +203,7 @@ Up = (
     | HandoffEnded
     | PeerOpened
     | PeerClosed
+    | Gpus
 )
 
 
@@ -228,7 +236,18 @@ class Release(Message, frozen=True, kw_only=True, tag=True):
     reason: str
 
 
-Down = OpenPeer | ClosePeer | Release
+class Fault(Message, frozen=True, kw_only=True, tag=True):
+    """To a simulated engine: something of it is worse from now on. ``severity``: the share of it that is lost; 0: it is whole again.
+
+    ``kind`` is one of ``simulator.faults.KINDS``. ``peer``: the other end, where it is of a link.
+    """
+
+    kind: str
+    severity: float
+    peer: str | None = None
+
+
+Down = OpenPeer | ClosePeer | Release | Fault
 
 
 # ---- the supervisor and its fork server, over a socket pair of their own -------------------------------------------------

@@ -36,12 +36,13 @@ class ChannelError(ApplianceError):
 class ActionError(ApplianceError):
     """An engine can't be told to do that. Names the engine, what it does now, and what would be possible.
 
-    ``unknown``: there is no such engine.
+    ``unknown``: there is no such engine. ``invalid``: no engine ever can be told that.
     """
 
-    def __init__(self, message: str, *, unknown: bool = False) -> None:
+    def __init__(self, message: str, *, unknown: bool = False, invalid: bool = False) -> None:
         super().__init__(message)
         self.unknown = unknown
+        self.invalid = invalid
 
 
 class HandoffError(ApplianceError):

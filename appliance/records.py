@@ -76,6 +76,7 @@ class EngineSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     peers: tuple[str, ...] = ()  # engines whose KV memory it has mapped
     peer_errors: tuple[str, ...] = ()  # peers it can't share KV with, and why
     memory_bytes: int | None = None  # proportional set size of all its processes
+    weight: float = 1.0  # how much of the work it is given, against its like
 
 
 class EngineView(msgspec.Struct, frozen=True, kw_only=True):
@@ -96,11 +97,38 @@ class EngineView(msgspec.Struct, frozen=True, kw_only=True):
     cause: str | None = None
     peers: tuple[str, ...] = ()  # engines whose KV this one has mapped on every rank, in their current epoch
     peer_errors: tuple[str, ...] = ()
+    weight: float = 1.0  # how much of the work it is given, against its like
     max_batched_tokens: int = 2048
     max_running: int = 256
     max_model_len: int = 0
     block_tokens: int | None = None
     kv_blocks: int | None = None
+
+
+class GpuSnapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """What one GPU reads. Activities are shares of the time since the last reading, 0 to 1; None is what it does not tell."""
+
+    index: int
+    uuid: str
+    name: str
+    engine: str | None = None  # that it belongs to
+    clock_mhz: float | None = None  # of its multiprocessors
+    clock_max_mhz: float | None = None
+    clock_reasons: tuple[
+        str, ...
+    ] = ()  # why it is not at its highest, in NVML's words: gpu_idle, hw_thermal_slowdown, …
+    power_w: float | None = None
+    power_limit_w: float | None = None
+    temperature_c: float | None = None
+    memory_used_bytes: int | None = None
+    memory_total_bytes: int | None = None
+    busy: float | None = None  # some kernel runs
+    tensor: float | None = None  # tensor cores at work
+    dram: float | None = None  # of the memory's bandwidth
+    nvlink_bytes_s: float | None = None  # in and out
+    ecc_corrected: int | None = None  # memory errors since its last reset
+    ecc_uncorrected: int | None = None
+    xids: tuple[int, ...] = ()  # errors that the driver has told of
 
 
 class QueueSnapshot(msgspec.Struct, frozen=True, kw_only=True):
@@ -189,6 +217,7 @@ class NodeSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     reason: str | None  # why it is not ready, in words
     uptime_s: float
     engines: tuple[EngineSnapshot, ...]
+    gpus: tuple[GpuSnapshot, ...] = ()
     queue: QueueSnapshot
     ledger: LedgerSnapshot
     handoffs: HandoffSnapshot

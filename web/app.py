@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Final
 
 from starlette.applications import Starlette
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.routing import Mount
+from starlette.routing import BaseRoute, Mount
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -21,7 +21,8 @@ from web.api import Api, encoded_snapshot
 from web.door import Door
 from web.openai import OpenAI
 from web.pages import Pages
-from web.ports import Actions, Inference, NodeView
+from web.ports import Actions, Inference, NodeView, Simulation
+from web.simulation import SimulationRoutes
 from web.stream import Feed
 
 _POLICY: Final = (
@@ -29,6 +30,7 @@ _POLICY: Final = (
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 _INFERENCE: Final = ("/v1/", "/tokenize", "/detokenize")
+_MARK: Final = ((b"x-simulated", b"true"),)
 _GUARDS: Final = {
     "content-security-policy": _POLICY,
     "x-content-type-options": "nosniff",
@@ -43,6 +45,7 @@ def create_app(
     inference: Inference,
     node: NodeView,
     actions: Actions,
+    simulation: Simulation | None = None,
     max_body_bytes: int,
     max_held_bytes: int,
     metrics: Callable[[NodeSnapshot], bytes],
@@ -55,13 +58,19 @@ def create_app(
         inference: answers ``/v1/*`` and the tokenizer's routes.
         node: everything else shows what this says.
         actions: is told what an owner wants done.
+        simulation: of a simulated node; every answer then says that it is one.
         max_body_bytes: of a request to ``/v1/*``.
         max_held_bytes: of all these requests under way.
         metrics: a snapshot as Prometheus text (``appliance.telemetry.exposition.render``).
         bound_to: the address that is listened on; with ``allowed_hosts`` it decides which requests are answered (``Door``).
     """
     return Site(
-        OpenAI(inference, max_body_bytes, max_held_bytes), node, actions, metrics, Door(bound_to, allowed_hosts)
+        OpenAI(inference, max_body_bytes, max_held_bytes, _MARK if simulation else ()),
+        node,
+        [*ActionRoutes(actions).routes(), *SimulationRoutes(simulation).routes()],
+        metrics,
+        Door(bound_to, allowed_hosts),
+        Middleware(Guard, {**_GUARDS, **({"x-simulated": "true"} if simulation else {})}),
     )
 
 
@@ -69,7 +78,13 @@ class Site:
     """ASGI app. What engines answer goes past Starlette, whose layers would each handle every chunk of a streamed answer."""
 
     def __init__(
-        self, openai: ASGIApp, node: NodeView, actions: Actions, metrics: Callable[[NodeSnapshot], bytes], door: Door
+        self,
+        openai: ASGIApp,
+        node: NodeView,
+        orders: Sequence[BaseRoute],
+        metrics: Callable[[NodeSnapshot], bytes],
+        door: Door,
+        guard: Middleware,
     ) -> None:
         pages = Pages(node)
         self._door = door
@@ -80,10 +95,10 @@ class Site:
             routes=[
                 *pages.routes(),
                 *api.routes(),
-                *ActionRoutes(actions).routes(),
+                *orders,
                 Mount("/static", Static(directory=assets.directory("static"), check_dir=False)),
             ],
-            middleware=[Middleware(Guard)],
+            middleware=[guard],
             exception_handlers={
                 RequestError: errors.on_request_error,
                 HTTPException: errors.on_http_exception,
@@ -114,13 +129,14 @@ class Site:
 class Guard:
     """Adds the headers that keep a browser from doing with our pages what we never do."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, headers: Mapping[str, str]) -> None:
         self._app = app
+        self._headers = headers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(_GUARDS)
+                MutableHeaders(scope=message).update(self._headers)
             await send(message)
 
         await self._app(scope, receive, guarded)

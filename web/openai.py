@@ -10,6 +10,7 @@ import contextlib
 import logging
 import re
 import uuid
+from collections.abc import Sequence
 from typing import Final
 
 from starlette.types import Receive, Scope, Send
@@ -19,21 +20,23 @@ from web import bodies, errors
 from web.ports import Inference, InferenceRequest
 
 _log = logging.getLogger(__name__)
+Headers = Sequence[tuple[bytes, bytes]]
 _ID: Final = re.compile(r"(?!\.\.?\Z)[A-Za-z0-9._:-]{1,128}")  # it stands in paths, where dots mean other places
 
 
 class AsgiReply:
     """``Reply`` over ASGI's ``send``."""
 
-    __slots__ = ("_send", "started")
+    __slots__ = ("_mark", "_send", "started")
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, mark: Headers) -> None:
         self._send = send
+        self._mark = mark
         self.started = False
 
     async def start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         self.started = True
-        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+        await self._send({"type": "http.response.start", "status": status, "headers": [*headers, *self._mark]})
 
     async def send(self, chunk: bytes) -> None:
         await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
@@ -49,9 +52,11 @@ class OpenAI:
         inference: answers the requests.
         max_body_bytes: larger bodies are refused with 413 and never held in memory.
         max_held_bytes: of all bodies at once; what would be beyond is refused with 503.
+        mark: headers of every answer.
     """
 
-    def __init__(self, inference: Inference, max_body_bytes: int, max_held_bytes: int) -> None:
+    def __init__(self, inference: Inference, max_body_bytes: int, max_held_bytes: int, mark: Headers = ()) -> None:
+        self._mark = mark
         self._inference = inference
         self._max_body_bytes = max_body_bytes
         self._room = bodies.Room(max_held_bytes)
@@ -59,7 +64,7 @@ class OpenAI:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = _headers(scope)
         request_id = _request_id(headers)
-        reply = AsgiReply(send)
+        reply = AsgiReply(send, self._mark)
         try:
             with self._room.share() as share:
                 body = await bodies.read(headers, receive, self._max_body_bytes, share)

@@ -16,7 +16,7 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from appliance.records import NodeSnapshot
-from web import assets, contexts, flow, waterfall
+from web import assets, contexts, flow, gpus, waterfall
 from web.contexts import Context
 from web.ports import NodeView
 from web.stream import Feed, event, stream
@@ -25,6 +25,7 @@ SECTIONS: Final[dict[str, Callable[[NodeSnapshot], Context]]] = {
     "headline": contexts.headline,
     "announcement": contexts.announcement,
     "flow": flow.flow,
+    "gpus": gpus.gpus,
     "requests": waterfall.requests,
     "footer": contexts.footer,
 }
@@ -42,6 +43,7 @@ class PageContext(Context, frozen=True, kw_only=True):
     curl: str  # a first request, to be copied
     empty: bool  # nothing has been asked yet
     live: bool  # the browser libraries are there
+    simulated: bool
     build: str  # fingerprint of the static files
 
 
@@ -92,11 +94,12 @@ def fragments(snapshot: NodeSnapshot) -> dict[str, bytes]:
 def page(snapshot: NodeSnapshot, host: str, scheme: str = "http") -> PageContext:
     """The first paint, complete without any script."""
     return PageContext(
-        title=f"{snapshot.model} · pd-appliance",
+        title=f"{'simulated: ' if snapshot.simulated else ''}{snapshot.model} · pd-appliance",
         parts={name: Markup(html) for name, html in sections(snapshot).items()},  # rendered: escaped
         curl=curl(snapshot.model, host, scheme),
         empty=not snapshot.requests.total,
         live=assets.vendor_present(),
+        simulated=snapshot.simulated,
         build=assets.fingerprint(),
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Protocol
 
 import msgspec
@@ -68,6 +68,28 @@ class Actions(Protocol):
 
     def restart_all(self) -> None:
         """So with all engines, one after the other."""
+        ...
+
+    def weight(self, name: str, weight: float) -> None:
+        """Give an engine more or less of the work than its like."""
+        ...
+
+
+class Simulation(Protocol):
+    """What a simulated node has besides. All raise ``ActionError``."""
+
+    title: str
+
+    def faults(self) -> Mapping[str, Sequence[msgspec.Struct]]:
+        """That last now, by engine."""
+        ...
+
+    def fault(self, engine: str, kind: str, severity: float, peer: str | None = None) -> None:
+        """A fault begins, or changes."""
+        ...
+
+    def mend(self, engine: str, kind: str | None = None) -> None:
+        """All faults of an engine end, or those of one kind."""
         ...
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import faulthandler
-import importlib.util
 import logging
 import os
 import signal
@@ -16,31 +15,30 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final
 
-import psutil
 import typer
 import uvicorn
 import uvloop
 
 from appliance import __version__
 from appliance.channel import Up
+from appliance.cli.cast import Cast
+from appliance.cli.cast import cast as _cast
 from appliance.cli.herald import Herald
 from appliance.config import Config, ServerConfig, config_path_default, load, state_directory
-from appliance.errors import ConfigError, NoEngineError, NotNowError
+from appliance.errors import NoEngineError, NotNowError
 from appliance.records import EngineState, EngineView
 from appliance.router.router import Router
+from appliance.simulator.control import Control
 from appliance.supervisor import notify
 from appliance.supervisor.node import Node
 from appliance.supervisor.process import adopt_orphans
 from appliance.supervisor.runtime import Runtime, parent_directory
-from appliance.supervisor.specs import resolve_model, specs
-from appliance.supervisor.topology import Topology, parse
 from appliance.telemetry import exposition
 from appliance.telemetry.collector import Collector
 from appliance.telemetry.ledger import Ledger
 from appliance.telemetry.timeline import Timelines
 from web.app import Site, create_app
 
-_ENGINE_MEMORY_BYTES: Final = 1200 << 20  # of one CPU engine, measured, without its KV cache and its weights
 _ENGINE_GRACE_S: Final = 5.0
 _GIVING_UP_S: Final = 2.0
 _BACKLOG: Final = 2048
@@ -57,8 +55,6 @@ def serve(
     state_dir: Annotated[Path | None, typer.Option(help="Directory for what is kept.")] = None,
 ) -> None:
     """Serve a model, and a page that shows how it goes."""
-    if scenario is not None:
-        raise ConfigError("--scenario: the simulated engine is not built yet; leave it out to serve a real model")
     flags: dict[str, tuple[str, Any]] = {
         "model.path": ("--model", model),
         "topology.layout": ("--topology", topology),
@@ -70,21 +66,16 @@ def serve(
     given = {setting: flag for setting, flag in flags.items() if flag[1] is not None}
     loaded = load(config or config_path_default(), os.environ, given)
     _tell_stacks()
-    uvloop.run(Appliance(loaded.config).run())
+    uvloop.run(Appliance(loaded.config, _cast(loaded, scenario)).run())
 
 
 class Appliance:
     """One run of the supervisor, from configuration to the last process gone."""
 
-    def __init__(self, config: Config) -> None:
-        """Check everything that can be checked before anything is started. Raises ``ConfigError``."""
-        _check_kind(config)
-        self._config = config
-        self._topology = parse(config.topology.layout)
-        self._model = resolve_model(config)
-        self._cores = sorted(os.sched_getaffinity(0))
-        self._specs = specs(config, self._topology, self._model, self._cores)
-        _check_memory(config, self._topology)
+    def __init__(self, config: Config, cast: Cast) -> None:
+        """Check what can be checked before anything is started. Raises ``ConfigError``."""
+        self._config = cast.adapt(config)
+        self._cast = cast
         state_directory(config, os.environ)
         self._listener = _listen(config.server)
         self._served = False
@@ -102,18 +93,30 @@ class Appliance:
 
     async def _serve(self, runtime: Runtime) -> None:
         config = self._config
-        node = Node(config, self._specs, runtime, topology=self._topology.layout)
+        cast, model = self._cast, self._cast.model
+        node = Node(config, cast.specs, runtime, topology=cast.layout)
         ledger = Ledger(send=node.send_core)
         timelines = Timelines(config.telemetry.recent_requests)
-        router = Router(config.router, node.views, ledger, timelines, self._model.name)
-        collector = Collector(config, node, router, ledger, timelines, model_name=self._model.name, version=__version__)
-        _connect(node, router, ledger, timelines, collector)
+        router = Router(config.router, node.views, ledger, timelines, model)
+        control = cast.control(node)
+        collector = Collector(
+            config,
+            node,
+            router,
+            ledger,
+            timelines,
+            model_name=model,
+            version=__version__,
+            gpus=control,
+            simulated=control is not None,
+        )
+        _connect(node, router, ledger, timelines, collector, control)
         node.on_change(self._note)
-        app = self._app(router, node, collector)
+        app = self._app(router, node, collector, control)
         server = _Web(app, self._listener)
         herald = Herald(
             config,
-            self._model.name,
+            model,
             node,
             lambda: router.not_ready() or collector.latest().reason,  # not before /ready says so, too
             lambda: _unfinished(router),
@@ -125,8 +128,9 @@ class Appliance:
             await router.start()
             await node.start()
             telling = group.create_task(herald.run())
-            _say(f"pd-appliance {__version__}: {self._model.name} as {self._topology.layout} on {self._address()}")
-            failure = await self._until_stopped(node)
+            _say(f"pd-appliance {__version__}: {model} as {cast.layout} on {self._address()}{cast.remark}")
+            async with cast.played(self._address()):
+                failure = await self._until_stopped(node)
             router.drain()
             herald.stopping()
             await self._finish(router)
@@ -140,12 +144,13 @@ class Appliance:
         if failure:
             raise NoEngineError(failure)
 
-    def _app(self, router: Router, node: Node, collector: Collector) -> Site:
+    def _app(self, router: Router, node: Node, collector: Collector, control: Control | None) -> Site:
         server = self._config.server
         return create_app(
             inference=router,
             node=collector,
             actions=node.actions,
+            simulation=control,
             max_body_bytes=server.max_body_bytes,
             max_held_bytes=server.max_held_bytes,
             metrics=exposition.render,
@@ -200,7 +205,14 @@ class Appliance:
         return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
-def _connect(node: Node, router: Router, ledger: Ledger, timelines: Timelines, collector: Collector) -> None:
+def _connect(
+    node: Node,
+    router: Router,
+    ledger: Ledger,
+    timelines: Timelines,
+    collector: Collector,
+    control: Control | None,
+) -> None:
     """Who hears what of the engines."""
 
     def fold(engine: str, epoch: int, message: Up) -> None:
@@ -215,6 +227,9 @@ def _connect(node: Node, router: Router, ledger: Ledger, timelines: Timelines, c
     node.on_change(lambda _: router.engines_changed())
     node.on_engine_lost(ledger.lost)
     node.on_engine_lost(router.engine_lost)
+    if control is not None:
+        node.on_message(lambda engine, _, message: control.fold(engine, message))
+        node.on_engine_lost(control.lost)
     node.actions.in_flight = lambda engine: router.in_flight(engine) + ledger.held_by(engine)
 
 
@@ -268,27 +283,6 @@ def _tell_stacks() -> None:
     """Whatever ends this process from within, a watchdog's SIGABRT included, has it write first where its threads are."""
     with contextlib.suppress(RuntimeError, OSError, ValueError):  # there may be nowhere to write to
         faulthandler.enable()
-
-
-def _check_kind(config: Config) -> None:
-    if config.engine.kind not in ("auto", "vllm", "sim"):
-        raise ConfigError(f"engine.kind {config.engine.kind!r} is not one: write auto, vllm or sim")
-    if config.engine.kind == "sim":
-        raise ConfigError("engine.kind sim: the simulated engine is not built yet; use auto or vllm")
-    if importlib.util.find_spec("vllm") is None:
-        raise ConfigError(
-            "vLLM is not installed in this environment: run make serve, or pip install 'pd-appliance[cpu]'"
-        )
-
-
-def _check_memory(config: Config, topology: Topology) -> None:
-    wanted = len(topology.places) * (_ENGINE_MEMORY_BYTES + config.engine.kv_cache_bytes)
-    available = psutil.virtual_memory().available
-    if wanted > available:
-        raise NotNowError(
-            f"{len(topology.places)} engines need about {wanted >> 20} MiB of memory and {available >> 20} MiB are available: "
-            f"use fewer engines (topology.layout), or a lower engine.kv_cache_bytes (now {config.engine.kv_cache_bytes >> 20} MiB)"
-        )
 
 
 def _listen(server: ServerConfig) -> socket.socket:

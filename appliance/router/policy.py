@@ -53,6 +53,7 @@ def choose(
     loads: LoadTable,
     unsplit_reason: str | None = None,
     avoid: Collection[str] = (),
+    prompt_tokens: int = 0,
 ) -> Choice | None:
     """Where to send a request now; None while every engine that could take it has its window full.
 
@@ -60,6 +61,7 @@ def choose(
         views: all engines of the node.
         unsplit_reason: why the request has to run whole, if it has to.
         avoid: engines that have failed this request; used only if there is no other.
+        prompt_tokens: of the request.
     """
     ready = _ready(views, avoid)
     reason = unsplit_reason or _whole_reason(views, ready)
@@ -70,8 +72,9 @@ def choose(
         free = [view for view in candidates or ready if _can_run_whole(view, loads[view.name])]
     if not free:
         return None
-    key = _whole_order if reason else _prefill_order
-    return Choice(min(free, key=lambda view: key(loads[view.name])), reason)
+    if reason:
+        return Choice(min(free, key=lambda view: _whole_order(view, loads[view.name])), reason)
+    return Choice(min(free, key=lambda view: _prefill_order(view, loads[view.name], prompt_tokens)))
 
 
 def choose_decode(
@@ -85,12 +88,12 @@ def choose_decode(
     found = [view for view in ready if view.role.decodes and view.name != prefill and prefill in view.peers]
     found = [view for view in found if view.name not in avoid] or found
     found = [view for view in found if _can_run(view, loads[view.name])] or found
-    return min(found, key=lambda view: _whole_order(loads[view.name]), default=None)
+    return min(found, key=lambda view: _whole_order(view, loads[view.name]), default=None)
 
 
 def by_load(views: Sequence[EngineView], loads: LoadTable, avoid: Collection[str] = ()) -> list[EngineView]:
     """READY engines, the least loaded first."""
-    return sorted(_ready(views, avoid), key=lambda view: _whole_order(loads[view.name]))
+    return sorted(_ready(views, avoid), key=lambda view: _whole_order(view, loads[view.name]))
 
 
 def none_ready(views: Sequence[EngineView]) -> str | None:
@@ -168,9 +171,12 @@ def _can_run(view: EngineView, load: Load) -> bool:
     return load.legs < view.max_running + _AHEAD
 
 
-def _prefill_order(load: Load) -> tuple[int, int, int]:
-    return load.prompt_tokens, load.legs, load.turn
+# ---- the least work first, as it would be with this request; of an engine with half the weight each piece counts twice
 
 
-def _whole_order(load: Load) -> tuple[int, int, int]:
-    return load.legs, load.prompt_tokens, load.turn
+def _prefill_order(view: EngineView, load: Load, prompt_tokens: int) -> tuple[float, float, int]:
+    return (load.prompt_tokens + prompt_tokens) / view.weight, (load.legs + 1) / view.weight, load.turn
+
+
+def _whole_order(view: EngineView, load: Load) -> tuple[float, float, int]:
+    return (load.legs + 1) / view.weight, load.prompt_tokens / view.weight, load.turn

@@ -174,7 +174,7 @@ class Queue:
             self._waiting.remove(ticket)
             ticket.refuse(not_ready(self._model, reason))
             return True
-        choice = policy.choose(views, self._loads, ticket.unsplit_reason, ticket.avoid)
+        choice = policy.choose(views, self._loads, ticket.unsplit_reason, ticket.avoid, ticket.prompt_tokens)
         if choice is None:
             return False
         self._waiting.serve(ticket)

@@ -19,10 +19,12 @@ class Blocks:
         self._users: dict[int, int] = {}  # of blocks that can be found; any other in use has one
         self._digest: dict[int, int] = {}
         self._by_digest: dict[int, int] = {}
+        self.withheld = 0  # of those that are free or will be; a fault's
 
     @property
     def free(self) -> int:
-        return len(self._blank) + len(self._idle)
+        """That can be taken."""
+        return max(0, len(self._blank) + len(self._idle) - self.withheld)
 
     def cached(self, digests: Sequence[int]) -> list[int]:
         """The blocks of the longest beginning that is in the cache."""

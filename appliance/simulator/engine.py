@@ -13,28 +13,27 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from appliance.channel import (
     LONG_STEP_TOKENS,
     FirstToken,
-    Heartbeat,
-    Step,
     StepBegan,
     Up,
 )
+from appliance.engine.kv.lease import Table
 from appliance.simulator import words
 from appliance.simulator.blocks import Blocks
 from appliance.simulator.clock import Timer
 from appliance.simulator.leases import Leases
-from appliance.simulator.leg import Ask, Fabric, Offer, Outcome, Physics, Sequence, Settings, Work
+from appliance.simulator.leg import Ask, Fabric, Offer, Outcome, Physics, Sequence, Settings, State, Work
 
 BEAT_NS: Final = 1_000_000_000
 
 
 class Engine:
-    """``say`` takes what the real engine would say over the channel, ``ended`` each leg's outcome, once."""
+    """One life of it."""
 
     def __init__(
         self,
@@ -45,7 +44,19 @@ class Engine:
         fabric: Fabric,
         say: Callable[[Up], None],
         ended: Callable[[Outcome], None],
+        *,
+        told: Callable[[Iterable[Sequence]], None] | None = None,
+        epoch: int = 1,
+        table: Table | None = None,
     ) -> None:
+        """What it calls.
+
+        Args:
+            say: takes what the real engine would say over the channel.
+            ended: takes each leg's outcome, once.
+            told: takes the sequences that have each got one more token, before any of them ends. Costs time for each of them.
+            table: gets the generations of leases, for those who read it.
+        """
         self.name = name
         self.settings = settings
         self.blocks = Blocks(settings.kv_blocks)
@@ -63,9 +74,12 @@ class Engine:
         self._due: list[tuple[int, int, Sequence]] = []  # by the number of the step
         self._order = itertools.count()
         self._number = 0  # of the present step
-        self._leases = Leases(name, timer, say, self._freed)
+        self._told = told
+        self._leases = Leases(name, epoch, {} if table is None else table, timer, say, self._freed)
+        self.cached = 1.0  # of what the prefix cache has that is found; a fault's
         self._busy = False
         self._dead = False
+        self._hung = False
         self._preemptions = self._queries = self._hits = 0
         self._beat()
 
@@ -108,6 +122,10 @@ class Engine:
         self.blocks.give_back(blocks)
         self._wake()
 
+    def hang(self) -> None:
+        """It does nothing any more, and says nothing."""
+        self._hung = True
+
     def die(self) -> None:
         """All that it had is gone."""
         self._dead = True
@@ -120,7 +138,12 @@ class Engine:
     # ---- steps
 
     def _wake(self) -> None:
-        if not self._busy and not self._dead and (self._waiting or self._prefilling or self._decoding):
+        if (
+            not self._busy
+            and not self._hung
+            and not self._dead
+            and (self._waiting or self._prefilling or self._decoding)
+        ):
             self._begin_step()
 
     def _begin_step(self) -> None:
@@ -228,6 +251,7 @@ class Engine:
     def _find(self, sequence: Sequence) -> None:
         """What of it is in the cache. One token is computed in any case."""
         found = self.blocks.cached(sequence.ask.digests[: (sequence.total - 1) // self.settings.block_tokens])
+        found = found[: int(len(found) * self.cached)]
         self.blocks.share(found)
         sequence.blocks, sequence.computed = list(found), len(found) * self.settings.block_tokens
         if not sequence.scheduled:
@@ -235,16 +259,18 @@ class Engine:
             self._hits += sequence.computed
 
     def _end_step(self, start_ns: int, work: Work, chunks: list[tuple[Sequence, int]]) -> None:
-        if self._dead:
+        if self._dead or self._hung:
             return
         now_ns = self._timer.now_ns
         self._number += 1
+        if self._told is not None and self._decoding:
+            self._told(self._decoding)
         self._decode_context += len(self._decoding)
         for sequence, tokens in chunks:
             if not sequence.aborted and sequence in self._prefilling:
                 self._advance(sequence, tokens, now_ns)
         self._end_decoding(now_ns)
-        self._say(self._step(start_ns, now_ns, work))
+        self._say(words.step(self._state(), start_ns, now_ns, work))
         self._busy = False  # not before: whoever is told of tokens may send more work
         self._wake()
 
@@ -255,10 +281,12 @@ class Engine:
         if sequence.computed < sequence.total:
             return
         sequence.said += 1
+        if self._told is not None:
+            self._told((sequence,))
         if sequence.first_ns is None:
             sequence.first_ns = now_ns
-            if sequence.ask.phase != "prefill":
-                self._say(FirstToken(request=sequence.ask.key, at_ns=now_ns))
+            if sequence.ask.phase != "prefill" and not sequence.ask.silent:
+                self._say(FirstToken(request=sequence.ask.name, at_ns=now_ns))
         if sequence.said >= sequence.ask.output_tokens:
             self._finish(sequence)
             return
@@ -367,18 +395,13 @@ class Engine:
     # ---- what it says
 
     def _say_scheduled(self, sequence: Sequence) -> None:
-        if sequence.scheduled:
+        if sequence.scheduled or sequence.ask.silent:
             return
         sequence.scheduled = True
         self._say(words.scheduled(sequence.ask, self._timer.now_ns))
 
-    def _step(self, start_ns: int, end_ns: int, work: Work) -> Step:
-        return Step(
-            start_ns=start_ns,
-            end_ns=end_ns,
-            prompt_tokens=work.prompt_tokens,
-            decode_tokens=work.decodes,
-            context_tokens=work.decode_context + work.prompt_tokens,
+    def _state(self) -> State:
+        return State(
             running=len(self._prefilling) + len(self._decoding),
             waiting=len(self._waiting),
             fetching=len(self._fetching),
@@ -390,18 +413,9 @@ class Engine:
         )
 
     def _beat(self) -> None:
-        if self._dead:
+        if self._dead or self._hung:
             return
         now_ns = self._timer.now_ns
         if not self._busy:
-            self._say(
-                Heartbeat(
-                    at_ns=now_ns,
-                    running=len(self._prefilling) + len(self._decoding),
-                    waiting=len(self._waiting),
-                    fetching=len(self._fetching),
-                    kv_free=self.blocks.free,
-                    leased=self._leases.blocks,
-                )
-            )
+            self._say(words.beat(self._state(), now_ns))
         self._timer.at(now_ns + BEAT_NS, self._beat)

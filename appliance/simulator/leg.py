@@ -20,9 +20,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Ask(msgspec.Struct, frozen=True, kw_only=True):
-    """A leg. ``digests``: of each full block of the prompt, and of what will be answered, where that is known already."""
+    """A leg of one sequence. ``digests``: of each full block of the prompt, and of what will be answered, where that is known already."""
 
     key: str
+    request: str = ""  # the router's key, where it is another one
+    silent: bool = False  # it is nobody's whom the router knows
     phase: str  # prefill, decode or whole
     prompt_tokens: int
     output_tokens: int
@@ -31,14 +33,22 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     ttl_s: float = 60.0
     offer: Offer | None = None  # of a decode leg: where its prompt's KV is
 
+    @property
+    def name(self) -> str:
+        """As the router knows it."""
+        return self.request or self.key
+
 
 class Offer(msgspec.Struct, frozen=True, kw_only=True):
-    """KV that is held for somebody."""
+    """KV that is held for somebody. ``slot`` and ``generation``: its place in the producer's lease table."""
 
     producer: str
+    epoch: int
     lease: str
     tokens: int
-    blocks: int
+    blocks: tuple[int, ...]
+    slot: int
+    generation: int
 
 
 class Work(msgspec.Struct):
@@ -48,6 +58,19 @@ class Work(msgspec.Struct):
     prompt_tokens: int = 0
     decodes: int = 0  # sequences, one token each
     decode_context: int = 0  # KV tokens that these read, their own included
+
+
+class State(msgspec.Struct, frozen=True):
+    """Of an engine, after a step or between two: see ``channel.Step``."""
+
+    running: int
+    waiting: int
+    fetching: int
+    kv_free: int
+    leased: int
+    preemptions: int
+    prefix_queries: int
+    prefix_hits: int
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):

@@ -7,117 +7,145 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Final
 
 import msgspec
 
-from appliance.channel import Down, FirstToken, Release, Up
+from appliance import __version__
+from appliance.channel import Down, Fault, FirstToken, Release, Step, Up
 from appliance.config import Config
-from appliance.errors import RequestError
-from appliance.records import EngineState, EngineView, Role
+from appliance.costs.gpus import gpu
+from appliance.records import (
+    EngineState,
+    EngineView,
+    GpuSnapshot,
+    NodeSnapshot,
+    Pair,
+    QueueSnapshot,
+    RequestCounts,
+)
 from appliance.router import policy
-from appliance.router.loads import Leg, Loads
-from appliance.router.policy import Choice
-from appliance.router.queue import Queue, Ticket
+from appliance.router.loads import Loads
+from appliance.router.queue import Queue
+from appliance.simulator import faults, words
 from appliance.simulator.clock import VirtualClock
 from appliance.simulator.engine import Engine
 from appliance.simulator.fabric import Fabric
-from appliance.simulator.leg import Ask, Offer, Outcome, Settings
-from appliance.simulator.physics import Cost, Physics
+from appliance.simulator.faults import Faults
+from appliance.simulator.frontend import Frontend
+from appliance.simulator.gpus import VirtualGpus, uuid
+from appliance.simulator.leg import Offer, Outcome
+from appliance.simulator.physics import Physics
+from appliance.simulator.plan import EnginePlan
+from appliance.simulator.request import Answered, Asked, Request
+from appliance.telemetry.collector import Collector
 from appliance.telemetry.ledger import Ledger
-from appliance.telemetry.timeline import Timelines, Trace
+from appliance.telemetry.timeline import Timelines
+
+_NOTICED_NS: Final = 3_000_000_000  # from the last sign of an engine that hangs to its end
+_RESTART_NS: Final = 30_000_000_000  # from its end to its next life: weights are loaded anew
 
 
-class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """One engine to be simulated."""
+class _Place:
+    """One engine of the node, through all of its lives; and what lives are given."""
 
-    name: str
-    role: Role
-    settings: Settings
-    cost: Cost
-
-
-class Asked(msgspec.Struct, frozen=True, kw_only=True):
-    """What a client asks. ``digests``: see ``engine.Ask``."""
-
-    prompt_tokens: int
-    output_tokens: int
-    digests: tuple[int, ...] = ()
-    client: str = ""
-
-
-class Answered(msgspec.Struct, frozen=True, kw_only=True):
-    """What a client got of it. Times are the node's, ns; None where there was no token."""
-
-    asked: Asked
-    arrived_ns: int
-    first_token_ns: int | None
-    ended_ns: int
-    split: bool
-    error: str | None = None
-
-    @property
-    def ttft_ns(self) -> int | None:
-        return None if self.first_token_ns is None else self.first_token_ns - self.arrived_ns
-
-    @property
-    def tpot_ns(self) -> int | None:
-        """Mean time per output token after the first; None for a single token."""
-        if self.first_token_ns is None or self.asked.output_tokens < 2:
-            return None
-        return (self.ended_ns - self.first_token_ns) // (self.asked.output_tokens - 1)
+    def __init__(self, plan: EnginePlan, clock: VirtualClock) -> None:
+        self.plan = plan
+        self.epoch = 1
+        self.faults: dict[tuple[str, str | None], Fault] = {}  # that last
+        self.gpus = VirtualGpus(
+            gpu(plan.gpu), plan.first_gpu, plan.tensor_parallel, plan.memory_bytes, plan.name, clock
+        )
+        self.physics = Physics(plan.cost(), plan.chance, quiet=plan.quiet, gpus=self.gpus)
+        self.frontend = Frontend(clock, quiet=plan.quiet)
+        self.engine: Engine
+        self.view: EngineView
 
 
 class SimulatedNode:
-    """Engines under a virtual clock. Deterministic: the same seed and the same calls give the same answers."""
+    """Engines under a virtual clock. Deterministic: the same plans and the same calls give the same answers."""
 
     def __init__(
         self,
         config: Config,
-        plans: Sequence[Plan],
+        plans: Sequence[EnginePlan],
         clock: VirtualClock,
-        link_bytes_s: float,
-        seed: int,
         on_answer: Callable[[Answered], None],
-        *,
-        quiet: bool = False,
     ) -> None:
-        """``quiet``: steps take exactly what the cost model says."""
         self.clock = clock
+        self.topology = "simulated"
         self._on_answer = on_answer
-        self._fabric = Fabric(clock, link_bytes_s)
-        self._engines: dict[str, Engine] = {}
-        self.physics: dict[str, Physics] = {}
-        self._views = {plan.name: _view(plan, plans) for plan in plans}
+        self._fabric = Fabric(clock, plans[0].link_bytes_s, self._refusal, self._copying)
+        self._places = {plan.name: _Place(plan, clock) for plan in plans}
         self.ledger = Ledger(send=self._send)
         self.timelines = Timelines(config.telemetry.recent_requests)
         self.loads = Loads()
         self.queue = Queue(config.router.queue_capacity, "simulated", self.views, self.loads, lambda: clock.now_ns)
-        self._requests: dict[str, _Request] = {}
+        self._requests: dict[str, Request] = {}
         self._number = itertools.count(1)
-        self.on_message: Callable[[str, Up], None] = lambda engine, message: None
-        for plan in plans:
-            self._add(plan, f"{seed}/{plan.name}", quiet)
-
-    def _add(self, plan: Plan, seed: str, quiet: bool) -> None:
-        physics = Physics(plan.cost, seed, quiet=quiet)
-        engine = Engine(
-            plan.name,
-            plan.settings,
-            self.clock,
-            physics,
-            self._fabric,
-            lambda message: self._fold(plan.name, message),
-            self._ended,
+        self._counts = dict.fromkeys(("total", "ok", "failed", "split"), 0)
+        self.on_message: Callable[[str, int, Up], None] = lambda engine, epoch, message: None
+        for place in self._places.values():
+            place.view = _view(place.plan, plans, 0, clock.now_ns)
+        self._collector = Collector(
+            config,
+            self,
+            self,
+            self.ledger,
+            self.timelines,
+            model_name="simulated",
+            version=__version__,
+            gpus=self,
+            simulated=True,
+            clock_ns=lambda: clock.now_ns,
+            unix_s=lambda: clock.now_ns * 1e-9,
         )
-        self.physics[plan.name] = physics
-        self._engines[plan.name] = engine
-        self._fabric.add(engine, physics)
+        for place in self._places.values():
+            self._live(place)
+
+    # ---- what the collector and others ask
+
+    def snapshot(self) -> NodeSnapshot:
+        """How the node is now: the same that the real one would publish."""
+        return self._collector.snapshot(self.clock.now_ns)
 
     def views(self) -> tuple[EngineView, ...]:
-        return tuple(self._views.values())
+        return tuple(place.view for place in self._places.values())
 
     def engine(self, name: str) -> Engine:
-        return self._engines[name]
+        """Its present life, or the last one."""
+        return self._places[name].engine
+
+    def frontend(self, name: str) -> Frontend:
+        return self._places[name].frontend
+
+    def logs(self, name: str) -> list[str] | None:
+        """There are none."""
+        return None
+
+    def read(self, now_ns: int) -> tuple[GpuSnapshot, ...]:
+        """See ``telemetry.collector.GpuSource``."""
+        return tuple(reading for place in self._places.values() for reading in place.gpus.read())
+
+    def not_ready(self) -> str | None:
+        return policy.none_ready(self.views())
+
+    def queue_snapshot(self, now_ns: int) -> QueueSnapshot:
+        return self.queue.snapshot(now_ns, in_flight=self.under_way)
+
+    def in_flight(self, engine: str) -> int:
+        return self.loads[engine].legs
+
+    def outstanding_prompt_tokens(self, engine: str) -> int:
+        return self.loads[engine].prompt_tokens
+
+    def pairs(self, now_ns: int) -> tuple[Pair, ...]:
+        """Nobody tests them here."""
+        return ()
+
+    def counts(self) -> RequestCounts:
+        return RequestCounts(**self._counts)
 
     @property
     def under_way(self) -> int:
@@ -128,20 +156,93 @@ class SimulatedNode:
         """A request arrives now."""
         number = next(self._number)
         trace = self.timelines.begin(f"r{number}", "/v1/completions", True, self.clock.now_ns)
-        _Request(self, asked, trace, f"r{number}").begin()
+        Request(self, asked, trace, f"r{number}").begin()
+
+    def fault(self, name: str, fault: Fault) -> None:
+        """It begins now, or with severity 0 ends. Raises ``ConfigError`` for what can't be."""
+        faults.check(fault, name, self._places)
+        if fault.kind == "skew":
+            return self._skew(name, fault.severity)
+        place = self._places[name]
+        if fault.kind in faults.LASTING:
+            place.faults[fault.kind, fault.peer] = fault
+        self._faults(place).apply(fault)
+        if fault.kind == "hang":
+            self.clock.at(self.clock.now_ns + _NOTICED_NS, partial(self._lose, place, place.epoch))
+
+    # ---- lives
+
+    def _live(self, place: _Place) -> None:
+        """A life begins, ready."""
+        name, epoch = place.plan.name, place.epoch
+        place.engine = Engine(
+            name,
+            place.plan.settings,
+            self.clock,
+            place.physics,
+            self._fabric,
+            lambda message: self._fold(place, epoch, message),
+            lambda outcome: place.frontend.tokens(0, lambda: self._ended(outcome)),
+            epoch=epoch,
+        )
+        place.view = _view(place.plan, [other.plan for other in self._places.values()], epoch, self.clock.now_ns)
+        for fault in place.faults.values():
+            self._faults(place).apply(fault)
+        self._fold(place, epoch, words.ready(place.plan.settings))
+        self.queue.pump()
+
+    def _lose(self, place: _Place, epoch: int) -> None:
+        """A life is over, and the next one is some time away."""
+        if place.epoch != epoch or place.view.state is not EngineState.READY:
+            return
+        place.view = msgspec.structs.replace(place.view, state=EngineState.BACKOFF)
+        self.ledger.lost(place.plan.name, place.epoch)
+        place.engine.die()
+        place.epoch += 1
+        self.clock.at(self.clock.now_ns + _RESTART_NS, lambda: self._live(place))
+
+    def _faults(self, place: _Place) -> Faults:
+        return Faults(
+            place.engine,
+            place.physics,
+            place.gpus,
+            self._fabric.shares,
+            place.frontend,
+            partial(self._lose, place, place.epoch),
+        )
+
+    def _skew(self, name: str, severity: float) -> None:
+        for place in self._places.values():
+            weight = faults.weight(severity, place.plan.name, place.plan.role, name, self._places[name].plan.role)
+            place.view = msgspec.structs.replace(place.view, weight=weight)
+
+    # ---- what happens between engines
+
+    def _refusal(self, offer: Offer) -> str | None:
+        place = self._places[offer.producer]
+        held = place.epoch == offer.epoch and place.engine.holds(offer.lease)
+        return None if held else f"{offer.producer} no longer holds {offer.lease}"
+
+    def _copying(self, producer: str, consumer: str, more: int, size_bytes: int) -> None:
+        for name in (producer, consumer):
+            self._places[name].physics.pulls += more
+            self._places[name].gpus.copied(size_bytes)
 
     def _send(self, engine: str, message: Down) -> bool:
         if isinstance(message, Release):
-            self._engines[engine].release(message.lease, message.reason)
+            self._places[engine].engine.release(message.lease, message.reason)
         return True
 
-    def _fold(self, engine: str, message: Up) -> None:
-        now_ns = self.clock.now_ns
-        self.ledger.fold(engine, 1, message, now_ns)
-        self.timelines.fold(engine, message)
-        self.on_message(engine, message)
-        if isinstance(message, FirstToken) and message.request in self._requests:
-            self._requests[message.request].first_token()
+    def _fold(self, place: _Place, epoch: int, message: Up) -> None:
+        now_ns, name = self.clock.now_ns, place.plan.name
+        self.ledger.fold(name, epoch, message, now_ns)
+        self._collector.fold(name, epoch, message, now_ns)
+        self.timelines.fold(name, message)
+        self.on_message(name, epoch, message)
+        if isinstance(message, Step):
+            place.frontend.busy(message.decode_tokens)
+        elif isinstance(message, FirstToken) and message.request in self._requests:
+            place.frontend.tokens(1, self._requests[message.request].first_token)
 
     def _ended(self, outcome: Outcome) -> None:
         request = self._requests.get(outcome.ask.key)
@@ -150,121 +251,30 @@ class SimulatedNode:
 
     # ---- what requests call
 
-    def track(self, key: str, request: _Request | None) -> None:
+    def track(self, key: str, request: Request | None) -> None:
         if request is None:
             self._requests.pop(key, None)
         else:
             self._requests[key] = request
 
     def answer(self, answered: Answered) -> None:
+        self._counts["total"] += 1
+        self._counts["ok" if answered.error is None else "failed"] += 1
+        self._counts["split"] += answered.split
         self._on_answer(answered)
 
 
-class _Request:
-    """One request on its way; the counterpart of ``router.request.Exchange``."""
-
-    def __init__(self, node: SimulatedNode, asked: Asked, trace: Trace, key: str) -> None:
-        self._node = node
-        self._asked = asked
-        self._trace = trace
-        self._key = key
-        self._leg: Leg | None = None
-        self._first_ns: int | None = None
-
-    def begin(self) -> None:
-        ticket = Ticket(self._asked.prompt_tokens, None, self._deliver, self._refused, client=self._asked.client)
-        try:
-            self._node.queue.put(ticket, self._trace.marks.arrived)
-        except RequestError as error:
-            self._refused(error)
-
-    def _deliver(self, choice: Choice, leg: Leg) -> None:
-        self._node.track(self._key, self)
-        self._trace.next_attempt()
-        self._leg = leg
-        if choice.unsplit_reason is None:
-            self._send("prefill", choice.engine.name, output_tokens=1)
-        else:
-            self._whole(choice.engine.name, choice.unsplit_reason)
-
-    def _whole(self, engine: str, reason: str) -> None:
-        self._trace.unsplit(reason)
-        self._send("whole", engine, output_tokens=self._asked.output_tokens)
-
-    def _send(self, phase: str, engine: str, *, output_tokens: int, offer: Offer | None = None) -> None:
-        leg, key = self._leg, self._key
-        self._trace.on_scheduled = lambda scheduled, tokens: leg.counted(tokens) if leg and scheduled == key else None
-        self._trace.dispatched(phase, engine, key, self._node.clock.now_ns)
-        ask = Ask(
-            key=key,
-            phase=phase,
-            prompt_tokens=self._asked.prompt_tokens,
-            output_tokens=output_tokens,
-            digests=self._asked.digests,
-            offer=offer,
-        )
-        self._node.engine(engine).submit(ask)
-
-    def first_token(self) -> None:
-        now_ns = self._node.clock.now_ns
-        if self._first_ns is None:
-            self._first_ns = now_ns
-            self._trace.first_byte(now_ns)
-            if self._leg is not None:
-                self._leg.prefilled()
-
-    def leg_ended(self, outcome: Outcome) -> None:
-        now_ns = self._node.clock.now_ns
-        engine = self._trace.decode_engine or self._trace.prefill_engine or ""
-        kind = outcome.ask.phase
-        self._trace.leg_ended(kind, engine, "ok" if not outcome.lost else "unreachable", now_ns, status=200)
-        if self._leg is not None:
-            self._leg.end()
-            self._leg = None
-        if outcome.lost:
-            self._finish("failed", "its engine was lost")
-        elif kind == "prefill":
-            self._decode(engine, outcome.offer)
-        else:
-            self._finish("ok", None)
-
-    def _decode(self, prefill: str, offer: Offer | None) -> None:
-        node = self._node
-        view = policy.choose_decode(node.views(), node.loads, prefill)
-        if view is None or offer is None:
-            node.ledger.cancel(self._key, node.clock.now_ns)
-            self._leg = node.loads.begin(prefill, self._asked.prompt_tokens)
-            return self._whole(prefill, "its KV can't be handed over")
-        self._leg = node.loads.begin(view.name, 0)
-        self._send("decode", view.name, output_tokens=self._asked.output_tokens, offer=offer)
-
-    def _refused(self, error: RequestError) -> None:
-        self._finish("failed", error.message)
-
-    def _finish(self, outcome: str, error: str | None) -> None:
-        now_ns = self._node.clock.now_ns
-        self._node.track(self._key, None)
-        self._trace.finish(outcome, 200 if error is None else 503, now_ns, error=error)
-        self._node.answer(
-            Answered(
-                asked=self._asked,
-                arrived_ns=self._trace.marks.arrived,
-                first_token_ns=self._first_ns,
-                ended_ns=now_ns,
-                split=self._trace.split,
-                error=error,
-            )
-        )
-
-
-def _view(plan: Plan, plans: Sequence[Plan]) -> EngineView:
+def _view(plan: EnginePlan, plans: Sequence[EnginePlan], epoch: int, now_ns: int) -> EngineView:
     settings = plan.settings
     return EngineView(
         name=plan.name,
         role=plan.role,
         state=EngineState.READY,
-        epoch=1,
+        epoch=epoch,
         socket="",
+        gpus=tuple(map(uuid, plan.indexes)),
+        since_ns=now_ns,
+        restarts=epoch - 1,
         peers=tuple(other.name for other in plans if other.name != plan.name),
         max_batched_tokens=settings.max_batched_tokens,
         max_running=settings.max_running,

@@ -11,7 +11,10 @@ import math
 import random
 from typing import Final, Protocol
 
-from appliance.costs.roofline import Batch, Roofline
+import msgspec
+
+from appliance.costs.gpus import Gpu, Peak
+from appliance.costs.roofline import Batch, Roofline, StepCost
 from appliance.simulator.leg import Work
 
 _NOISE: Final = 0.02  # standard deviation of a step's logarithm
@@ -21,42 +24,68 @@ _STUMBLE: Final = 0.0005  # of steps
 _STUMBLE_S: Final = (0.002, 0.015)
 _MIXED: Final = 0.04  # more, for a step half of whose tokens decode
 _PULLING: Final = 0.03  # more, for each hand-off that copies from or to this engine
+_SLICE_S: Final = 0.004  # for which a starved main loop waits for a core, while one like it has it
+
+
+class Speed(msgspec.Struct, frozen=True, kw_only=True):
+    """What is left to an engine of what its hardware can do; faults take from it. 1: all."""
+
+    clock: float = 1.0  # of its slowest GPU's multiprocessors
+    memory: float = 1.0  # that GPU's bandwidth
+    core: float = 1.0  # the CPU time that its main loop gets
+
+
+FULL: Final = Speed()
 
 
 class Cost(Protocol):
     """What a step would take, were the world as the cost model has it."""
 
-    def step_s(self, work: Work) -> float: ...
+    def step(self, work: Work, speed: Speed) -> StepCost: ...
 
 
 class RooflineCost:
-    """A model on GPUs, as ``costs.roofline`` sees it."""
+    """A model on GPUs, as ``costs.roofline`` sees it. Ranks run in step: all wait for the slowest."""
 
     def __init__(self, roofline: Roofline) -> None:
-        self._step = roofline.step
+        self._roofline = roofline
+        self._slower: dict[Speed, Roofline] = {FULL: roofline}
 
-    def step_s(self, work: Work) -> float:
-        return self._step(Batch(work.chunks, work.decodes, work.decode_context)).total_s
+    def step(self, work: Work, speed: Speed) -> StepCost:
+        roofline = self._slower.get(speed) or self._at(speed)
+        return roofline.step(Batch(work.chunks, work.decodes, work.decode_context))
+
+    def _at(self, speed: Speed) -> Roofline:
+        whole = self._roofline
+        self._slower[speed] = Roofline(whole.shape, _slower(whole.gpu, speed), whole.tp, whole.efficiency)
+        return self._slower[speed]
+
+
+class Meter(Protocol):
+    """Sees what the engine's GPUs do."""
+
+    def ran(self, cost: StepCost, seconds: float) -> None: ...
 
 
 class Physics:
-    """Of one engine. Faults change ``slow`` and ``stall_s``; the fabric counts ``pulls``."""
+    """Of one engine. Faults change ``speed``; the fabric counts ``pulls``; ``gpus`` see each step."""
 
-    def __init__(self, cost: Cost, seed: str, *, quiet: bool = False) -> None:
+    def __init__(self, cost: Cost, seed: str, *, quiet: bool = False, gpus: Meter | None = None) -> None:
         """``quiet``: nothing but the cost model."""
         self._cost = cost
         self._random = random.Random(seed)
         self._quiet = quiet
+        self._gpus = gpus
         self._phase = self._random.uniform(0, 2 * math.pi)
-        self.slow = 1.0  # a fault's factor
-        self.stall_s = 0.0  # a fault's delay of each step
+        self.speed = FULL
         self.pulls = 0  # hand-offs that copy now
 
     def step_ns(self, work: Work, now_ns: int) -> int:
-        seconds = self._cost.step_s(work)
-        if not self._quiet:
-            seconds = self._lifelike(seconds, work, now_ns)
-        return max(1, int((seconds * self.slow + self.stall_s) * 1e9))
+        cost = self._cost.step(work, self.speed)
+        seconds = cost.total_s if self._quiet else self._lifelike(cost.total_s, work, now_ns)
+        if self._gpus is not None:
+            self._gpus.ran(cost, seconds)
+        return max(1, int((seconds + self._starved_s()) * 1e9))
 
     def _lifelike(self, seconds: float, work: Work, now_ns: int) -> float:
         chance = self._random
@@ -67,3 +96,23 @@ class Physics:
         if chance.random() < _STUMBLE:
             seconds += chance.uniform(*_STUMBLE_S)
         return seconds
+
+    def _starved_s(self) -> float:
+        """For which the step's beginning is late, for want of a core."""
+        if self.speed.core >= 1.0:
+            return 0.0
+        return self._random.expovariate(self.speed.core / (_SLICE_S * (1 - self.speed.core)))
+
+
+def _slower(gpu: Gpu, speed: Speed) -> Gpu:
+    return msgspec.structs.replace(
+        gpu,
+        bf16=_slower_peak(gpu.bf16, speed.clock),
+        fp8=_slower_peak(gpu.fp8, speed.clock) if gpu.fp8 else None,
+        fp4=_slower_peak(gpu.fp4, speed.clock) if gpu.fp4 else None,
+        memory_bytes_s=gpu.memory_bytes_s * speed.memory,
+    )
+
+
+def _slower_peak(peak: Peak, share: float) -> Peak:
+    return msgspec.structs.replace(peak, flops_s=peak.flops_s * share)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Final
 
 import msgspec
 
 from appliance.channel import Step, Up
+from appliance.simulator import faults
 from appliance.simulator.clock import VirtualClock
-from appliance.simulator.node import Answered, SimulatedNode
-from appliance.simulator.scenario import Loaded, config, link_bytes_s, plans
+from appliance.simulator.node import SimulatedNode
+from appliance.simulator.request import Answered
+from appliance.simulator.scenario import Loaded, config, plans
 from appliance.simulator.traffic import Arrival, arrivals
 from appliance.supervisor.topology import parse
 from appliance.telemetry.timeline import percentile
@@ -54,7 +57,7 @@ class Meter:
         if answered.arrived_ns >= self.begin_ns:
             self.answered.append(answered)
 
-    def message(self, engine: str, message: Up) -> None:
+    def message(self, engine: str, epoch: int, message: Up) -> None:
         if not isinstance(message, Step) or message.end_ns < self.begin_ns:
             return
         self.busy_ns[engine] = self.busy_ns.get(engine, 0) + message.end_ns - max(message.start_ns, self.begin_ns)
@@ -82,11 +85,10 @@ def run(loaded: Loaded, layout: str, *, quiet: bool = False) -> Result:
     origin_ns = clock.now_ns
     end_ns = origin_ns + int(scenario.duration_s * 1e9)
     meter = Meter(origin_ns + int(scenario.warmup_s * 1e9), end_ns)
-    engines = plans(loaded, layout)
-    node = SimulatedNode(
-        config(scenario), engines, clock, link_bytes_s(loaded, layout), scenario.seed, meter.answer, quiet=quiet
-    )
+    engines = plans(loaded, layout, quiet=quiet)
+    node = SimulatedNode(config(scenario), engines, clock, meter.answer)
     node.on_message = meter.message
+    _misfortunes(loaded, layout, node)
     block_tokens = engines[0].settings.block_tokens
     _feed(
         clock,
@@ -111,6 +113,16 @@ def _feed(clock: VirtualClock, node: SimulatedNode, all_of_them: Sequence[Arriva
         next_one()
 
     next_one()
+
+
+def _misfortunes(loaded: Loaded, layout: str, node: SimulatedNode) -> None:
+    """Those of the scenario's layout, for others have other engines. Raises ``ConfigError`` for what can't be."""
+    clock, scenario = node.clock, loaded.scenario
+    for one in scenario.faults if layout == scenario.layout else ():
+        faults.check(one.begins, one.engine, [view.name for view in node.views()])
+        clock.at(clock.now_ns + int(one.at_s * 1e9), partial(node.fault, one.engine, one.begins))
+        if one.until_s is not None:
+            clock.at(clock.now_ns + int(one.until_s * 1e9), partial(node.fault, one.engine, one.ends))
 
 
 def _result(loaded: Loaded, layout: str, meter: Meter, node: SimulatedNode) -> Result:

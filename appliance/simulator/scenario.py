@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 import tomllib
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
+from appliance.channel import Fault
 from appliance.config import Config, RouterConfig, Section, SloConfig
 from appliance.costs import closed, huggingface
 from appliance.costs.gpus import Gpu, gpu
-from appliance.costs.roofline import Roofline
 from appliance.costs.shape import ModelShape
 from appliance.errors import ConfigError
 from appliance.records import Role
 from appliance.simulator.leg import Settings
-from appliance.simulator.node import Plan
-from appliance.simulator.physics import RooflineCost
+from appliance.simulator.plan import EnginePlan
 from appliance.simulator.traffic import Traffic
 from appliance.supervisor.topology import Place, parse
 
-_BLOCK_TOKENS: Final = 16
+BLOCK_TOKENS: Final = 16
 
 
 class Hardware(Section, frozen=True, kw_only=True):
@@ -47,6 +47,25 @@ class Engines(Section, frozen=True, kw_only=True):
     both: RoleSettings = RoleSettings()
 
 
+class Misfortune(Section, frozen=True, kw_only=True):
+    """A fault of the time line: see ``faults.KINDS``."""
+
+    engine: str
+    kind: str
+    severity: float = 0.5
+    at_s: float = 0.0
+    until_s: float | None = None  # None: it stays
+    peer: str | None = None
+
+    @property
+    def begins(self) -> Fault:
+        return Fault(kind=self.kind, severity=self.severity, peer=self.peer)
+
+    @property
+    def ends(self) -> Fault:
+        return Fault(kind=self.kind, severity=0.0, peer=self.peer)
+
+
 class Scenario(Section, frozen=True, kw_only=True):
     """The whole file."""
 
@@ -60,6 +79,7 @@ class Scenario(Section, frozen=True, kw_only=True):
     model: Model
     engine: Engines = Engines()
     traffic: Traffic = Traffic()
+    faults: tuple[Misfortune, ...] = ()
     slo: SloConfig = SloConfig()
     router: RouterConfig = RouterConfig()
 
@@ -89,35 +109,47 @@ def config(scenario: Scenario) -> Config:
     return Config(slo=scenario.slo, router=scenario.router)
 
 
-def plans(loaded: Loaded, layout: str) -> list[Plan]:
-    """The engines of a layout. Raises ``ConfigError`` where they need more GPUs than there are, or the model does not fit."""
+def plans(loaded: Loaded, layout: str, *, quiet: bool = False) -> list[EnginePlan]:
+    """The engines of a layout, GPUs given out in order.
+
+    Raises ``ConfigError`` where they need more GPUs than there are, or the model does not fit.
+    """
     scenario = loaded.scenario
     hardware, places = gpu(scenario.hardware.gpu), parse(layout).places
     needed = sum(place.tensor_parallel for place in places)
     if needed > scenario.hardware.gpus:
         raise ConfigError(f"layout {layout} needs {needed} GPUs and hardware.gpus is {scenario.hardware.gpus}")
     shape = huggingface.read(loaded.directory / scenario.model.config, name=scenario.model.name or None)
-    return [_plan(scenario, shape, hardware, place) for place in places]
+    lanes = closed.nvlink(hardware, min(place.tensor_parallel for place in places))  # ranks copy side by side
+    link_bytes_s = lanes.bytes_s * lanes.reached * lanes.lanes
+    firsts = itertools.accumulate((place.tensor_parallel for place in places), initial=0)
+    return [
+        msgspec.structs.replace(
+            _plan(scenario, shape, hardware, place), first_gpu=first, link_bytes_s=link_bytes_s, quiet=quiet
+        )
+        for place, first in zip(places, firsts, strict=False)
+    ]
 
 
-def link_bytes_s(loaded: Loaded, layout: str) -> float:
-    """Between two engines of a layout: their ranks copy side by side."""
-    hardware = gpu(loaded.scenario.hardware.gpu)
-    lanes = min(place.tensor_parallel for place in parse(layout).places)
-    link = closed.nvlink(hardware, lanes)
-    return link.bytes_s * link.reached * link.lanes
-
-
-def _plan(scenario: Scenario, shape: ModelShape, hardware: Gpu, place: Place) -> Plan:
+def _plan(scenario: Scenario, shape: ModelShape, hardware: Gpu, place: Place) -> EnginePlan:
     engines, tp = scenario.engine, place.tensor_parallel
     role = {Role.PREFILL: engines.prefill, Role.DECODE: engines.decode, Role.BOTH: engines.both}[place.role]
     tokens = closed.kv_capacity_tokens(shape, hardware, tp, engines.memory_fraction)
     settings = Settings(
         max_batched_tokens=role.max_batched_tokens,
         max_running=role.max_running,
-        kv_blocks=tokens // _BLOCK_TOKENS,
-        block_tokens=_BLOCK_TOKENS,
+        kv_blocks=tokens // BLOCK_TOKENS,
+        block_tokens=BLOCK_TOKENS,
         max_model_len=engines.max_model_len,
-        block_bytes=int(closed.handoff_bytes(shape, _BLOCK_TOKENS, tp)),
+        block_bytes=int(closed.handoff_bytes(shape, BLOCK_TOKENS, tp)),
     )
-    return Plan(name=place.name, role=place.role, settings=settings, cost=RooflineCost(Roofline(shape, hardware, tp)))
+    return EnginePlan(
+        name=place.name,
+        role=place.role,
+        settings=settings,
+        shape=shape,
+        gpu=hardware.name,
+        tensor_parallel=tp,
+        link_bytes_s=0.0,
+        seed=scenario.seed,
+    )

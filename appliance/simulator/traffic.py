@@ -19,7 +19,7 @@ from typing import Final
 import msgspec
 
 from appliance.errors import ConfigError
-from appliance.simulator.node import Asked
+from appliance.simulator.request import Asked
 
 MOONCAKE_BLOCK_TOKENS: Final = 512
 
@@ -52,7 +52,7 @@ FITTED: Final = {
 class Traffic(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Requests per second and their lengths; or a trace, which has both."""
 
-    rate: float = 1.0  # requests per second, on average
+    rate: float = 1.0  # requests per second, on average; 0: nobody asks
     burstiness: float = 1.0  # coefficient of variation of the gaps; 1: Poisson
     swing: float = 0.0  # share by which the rate goes up and down over a ``period_s``
     period_s: float = 86_400.0
@@ -94,6 +94,8 @@ def _made(traffic: Traffic, seed: int, duration_s: float, block_tokens: int) -> 
 
 def _times(traffic: Traffic, chance: random.Random, duration_s: float) -> Iterator[float]:
     """When conversations begin. Gaps are of a gamma distribution, stretched by the present rate."""
+    if traffic.rate <= 0:
+        return
     shape = 1 / traffic.burstiness**2
     mean_s = traffic.turns / traffic.rate
     now_s = 0.0

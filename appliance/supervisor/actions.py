@@ -17,6 +17,8 @@ from appliance.supervisor.lifecycle import GIVEN_UP, Drain, Drained, Event, Rest
 
 _SETTLE_S: Final = 0.05
 _LOOK_S: Final = 0.1
+LEAST_WEIGHT: Final = 0.01
+MOST_WEIGHT: Final = 100.0
 _BACK_S: Final = 300.0  # for an engine to load, and to meet the others
 _log = logging.getLogger("pd-appliance")
 _SERVING: Final = (EngineState.READY, EngineState.SUSPECT)
@@ -34,13 +36,15 @@ class EngineActions:
         known: Acquaintances,
         post: Post,
         task: Task,
+        publish: Callable[[Engine], None],
         grace_s: float,
     ) -> None:
-        """``grace_s``: the longest that a restart waits for what is under way."""
+        """``publish`` makes what an engine is now known. ``grace_s``: the longest that a restart waits for what is under way."""
         self._engines = engines
         self._known = known
         self._post = post
         self._task = task
+        self._publish = publish
         self.in_flight: InFlight = lambda engine: 0
         """How much is under way on an engine; told by whoever knows."""
         self._grace_s = grace_s
@@ -63,6 +67,17 @@ class EngineActions:
         self._deadlines[engine.key] = time.monotonic() + self._grace_s
         if not waits:
             self._task(self._await_drained(engine, engine.key), f"restart of {name}")
+
+    def weight(self, name: str, weight: float) -> None:
+        """Give an engine more or less of the work than its like, by so much. Raises ``ActionError``."""
+        if not LEAST_WEIGHT <= weight <= MOST_WEIGHT:
+            raise ActionError(
+                f"weight {weight:g} is not from {LEAST_WEIGHT:g} to {MOST_WEIGHT:g}; 1 is what every engine begins with",
+                invalid=True,
+            )
+        engine = self._engine_in(name, "be weighted", tuple(EngineState))
+        engine.weight = weight
+        self._publish(engine)
 
     def restart_all(self) -> None:
         """Restart one engine after the other, so that the node serves all the time. Raises ``ActionError``."""

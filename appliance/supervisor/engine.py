@@ -29,6 +29,7 @@ class Engine:
         self.moved_bytes = 0  # by its processes, when last looked at
         self.vitals: Vitals | None = None  # once it has served
         self.cpu_s = 0.0  # used by its processes, when last looked at
+        self.weight = 1.0  # in routing
 
     @property
     def key(self) -> Key:
@@ -78,6 +79,7 @@ class Engine:
             epoch=life.epoch,
             socket=socket,
             pid=life.pid,
+            gpus=spec.gpus,
             cores=spec.cores,
             stage=life.stage,
             progress=life.progress,
@@ -86,6 +88,7 @@ class Engine:
             cause=life.cause,
             peers=acquaintances.peers(self.key),
             peer_errors=acquaintances.errors(self.key),
+            weight=self.weight,
             max_batched_tokens=core.max_batched_tokens if core else 2048,
             max_running=core.max_running if core else 256,
             max_model_len=core.max_model_len if core else 0,

@@ -82,7 +82,9 @@ class Node:
         self._acquaintances = Acquaintances()
         self._introductions = Introductions(self._engines.values(), self._acquaintances, self._task)
         self._watch = Watch(self._engines.values(), runtime, self._post, self._task)
-        self.actions = EngineActions(self._engines, self._acquaintances, self._post, self._task, config.server.grace_s)
+        self.actions = EngineActions(
+            self._engines, self._acquaintances, self._post, self._task, self._publish, config.server.grace_s
+        )
         self._starts = Starts(config, runtime, engines[0], self._post)
         self._inbox: asyncio.Queue[tuple[Engine, int, Event] | asyncio.Event] = asyncio.Queue()
         self._tasks: set[asyncio.Task[None]] = set()

@@ -62,6 +62,7 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
     tensor_parallel: int
     arguments: tuple[str, ...]  # of vLLM, without what changes from life to life
     environment: dict[str, str]
+    gpus: tuple[str, ...] = ()  # UUIDs
     module: str = ENGINE_MODULE
     forked: bool = (
         True  # from the fork server, where vLLM is imported already; else it begins with an interpreter of its own

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Final, Protocol
 
 from appliance.channel import Step, Up
@@ -14,6 +14,7 @@ from appliance.records import (
     EngineSnapshot,
     EngineState,
     EngineView,
+    GpuSnapshot,
     HandoffSnapshot,
     LedgerSnapshot,
     NodeSnapshot,
@@ -56,6 +57,12 @@ class LedgerSource(Protocol):
     def handoffs(self, now_ns: int) -> HandoffSnapshot: ...
 
 
+class GpuSource(Protocol):
+    def read(self, now_ns: int) -> tuple[GpuSnapshot, ...]:
+        """What every GPU of the node reads now. Never raises: what can't be had is None."""
+        ...
+
+
 class Collector:
     """Implements ``web.ports.NodeView``."""
 
@@ -69,6 +76,10 @@ class Collector:
         *,
         model_name: str,
         version: str,
+        gpus: GpuSource | None = None,
+        simulated: bool = False,
+        clock_ns: Callable[[], int] = time.monotonic_ns,
+        unix_s: Callable[[], float] = time.time,
     ) -> None:
         self._config = config
         self._node = node
@@ -77,13 +88,16 @@ class Collector:
         self._timelines = timelines
         self._model = model_name
         self._version = version
+        self._gpus = gpus
+        self._simulated = simulated
+        self._unix_s = unix_s
         self._series: dict[str, Series] = {}
         self._memory: dict[int, int | None] = {}  # bytes, by the pid of the session's leader
         self._supervisor = SupervisorSnapshot()
         self._cpu = CpuShare()
-        self._began_ns = time.monotonic_ns()
+        self._began_ns = clock_ns()
         self._changed = asyncio.Event()
-        self._latest = self._snapshot(self._began_ns)
+        self._latest = self.snapshot(self._began_ns)
 
     # ---- what is told
 
@@ -112,7 +126,7 @@ class Collector:
             self._supervisor = SupervisorSnapshot(
                 memory_bytes=self._memory.get(_OWN), cpu_share=self._cpu.since_last(), loop_delay_ms=late_ms
             )
-            self._publish(self._snapshot(now_ns))
+            self._publish(self.snapshot(now_ns))
         except Exception:
             _log.exception("this tick's snapshot failed")
 
@@ -145,20 +159,22 @@ class Collector:
         self._changed.set()
         self._changed = asyncio.Event()
 
-    def _snapshot(self, now_ns: int) -> NodeSnapshot:
+    def snapshot(self, now_ns: int) -> NodeSnapshot:
+        """How the node is now. ``run`` publishes one at each tick."""
         views = self._node.views()
         percentiles = self._timelines.percentiles()
         reason = self._router.not_ready()
         return NodeSnapshot(
-            time=time.time(),
+            time=self._unix_s(),
             version=self._version,
             model=self._model,
             topology=self._node.topology,
-            simulated=False,
+            simulated=self._simulated,
             ready=reason is None,
             reason=reason,
             uptime_s=(now_ns - self._began_ns) * 1e-9,
             engines=tuple(self._engine(view, now_ns) for view in views),
+            gpus=self._gpus.read(now_ns) if self._gpus is not None else (),
             queue=self._router.queue_snapshot(now_ns),
             ledger=self._ledger.snapshot(now_ns),
             handoffs=self._ledger.handoffs(now_ns),
@@ -187,7 +203,7 @@ class Collector:
         """What the engine's present life has reported; what a dead one has is dropped."""
         series = self._series.get(view.name)
         if series is None or (series.epoch == view.epoch and view.state not in _ENDED):
-            return series if view.pid is not None else None
+            return series
         if series.epoch <= view.epoch:
             del self._series[view.name]
         return None
@@ -248,6 +264,7 @@ def engine_snapshot(
         peers=view.peers,
         peer_errors=view.peer_errors,
         memory_bytes=memory_bytes,
+        weight=view.weight,
     )
 
 

@@ -14,6 +14,7 @@ from appliance.errors import ActionError
 from appliance.records import (
     EngineSnapshot,
     EngineState,
+    GpuSnapshot,
     HandoffSnapshot,
     Lease,
     LedgerSnapshot,
@@ -319,7 +320,38 @@ def large(tick: int) -> NodeSnapshot:
         "e3", Role.DECODE, gpus=gpus(3), output_tokens_s=6120 * wave, **{**work, "kv_usage": 0.97, "waiting": 41}
     )
     return msgspec.structs.replace(
-        busy(tick), engines=(*prefill, decode), topology="3p1d@tp2", simulated=True, model="Llama-3.3-70B"
+        busy(tick),
+        engines=(*prefill, decode),
+        gpus=tuple(_gpu(index, wave) for index in range(8)),
+        topology="3p1d@tp2",
+        simulated=True,
+        model="Llama-3.3-70B",
+    )
+
+
+def _gpu(index: int, wave: float) -> GpuSnapshot:
+    """The third one is too hot, and the last one's memory has errors."""
+    hot, bad, decodes = index == 2, index == 7, index > 5
+    return GpuSnapshot(
+        index=index,
+        uuid=f"GPU-sim{index}",
+        name="H100-SXM5-80GB",
+        engine=f"e{index // 2}",
+        clock_mhz=990.0 if hot else 1980.0,
+        clock_max_mhz=1980.0,
+        clock_reasons=("hw_thermal_slowdown",) if hot else (),
+        power_w=520.0 * wave,
+        power_limit_w=700.0,
+        temperature_c=88.0 if hot else 61.0,
+        memory_used_bytes=72 << 30,
+        memory_total_bytes=80 << 30,
+        busy=0.97,
+        tensor=0.11 if decodes else 0.71 * wave,
+        dram=0.78 if decodes else 0.24,
+        nvlink_bytes_s=6.1e9,
+        ecc_corrected=812 if bad else 0,
+        ecc_uncorrected=1 if bad else 0,
+        xids=(94,) if bad else (),
     )
 
 
@@ -371,6 +403,9 @@ class FakeNode:
 
     def restart_all(self) -> None:
         self.asked.append("restart")
+
+    def weight(self, name: str, weight: float) -> None:
+        self._asked(f"weight {weight:g}", name)
 
     def _asked(self, verb: str, name: str) -> None:
         found = next((engine for engine in self.latest().engines if engine.name == name), None)

@@ -1,4 +1,4 @@
-"""Two real engines with the test as their supervisor: it says what they are told and when, so that it can also say it wrongly."""
+"""Two engines with the test as their supervisor: it says what they are told and when, so that it can also say it wrongly."""
 
 from __future__ import annotations
 
@@ -11,8 +11,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import aiohttp
+import msgspec
 
 from appliance.channel import ClosePeer, CoreReady, Heartbeat, LeaseEnded, OpenPeer, PeerClosed, PeerOpened, Up
+from appliance.costs import huggingface
+from appliance.records import Role
+from appliance.simulator.leg import Settings
+from appliance.simulator.plan import EnginePlan
 from appliance.supervisor.channel_server import ChannelServer, Connection
 from appliance.supervisor.specs import cpu_environment
 
@@ -66,6 +71,8 @@ class Engine:
 
 class Pair:
     """``e0`` and ``e1``, peers only once ``introduce`` has been called."""
+
+    module = "appliance.engine.main"
 
     def __init__(self, directory: Path, model: Path, **options: object) -> None:
         self._directory = directory
@@ -140,15 +147,15 @@ class Pair:
 
     async def _spawn(self, engine: Engine, number: int) -> None:
         cores = sorted(os.sched_getaffinity(0))
-        command = [sys.executable, "-m", "appliance.engine.main", "--engine", engine.name, "--epoch", "1"]
+        command = [sys.executable, "-m", self.module, "--engine", engine.name, "--epoch", "1"]
         command += ["--channel", str(self._directory / "channel"), "--parent", str(os.getpid())]
-        command += ["--cores", str(cores[number % len(cores)]), "--", *self._vllm_arguments(engine)]
+        command += ["--cores", str(cores[number % len(cores)]), "--", *self._arguments(engine)]
         with engine.log.open("w") as log:
             engine.process = await asyncio.create_subprocess_exec(
                 *command, env={**os.environ, **ENVIRONMENT}, stdout=log, stderr=log, start_new_session=True
             )
 
-    def _vllm_arguments(self, engine: Engine) -> list[str]:
+    def _transfer(self, engine: Engine) -> str:
         extra = {"engine": engine.name, "epoch": 1, "directory": str(self._directory), **self._options}
         transfer = {
             "kv_connector": "ApplianceConnector",
@@ -157,10 +164,13 @@ class Pair:
             "kv_load_failure_policy": "recompute",
             "kv_connector_extra_config": {**extra, "channel": str(self._directory / "channel")},
         }
+        return json.dumps(transfer)
+
+    def _arguments(self, engine: Engine) -> list[str]:
         return [
             *("--model", str(self._model), "--served-model-name", "m", "--uds", str(engine.socket)),
             *("--dtype", "float32", "--max-model-len", "4096", "--kv-cache-memory-bytes", "64M", "--enforce-eager"),
-            *("--distributed-executor-backend", "uni", "--kv-transfer-config", json.dumps(transfer)),
+            *("--distributed-executor-backend", "uni", "--kv-transfer-config", self._transfer(engine)),
             *("--scheduler-cls", "appliance.engine.recorder.RecordingScheduler", "--max-num-batched-tokens", "512"),
         ]
 
@@ -179,3 +189,27 @@ class Pair:
                 return response.status == 200
         except aiohttp.ClientError:
             return False
+
+
+class SimulatedPair(Pair):
+    """The same, simulated, on two H100s that are not there."""
+
+    module = "appliance.simulator.server"
+
+    def _arguments(self, engine: Engine) -> list[str]:
+        number = int(engine.name[1:])
+        plan = EnginePlan(
+            name=engine.name,
+            role=Role.BOTH,
+            settings=Settings(
+                max_batched_tokens=512, max_running=64, kv_blocks=256, block_tokens=16, max_model_len=4096
+            ),
+            shape=huggingface.read(self._model),
+            gpu="h100",
+            first_gpu=number,
+            link_bytes_s=1e9,
+        )
+        return [
+            *("--served-model-name", "m", "--uds", str(engine.socket), "--kv-transfer-config", self._transfer(engine)),
+            *("--plan", msgspec.json.encode(plan).decode()),
+        ]

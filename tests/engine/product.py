@@ -96,7 +96,13 @@ def _idle(node: dict[str, Any]) -> bool:
 
 @asynccontextmanager
 async def appliance(
-    directory: Path, model: Path, *, layout: str = "1p1d", extra: str = "", environment: dict[str, str] | None = None
+    directory: Path,
+    model: Path,
+    *,
+    layout: str = "1p1d",
+    extra: str = "",
+    environment: dict[str, str] | None = None,
+    kind: str = "auto",
 ) -> AsyncIterator[Server]:
     """``pd-appliance serve`` on a free port, ready. Ended by SIGTERM; its exit code must be 0."""
     port = free_port()
@@ -106,7 +112,7 @@ async def appliance(
     log = directory / f"appliance-{port}.log"
     with log.open("w") as output:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "appliance", "serve", "--config", str(config)),
+            *(sys.executable, "-m", "appliance", "serve", "--config", str(config), "--engine", kind),
             env={**os.environ, **own, **(environment or {})},
             stdout=output,
             stderr=output,

@@ -51,7 +51,7 @@ def expect_one_line(done: subprocess.CompletedProcess[str], *says: str) -> None:
         (["--model", "./nothing"], ["./nothing", "no such directory"]),
         (["--engine", "warp"], ["warp", "auto, vllm or sim"]),
         (["--engine", "sim"], ["not built yet"]),
-        (["--scenario", "x.toml"], ["not built yet"]),
+        (["--scenario", "x.toml"], ["scenario x.toml can't be read: No such file or directory"]),
         (["--config", "nothing.toml"], ["nothing.toml", "does not exist"]),
         (["--port", "99999"], ["server.port", "--port", "65535"]),
         (["--host", "256.1.1.1", "--port", "0"], ["256.1.1.1", "--host"]),

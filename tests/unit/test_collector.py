@@ -182,7 +182,7 @@ class House:
         )
 
     def e0(self) -> EngineSnapshot:
-        return self.collector._snapshot(NOW).engines[0]
+        return self.collector.snapshot(NOW).engines[0]
 
 
 @pytest.fixture
@@ -212,13 +212,13 @@ def test_there_is_a_snapshot_before_it_runs(house: House) -> None:
 
 def test_the_node_is_ready_when_the_router_says_so(house: House) -> None:
     house.router.reason = "e0 is stopped"
-    found = house.collector._snapshot(NOW)
+    found = house.collector.snapshot(NOW)
     assert (found.ready, found.reason) == (False, "e0 is stopped")
 
 
 def test_a_message_is_of_its_engine(house: House) -> None:
     house.collector.fold("e0", 1, step(running=6), NOW)
-    e0, e1 = house.collector._snapshot(NOW).engines
+    e0, e1 = house.collector.snapshot(NOW).engines
     assert (e0.running, e1.running) == (6, None)
 
 
@@ -251,7 +251,7 @@ def test_first_tokens_of_recent_requests_are_shown(house: House) -> None:
     trace = house.timelines.begin("r1", "/v1/completions", True, NOW)
     trace.first_byte(NOW + S)
     trace.finish("ok", 200, NOW + 2 * S)
-    found = house.collector._snapshot(NOW)
+    found = house.collector.snapshot(NOW)
     assert (found.ttft_p50_s, found.ttft_p99_s) == pytest.approx((1.0, 1.0))
     assert [timeline.id for timeline in found.recent] == ["r1"]
 
@@ -282,12 +282,12 @@ async def test_a_slow_reader_skips_to_the_newest_and_then_waits(house: House) ->
     updates = house.collector.updates()
     await anext(updates)
     for now_ns in (NOW, NOW + S, NOW + 2 * S):
-        house.collector._publish(house.collector._snapshot(now_ns))
+        house.collector._publish(house.collector.snapshot(now_ns))
     assert await anext(updates) is house.collector.latest()
     waiting = asyncio.ensure_future(anext(updates))
     await asyncio.sleep(0)
     assert not waiting.done()
-    house.collector._publish(house.collector._snapshot(NOW + 3 * S))
+    house.collector._publish(house.collector.snapshot(NOW + 3 * S))
     async with asyncio.timeout(5):
         assert await waiting is house.collector.latest()
 
@@ -298,7 +298,7 @@ async def test_all_readers_are_told(house: House) -> None:
         await anext(reader)
     waiting = asyncio.gather(*(anext(reader) for reader in readers))
     await asyncio.sleep(0)
-    house.collector._publish(house.collector._snapshot(NOW))
+    house.collector._publish(house.collector.snapshot(NOW))
     async with asyncio.timeout(5):
         assert set(map(id, await waiting)) == {id(house.collector.latest())}
 

@@ -54,6 +54,26 @@ def test_decode_goes_to_the_engine_with_the_fewest_legs() -> None:
     assert chosen.name == "e2"
 
 
+def test_of_engines_of_unequal_weight_the_one_that_would_have_least_for_its_weight_is_next() -> None:
+    views = node(P, P, D, D)
+    views[0] = msgspec.structs.replace(views[0], weight=0.5)
+    views[2] = msgspec.structs.replace(views[2], weight=0.5)
+
+    def prefill(outstanding: int) -> str:
+        chosen = choose(views, table(e1=Load(1, outstanding)), prompt_tokens=10)
+        assert chosen is not None
+        return chosen.engine.name
+
+    assert [prefill(0), prefill(9), prefill(11)] == ["e1", "e1", "e0"]
+
+    def decode(legs: int) -> str:
+        chosen = choose_decode(views, table(e3=Load(legs)), "e1")
+        assert chosen is not None
+        return chosen.name
+
+    assert [decode(0), decode(2)] == ["e3", "e2"]
+
+
 def test_a_full_window_makes_a_request_wait() -> None:
     views = node(P, D)
     assert choose(views, table(e0=Load(1, 99))) is not None

@@ -174,7 +174,7 @@ def test_gaps_between_tokens_are_those_of_steps_and_not_of_idle_times() -> None:
         (5000, 5040, 100, 0),
         (5040, 5052, 0, 1),
     ):
-        meter.message("e0", step(start_ms, end_ms, prompt, decodes))
+        meter.message("e0", 1, step(start_ms, end_ms, prompt, decodes))
     assert meter.itl_s(3 / 7) == pytest.approx(0.010)
     assert meter.itl_s(4 / 7) == pytest.approx(0.012)
     assert meter.itl_s(1.0) == pytest.approx(0.030)

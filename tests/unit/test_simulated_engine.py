@@ -8,11 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from appliance.channel import HandoffEnded, LeaseEnded, LeaseGranted, Scheduled, Step, Up
+from appliance.costs.roofline import StepCost
 from appliance.simulator.clock import VirtualClock
 from appliance.simulator.engine import Engine
 from appliance.simulator.fabric import Fabric
 from appliance.simulator.leg import Ask, Offer, Outcome, Settings, Work
-from appliance.simulator.physics import Physics
+from appliance.simulator.physics import Physics, Speed
 
 MS = 1_000_000
 
@@ -20,8 +21,9 @@ MS = 1_000_000
 class Linear:
     """10 ms, and 1 ms for each token."""
 
-    def step_s(self, work: Work) -> float:
-        return 0.010 + 0.001 * (work.prompt_tokens + work.decodes)
+    def step(self, work: Work, speed: Speed) -> StepCost:
+        seconds = 0.010 + 0.001 * (work.prompt_tokens + work.decodes)
+        return StepCost(0, 0, 0, 0, 0, 0, 0, 0, seconds, seconds)
 
 
 class Bench:
@@ -31,7 +33,7 @@ class Bench:
         self.clock = VirtualClock()
         self.said: list[tuple[str, Up]] = []
         self.outcomes: list[Outcome] = []
-        fabric = Fabric(self.clock, bytes_s=1e6)
+        fabric = Fabric(self.clock, 1e6, self._refusal, lambda *_: None)
         fields = {
             "max_batched_tokens": 32,
             "max_running": 4,
@@ -47,8 +49,14 @@ class Bench:
                 name, Settings(**fields), self.clock, physics, fabric,
                 lambda message, name=name: self.said.append((name, message)), self.outcomes.append,
             )  # fmt: skip
-            fabric.add(engine, physics)
             self.engines[name] = engine
+
+    def _refusal(self, offer: Offer) -> str | None:
+        return (
+            None
+            if self.engines[offer.producer].holds(offer.lease)
+            else f"{offer.producer} no longer holds {offer.lease}"
+        )
 
     def submit(
         self, engine: str = "e0", key: str = "a", phase: str = "whole", prompt: int = 8, output: int = 3, **more: Any
@@ -128,7 +136,7 @@ def hand_over(bench: Bench, **more: Any) -> Offer:
 def test_kv_is_handed_over_and_its_blocks_go_back() -> None:
     bench = Bench()
     offer = hand_over(bench)
-    assert (offer.tokens, offer.blocks, bench.engines["e0"].blocks.free) == (16, 4, 16)
+    assert (offer.tokens, len(offer.blocks), bench.engines["e0"].blocks.free) == (16, 4, 16)
     bench.submit("e1", "a", "decode", prompt=16, output=2, offer=offer)
     bench.run(200)
     [handoff] = bench.of(HandoffEnded, "e1")

@@ -14,8 +14,9 @@ from appliance.costs.roofline import Batch, Roofline
 from appliance.records import Role
 from appliance.simulator.clock import VirtualClock
 from appliance.simulator.leg import Settings
-from appliance.simulator.node import Answered, Asked, Plan, SimulatedNode
-from appliance.simulator.physics import RooflineCost
+from appliance.simulator.node import SimulatedNode
+from appliance.simulator.plan import EnginePlan
+from appliance.simulator.request import Answered, Asked
 
 CONFIGS = Path(__file__).parent / "configs"
 LLAMA = Roofline(huggingface.read(CONFIGS / "llama-3.1-8b"), gpu("h100"))
@@ -33,10 +34,20 @@ class House:
         self._asked = asked
         fields = Settings(**{"kv_blocks": 20_000, "max_batched_tokens": 8192, **settings})
         plans = [
-            Plan(name=f"e{number}", role=role, settings=fields, cost=RooflineCost(LLAMA))
+            EnginePlan(
+                name=f"e{number}",
+                role=role,
+                settings=fields,
+                shape=LLAMA.shape,
+                gpu="h100",
+                first_gpu=number,
+                link_bytes_s=LINK_BYTES_S,
+                seed=seed,
+                quiet=quiet,
+            )
             for number, role in enumerate(roles)
         ]
-        self.node = SimulatedNode(Config(), plans, self.clock, LINK_BYTES_S, seed, self._answered, quiet=quiet)
+        self.node = SimulatedNode(Config(), plans, self.clock, self._answered)
         for number in range(at_once):  # one after the other, or all would be in step for ever
             self.clock.at(self.clock.now_ns + number * 53_000_000, lambda: self.node.ask(asked))
 
@@ -134,3 +145,19 @@ def test_an_engine_that_dies_fails_its_requests_and_no_other() -> None:
     failed = [answer for answer in house.answers if answer.error is not None]
     assert len(failed) == 5
     assert {answer.error for answer in failed} == {"its engine was lost"}
+
+
+def test_the_collector_says_of_it_what_it_would_say_of_a_real_node() -> None:
+    house = House(Role.PREFILL, Role.DECODE, asked=Asked(prompt_tokens=500, output_tokens=1000), at_once=32)
+    house.run(30)
+    snapshot = house.node.snapshot()
+    prefill, decode = snapshot.engines
+    assert (snapshot.simulated, snapshot.ready, snapshot.topology) == (True, True, "simulated")
+    assert snapshot.uptime_s == pytest.approx(30)
+    assert decode.running == 32
+    step_s = LLAMA.step(Batch((), 32, 32 * 1000)).total_s
+    assert decode.output_tokens_s == pytest.approx(32 / step_s, rel=0.1)
+    assert (prefill.prompt_tokens_s or 0) > 100
+    assert snapshot.requests.ok == snapshot.requests.split == len(house.answers)
+    assert [gpu.engine for gpu in snapshot.gpus] == ["e0", "e1"]
+    assert (snapshot.gpus[1].dram or 0) > 0.5 > (snapshot.gpus[0].dram or 0)

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from starlette.testclient import TestClient
 
-from appliance.errors import RequestError
+from appliance.errors import ActionError, RequestError
 from appliance.records import NodeSnapshot, Timeline
 from web import assets
 from web.app import Site, create_app
@@ -263,3 +263,93 @@ def test_what_can_not_be_done_is_said(client: TestClient, node: FakeNode) -> Non
 def test_a_page_of_another_site_tells_engines_nothing(client: TestClient, node: FakeNode) -> None:
     assert client.post("/api/engines/e1/restart", headers={"origin": "http://evil.example"}).status_code == 403
     assert node.asked == []
+
+
+# ---- simulated nodes
+
+
+class Faults:
+    """Implements ``web.ports.Simulation``."""
+
+    title = "a scenario"
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[Any, ...]] = []
+
+    def faults(self) -> dict[str, list[Any]]:
+        return {}
+
+    def fault(self, engine: str, kind: str, severity: float, peer: str | None = None) -> None:
+        if engine == "e9":
+            raise ActionError("there is no engine 'e9'", unknown=True)
+        if kind == "rust":
+            raise ActionError("rust is no fault", invalid=True)
+        if kind == "hang":
+            raise ActionError("it does not serve now")
+        self.asked.append((engine, kind, severity, peer))
+
+    def mend(self, engine: str, kind: str | None = None) -> None:
+        self.asked.append((engine, kind))
+
+
+@pytest.fixture
+def faults() -> Faults:
+    return Faults()
+
+
+@pytest.fixture
+def simulated(node: FakeNode, faults: Faults) -> TestClient:
+    return TestClient(made(node, bound_to="0.0.0.0", simulation=faults), raise_server_exceptions=False)
+
+
+@pytest.mark.parametrize("path", ["/", "/v1/models", "/v1/nothing", "/api/node", "/health", "/metrics", "/no-such"])
+def test_every_answer_of_a_simulated_node_says_so_and_no_other_does(
+    simulated: TestClient, client: TestClient, path: str
+) -> None:
+    assert simulated.get(path).headers.get_list("x-simulated") == ["true"]
+    assert "x-simulated" not in client.get(path).headers
+
+
+def test_faults_are_had_and_mended(simulated: TestClient, faults: Faults) -> None:
+    answer = simulated.post("/api/sim/engines/e1/fault", json={"kind": "link", "severity": 0.25, "peer": "e0"})
+    assert answer.status_code == 202
+    assert answer.json() == {"engine": "e1", "asked": "fault", "kind": "link", "severity": 0.25, "peer": "e0"}
+    assert simulated.delete("/api/sim/engines/e1/fault?kind=link").status_code == 202
+    assert simulated.delete("/api/sim/engines/e1/fault").status_code == 202
+    assert faults.asked == [("e1", "link", 0.25, "e0"), ("e1", "link"), ("e1", None)]
+    assert simulated.get("/api/sim").json() == {"scenario": "a scenario", "faults": {}}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        ("e1", b"{}", 400),
+        ("e1", b"nonsense", 400),
+        ("e1", b'{"kind": "clocks", "strength": 1}', 400),
+        ("e9", b'{"kind": "clocks"}', 404),
+        ("e1", b'{"kind": "rust"}', 400),
+        ("e1", b'{"kind": "hang"}', 409),
+    ],
+)
+def test_a_fault_that_can_not_be_is_refused(simulated: TestClient, path: str, body: bytes, status: int) -> None:
+    answer = simulated.post(f"/api/sim/engines/{path}/fault", content=body)
+    assert answer.status_code == status
+    assert answer.json()["error"]["message"]
+
+
+def test_a_real_node_has_no_faults_to_be_had(client: TestClient) -> None:
+    for answer in (
+        client.get("/api/sim"),
+        client.post("/api/sim/engines/e1/fault", json={"kind": "clocks"}),
+        client.delete("/api/sim/engines/e1/fault"),
+    ):
+        assert answer.status_code == 404
+        assert "not simulated" in answer.json()["error"]["message"]
+
+
+def test_an_engine_is_weighted(client: TestClient, node: FakeNode) -> None:
+    answer = client.post("/api/engines/e1/weight", json={"weight": 0.5})
+    assert (answer.status_code, answer.json()) == (202, {"engine": "e1", "asked": "weight", "weight": 0.5})
+    assert node.asked == ["weight 0.5 e1"]
+    for body in (b"", b"{}", b'{"weight": "much"}', b'{"weight": 1, "more": 2}'):
+        assert client.post("/api/engines/e1/weight", content=body).status_code == 400

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from hashlib import sha256
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -24,6 +23,7 @@ from appliance.engine.kv.handshake import PROTOCOL, Manifest, fingerprint
 from appliance.engine.kv.layout import Group, Layout, plane_of
 from appliance.engine.kv.pulls import Pulls
 from appliance.engine.kv.scheduler import SchedulerHalf
+from appliance.engine.kv.settings import Settings
 from appliance.engine.kv.transport import open_transport
 from appliance.engine.kv.worker import WorkerHalf
 from appliance.engine.link import Link, process_link
@@ -39,23 +39,6 @@ if TYPE_CHECKING:
     from vllm.v1.kv_cache_interface import KVCacheConfig
     from vllm.v1.outputs import KVConnectorOutput
     from vllm.v1.request import Request
-
-
-class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """``kv_connector_extra_config``, as the supervisor fills it in."""
-
-    engine: str
-    epoch: int
-    directory: str  # private to this supervisor; sockets and lease tables go there
-    channel: str
-    transport: str = "shared_memory"
-    inline_bytes: int = 16 << 20
-
-    def kv_socket(self, rank: int) -> Path:
-        return Path(self.directory) / f"{self.engine}-{self.epoch}-{rank}.kv"
-
-    def lease_table(self) -> Path:
-        return Path(self.directory) / f"{self.engine}-{self.epoch}.leases"
 
 
 def settings_of(vllm_config: VllmConfig) -> Settings:

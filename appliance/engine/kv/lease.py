@@ -12,7 +12,7 @@ import mmap
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 
@@ -48,6 +48,12 @@ class LeaseTable:
         self._map.close()
 
 
+class Table(Protocol):
+    """What a book needs of a lease table."""
+
+    def __setitem__(self, slot: int, generation: int) -> None: ...
+
+
 class HeldLease(msgspec.Struct, kw_only=True):
     """A lease as its owner keeps it. ``blocks`` are ids, all groups together, null blocks left out."""
 
@@ -63,7 +69,7 @@ class HeldLease(msgspec.Struct, kw_only=True):
 class LeaseBook:
     """All leases of one engine. Every lease that ``grant`` makes is handed back by ``end`` or ``expired`` exactly once."""
 
-    def __init__(self, table: LeaseTable) -> None:
+    def __init__(self, table: Table) -> None:
         self._table = table
         self._free = list(range(SLOTS - 1, -1, -1))
         self._held: dict[str, HeldLease] = {}

@@ -1,0 +1,168 @@
+"""Which engines a node has: real ones as configured, or those of a scenario."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import os
+import sys
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit, urlunsplit
+
+import msgspec
+import psutil
+
+from appliance.config import Config, Loaded
+from appliance.errors import ConfigError, NotNowError
+from appliance.simulator import scenario
+from appliance.simulator import specs as simulated
+from appliance.simulator.control import Control
+from appliance.simulator.plan import EnginePlan
+from appliance.supervisor.node import Node
+from appliance.supervisor.specs import EngineSpec, resolve_model, specs
+from appliance.supervisor.topology import Topology, parse
+
+_ENGINE_MEMORY_BYTES: Final = 1200 << 20  # of one CPU engine, measured, without its KV cache and its weights
+_KINDS: Final = ("auto", "vllm", "sim")
+_ANYWHERE: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+
+
+class Cast(msgspec.Struct, frozen=True, kw_only=True):
+    """``plans`` are of simulated engines; ``scenario`` is what is played at them, if anything is."""
+
+    model: str
+    layout: str
+    specs: tuple[EngineSpec, ...]
+    plans: tuple[EnginePlan, ...] = ()
+    scenario: Path | None = None
+    settings: dict[str, dict[str, Any]] = {}  # of the scenario, by section, where nobody has set them otherwise
+
+    @property
+    def remark(self) -> str:
+        return " (simulated)" if self.plans else ""
+
+    def adapt(self, config: Config) -> Config:
+        """The configuration with the scenario's settings."""
+        sections = {
+            name: msgspec.structs.replace(getattr(config, name), **values) for name, values in self.settings.items()
+        }
+        return msgspec.structs.replace(config, **sections)
+
+    def control(self, node: Node) -> Control | None:
+        """What a simulated node has besides."""
+        if not self.plans:
+            return None
+        title = str(self.scenario) if self.scenario else self.model
+        return Control(title, self.plans, node.views, node.send_core, node.actions.weight)
+
+    @contextlib.asynccontextmanager
+    async def played(self, url: str) -> AsyncIterator[None]:
+        """The scenario's clients are there."""
+        if self.scenario is None:
+            yield
+            return
+        process = await asyncio.create_subprocess_exec(
+            *(
+                sys.executable,
+                "-m",
+                "appliance.simulator.player",
+                "--url",
+                _near(url),
+                "--scenario",
+                str(self.scenario),
+            ),
+            *("--layout", self.layout, "--model", self.model, "--parent", str(os.getpid())),
+            start_new_session=True,
+        )
+        try:
+            yield
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+
+
+def cast(loaded: Loaded, path: Path | None) -> Cast:
+    """Raises ``ConfigError`` for engines that can't be."""
+    config = loaded.config
+    if config.engine.kind not in _KINDS:
+        raise ConfigError(
+            f"engine.kind {config.engine.kind!r} is not one: write {', '.join(_KINDS[:-1])} or {_KINDS[-1]}"
+        )
+    if path is not None and config.engine.kind == "vllm":
+        raise ConfigError("a scenario is played at simulated engines: leave --engine vllm out, or --scenario")
+    if path is not None:
+        return _of_scenario(loaded, path)
+    return _simulated(config) if config.engine.kind == "sim" else _real(config)
+
+
+def _real(config: Config) -> Cast:
+    if importlib.util.find_spec("vllm") is None:
+        raise ConfigError(
+            "vLLM is not installed in this environment: run make serve, or pip install 'pd-appliance[cpu]'"
+        )
+    topology = parse(config.topology.layout)
+    model = resolve_model(config)
+    found = specs(config, topology, model, sorted(os.sched_getaffinity(0)))
+    _check_memory(config, topology)
+    return Cast(model=model.name, layout=topology.layout, specs=found)
+
+
+def _simulated(config: Config) -> Cast:
+    """The configured model and topology, on GPUs that are not there, and nobody who asks."""
+    model = resolve_model(config)
+    if not model.local:
+        raise ConfigError(
+            f"model {model.path!r}: a simulated engine needs its config.json: name a directory with one, or --scenario"
+        )
+    described = scenario.Scenario(model=scenario.Model(config=model.path, name=model.name))
+    return _cast(scenario.Loaded(described, Path()), config.topology.layout, model.name)
+
+
+def _of_scenario(loaded: Loaded, path: Path) -> Cast:
+    if "model.path" in loaded.origins:
+        raise ConfigError(
+            f"model.path (from {loaded.origins['model.path']}): the scenario says which model; leave it out"
+        )
+    found = scenario.load(path)
+    described = found.scenario
+    layout = loaded.config.topology.layout if "topology.layout" in loaded.origins else described.layout
+    name = loaded.config.model.name or described.model.name or Path(described.model.config).name
+    settings = {
+        section: {
+            field: value
+            for field, value in msgspec.structs.asdict(getattr(described, section)).items()
+            if f"{section}.{field}" not in loaded.origins
+        }
+        for section in ("slo", "router")
+    }
+    return msgspec.structs.replace(_cast(found, layout, name), scenario=path.resolve(), settings=settings)
+
+
+def _cast(loaded: scenario.Loaded, layout: str, name: str) -> Cast:
+    plans: Sequence[EnginePlan] = scenario.plans(loaded, layout)
+    return Cast(model=name, layout=parse(layout).layout, specs=simulated.specs(plans, name), plans=tuple(plans))
+
+
+def _near(url: str) -> str:
+    """For a client on this machine: a node that listens everywhere listens here, too."""
+    parts = urlsplit(url)
+    host = _ANYWHERE.get(parts.hostname or "")
+    return (
+        url
+        if host is None
+        else urlunsplit(parts._replace(netloc=f"{f'[{host}]' if ':' in host else host}:{parts.port}"))
+    )
+
+
+def _check_memory(config: Config, topology: Topology) -> None:
+    wanted = len(topology.places) * (_ENGINE_MEMORY_BYTES + config.engine.kv_cache_bytes)
+    available = psutil.virtual_memory().available
+    if wanted > available:
+        raise NotNowError(
+            f"{len(topology.places)} engines need about {wanted >> 20} MiB of memory and {available >> 20} MiB are available: "
+            f"use fewer engines (topology.layout), or a lower engine.kv_cache_bytes (now {config.engine.kv_cache_bytes >> 20} MiB)"
+        )

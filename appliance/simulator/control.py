@@ -1,0 +1,117 @@
+"""What the supervisor of a simulated node has besides: its virtual GPUs, and the faults that it was told to have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from appliance.channel import CoreReady, Down, Fault, Gpus, Up
+from appliance.costs.gpus import gpu
+from appliance.errors import ActionError, ConfigError
+from appliance.records import EngineState, EngineView, GpuSnapshot
+from appliance.simulator import faults
+from appliance.simulator.gpus import at_rest
+from appliance.simulator.plan import EnginePlan
+
+
+class Control:
+    """Implements ``telemetry.collector.GpuSource`` and ``web.ports.Simulation``."""
+
+    def __init__(
+        self,
+        title: str,
+        plans: Sequence[EnginePlan],
+        views: Callable[[], Sequence[EngineView]],
+        send: Callable[[str, Down], bool],
+        weigh: Callable[[str, float], None],
+    ) -> None:
+        """``send`` says something to an engine, False if it is not there; ``weigh`` sets an engine's weight in routing."""
+        self.title = title
+        self._plans = {plan.name: plan for plan in plans}
+        self._views = views
+        self._send = send
+        self._weigh = weigh
+        self._readings: dict[str, tuple[GpuSnapshot, ...]] = {}
+        self._faults: dict[tuple[str, str, str | None], Fault] = {}  # by engine, kind and peer
+
+    # ---- what engines say
+
+    def fold(self, engine: str, message: Up) -> None:
+        if isinstance(message, Gpus):
+            self._readings[engine] = message.readings
+        elif isinstance(message, CoreReady):  # a new life, on hardware that has what it had
+            for (name, *_), fault in self._faults.items():
+                if name == engine or fault.peer == engine:
+                    self._tell(engine, name, fault)
+
+    def lost(self, engine: str, epoch: int) -> None:
+        """A life of an engine is over."""
+        self._readings.pop(engine, None)
+
+    def read(self, now_ns: int) -> tuple[GpuSnapshot, ...]:
+        """See ``GpuSource``."""
+        return tuple(reading for plan in self._plans.values() for reading in self._of(plan))
+
+    def _of(self, plan: EnginePlan) -> tuple[GpuSnapshot, ...]:
+        known = self._readings.get(plan.name)
+        return known or at_rest(gpu(plan.gpu), plan.first_gpu, plan.tensor_parallel, plan.name)
+
+    # ---- what an owner says
+
+    def faults(self) -> dict[str, list[Fault]]:
+        """That last now, by engine."""
+        found: dict[str, list[Fault]] = {}
+        for (engine, *_), fault in self._faults.items():
+            found.setdefault(engine, []).append(fault)
+        return found
+
+    def fault(self, engine: str, kind: str, severity: float, peer: str | None = None) -> None:
+        """It begins now, or changes. Raises ``ActionError``."""
+        fault = Fault(kind=kind, severity=severity, peer=peer)
+        try:
+            faults.check(fault, engine, self._plans)
+        except ConfigError as error:
+            raise ActionError(str(error), unknown=engine not in self._plans, invalid=True) from error
+        if kind in faults.LASTING:
+            self._faults[engine, kind, peer] = fault
+        elif not self._is_there(engine):
+            raise ActionError(f"{engine} does not serve now, and can't {kind}")
+        self._act(engine, fault)
+
+    def mend(self, engine: str, kind: str | None = None) -> None:
+        """All faults of an engine end, or those of one kind. Raises ``ActionError`` for an engine or a kind that isn't."""
+        if engine not in self._plans:
+            raise ActionError(f"there is no engine {engine!r}: there are {', '.join(self._plans)}", unknown=True)
+        if kind is not None and kind not in faults.KINDS:
+            raise ActionError(f"fault kind {kind!r} is not one: there are {', '.join(faults.KINDS)}", invalid=True)
+        for name, known, peer in [key for key in self._faults if key[0] == engine and kind in (None, key[1])]:
+            del self._faults[name, known, peer]
+            self._act(engine, Fault(kind=known, severity=0.0, peer=peer))
+
+    def _act(self, engine: str, fault: Fault) -> None:
+        if fault.kind == "skew":
+            return self._skew()
+        for one in self._plans if fault.kind == "link" else (engine,):
+            self._tell(one, engine, fault)
+
+    def _tell(self, whom: str, engine: str, fault: Fault) -> None:
+        """Of a link each end has to know: it is whoever pulls that waits."""
+        if fault.kind == "skew":
+            return
+        if whom != engine:
+            if fault.peer not in (None, whom):
+                return
+            fault = Fault(kind=fault.kind, severity=fault.severity, peer=engine)
+        self._send(whom, fault)
+
+    def _skew(self) -> None:
+        preferred = {key[0]: fault.severity for key, fault in self._faults.items() if fault.kind == "skew"}
+        for plan in self._plans.values():
+            weights = [
+                faults.weight(severity, plan.name, plan.role, name, self._plans[name].role)
+                for name, severity in preferred.items()
+            ]
+            self._weigh(plan.name, min(weights, default=1.0))
+
+    def _is_there(self, engine: str) -> bool:
+        serving = (EngineState.READY, EngineState.DRAINING, EngineState.SUSPECT)
+        return any(view.name == engine and view.state in serving for view in self._views())

@@ -1,0 +1,132 @@
+"""Virtual GPUs: they do what an engine's steps ask of them, and read what real ones would then read.
+
+Power follows from what tensor cores and memory do, temperature follows power with some seconds' delay, and clocks fall where a fault has
+taken the cooling. Nothing here is set to look like a fault: what reads wrong is wrong, and makes steps slower (``physics``).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+import msgspec
+
+from appliance.costs.gpus import Gpu
+from appliance.costs.roofline import StepCost
+from appliance.records import GpuSnapshot
+from appliance.simulator.clock import Timer, VirtualClock
+
+_IDLE_POWER: Final = 0.12  # of the thermal design power
+_TENSOR_POWER: Final = 0.50  # of the rest, at full work
+_DRAM_POWER: Final = 0.38
+_AMBIENT_C: Final = 32.0
+_RISE_C: Final = 46.0  # above ambient, at full power
+_SLOWDOWN_C: Final = 88.0  # where a GPU takes its clocks back
+_INERTIA_S: Final = 15.0
+_CORRECTED_S: Final = 40.0  # memory errors per second, of a memory that has lost all of its bandwidth to them
+_XID_CONTAINED: Final = 94  # "Contained ECC error" (NVIDIA, XID Errors)
+
+
+class Wear(msgspec.Struct, frozen=True, kw_only=True):
+    """What a fault has taken from one GPU, as shares lost."""
+
+    clock: float = 0.0
+    memory: float = 0.0
+
+
+class VirtualGpus:
+    """The GPUs of one engine. All do the same, as ranks do; only the first one can have a fault."""
+
+    def __init__(self, hardware: Gpu, first: int, count: int, used_bytes: int, engine: str, timer: Timer) -> None:
+        self._hardware = hardware
+        self._first = first
+        self._used_bytes = used_bytes
+        self._engine = engine
+        self._timer = timer
+        self._read_ns = self._counted_ns = timer.now_ns
+        self._temperatures = [_AMBIENT_C + _RISE_C * _IDLE_POWER] * count
+        self._busy_s = self._tensor_s = self._dram_s = 0.0
+        self._copied_bytes = 0
+        self._corrected = 0.0
+        self._uncorrected = 0
+        self.wear = Wear()
+
+    def ran(self, cost: StepCost, seconds: float) -> None:
+        """A step has begun that takes so long."""
+        self._busy_s += seconds
+        self._tensor_s += cost.matrix_s + cost.attention_s
+        self._dram_s += cost.weights_s + cost.kv_s + cost.elementwise_s
+
+    def copied(self, size_bytes: int) -> None:
+        """KV has come or gone over NVLink, of all ranks together."""
+        self._copied_bytes += size_bytes
+
+    def broke(self, wear: Wear) -> None:
+        """A fault begins or ends. A memory that begins to lose words has one that can't be corrected."""
+        self._count_errors()
+        if wear.memory > self.wear.memory:
+            self._uncorrected += 1
+        self.wear = wear
+
+    def _count_errors(self) -> None:
+        """Up to now."""
+        now_ns = self._timer.now_ns
+        self._corrected += self.wear.memory * _CORRECTED_S * (now_ns - self._counted_ns) * 1e-9
+        self._counted_ns = now_ns
+
+    def read(self) -> tuple[GpuSnapshot, ...]:
+        """As ``nvidia-smi`` would, of the time since it was asked last."""
+        now_ns = self._timer.now_ns
+        self._count_errors()
+        seconds = max(1e-6, (now_ns - self._read_ns) * 1e-9)
+        busy, tensor, dram = (min(1.0, one / seconds) for one in (self._busy_s, self._tensor_s, self._dram_s))
+        rate = self._copied_bytes / seconds / len(self._temperatures)
+        self._read_ns, self._busy_s, self._tensor_s, self._dram_s, self._copied_bytes = now_ns, 0.0, 0.0, 0.0, 0
+        return tuple(self._one(place, seconds, busy, tensor, dram, rate) for place in range(len(self._temperatures)))
+
+    def _one(self, place: int, seconds: float, busy: float, tensor: float, dram: float, rate: float) -> GpuSnapshot:
+        hardware, wear = self._hardware, self.wear if place == 0 else Wear()
+        clock = 1 - wear.clock
+        load = _IDLE_POWER + (1 - _IDLE_POWER) * (_TENSOR_POWER * tensor * clock + _DRAM_POWER * dram + 0.12 * busy)
+        self._warm(place, _SLOWDOWN_C if wear.clock else _AMBIENT_C + _RISE_C * load, seconds)
+        return GpuSnapshot(
+            index=self._first + place,
+            uuid=uuid(self._first + place),
+            name=hardware.name,
+            engine=self._engine,
+            clock_mhz=round(hardware.clock_hz * clock * 1e-6, 1),
+            clock_max_mhz=round(hardware.clock_hz * 1e-6, 1),
+            clock_reasons=_reasons(wear, busy),
+            power_w=round(hardware.power_w * load, 1),
+            power_limit_w=hardware.power_w,
+            temperature_c=round(self._temperatures[place], 1),
+            memory_used_bytes=self._used_bytes,
+            memory_total_bytes=hardware.memory_bytes,
+            busy=busy,
+            tensor=tensor,
+            dram=dram,
+            nvlink_bytes_s=rate,
+            ecc_corrected=int(self._corrected) if place == 0 else 0,
+            ecc_uncorrected=self._uncorrected if place == 0 else 0,
+            xids=(_XID_CONTAINED,) * self._uncorrected if place == 0 else (),
+        )
+
+    def _warm(self, place: int, target_c: float, seconds: float) -> None:
+        left = math.exp(-seconds / _INERTIA_S)
+        self._temperatures[place] = target_c + (self._temperatures[place] - target_c) * left
+
+
+def uuid(index: int) -> str:
+    """Of a GPU that is not there."""
+    return f"GPU-sim{index}"
+
+
+def at_rest(hardware: Gpu, first: int, count: int, engine: str) -> tuple[GpuSnapshot, ...]:
+    """GPUs whose engine is not there."""
+    return VirtualGpus(hardware, first, count, 0, engine, VirtualClock()).read()
+
+
+def _reasons(wear: Wear, busy: float) -> tuple[str, ...]:
+    if wear.clock:
+        return ("hw_thermal_slowdown",)
+    return () if busy else ("gpu_idle",)

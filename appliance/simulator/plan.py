@@ -1,0 +1,47 @@
+"""One engine to be simulated, described wholly: what a process needs to be it."""
+
+from __future__ import annotations
+
+import msgspec
+
+from appliance.costs import closed
+from appliance.costs.gpus import gpu
+from appliance.costs.roofline import Roofline
+from appliance.costs.shape import ModelShape
+from appliance.records import Role
+from appliance.simulator.leg import Settings
+from appliance.simulator.physics import RooflineCost
+
+
+class EnginePlan(msgspec.Struct, frozen=True, kw_only=True):
+    """``first_gpu``: the index of the first of its GPUs, which lie side by side. ``link_bytes_s``: to every other engine."""
+
+    name: str
+    role: Role
+    settings: Settings
+    shape: ModelShape
+    gpu: str  # costs.gpus' names
+    tensor_parallel: int = 1
+    first_gpu: int = 0
+    link_bytes_s: float
+    seed: int = 1
+    quiet: bool = False  # steps take exactly what the cost model says
+
+    def cost(self) -> RooflineCost:
+        return RooflineCost(Roofline(self.shape, gpu(self.gpu), self.tensor_parallel))
+
+    @property
+    def indexes(self) -> range:
+        """Of its GPUs."""
+        return range(self.first_gpu, self.first_gpu + self.tensor_parallel)
+
+    @property
+    def chance(self) -> str:
+        """What its randomness begins with."""
+        return f"{self.seed}/{self.name}"
+
+    @property
+    def memory_bytes(self) -> int:
+        """Used on each GPU: weights, KV, and what is kept free of both."""
+        kv = self.settings.kv_blocks * self.settings.block_tokens * self.shape.kv_bytes_per_token(self.tensor_parallel)
+        return int(self.shape.weight_bytes(self.tensor_parallel) + kv + closed.RESERVE_BYTES)

@@ -1,0 +1,132 @@
+"""Plays a scenario at a live node, as its clients and its bad luck: a process of its own, over the API, like anybody else.
+
+python -m appliance.simulator.player --url URL --scenario FILE --layout LAYOUT --model NAME --parent PID
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import itertools
+import sys
+import time
+from collections.abc import Coroutine, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import aiohttp
+import msgspec
+
+from appliance.channel import Fault
+from appliance.engine.life import die_with, entitle
+from appliance.simulator.request import Asked
+from appliance.simulator.scenario import BLOCK_TOKENS, Loaded, load
+from appliance.simulator.text import VOCABULARY
+from appliance.simulator.traffic import arrivals
+
+_LOOK_S: Final = 0.5
+_TIMEOUT_S: Final = 600.0
+_FAILURES: Final = (aiohttp.ClientError, OSError, TimeoutError)
+
+
+class Player:
+    """One scenario, again and again, each time with other requests."""
+
+    def __init__(self, url: str, loaded: Loaded, layout: str, model: str, session: aiohttp.ClientSession) -> None:
+        self._url = url
+        self._loaded = loaded
+        self._faults = loaded.scenario.faults if layout == loaded.scenario.layout else ()
+        self._model = model
+        self._session = session
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        scenario = self._loaded.scenario
+        for turn in itertools.count():
+            await self._until_ready()
+            began_s = time.monotonic()
+            for fault in self._faults:
+                self._later(began_s + fault.at_s, self._fault(fault.engine, fault.begins))
+                if fault.until_s is not None:
+                    self._later(began_s + fault.until_s, self._fault(fault.engine, fault.ends))
+            coming = arrivals(
+                scenario.traffic, scenario.seed + turn, scenario.duration_s, BLOCK_TOKENS, self._loaded.directory
+            )
+            for number, (at_s, asked) in enumerate(coming):
+                await asyncio.sleep(began_s + at_s - time.monotonic())
+                self._later(0.0, self._ask(asked, (turn << 32) + number))
+            await asyncio.sleep(began_s + scenario.duration_s - time.monotonic())
+
+    def _later(self, when_s: float, what: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(_at(when_s, what))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _ask(self, asked: Asked, number: int) -> None:
+        """One request, read to its end. That it fails is the node's affair, which counts it."""
+        body = {
+            "model": self._model,
+            "prompt": list(prompt(asked, number)),
+            "max_tokens": asked.output_tokens,
+            "ignore_eos": True,
+            "stream": True,
+        }
+        with contextlib.suppress(*_FAILURES):
+            async with self._session.post(f"{self._url}/v1/completions", data=msgspec.json.encode(body)) as response:
+                async for _ in response.content.iter_any():
+                    pass
+
+    async def _fault(self, engine: str, fault: Fault) -> None:
+        body = {"kind": fault.kind, "severity": fault.severity, "peer": fault.peer}
+        with contextlib.suppress(*_FAILURES):
+            async with self._session.post(
+                f"{self._url}/api/sim/engines/{engine}/fault", data=msgspec.json.encode(body)
+            ) as response:
+                if response.status >= 400:
+                    sys.stderr.write(f"scenario: fault {fault.kind} of {engine}: {await response.text()}\n")
+
+    async def _until_ready(self) -> None:
+        while True:
+            with contextlib.suppress(*_FAILURES):
+                async with self._session.get(f"{self._url}/ready") as response:
+                    if response.status == 200:
+                        return
+            await asyncio.sleep(_LOOK_S)
+
+
+def prompt(asked: Asked, number: int) -> Iterator[int]:
+    """Token ids: those of blocks with the same digest are the same, and all others are this request's own."""
+    for place in range(asked.prompt_tokens):
+        block, inner = divmod(place, BLOCK_TOKENS)
+        seed = asked.digests[block] if block < len(asked.digests) else (number << 16) + block + (1 << 60)
+        yield ((seed * BLOCK_TOKENS + inner) * 2654435761 >> 9) % VOCABULARY
+
+
+async def _at(when_s: float, what: Coroutine[Any, Any, None]) -> None:
+    await asyncio.sleep(when_s - time.monotonic())
+    await what
+
+
+async def play(options: argparse.Namespace) -> None:
+    """Until ended."""
+    timeout = aiohttp.ClientTimeout(total=_TIMEOUT_S)
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout) as session:
+        await Player(options.url, load(Path(options.scenario)), options.layout, options.model, session).run()
+
+
+def main() -> None:
+    """See the module."""
+    parser = argparse.ArgumentParser(prog="appliance.simulator.player")
+    for name in ("--url", "--scenario", "--layout", "--model"):
+        parser.add_argument(name, required=True)
+    parser.add_argument("--parent", type=int, required=True)
+    options = parser.parse_args()
+    die_with(options.parent)
+    entitle("simulated clients")
+    asyncio.run(play(options))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""What the supervisor of a simulated node knows of its faults and its virtual GPUs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from test_simulated_node import CONFIGS
+
+from appliance.channel import CoreReady, Down, Fault, Gpus
+from appliance.costs import huggingface
+from appliance.errors import ActionError
+from appliance.records import EngineState, EngineView, GpuSnapshot, Role
+from appliance.simulator.control import Control
+from appliance.simulator.leg import Settings
+from appliance.simulator.plan import EnginePlan
+
+SHAPE = huggingface.read(CONFIGS / "llama-3.1-8b")
+READY = CoreReady(
+    kv_blocks=1, block_tokens=16, max_model_len=1, max_batched_tokens=1, max_running=1, sockets=(), lease_table=""
+)
+
+
+class House:
+    """Three engines, the first and the second of which prefill; all that they are told."""
+
+    def __init__(self) -> None:
+        roles = (Role.PREFILL, Role.PREFILL, Role.DECODE)
+        plans = [
+            EnginePlan(
+                name=f"e{number}",
+                role=role,
+                settings=Settings(),
+                shape=SHAPE,
+                gpu="h100",
+                tensor_parallel=2,
+                first_gpu=2 * number,
+                link_bytes_s=1e9,
+            )
+            for number, role in enumerate(roles)
+        ]
+        self.views = [
+            EngineView(name=plan.name, role=plan.role, state=EngineState.READY, epoch=1, socket="") for plan in plans
+        ]
+        self.told: list[tuple[str, Down]] = []
+        self.weights: dict[str, float] = {}
+        self.control = Control("a scenario", plans, lambda: self.views, self._send, self.weights.__setitem__)
+
+    def _send(self, engine: str, message: Down) -> bool:
+        self.told.append((engine, message))
+        return True
+
+
+@pytest.fixture
+def house() -> House:
+    return House()
+
+
+def test_a_fault_is_told_to_its_engine_and_again_to_its_next_life(house: House) -> None:
+    house.control.fault("e1", "clocks", 0.5)
+    told = ("e1", Fault(kind="clocks", severity=0.5))
+    assert house.told == [told]
+    house.control.fold("e0", READY)
+    assert house.told == [told]
+    house.control.fold("e1", READY)
+    assert house.told == [told, told]
+    assert house.control.faults() == {"e1": [told[1]]}
+    house.control.mend("e1")
+    assert house.told[-1] == ("e1", Fault(kind="clocks", severity=0.0))
+    assert house.control.faults() == {}
+
+
+def test_both_ends_are_told_of_a_slow_link(house: House) -> None:
+    house.control.fault("e0", "link", 0.9, "e2")
+    ends = [("e0", Fault(kind="link", severity=0.9, peer="e2")), ("e2", Fault(kind="link", severity=0.9, peer="e0"))]
+    assert house.told == ends
+    house.control.fold("e2", READY)
+    assert house.told[-1] == ends[1]
+    house.told.clear()
+    house.control.fault("e0", "link", 0.5)
+    assert {engine for engine, _ in house.told} == {"e0", "e1", "e2"}
+    assert ("e1", Fault(kind="link", severity=0.5, peer="e0")) in house.told
+
+
+def test_a_preferred_engine_has_more_weight_than_its_like_and_no_engine_is_told(house: House) -> None:
+    house.control.fault("e0", "skew", 0.75)
+    assert house.weights == {"e0": 1.0, "e1": 0.25, "e2": 1.0}
+    house.control.fold("e0", READY)
+    assert house.told == []
+    house.control.mend("e0", "skew")
+    assert set(house.weights.values()) == {1.0}
+
+
+def test_what_passes_is_not_told_again(house: House) -> None:
+    house.control.fault("e0", "crash", 1.0)
+    house.control.fold("e0", READY)
+    assert len(house.told) == 1
+    assert house.control.faults() == {}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words", "unknown"),
+    [
+        (("e9", "clocks", 0.5), "there is no engine 'e9'", True),
+        (("e0", "rust", 0.5), "fault kind 'rust' is not one", False),
+        (("e0", "ecc", -0.1), "severity -0.1 is not from 0 to 1", False),
+        (("e0", "hang", 1.0), "e0 does not serve now", False),
+    ],
+)
+def test_what_can_not_be_is_refused(house: House, arguments: Any, words: str, unknown: bool) -> None:
+    house.views[0] = EngineView(name="e0", role=Role.PREFILL, state=EngineState.STARTING, epoch=1, socket="")
+    with pytest.raises(ActionError, match=words) as caught:
+        house.control.fault(*arguments)
+    assert caught.value.unknown is unknown
+    assert house.told == []
+
+
+def test_mending_what_is_not_there_is_refused_and_mending_what_is_well_is_not(house: House) -> None:
+    for arguments in (("e9",), ("e0", "rust")):
+        with pytest.raises(ActionError):
+            house.control.mend(*arguments)
+    house.control.mend("e0")
+    assert house.told == []
+
+
+def test_gpus_of_an_engine_that_is_gone_are_at_rest(house: House) -> None:
+    reading = GpuSnapshot(index=0, uuid="GPU-sim0", name="H100", power_w=600.0)
+    house.control.fold("e0", Gpus(readings=(reading,)))
+    assert [gpu.index for gpu in house.control.read(0)] == [0, 2, 3, 4, 5]
+    assert house.control.read(0)[0] == reading
+    house.control.lost("e0", 1)
+    found = house.control.read(0)
+    assert [gpu.index for gpu in found] == list(range(6))
+    assert [(gpu.engine, gpu.clock_reasons) for gpu in found[:2]] == [("e0", ("gpu_idle",))] * 2
+    assert found[0].power_w is not None
+    assert found[0].power_w < 100
