@@ -24,7 +24,7 @@ _NOT_SIMULATED: Final = (
     *("tools", "tool_choice", "response_format", "structured_outputs", "logprobs", "top_logprobs", "prompt_logprobs"),
     *("echo", "use_beam_search", "return_token_ids"),
 )
-_NOTHING: Final = (None, False, [], "none", 0, {"type": "text"})
+_NOTHING: Final[tuple[Any, ...]] = (None, False, [], "none", 0, {"type": "text"})
 _DEFAULT_TOKENS: Final = 16  # of a completion, as OpenAI has it
 _DONE: Final = b"data: [DONE]\n\n"
 
@@ -260,13 +260,13 @@ def _prompt(body: Body, chat: bool) -> list[int]:
         if not body.messages:
             raise RequestError(400, "messages must be a list with at least one message", param="messages")
         return text.tokens_of(json.dumps([[one.role, one.content] for one in body.messages], ensure_ascii=False))
-    prompt = body.prompt
+    prompt: Any = body.prompt
     if isinstance(prompt, list) and len(prompt) == 1 and not isinstance(prompt[0], int):
         prompt = prompt[0]
     if isinstance(prompt, str) and prompt:
         return text.tokens_of(prompt)
     if isinstance(prompt, list) and prompt and all(isinstance(token, int) for token in prompt):
-        return prompt  # type: ignore[return-value]
+        return list(prompt)
     raise RequestError(400, "prompt must be one text or one list of token ids, and not empty", param="prompt")
 
 
