@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from appliance.errors import ActionError
-from appliance.simulator.faults import KINDS
+from appliance.simulator.faults import KINDS, LASTING
 
 app = typer.Typer(help="Faults of a simulated node that runs.", no_args_is_help=True)
 _TIMEOUT_S: Final = 10.0
@@ -31,7 +31,8 @@ def fault(
     """Let an engine have a fault."""
     body = {"kind": kind, "severity": severity, "peer": peer}
     _call("POST", f"{url}/api/sim/engines/{engine}/fault", body)
-    sys.stdout.write(f"{engine}: {kind}, {severity:.0%} lost. pd-appliance sim mend {engine} ends it.\n")
+    lasts = f", {severity:.0%} lost. pd-appliance sim mend {engine} ends it" if kind in LASTING else ""
+    sys.stdout.write(f"{engine}: {kind}{lasts}.\n")
 
 
 @app.command()

@@ -26,6 +26,7 @@ _NOT_SIMULATED: Final = (
 )
 _NOTHING: Final[tuple[Any, ...]] = (None, False, [], "none", 0, {"type": "text"})
 _DEFAULT_TOKENS: Final = 16  # of a completion, as OpenAI has it
+_MOST_SEQUENCES: Final = 128
 _DONE: Final = b"data: [DONE]\n\n"
 
 
@@ -86,8 +87,8 @@ class Api:
     async def _completion(self, request: Request) -> Response:
         body = _parsed(await request.body())
         chat = request.url.path.endswith("/chat/completions")
-        stream = self._stream(body, chat)
-        voice = Voice(self._core.model, request.headers.get("x-request-id") or uuid.uuid4().hex, stream, body, chat)
+        stream, usage = self._stream(body, chat), bool((body.stream_options or {}).get("include_usage"))
+        voice = Voice(self._core.model, request.headers.get("x-request-id") or uuid.uuid4().hex, stream, chat, usage)
         self._core.submit(stream)
         if body.stream:
             return StreamingResponse(self._events(stream, voice), media_type="text/event-stream; charset=utf-8")
@@ -115,32 +116,37 @@ class Api:
             raise RequestError(404, f"The model `{body.model}` does not exist.", kind="NotFoundError", param="model")
         prompt = _prompt(body, chat)
         params = read(body.kv_transfer_params)
-        count = body.n or 1
-        limit = body.max_completion_tokens or body.max_tokens
-        if limit is None:
-            limit = core.max_model_len - len(prompt) if chat else _DEFAULT_TOKENS
-        if limit < 1:
-            raise RequestError(400, f"max_tokens must be at least 1, got {limit}.", param="max_tokens")
-        if len(prompt) + limit > core.max_model_len:
+        count = 1 if body.n is None else body.n
+        limit = self._limit(body, len(prompt), chat)
+        if not 0 < count <= _MOST_SEQUENCES:
+            raise RequestError(400, f"n must be from 1 to {_MOST_SEQUENCES} here, got {count}.", param="n")
+        if isinstance(params, Offer):
+            return Stream(prompt, [text.answer(prompt, 0, 1)], 1, params)
+        return Stream(prompt, [_answer(body, prompt, number, limit) for number in range(count)], limit, params)
+
+    def _limit(self, body: Body, prompt_tokens: int, chat: bool) -> int:
+        """The most that may be said: as vLLM has it, what does not fit any more is cut off."""
+        room = self._core.max_model_len - prompt_tokens
+        if room < 1:
             raise RequestError(
                 400,
-                f"This model's maximum context length is {core.max_model_len} tokens. However, you requested {limit} output tokens "
-                f"and your prompt contains {len(prompt)} input tokens.",
-                param="max_tokens",
+                f"This model's maximum context length is {self._core.max_model_len} tokens. "
+                f"However, your request has {prompt_tokens} input tokens. Please reduce the length of the input.",
+                param="prompt",
             )
-        if isinstance(params, Offer):
-            return Stream(prompt, [text.answer(prompt, 0, 1)], params)
-        return Stream(prompt, [_answer(body, prompt, number, limit) for number in range(count)], params)
+        asked = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
+        if asked is not None and asked < 1:
+            raise RequestError(400, f"max_tokens must be at least 1, got {asked}.", param="max_tokens")
+        return min(room, asked or (room if chat else _DEFAULT_TOKENS))
 
 
 class Voice:
     """Says a stream's tokens in OpenAI's words."""
 
-    def __init__(self, model: str, name: str, stream: Stream, body: Body, chat: bool) -> None:
+    def __init__(self, model: str, name: str, stream: Stream, chat: bool, usage: bool) -> None:
         self._stream = stream
         self._chat = chat
-        self._limited = [len(answer) for answer in stream.answers]
-        self._body = body
+        self._usage_wanted = usage
         self._said = [0] * len(stream.answers)
         self._head = {
             "id": f"{'chatcmpl' if chat else 'cmpl'}-{name}",
@@ -173,8 +179,8 @@ class Voice:
             return _event(
                 {"error": {"message": self._stream.error, "type": "server_error", "param": None, "code": 500}}
             )
-        usage = (self._body.stream_options or {}).get("include_usage")
-        return (_event({**self._event_head, "choices": [], "usage": self._usage()}) if usage else b"") + _DONE
+        usage: dict[str, Any] = {**self._event_head, "choices": [], "usage": self._usage()}
+        return (_event(usage) if self._usage_wanted else b"") + _DONE
 
     def whole(self) -> bytes:
         """The answer in one piece."""
@@ -197,8 +203,7 @@ class Voice:
         }
 
     def _reason(self, number: int) -> str:
-        limit = self._body.max_completion_tokens or self._body.max_tokens or (0 if self._chat else _DEFAULT_TOKENS)
-        return "length" if self._limited[number] == limit else "stop"
+        return "length" if len(self._stream.answers[number]) == self._stream.limit else "stop"
 
     def _usage(self) -> dict[str, int]:
         prompt, said = len(self._stream.prompt), sum(self._stream.made)

@@ -85,7 +85,10 @@ class VirtualGpus:
         return tuple(self._one(place, seconds, busy, tensor, dram, rate) for place in range(len(self._temperatures)))
 
     def _one(self, place: int, seconds: float, busy: float, tensor: float, dram: float, rate: float) -> GpuSnapshot:
+        """The others wait for the first one where it is slow."""
         hardware, wear = self._hardware, self.wear if place == 0 else Wear()
+        if place:
+            tensor, dram = tensor * (1 - self.wear.clock), dram * (1 - self.wear.memory)
         clock = 1 - wear.clock
         load = _IDLE_POWER + (1 - _IDLE_POWER) * (_TENSOR_POWER * tensor * clock + _DRAM_POWER * dram + 0.12 * busy)
         self._warm(place, _SLOWDOWN_C if wear.clock else _AMBIENT_C + _RISE_C * load, seconds)

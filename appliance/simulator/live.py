@@ -11,7 +11,7 @@ import signal
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from appliance.channel import Down, Fault, Gpus, Message, OutputTokens, Release, Step, Up
+from appliance.channel import Down, Fault, Gpus, LeaseEnded, Message, OutputTokens, Release, Step, Up
 from appliance.costs.gpus import gpu
 from appliance.engine.kv.lease import LeaseTable
 from appliance.engine.kv.params import Offer, Ticket, Whole, prompt_digest
@@ -137,6 +137,8 @@ class LiveEngine:
     def _say(self, message: Up) -> None:
         if isinstance(message, Step):
             self._tell()
+        elif isinstance(message, LeaseEnded) and message.reason == "released":
+            self._gpus.copied(message.blocks * self._plan.settings.block_bytes)  # somebody has fetched it
         self._send(message)
 
     def _tell(self) -> None:

@@ -12,11 +12,12 @@ class Stream:
     """What is said of its sequences; the core writes, the HTTP side reads."""
 
     def __init__(
-        self, prompt: Sequence[int], answers: Sequence[Sequence[int]], params: Offer | Ticket | Whole | None
+        self, prompt: Sequence[int], answers: Sequence[Sequence[int]], limit: int, params: Offer | Ticket | Whole | None
     ) -> None:
-        """``answers``: the tokens that each sequence will say."""
+        """``answers``: the tokens that each sequence will say. ``limit``: the most that it might have."""
         self.prompt = prompt
         self.answers = answers
+        self.limit = limit
         self.params = params
         self.planned = [0] * len(answers)  # tokens that the core has made
         self.made = [0] * len(answers)  # of these, those that have got through the API process

@@ -120,7 +120,7 @@ async def test_a_chat_has_a_role_and_content(engines: Pair) -> None:
 
 @pytest.mark.parametrize(
     ("fields", "status"),
-    [({"model": "other"}, 404), ({"max_tokens": 4096}, 400), ({"max_tokens": 0}, 400), ({"prompt": []}, 400)],
+    [({"model": "other"}, 404), ({"prompt": [1] * 4096}, 400), ({"max_tokens": 0}, 400), ({"prompt": []}, 400)],
 )
 async def test_what_can_not_be_is_refused_in_openai_shape(engines: Pair, fields: dict[str, Any], status: int) -> None:
     assert engines.e0.session is not None

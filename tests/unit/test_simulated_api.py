@@ -101,6 +101,11 @@ def test_several_sequences_differ_and_each_is_complete(client: TestClient) -> No
     assert [len(one.split()) for one in texts] == [4, 4]
 
 
+def test_what_does_not_fit_any_more_is_cut_off(client: TestClient) -> None:
+    answer = ask(client, prompt=[1] * 990, max_tokens=20, ignore_eos=True).json()
+    assert (answer["usage"]["completion_tokens"], answer["choices"][0]["finish_reason"]) == (10, "length")
+
+
 def test_a_stop_string_ends_an_answer(client: TestClient) -> None:
     free = ask(client, prompt=[7], max_tokens=20, ignore_eos=True).json()["choices"][0]["text"]
     stop = free.split()[4]
@@ -118,7 +123,9 @@ def test_a_stop_string_ends_an_answer(client: TestClient) -> None:
         ({}, 400, "prompt must be one text or one list of token ids"),
         ({"prompt": ["a", "b"]}, 400, "one text or one list"),
         ({"prompt": [1], "max_tokens": 0}, 400, "max_tokens must be at least 1"),
-        ({"prompt": [1] * 990, "max_tokens": 20}, 400, "maximum context length is 1000 tokens"),
+        ({"prompt": [1] * 1000}, 400, "maximum context length is 1000 tokens"),
+        ({"prompt": [1], "n": 0}, 400, "n must be from 1 to 128"),
+        ({"prompt": [1], "n": 1000}, 400, "n must be from 1 to 128"),
         ({"prompt": [1], "logprobs": 2}, 400, "logprobs is not simulated"),
         ({"prompt": [1], "tools": [{"type": "function"}]}, 400, "tools is not simulated"),
         ({"prompt": [1], "max_tokens": "many"}, 400, "the body can't be read"),
