@@ -15,11 +15,12 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from appliance.records import EngineSnapshot, EngineState, NodeSnapshot, Role
+from appliance.records import EngineSnapshot, EngineState, GpuSnapshot, NodeSnapshot, Role
 
 _PREFIX: Final = "pd_appliance"
 
 _Read = Callable[[EngineSnapshot], "float | None"]
+_ReadGpu = Callable[[GpuSnapshot], "float | None"]
 _ReadNode = Callable[[NodeSnapshot], "float | None"]
 
 _ENGINE_GAUGES: Final[tuple[tuple[str, str, _Read], ...]] = (
@@ -52,6 +53,25 @@ _ENGINE_GAUGES: Final[tuple[tuple[str, str, _Read], ...]] = (
     ("peers", "Engines whose KV memory this one has mapped.", lambda e: len(e.peers)),
     ("peer_errors", "Engines that this one can't share KV with.", lambda e: len(e.peer_errors)),
     ("memory_bytes", "Proportional set size of all the engine's processes.", lambda e: e.memory_bytes),
+    ("weight", "How much of the work the engine is given, against its like.", lambda e: e.weight),
+)
+_GPU_GAUGES: Final[tuple[tuple[str, str, _ReadGpu], ...]] = (
+    ("clock_hertz", "Clock of the GPU's multiprocessors.", lambda g: _hertz(g.clock_mhz)),
+    ("clock_max_hertz", "The highest that it can be.", lambda g: _hertz(g.clock_max_mhz)),
+    ("power_watts", "Power drawn.", lambda g: g.power_w),
+    ("power_limit_watts", "Power that may be drawn.", lambda g: g.power_limit_w),
+    ("temperature_celsius", "Temperature of the GPU.", lambda g: g.temperature_c),
+    ("memory_used_bytes", "Memory in use.", lambda g: g.memory_used_bytes),
+    ("memory_bytes", "Memory in all.", lambda g: g.memory_total_bytes),
+    ("busy_ratio", "Share of the time in which some kernel ran.", lambda g: g.busy),
+    ("tensor_ratio", "Share of the time in which tensor cores worked.", lambda g: g.tensor),
+    ("dram_ratio", "Share of the memory's bandwidth in use.", lambda g: g.dram),
+    ("nvlink_bytes_per_second", "In and out over NVLink.", lambda g: g.nvlink_bytes_s),
+)
+_GPU_COUNTERS: Final[tuple[tuple[str, str, _ReadGpu], ...]] = (
+    ("ecc_corrected", "Memory errors that were corrected.", lambda g: g.ecc_corrected),
+    ("ecc_uncorrected", "Memory errors that could not be corrected.", lambda g: g.ecc_uncorrected),
+    ("xids", "Errors that the driver has told of.", lambda g: len(g.xids)),
 )
 _ENGINE_COUNTERS: Final[tuple[tuple[str, str, _Read], ...]] = (
     ("restarts", "Times the engine was started again.", lambda e: e.restarts),
@@ -100,8 +120,17 @@ class _Snapshot(Collector):
         return []  # or the registry would collect once more, for the names
 
     def collect(self) -> Iterator[Metric]:
-        families = (*_node(self._snapshot), *_labelled(self._snapshot), *_engines(self._snapshot.engines))
+        families = (
+            *_node(self._snapshot),
+            *_labelled(self._snapshot),
+            *_engines(self._snapshot.engines),
+            *_gpus(self._snapshot.gpus),
+        )
         return (family for family in families if family.samples)
+
+
+def _hertz(megahertz: float | None) -> float | None:
+    return None if megahertz is None else megahertz * 1e6
 
 
 def _seconds(milliseconds: float | None) -> float | None:
@@ -186,3 +215,14 @@ def _engines(engines: Sequence[EngineSnapshot]) -> Iterator[Metric]:
         yield _gauge(f"engine_{name}", text, ("engine",), [((e.name,), read(e)) for e in engines])
     for name, text, read in _ENGINE_COUNTERS:
         yield _counter(f"engine_{name}", text, ("engine",), [((e.name,), read(e)) for e in engines])
+
+
+def _gpus(gpus: Sequence[GpuSnapshot]) -> Iterator[Metric]:
+    labels = ("gpu", "engine")
+    places = [((gpu.uuid, gpu.engine or ""), gpu) for gpu in gpus]
+    for name, text, read in _GPU_GAUGES:
+        yield _gauge(f"gpu_{name}", text, labels, [(place, read(gpu)) for place, gpu in places])
+    for name, text, read in _GPU_COUNTERS:
+        yield _counter(f"gpu_{name}", text, labels, [(place, read(gpu)) for place, gpu in places])
+    slowed = [((*place, reason), 1) for place, gpu in places for reason in gpu.clock_reasons]
+    yield _gauge("gpu_clock_reason", "Why the clock is not at its highest.", (*labels, "reason"), slowed)

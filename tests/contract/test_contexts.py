@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from jinja2 import Environment, meta, nodes
 
-from web import assets, contexts, flow, pages, waterfall
+from web import assets, contexts, flow, gpus, pages, waterfall
 from web.contexts import Context
 
 sys.path.append(str(Path(__file__).parents[1] / "browser"))
@@ -19,6 +19,7 @@ TEMPLATES: dict[str, type[Context]] = {
     "headline": contexts.HeadlineContext,
     "announcement": contexts.AnnouncementContext,
     "flow": flow.FlowContext,
+    "gpus": gpus.GpusContext,
     "requests": waterfall.RequestsContext,
     "footer": contexts.FooterContext,
 }
@@ -30,6 +31,7 @@ PARTIALS: dict[str, dict[str, type[Context]]] = {
     "request": {"row": waterfall.RowContext, "bar": waterfall.BarContext, "line": waterfall.DetailContext},
     "flow": {"queue": flow.QueueContext, "handoff": flow.HandoffContext, "answers": flow.AnswersContext},
     "requests": {"entry": waterfall.LegendContext},
+    "gpus": {"gpu": gpus.GpuContext},
 }
 """Variables of templates that hold a context of their own."""
 

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from appliance.records import EngineSnapshot, HandoffSnapshot, NodeSnapshot, QueueSnapshot, Role
+from appliance.records import EngineSnapshot, GpuSnapshot, HandoffSnapshot, NodeSnapshot, QueueSnapshot, Role
 from appliance.telemetry import exposition
 
 sys.path.append(str(Path(__file__).parents[1] / "browser"))
@@ -98,3 +98,22 @@ def test_every_figure_of_an_engine_is_exposed(figure: str) -> None:
     [(name, _)] = {sample for sample in after if before.get(sample) != after[sample]}
     assert name.startswith("pd_appliance_engine_")
     assert after[name, frozenset({("engine", "e0")})] in (3, 777, pytest.approx(0.777))
+
+
+NOT_FIGURES = {"index", "uuid", "name", "engine", "clock_reasons"}  # labels
+
+
+@pytest.mark.parametrize("figure", sorted(set(GpuSnapshot.__struct_fields__) - NOT_FIGURES))
+def test_every_figure_of_a_gpu_is_exposed(figure: str) -> None:
+    bare = GpuSnapshot(index=0, uuid="GPU-1", name="H100", engine="e0")
+    full = msgspec.structs.replace(bare, **{figure: (7, 7, 7) if figure == "xids" else 777})
+    before, after = (samples(msgspec.structs.replace(made.empty(0), gpus=(one,))) for one in (bare, full))
+    [(name, labels)] = {sample for sample in after if before.get(sample) != after[sample]}
+    assert name.startswith("pd_appliance_gpu_")
+    assert labels == frozenset({("gpu", "GPU-1"), ("engine", "e0")})
+    assert after[name, labels] in (3, 777, 777e6)
+
+
+def test_why_a_clock_is_down_is_told() -> None:
+    place = {"gpu": "GPU-sim2", "engine": "e1"}
+    assert one(made.large(0), "gpu_clock_reason", **place, reason="hw_thermal_slowdown") == 1
