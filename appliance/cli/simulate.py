@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, NamedTuple
 
 import msgspec
 import typer
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from appliance.simulator.report import Result, run
 from appliance.simulator.scenario import Loaded, Scenario, load
 
 _BARS: Final = " ▁▂▃▄▅▆▇█"
+_ALL_BARS, _FEW_BARS = 60, 20
+_WIDE: Final = 120  # characters that the whole table takes
 _DASH: Final = "—"
 
 
@@ -33,77 +39,90 @@ def simulate(
     """Simulate a node that is not there, and print what clients would get of it."""
     loaded = _changed(load(scenario), seed, duration)
     layouts = layout or [loaded.scenario.layout, *loaded.scenario.compare]
-    said = Console(stderr=True)
-    results = []
-    for number, one in enumerate(layouts, 1):
-        with said.status(f"simulating {one} ({number} of {len(layouts)})"):
-            results.append(run(loaded, one))
+    results = _run_all(loaded, layouts)
     if as_json:
         body = {"simulated": True, "results": results}
         sys.stdout.write(msgspec.json.format(msgspec.json.encode(body)).decode() + "\n")
         return
     console = Console()
-    console.print(table(loaded.scenario, results))
+    narrow = console.width < _WIDE
+    console.print(table(loaded.scenario, results, narrow=narrow))
     for result in results:
-        console.print(plot(result), highlight=False)
+        console.print(plot(result, parts=_FEW_BARS if narrow else _ALL_BARS), highlight=False)
 
 
-def table(scenario: Scenario, results: Sequence[Result]) -> Table:
-    """A row for each layout."""
+def _run_all(loaded: Loaded, layouts: Sequence[str]) -> list[Result]:
+    """In order; side by side on as many cores as there are. Raises ``ConfigError``."""
+    cores = len(os.sched_getaffinity(0))
+    columns = TextColumn("simulating"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    bar = Progress(*columns, console=Console(stderr=True), transient=True)
+    with bar, ProcessPoolExecutor(min(cores, len(layouts)), mp_context=get_context("spawn")) as pool:
+        task = bar.add_task("", total=len(layouts))
+        waiting = [pool.submit(run, loaded, one) for one in layouts]
+        for one in waiting:
+            one.add_done_callback(lambda _: bar.advance(task))
+        return [one.result() for one in waiting]
+
+
+def table(scenario: Scenario, results: Sequence[Result], *, narrow: bool = False) -> Table:
+    """A row for each layout; with ``narrow`` only the columns that 80 characters have room for."""
     slo = scenario.slo
     caption = f"good: TTFT ≤ {slo.ttft_s:g} s and TPOT ≤ {slo.itl_s * 1e3:g} ms. Predicted by a cost model, with noise: docs/costs.md"
     found = Table(title=f"SIMULATED: {scenario.title or scenario.layout}", caption=caption)
-    for head in (
-        "layout",
-        "TTFT p50",
-        "p99",
-        "TPOT p50",
-        "p99",
-        "ITL p99",
-        "tokens/s",
-        "per GPU",
-        "good",
-        "good req/s",
-        "left",
-    ):
-        found.add_column(head, justify="left" if head == "layout" else "right")
+    columns = [column for column in _COLUMNS if column.always or not narrow]
+    for column in columns:
+        found.add_column(column.head, justify="left" if column is _COLUMNS[0] else "right", no_wrap=True)
     best = max((result.goodput_s for result in results), default=0.0)
     for result in results:
         style = "bold" if len(results) > 1 and result.goodput_s == best else None
-        found.add_row(*_cells(result), style=style)
+        found.add_row(*(column.cell(result) for column in columns), style=style)
     return found
 
 
-def _cells(result: Result) -> tuple[str, ...]:
-    return (
-        result.layout,
-        _time(result.ttft_p50_s),
-        _time(result.ttft_p99_s),
-        _time(result.tpot_p50_s),
-        _time(result.tpot_p99_s),
-        _time(result.itl_p99_s),
-        f"{result.output_tokens_s:,.0f}",
-        f"{result.output_tokens_s_gpu:,.1f}",
-        _DASH if result.good is None else f"{result.good:.1%}",
-        f"{result.goodput_s:.2f}",
-        f"{result.unfinished}",
-    )
-
-
-def plot(result: Result) -> str:
+def plot(result: Result, parts: int = _ALL_BARS) -> str:
     """TTFT over the run, as a line of bars from nothing to its highest."""
-    known = [value for value in result.ttft_by_time if value is not None]
+    each = max(1, len(result.ttft_by_time) // parts)
+    values = [_highest(result.ttft_by_time[at : at + each]) for at in range(0, len(result.ttft_by_time), each)]
+    known = [value for value in values if value is not None]
     if not known:
-        return f"{result.layout:>12}  no request was answered"
+        return f"{result.layout:>10}  no request was answered"
     highest = max(known)
-    bars = "".join(" " if value is None else _BARS[max(1, round(8 * value / highest))] for value in result.ttft_by_time)
-    return f"{result.layout:>12}  TTFT p50 over time  │{bars}│  at most {_time(highest)}"
+    bars = "".join(" " if value is None else _BARS[max(1, round(8 * value / highest))] for value in values)
+    return f"{result.layout:>10}  TTFT p50 over time │{bars}│ at most {_time(highest)}"
+
+
+def _highest(values: Sequence[float | None]) -> float | None:
+    return max((value for value in values if value is not None), default=None)
 
 
 def _time(seconds: float | None) -> str:
     if seconds is None:
         return _DASH
     return f"{seconds * 1e3:.1f} ms" if seconds < 1 else f"{seconds:.2f} s"
+
+
+class _Column(NamedTuple):
+    """``always``: also where there is little room."""
+
+    head: str
+    cell: Callable[[Result], str]
+    always: bool = False
+
+
+_COLUMNS: Final = (
+    _Column("layout", lambda r: r.layout, True),
+    _Column("TTFT p50", lambda r: _time(r.ttft_p50_s), True),
+    _Column("p99", lambda r: _time(r.ttft_p99_s), True),
+    _Column("TPOT p50", lambda r: _time(r.tpot_p50_s), True),
+    _Column("p99", lambda r: _time(r.tpot_p99_s), True),
+    _Column("ITL p99", lambda r: _time(r.itl_p99_s)),
+    _Column("tokens/s", lambda r: f"{r.output_tokens_s:,.0f}"),
+    _Column("per GPU", lambda r: f"{r.output_tokens_s_gpu:,.1f}", True),
+    _Column("good", lambda r: _DASH if r.good is None else f"{r.good:.1%}", True),
+    _Column("good req/s", lambda r: f"{r.goodput_s:.2f}"),
+    _Column("failed", lambda r: f"{r.failed}"),
+    _Column("left", lambda r: f"{r.unfinished}"),
+)
 
 
 def _changed(loaded: Loaded, seed: int | None, duration_s: float | None) -> Loaded:

@@ -66,7 +66,8 @@ def choose(
     ready = _ready(views, avoid)
     reason = unsplit_reason or _whole_reason(views, ready)
     if reason is None:
-        free = [view for view in ready if _can_split(view, ready, loads)]
+        roomy = [view for view in ready if view.role.decodes and _can_run(view, loads[view.name])]
+        free = [view for view in ready if _can_split(view, roomy, loads[view.name])]
     else:
         candidates = [view for view in ready if view.role is Role.BOTH] if unsplit_reason else []
         free = [view for view in candidates or ready if _can_run_whole(view, loads[view.name])]
@@ -121,17 +122,18 @@ def _ready(views: Sequence[EngineView], avoid: Collection[str]) -> list[EngineVi
     return [view for view in ready if view.name not in avoid] or ready
 
 
-def _decoders(prefill: EngineView, ready: Sequence[EngineView]) -> list[EngineView]:
-    if not prefill.role.prefills:
-        return []
-    return [view for view in ready if view.role.decodes and view is not prefill and prefill.name in view.peers]
+def _has_decoder(prefill: EngineView, among: Sequence[EngineView]) -> bool:
+    name = prefill.name
+    return prefill.role.prefills and any(
+        view.role.decodes and view is not prefill and name in view.peers for view in among
+    )
 
 
 def _whole_reason(views: Sequence[EngineView], ready: Sequence[EngineView]) -> str | None:
     """Why no request can be split now; None if one can."""
     if all(view.role is Role.BOTH for view in views):
         return "aggregated"
-    if any(_decoders(view, ready) for view in ready):
+    if any(_has_decoder(view, ready) for view in ready):
         return None
     if not any(view.role.prefills for view in ready):
         return _missing("prefill", [view for view in views if view.role.prefills])
@@ -152,11 +154,9 @@ def _missing(kind: str, views: Sequence[EngineView]) -> str:
 # ---- late binding: nothing waits in an engine that could still go to another, but no engine runs dry
 
 
-def _can_split(view: EngineView, ready: Sequence[EngineView], loads: LoadTable) -> bool:
+def _can_split(view: EngineView, roomy: Sequence[EngineView], load: Load) -> bool:
     """What is prefilled now must find room to be decoded; else its KV would lie there and keep blocks from others."""
-    return _can_prefill(view, loads[view.name]) and any(
-        _can_run(decoder, loads[decoder.name]) for decoder in _decoders(view, ready)
-    )
+    return _can_prefill(view, load) and _has_decoder(view, roomy)
 
 
 def _can_run_whole(view: EngineView, load: Load) -> bool:

@@ -70,6 +70,9 @@ class Blocks:
     def give_back(self, blocks: Sequence[int]) -> None:
         """One user less of each; the last of them first, so that beginnings stay longest."""
         users = self._users
+        if users.keys().isdisjoint(blocks):
+            self._blank.extend(reversed(blocks))
+            return
         for block in reversed(blocks):
             if block not in users:
                 self._blank.append(block)

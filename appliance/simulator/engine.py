@@ -328,7 +328,10 @@ class Engine:
             heapq.heappush(due, entry)
 
     def _fill(self, sequence: Sequence) -> None:
-        digests, full = sequence.ask.digests, sequence.computed // self.settings.block_tokens
+        digests = sequence.ask.digests
+        if not digests:
+            return
+        full = sequence.computed // self.settings.block_tokens
         for block, digest in zip(sequence.blocks[:full], digests, strict=False):
             self.blocks.fill(block, digest)
 

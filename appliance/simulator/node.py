@@ -235,13 +235,14 @@ class SimulatedNode:
 
     def _fold(self, place: _Place, epoch: int, message: Up) -> None:
         now_ns, name = self.clock.now_ns, place.plan.name
-        self.ledger.fold(name, epoch, message, now_ns)
         self._collector.fold(name, epoch, message, now_ns)
-        self.timelines.fold(name, message)
         self.on_message(name, epoch, message)
-        if isinstance(message, Step):
+        if isinstance(message, Step):  # nearly all are; of no interest to the others
             place.frontend.busy(message.decode_tokens)
-        elif isinstance(message, FirstToken) and message.request in self._requests:
+            return
+        self.ledger.fold(name, epoch, message, now_ns)
+        self.timelines.fold(name, message)
+        if isinstance(message, FirstToken) and message.request in self._requests:
             place.frontend.tokens(1, self._requests[message.request].first_token)
 
     def _ended(self, outcome: Outcome) -> None:

@@ -92,7 +92,7 @@ class Physics:
         drift = 1 + _DRIFT * math.sin(2 * math.pi * now_ns * 1e-9 / _DRIFT_PERIOD_S + self._phase)
         tokens = work.prompt_tokens + work.decodes
         mixed = 4 * work.prompt_tokens * work.decodes / (tokens * tokens) if tokens else 0.0
-        seconds *= chance.lognormvariate(0, _NOISE) * drift * (1 + _MIXED * mixed) * (1 + _PULLING * self.pulls)
+        seconds *= math.exp(chance.gauss(0, _NOISE)) * drift * (1 + _MIXED * mixed) * (1 + _PULLING * self.pulls)
         if chance.random() < _STUMBLE:
             seconds += chance.uniform(*_STUMBLE_S)
         return seconds
