@@ -79,6 +79,12 @@ class Request:
         self._first_ns: int | None = None
 
     def begin(self) -> None:
+        """Into the queue, unless it is longer than a context; what of its answer does not fit any more is cut off, as in vLLM."""
+        room = min(view.max_model_len for view in self._node.views()) - self._asked.prompt_tokens
+        if room < 1:
+            return self._refused(RequestError(400, "the prompt is longer than the model's context"))
+        if room < self._asked.output_tokens:
+            self._asked = msgspec.structs.replace(self._asked, output_tokens=room)
         ticket = Ticket(self._asked.prompt_tokens, None, self._deliver, self._refused, client=self._asked.client)
         try:
             self._node.queue.put(ticket, self._trace.marks.arrived)

@@ -1,8 +1,9 @@
 """What clients ask of a simulated node, and when. Seeded: the same description gives the same requests.
 
-Lengths are lognormal within bounds. The named kinds are fitted (mean and standard deviation of the logarithms) to an hour of two production
-services: Azure Public Dataset, AzureLLMInferenceTrace 2023 (used in Splitwise, ISCA '24). A trace file of either format below can be
-replayed whole instead.
+Lengths are lognormal within bounds, gaps between requests of a gamma distribution. The named kinds are fitted (mean and standard
+deviation of the logarithms; coefficient of variation of the gaps) to an hour each of three services: two of the Azure Public Dataset,
+AzureLLMInferenceTrace 2023 (used in Splitwise, ISCA '24), and Mooncake's conversations (FAST '25). A trace file of either format below
+can be replayed whole instead.
 """
 
 from __future__ import annotations
@@ -36,24 +37,39 @@ class Lengths(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         return round(min(max(self.median * math.exp(chance.gauss(0, self.sigma)), self.least), self.most))
 
 
+class Fit(msgspec.Struct, frozen=True):
+    """A published trace, in few numbers. ``burstiness``: see ``Traffic``."""
+
+    prompt: Lengths
+    output: Lengths
+    burstiness: float
+
+
 FITTED: Final = {
-    "azure-conversation": (
+    "azure-conversation": Fit(
         Lengths(median=760, sigma=0.985, least=2, most=14_000),
         Lengths(median=151, sigma=0.859, least=1, most=1_000),
+        burstiness=1.09,
     ),
-    "azure-code": (
+    "azure-code": Fit(
         Lengths(median=1095, sigma=1.36, least=3, most=7_500),
         Lengths(median=16, sigma=0.847, least=1, most=2_000),
+        burstiness=13.2,
+    ),
+    "mooncake-conversation": Fit(
+        Lengths(median=6227, sigma=1.2, least=891, most=126_000),
+        Lengths(median=208, sigma=1.36, least=1, most=2_000),
+        burstiness=1.0,  # its times are in steps of three seconds, and tell nothing of shorter gaps
     ),
 }
-"""Prompts and answers, by name."""
+"""By name."""
 
 
 class Traffic(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Requests per second and their lengths; or a trace, which has both."""
 
     rate: float = 1.0  # requests per second, on average; 0: nobody asks
-    burstiness: float = 1.0  # coefficient of variation of the gaps; 1: Poisson
+    burstiness: float | None = None  # coefficient of variation of the gaps; 1: Poisson. None: the kind's, or 1
     swing: float = 0.0  # share by which the rate goes up and down over a ``period_s``
     period_s: float = 86_400.0
     kind: str = ""  # one of FITTED
@@ -65,12 +81,12 @@ class Traffic(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     trace: str = ""  # a file; see ``replay``
     speed: float = 1.0  # of a trace
 
-    def lengths(self) -> tuple[Lengths, Lengths]:
-        if not self.kind:
-            return self.prompt, self.output
-        if self.kind not in FITTED:
+    def fit(self) -> Fit:
+        """Raises ``ConfigError`` for a kind that isn't."""
+        if self.kind and self.kind not in FITTED:
             raise ConfigError(f"traffic.kind {self.kind!r} is not one: there are {', '.join(FITTED)}")
-        return FITTED[self.kind]
+        found = FITTED[self.kind] if self.kind else Fit(self.prompt, self.output, 1.0)
+        return found if self.burstiness is None else msgspec.structs.replace(found, burstiness=self.burstiness)
 
 
 Arrival = tuple[float, Asked]
@@ -86,17 +102,19 @@ def arrivals(traffic: Traffic, seed: int, duration_s: float, block_tokens: int, 
 
 def _made(traffic: Traffic, seed: int, duration_s: float, block_tokens: int) -> Iterator[Arrival]:
     chance = random.Random(f"traffic {seed}")
-    prompt, output = traffic.lengths()
-    for number, at_s in enumerate(_times(traffic, chance, duration_s)):
+    fit = traffic.fit()
+    for number, at_s in enumerate(_times(traffic, fit.burstiness, chance, duration_s)):
         client = f"client {number % traffic.clients}"
-        yield from _conversation(traffic, (prompt, output), chance, at_s, duration_s, number, client, block_tokens)
+        yield from _conversation(
+            traffic, (fit.prompt, fit.output), chance, at_s, duration_s, number, client, block_tokens
+        )
 
 
-def _times(traffic: Traffic, chance: random.Random, duration_s: float) -> Iterator[float]:
+def _times(traffic: Traffic, burstiness: float, chance: random.Random, duration_s: float) -> Iterator[float]:
     """When conversations begin. Gaps are of a gamma distribution, stretched by the present rate."""
     if traffic.rate <= 0:
         return
-    shape = 1 / traffic.burstiness**2
+    shape = 1 / burstiness**2
     mean_s = traffic.turns / traffic.rate
     now_s = 0.0
     while True:

@@ -49,12 +49,15 @@ def test_a_swing_is_more_by_day_than_by_night() -> None:
     assert day / (len(times) - day) == pytest.approx((1 + 0.8 * 2 / 3.14159) / (1 - 0.8 * 2 / 3.14159), rel=0.15)
 
 
-@pytest.mark.parametrize(("kind", "prompt", "output"), [("azure-conversation", 760, 151), ("azure-code", 1095, 16)])
+@pytest.mark.parametrize(
+    ("kind", "prompt", "output"),
+    [("azure-conversation", 760, 151), ("azure-code", 1095, 16), ("mooncake-conversation", 6227, 208)],
+)
 def test_fitted_lengths_have_their_medians(kind: str, prompt: float, output: float) -> None:
-    rows = made(Traffic(rate=20, kind=kind))
+    rows = made(Traffic(rate=20, kind=kind, burstiness=1.0))
     assert statistics.median(row[1] for row in rows) == pytest.approx(prompt, rel=0.1)
     assert statistics.median(row[2] for row in rows) == pytest.approx(output, rel=0.1)
-    assert set(FITTED) == {"azure-conversation", "azure-code"}
+    assert set(FITTED) == {"azure-conversation", "azure-code", "mooncake-conversation"}
 
 
 def test_lengths_keep_to_their_bounds() -> None:
