@@ -16,7 +16,7 @@ from typing import Any, Final, Generic, TypeVar
 import msgspec
 
 from appliance.errors import ChannelError
-from appliance.records import GpuSnapshot
+from appliance.records import GpuSnapshot, HostReading
 
 VERSION: Final = 6
 LONG_STEP_TOKENS: Final = 128
@@ -182,10 +182,11 @@ class PeerClosed(Message, frozen=True, kw_only=True, tag=True):
     rank: int
 
 
-class Gpus(Message, frozen=True, kw_only=True, tag=True):
-    """What the virtual GPUs of a simulated engine read now. (Real ones the supervisor asks itself.)"""
+class Hardware(Message, frozen=True, kw_only=True, tag=True):
+    """What is to be read of the hardware of a simulated engine. (Of real ones the supervisor asks the machine itself.)"""
 
-    readings: tuple[GpuSnapshot, ...]
+    gpus: tuple[GpuSnapshot, ...]
+    host: HostReading
 
 
 Up = (
@@ -203,7 +204,7 @@ Up = (
     | HandoffEnded
     | PeerOpened
     | PeerClosed
-    | Gpus
+    | Hardware
 )
 
 

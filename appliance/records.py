@@ -77,6 +77,17 @@ class EngineSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     peer_errors: tuple[str, ...] = ()  # peers it can't share KV with, and why
     memory_bytes: int | None = None  # proportional set size of all its processes
     weight: float = 1.0  # how much of the work it is given, against its like
+    max_running: int | None = None  # places
+    token_budget: int | None = None  # of a step
+    busy: float | None = None  # share of the last seconds in which it made steps with tokens
+    slowdown: float | None = None  # time that these took, of what such steps take on engines that are well
+    step_prompt_tokens: float | None = None  # of a step with prompt tokens, mean
+    step_decode_tokens: float | None = None  # of a step with decode tokens, mean
+    itl_s: float | None = None  # from one step with decode tokens to the next, mean over their tokens
+    itl_late: float | None = None  # share of these tokens whose step came later than the target
+    leased_blocks: int | None = None
+    api_delay_s: float | None = None  # from a first token to its bytes, mean
+    host: HostReading | None = None
 
 
 class EngineView(msgspec.Struct, frozen=True, kw_only=True):
@@ -98,6 +109,7 @@ class EngineView(msgspec.Struct, frozen=True, kw_only=True):
     peers: tuple[str, ...] = ()  # engines whose KV this one has mapped on every rank, in their current epoch
     peer_errors: tuple[str, ...] = ()
     weight: float = 1.0  # how much of the work it is given, against its like
+    core_pid: int | None = None  # EngineCore's
     max_batched_tokens: int = 2048
     max_running: int = 256
     max_model_len: int = 0
@@ -129,6 +141,24 @@ class GpuSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     ecc_corrected: int | None = None  # memory errors since its last reset
     ecc_uncorrected: int | None = None
     xids: tuple[int, ...] = ()  # errors that the driver has told of
+
+
+class HostReading(msgspec.Struct, frozen=True, kw_only=True):
+    """What an engine's processes get of the machine's CPUs, as shares of the time since the last reading."""
+
+    core_delay: float | None = None  # EngineCore's main thread could run, and had no core
+    core_busy: float | None = None  # it ran
+    api_busy: float | None = None  # the API process's main thread ran, or could have
+
+
+class LinkSnapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """Hand-offs from one engine to another, of the last seconds."""
+
+    producer: str
+    consumer: str
+    handoffs_s: float
+    bytes_s: float | None = None  # while bytes were being copied
+    slowdown: float | None = None  # time that they took, of what they take on links that are well
 
 
 class QueueSnapshot(msgspec.Struct, frozen=True, kw_only=True):
@@ -221,6 +251,7 @@ class NodeSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     queue: QueueSnapshot
     ledger: LedgerSnapshot
     handoffs: HandoffSnapshot
+    links: tuple[LinkSnapshot, ...] = ()
     pairs: tuple[Pair, ...] = ()
     requests: RequestCounts
     supervisor: SupervisorSnapshot
@@ -229,8 +260,54 @@ class NodeSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     ttft_p50_s: float | None = None  # of the recent requests
     ttft_p99_s: float | None = None
     itl_p50_s: float | None = None
+    lately: Lately | None = None
     recent: tuple[Timeline, ...] = ()  # newest first
-    verdict: None = None  # diagnosis is not built yet
+    verdict: Verdict | None = None
+
+
+class Lately(msgspec.Struct, frozen=True, kw_only=True):
+    """Requests whose first token came in the last seconds. None where there was none."""
+
+    first_tokens: int
+    ttft_late: float | None = None  # share that came later than the target
+    ttft_s: float | None = None  # mean
+    stages: tuple[Stage, ...] = ()  # means; they sum to ``ttft_s``
+    prompt_tokens: float | None = None  # mean
+
+
+class Evidence(msgspec.Struct, frozen=True, kw_only=True):
+    """Something measured that speaks for a verdict, beside what it would be if all were well."""
+
+    measured: float
+    expected: float | None
+    unit: str
+    sentence: str
+
+
+class Action(msgspec.Struct, frozen=True, kw_only=True):
+    """What to do. ``call``: the API call that does it; ``setting``: what to write where, if it takes a restart."""
+
+    sentence: str
+    call: str | None = None
+    setting: str | None = None
+
+
+class Verdict(msgspec.Struct, frozen=True, kw_only=True):
+    """What holds the node back. ``since`` is in Unix seconds; ``confidence`` 0 to 1."""
+
+    state: str  # ok | bottleneck | unknown
+    summary: str
+    since: float
+    engine: str | None = None
+    engines: tuple[str, ...] = ()  # all that share it
+    link: tuple[str, str] | None = None
+    stage: str | None = None  # prefill | handoff | decode | frontend
+    cause: str | None = None
+    confidence: float | None = None
+    evidence: tuple[Evidence, ...] = ()
+    action: Action | None = None
+    expected_gain: float | None = None  # share by which what is late would get shorter; estimated
+    next: str | None = None  # what would hold it back then
 
 
 class Stage(msgspec.Struct, frozen=True):

@@ -41,6 +41,13 @@ class Cast(msgspec.Struct, frozen=True, kw_only=True):
     settings: dict[str, dict[str, Any]] = {}  # of the scenario, by section, where nobody has set them otherwise
 
     @property
+    def kinds(self) -> dict[str, str]:
+        """By engine: those of one kind take as long for the same batch."""
+        if self.plans:
+            return {plan.name: plan.kind for plan in self.plans}
+        return {spec.name: f"{len(spec.cores)} cores, {spec.tensor_parallel} ranks" for spec in self.specs}
+
+    @property
     def remark(self) -> str:
         return " (simulated)" if self.plans else ""
 

@@ -107,7 +107,8 @@ class Appliance:
             timelines,
             model_name=model,
             version=__version__,
-            gpus=control,
+            hardware=control,
+            kinds=cast.kinds,
             simulated=control is not None,
         )
         _connect(node, router, ledger, timelines, collector, control)

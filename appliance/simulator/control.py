@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from appliance.channel import CoreReady, Down, Fault, Gpus, Up
+from appliance.channel import CoreReady, Down, Fault, Hardware, Up
 from appliance.costs.gpus import gpu
 from appliance.errors import ActionError, ConfigError
-from appliance.records import EngineState, EngineView, GpuSnapshot
+from appliance.records import EngineState, EngineView, GpuSnapshot, HostReading
 from appliance.simulator import faults
 from appliance.simulator.gpus import at_rest
 from appliance.simulator.plan import EnginePlan
 
 
 class Control:
-    """Implements ``telemetry.collector.GpuSource`` and ``web.ports.Simulation``."""
+    """Implements ``telemetry.collector.HardwareSource`` and ``web.ports.Simulation``."""
 
     def __init__(
         self,
@@ -30,14 +30,14 @@ class Control:
         self._views = views
         self._send = send
         self._weigh = weigh
-        self._readings: dict[str, tuple[GpuSnapshot, ...]] = {}
+        self._readings: dict[str, Hardware] = {}
         self._faults: dict[tuple[str, str, str | None], Fault] = {}  # by engine, kind and peer
 
     # ---- what engines say
 
     def fold(self, engine: str, message: Up) -> None:
-        if isinstance(message, Gpus):
-            self._readings[engine] = message.readings
+        if isinstance(message, Hardware):
+            self._readings[engine] = message
         elif isinstance(message, CoreReady):  # a new life, on hardware that has what it had
             for (name, *_), fault in self._faults.items():
                 if name == engine or fault.peer == engine:
@@ -47,13 +47,18 @@ class Control:
         """A life of an engine is over."""
         self._readings.pop(engine, None)
 
-    def read(self, now_ns: int) -> tuple[GpuSnapshot, ...]:
-        """See ``GpuSource``."""
+    def gpus(self) -> tuple[GpuSnapshot, ...]:
+        """See ``HardwareSource``."""
         return tuple(reading for plan in self._plans.values() for reading in self._of(plan))
+
+    def host(self, view: EngineView) -> HostReading | None:
+        """See ``HardwareSource``."""
+        known = self._readings.get(view.name)
+        return known.host if known else None
 
     def _of(self, plan: EnginePlan) -> tuple[GpuSnapshot, ...]:
         known = self._readings.get(plan.name)
-        return known or at_rest(gpu(plan.gpu), plan.first_gpu, plan.tensor_parallel, plan.name)
+        return known.gpus if known else at_rest(gpu(plan.gpu), plan.first_gpu, plan.tensor_parallel, plan.name)
 
     # ---- what an owner says
 

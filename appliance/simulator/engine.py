@@ -172,6 +172,7 @@ class Engine:
         for sequence, tokens in chunks:
             work.chunks.append((tokens, sequence.computed))
             work.prompt_tokens += tokens
+            work.prompt_context += sequence.computed + tokens
         return chunks
 
     def _let_in_waiting(self, budget: int, chunks: list[tuple[Sequence, int]]) -> None:

@@ -21,6 +21,7 @@ class Frontend:
         self._quiet = quiet
         self._free_ns = 0
         self.share = 1.0
+        self.occupied_s = 0.0  # since its start
 
     def request(self, prompt_tokens: int, call: Callable[[], None]) -> None:
         """One comes in."""
@@ -43,4 +44,7 @@ class Frontend:
         self._timer.at(self._free_ns, call)
 
     def _ns(self, seconds: float) -> int:
-        return 0 if self._quiet and self.share >= 1.0 else int(seconds / self.share * 1e9)
+        if self._quiet and self.share >= 1.0:
+            return 0
+        self.occupied_s += seconds / self.share
+        return int(seconds / self.share * 1e9)

@@ -11,7 +11,7 @@ import signal
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from appliance.channel import Down, Fault, Gpus, LeaseEnded, Message, OutputTokens, Release, Step, Up
+from appliance.channel import Down, Fault, Hardware, LeaseEnded, Message, OutputTokens, Release, Step, Up
 from appliance.costs.gpus import gpu
 from appliance.engine.kv.lease import LeaseTable
 from appliance.engine.kv.params import Offer, Ticket, Whole, prompt_digest
@@ -22,6 +22,7 @@ from appliance.simulator.fabric import Fabric
 from appliance.simulator.faults import Faults
 from appliance.simulator.frontend import Frontend
 from appliance.simulator.gpus import VirtualGpus
+from appliance.simulator.host import VirtualHost
 from appliance.simulator.leg import Ask, Outcome, Sequence
 from appliance.simulator.links import Peers
 from appliance.simulator.physics import Physics
@@ -55,7 +56,10 @@ class LiveEngine:
         self._gpus = VirtualGpus(
             gpu(plan.gpu), plan.first_gpu, plan.tensor_parallel, plan.memory_bytes, plan.name, clock
         )
-        self._physics = Physics(plan.cost(), f"{plan.chance}/{settings.epoch}", quiet=plan.quiet, gpus=self._gpus)
+        self._host = VirtualHost(clock, self._frontend)
+        self._physics = Physics(
+            plan.cost(), f"{plan.chance}/{settings.epoch}", quiet=plan.quiet, gpus=self._gpus, host=self._host
+        )
         self._fabric = Fabric(clock, plan.link_bytes_s, self.peers.refusal, self._copying)
         self._core = Engine(
             plan.name,
@@ -177,7 +181,7 @@ class LiveEngine:
 
     def _read_gpus(self) -> None:
         now_ns = self._clock.now_ns
-        self._send(Gpus(readings=self._gpus.read()))
+        self._send(Hardware(gpus=self._gpus.read(), host=self._host.read()))
         self._clock.at(now_ns + _READ_NS, self._read_gpus)
 
 

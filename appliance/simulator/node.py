@@ -20,6 +20,7 @@ from appliance.records import (
     EngineState,
     EngineView,
     GpuSnapshot,
+    HostReading,
     NodeSnapshot,
     Pair,
     QueueSnapshot,
@@ -35,6 +36,7 @@ from appliance.simulator.fabric import Fabric
 from appliance.simulator.faults import Faults
 from appliance.simulator.frontend import Frontend
 from appliance.simulator.gpus import VirtualGpus, uuid
+from appliance.simulator.host import VirtualHost
 from appliance.simulator.leg import Offer, Outcome
 from appliance.simulator.physics import Physics
 from appliance.simulator.plan import EnginePlan
@@ -57,8 +59,9 @@ class _Place:
         self.gpus = VirtualGpus(
             gpu(plan.gpu), plan.first_gpu, plan.tensor_parallel, plan.memory_bytes, plan.name, clock
         )
-        self.physics = Physics(plan.cost(), plan.chance, quiet=plan.quiet, gpus=self.gpus)
         self.frontend = Frontend(clock, quiet=plan.quiet)
+        self.host = VirtualHost(clock, self.frontend)
+        self.physics = Physics(plan.cost(), plan.chance, quiet=plan.quiet, gpus=self.gpus, host=self.host)
         self.engine: Engine
         self.view: EngineView
 
@@ -96,7 +99,8 @@ class SimulatedNode:
             self.timelines,
             model_name="simulated",
             version=__version__,
-            gpus=self,
+            hardware=self,
+            kinds={plan.name: plan.kind for plan in plans},
             simulated=True,
             clock_ns=lambda: clock.now_ns,
             unix_s=lambda: clock.now_ns * 1e-9,
@@ -124,8 +128,12 @@ class SimulatedNode:
         """There are none."""
         return None
 
-    def read(self, now_ns: int) -> tuple[GpuSnapshot, ...]:
-        """See ``telemetry.collector.GpuSource``."""
+    def host(self, view: EngineView) -> HostReading | None:
+        """See ``telemetry.collector.HardwareSource``."""
+        return self._places[view.name].host.read()
+
+    def gpus(self) -> tuple[GpuSnapshot, ...]:
+        """See ``telemetry.collector.HardwareSource``."""
         return tuple(reading for place in self._places.values() for reading in place.gpus.read())
 
     def not_ready(self) -> str | None:

@@ -61,21 +61,30 @@ class RooflineCost:
         return self._slower[speed]
 
 
-class Meter(Protocol):
-    """Sees what the engine's GPUs do."""
+class Gpus(Protocol):
+    """They see what they do."""
 
     def ran(self, cost: StepCost, seconds: float) -> None: ...
+
+
+class Host(Protocol):
+    """It sees what the main loop does."""
+
+    def stepped(self, late_s: float) -> None: ...
 
 
 class Physics:
     """Of one engine. Faults change ``speed``; the fabric counts ``pulls``; ``gpus`` see each step."""
 
-    def __init__(self, cost: Cost, seed: str, *, quiet: bool = False, gpus: Meter | None = None) -> None:
+    def __init__(
+        self, cost: Cost, seed: str, *, quiet: bool = False, gpus: Gpus | None = None, host: Host | None = None
+    ) -> None:
         """``quiet``: nothing but the cost model."""
         self._cost = cost
         self._random = random.Random(seed)
         self._quiet = quiet
         self._gpus = gpus
+        self._host = host
         self._phase = self._random.uniform(0, 2 * math.pi)
         self.speed = FULL
         self.pulls = 0  # hand-offs that copy now
@@ -85,7 +94,10 @@ class Physics:
         seconds = cost.total_s if self._quiet else self._lifelike(cost.total_s, work, now_ns)
         if self._gpus is not None:
             self._gpus.ran(cost, seconds)
-        return max(1, int((seconds + self._starved_s()) * 1e9))
+        late_s = self._starved_s()
+        if self._host is not None:
+            self._host.stepped(late_s)
+        return max(1, int((seconds + late_s) * 1e9))
 
     def _lifelike(self, seconds: float, work: Work, now_ns: int) -> float:
         chance = self._random

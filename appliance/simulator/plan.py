@@ -36,6 +36,11 @@ class EnginePlan(msgspec.Struct, frozen=True, kw_only=True):
         return range(self.first_gpu, self.first_gpu + self.tensor_parallel)
 
     @property
+    def kind(self) -> str:
+        """Engines of one kind take as long for the same batch."""
+        return f"{self.shape.name} on {self.tensor_parallel} {self.gpu}"
+
+    @property
     def chance(self) -> str:
         """What its randomness begins with."""
         return f"{self.seed}/{self.name}"

@@ -32,7 +32,7 @@ def step(state: State, start_ns: int, end_ns: int, work: Work) -> Step:
         end_ns=end_ns,
         prompt_tokens=work.prompt_tokens,
         decode_tokens=work.decodes,
-        context_tokens=work.decode_context + work.prompt_tokens,
+        context_tokens=work.decode_context + work.prompt_context,
         running=state.running,
         waiting=state.waiting,
         fetching=state.fetching,

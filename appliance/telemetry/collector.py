@@ -5,17 +5,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Final, Protocol
 
-from appliance.channel import Step, Up
+from msgspec.structs import replace
+
+from appliance.channel import HandoffEnded, Step, Up
 from appliance.config import Config
+from appliance.costs.fitted import StepModel
 from appliance.records import (
     EngineSnapshot,
     EngineState,
     EngineView,
     GpuSnapshot,
     HandoffSnapshot,
+    HostReading,
     LedgerSnapshot,
     NodeSnapshot,
     Pair,
@@ -23,8 +27,10 @@ from appliance.records import (
     RequestCounts,
     SupervisorSnapshot,
     Timeline,
+    Verdict,
 )
 from appliance.telemetry.host import CpuShare, own_memory_bytes, session_memory_bytes
+from appliance.telemetry.links import Links
 from appliance.telemetry.series import Series
 from appliance.telemetry.timeline import Timelines
 
@@ -57,9 +63,15 @@ class LedgerSource(Protocol):
     def handoffs(self, now_ns: int) -> HandoffSnapshot: ...
 
 
-class GpuSource(Protocol):
-    def read(self, now_ns: int) -> tuple[GpuSnapshot, ...]:
-        """What every GPU of the node reads now. Never raises: what can't be had is None."""
+class HardwareSource(Protocol):
+    """What is below engines. Never raises: what can't be had is None."""
+
+    def gpus(self) -> tuple[GpuSnapshot, ...]:
+        """What every GPU of the node reads now."""
+        ...
+
+    def host(self, view: EngineView) -> HostReading | None:
+        """What an engine's processes get of the CPUs now."""
         ...
 
 
@@ -76,7 +88,9 @@ class Collector:
         *,
         model_name: str,
         version: str,
-        gpus: GpuSource | None = None,
+        hardware: HardwareSource | None = None,
+        kinds: Mapping[str, str] | None = None,
+        diagnose: Callable[[NodeSnapshot], Verdict | None] = lambda _: None,
         simulated: bool = False,
         clock_ns: Callable[[], int] = time.monotonic_ns,
         unix_s: Callable[[], float] = time.time,
@@ -88,7 +102,11 @@ class Collector:
         self._timelines = timelines
         self._model = model_name
         self._version = version
-        self._gpus = gpus
+        self._hardware = hardware
+        self._kinds = kinds or {}
+        self._diagnose = diagnose
+        self._models: dict[str, StepModel] = {}
+        self._links = Links()
         self._simulated = simulated
         self._unix_s = unix_s
         self._series: dict[str, Series] = {}
@@ -105,9 +123,15 @@ class Collector:
         """Take a message of a life of an engine; a new life begins with nothing."""
         series = self._series.get(engine)
         if series is None or series.epoch < epoch:
-            series = self._series[engine] = Series(epoch)
+            series = self._series[engine] = Series(epoch, self._model_of(engine))
         if series.epoch == epoch:
             series.add(message, now_ns)
+        if isinstance(message, HandoffEnded):
+            self._links.fold(engine, message, now_ns)
+
+    def _model_of(self, engine: str) -> StepModel:
+        """Engines of one kind teach each other."""
+        return self._models.setdefault(self._kinds.get(engine, ""), StepModel())
 
     async def run(self) -> None:
         """Publish at every tick, until cancelled."""
@@ -126,7 +150,7 @@ class Collector:
             self._supervisor = SupervisorSnapshot(
                 memory_bytes=self._memory.get(_OWN), cpu_share=self._cpu.since_last(), loop_delay_ms=late_ms
             )
-            self._publish(self.snapshot(now_ns))
+            self._publish(self.diagnosed(now_ns))
         except Exception:
             _log.exception("this tick's snapshot failed")
 
@@ -159,8 +183,14 @@ class Collector:
         self._changed.set()
         self._changed = asyncio.Event()
 
+    def diagnosed(self, now_ns: int) -> NodeSnapshot:
+        """How the node is now, and what holds it back. ``run`` publishes one at each tick."""
+        snapshot = self.snapshot(now_ns)
+        return replace(snapshot, verdict=self._diagnose(snapshot))
+
     def snapshot(self, now_ns: int) -> NodeSnapshot:
-        """How the node is now. ``run`` publishes one at each tick."""
+        """How the node is now."""
+        delays = self._timelines.api_delays(now_ns)
         views = self._node.views()
         percentiles = self._timelines.percentiles()
         reason = self._router.not_ready()
@@ -173,11 +203,12 @@ class Collector:
             ready=reason is None,
             reason=reason,
             uptime_s=(now_ns - self._began_ns) * 1e-9,
-            engines=tuple(self._engine(view, now_ns) for view in views),
-            gpus=self._gpus.read(now_ns) if self._gpus is not None else (),
+            engines=tuple(self._engine(view, now_ns, delays.get(view.name)) for view in views),
+            gpus=self._hardware.gpus() if self._hardware is not None else (),
             queue=self._router.queue_snapshot(now_ns),
             ledger=self._ledger.snapshot(now_ns),
             handoffs=self._ledger.handoffs(now_ns),
+            links=self._links.snapshot(now_ns),
             pairs=self._router.pairs(now_ns),
             requests=self._router.counts(),
             supervisor=self._supervisor,
@@ -186,10 +217,11 @@ class Collector:
             ttft_p50_s=percentiles.ttft_p50_s,
             ttft_p99_s=percentiles.ttft_p99_s,
             itl_p50_s=percentiles.itl_p50_s,
+            lately=self._timelines.lately(now_ns, self._config.slo.ttft_s),
             recent=tuple(self._timelines.recent(_NEWEST, now_ns)),
         )
 
-    def _engine(self, view: EngineView, now_ns: int) -> EngineSnapshot:
+    def _engine(self, view: EngineView, now_ns: int, api_delay_s: float | None) -> EngineSnapshot:
         return engine_snapshot(
             view,
             self._living(view),
@@ -197,6 +229,9 @@ class Collector:
             in_flight=self._router.in_flight(view.name),
             outstanding=self._router.outstanding_prompt_tokens(view.name),
             memory_bytes=self._memory.get(view.pid) if view.pid else None,
+            itl_target_s=self._config.slo.itl_s,
+            api_delay_s=api_delay_s,
+            host=self._hardware.host(view) if self._hardware is not None else None,
         )
 
     def _living(self, view: EngineView) -> Series | None:
@@ -225,10 +260,14 @@ def engine_snapshot(
     in_flight: int,
     outstanding: int,
     memory_bytes: int | None,
+    itl_target_s: float = 1.0,
+    api_delay_s: float | None = None,
+    host: HostReading | None = None,
 ) -> EngineSnapshot:
     """A view and what that life has reported. Without reports, readings are None, not 0."""
     last = series.last if series else None
     rates = series.rates(now_ns) if series and view.state in _IN_SERVICE else None
+    load = series.load(now_ns, itl_target_s) if series and view.state in _IN_SERVICE else None
     sign_ns = series.last_sign_ns() if series else None
     core = series.core if series else None
     total = core.kv_blocks if core else None
@@ -265,6 +304,17 @@ def engine_snapshot(
         peer_errors=view.peer_errors,
         memory_bytes=memory_bytes,
         weight=view.weight,
+        max_running=core.max_running if core else None,
+        token_budget=core.max_batched_tokens if core else None,
+        busy=load.busy if load else None,
+        slowdown=load.slowdown if load else None,
+        step_prompt_tokens=load.step_prompt_tokens if load else None,
+        step_decode_tokens=load.step_decode_tokens if load else None,
+        itl_s=load.itl_s if load else None,
+        itl_late=load.itl_late if load else None,
+        leased_blocks=last.leased if last else None,
+        api_delay_s=api_delay_s,
+        host=host,
     )
 
 

@@ -8,9 +8,14 @@ from typing import Final
 import msgspec
 
 from appliance.channel import CoreReady, Heartbeat, Step, Up
+from appliance.costs.fitted import StepModel
 
 WINDOW_NS: Final = 5 * 1_000_000_000
+LATELY_NS: Final = 2 * 1_000_000_000  # what diagnosis looks at: long enough for a mean, short enough to be quick
 _MOST_STEPS: Final = 20_000
+_WELL: Final = (0.8, 1.12)  # what steps take, of what they are expected to: then a model may learn from them
+_YOUNG: Final = 1_000  # steps, before which a model knows too little to say who is well
+_LEAST_KNOWN_S: Final = 0.2  # of steps with an expectation, for a slowdown to mean something
 
 
 class Rates(msgspec.Struct, frozen=True, kw_only=True):
@@ -23,16 +28,42 @@ class Rates(msgspec.Struct, frozen=True, kw_only=True):
     prefix_hit_rate: float | None  # None without a question to the cache in the window
 
 
+class Load(msgspec.Struct, frozen=True, kw_only=True):
+    """Over the last ``LATELY_NS``; see ``records.EngineSnapshot``."""
+
+    busy: float
+    slowdown: float | None
+    step_prompt_tokens: float | None
+    step_decode_tokens: float | None
+    itl_s: float | None
+    itl_late: float | None
+
+
+class _Made(msgspec.Struct):
+    """A step with tokens. ``gap_ns``: since the one before that had decode tokens, where this has some."""
+
+    heard_ns: int
+    step: Step
+    expected_s: float | None
+    gap_ns: int | None
+
+
 class Series:
     """One life."""
 
-    def __init__(self, epoch: int) -> None:
+    def __init__(self, epoch: int, model: StepModel | None = None) -> None:
         self.epoch = epoch
         self.core: CoreReady | None = None
         self.last: Step | Heartbeat | None = None
         self.last_step: Step | None = None
-        self._steps: deque[tuple[int, Step]] = deque(maxlen=_MOST_STEPS)
+        self._model = model or StepModel()
+        self._made: deque[_Made] = deque(maxlen=_MOST_STEPS)
         self._before: Step | None = None  # the last one before the window
+        self._decoded_ns: int | None = None
+        self._expected: deque[tuple[int, float, float]] = (
+            deque()
+        )  # when, seconds and expected seconds; of those that have any
+        self._took_s = self._should_s = 0.0  # sums of these
 
     def add(self, message: Up, now_ns: int) -> None:
         """Steps without tokens are no steps: an engine that only waits for KV makes many."""
@@ -41,9 +72,10 @@ class Series:
         elif isinstance(message, Step):
             self.last = self.last_step = message
             if message.prompt_tokens or message.decode_tokens:
-                self._steps.append((now_ns, message))
+                self._add_step(message, now_ns)
         elif isinstance(message, Heartbeat):
             self.last = message
+            self._decoded_ns = None
 
     def last_sign_ns(self) -> int | None:
         if self.last is None:
@@ -51,9 +83,8 @@ class Series:
         return self.last.end_ns if isinstance(self.last, Step) else self.last.at_ns
 
     def rates(self, now_ns: int) -> Rates:
-        while self._steps and now_ns - self._steps[0][0] > WINDOW_NS:
-            self._before = self._steps.popleft()[1]
-        steps = [step for _, step in self._steps]
+        self._forget(now_ns)
+        steps = [made.step for made in self._made]
         seconds = WINDOW_NS * 1e-9
         busy_ms = sum(step.end_ns - step.start_ns for step in steps) * 1e-6
         return Rates(
@@ -63,6 +94,61 @@ class Series:
             step_ms=busy_ms / len(steps) if steps else None,
             prefix_hit_rate=_hit_rate(self._before, steps),
         )
+
+    def load(self, now_ns: int, itl_target_s: float) -> Load:
+        """How busy it was lately, how slow, and with what."""
+        self._forget(now_ns)
+        since_ns = now_ns - LATELY_NS
+        made = [one for one in self._made if one.step.end_ns > since_ns]
+        prompts = [one.step.prompt_tokens for one in made if one.step.prompt_tokens]
+        decodes = [one.step.decode_tokens for one in made if one.step.decode_tokens]
+        gaps = [(one.gap_ns, one.step.decode_tokens) for one in made if one.gap_ns is not None]
+        tokens = sum(count for _, count in gaps)
+        late = sum(count for gap_ns, count in gaps if gap_ns > itl_target_s * 1e9)
+        return Load(
+            busy=min(1.0, sum(one.step.end_ns - max(one.step.start_ns, since_ns) for one in made) / LATELY_NS),
+            slowdown=self.slowdown(),
+            step_prompt_tokens=sum(prompts) / len(prompts) if prompts else None,
+            step_decode_tokens=sum(decodes) / len(decodes) if decodes else None,
+            itl_s=sum(gap_ns * count for gap_ns, count in gaps) / tokens * 1e-9 if tokens else None,
+            itl_late=late / tokens if tokens else None,
+        )
+
+    def slowdown(self) -> float | None:
+        """What the latest steps took, of what such steps take; None where too few of them have an expectation."""
+        return self._took_s / self._should_s if self._should_s >= _LEAST_KNOWN_S else None
+
+    def _add_step(self, step: Step, now_ns: int) -> None:
+        batch = step.prompt_tokens, step.decode_tokens, step.context_tokens
+        seconds = (step.end_ns - step.start_ns) * 1e-9
+        expected_s = self._model.expected_s(*batch)
+        gap_ns = None
+        if step.decode_tokens:
+            # Whoever decodes now has had its last token in the step before.
+            gap_ns = step.end_ns - (step.start_ns if self._decoded_ns is None else self._decoded_ns)
+        self._decoded_ns = step.end_ns
+        self._made.append(_Made(now_ns, step, expected_s, gap_ns))
+        if expected_s is not None:
+            self._expected.append((now_ns, seconds, expected_s))
+            self._took_s += seconds
+            self._should_s += expected_s
+        while self._expected and now_ns - self._expected[0][0] > LATELY_NS:
+            _, old_s, old_expected_s = self._expected.popleft()
+            self._took_s -= old_s
+            self._should_s -= old_expected_s
+        if seconds > 0 and self._may_teach(expected_s):
+            self._model.learn(*batch, seconds)
+
+    def _may_teach(self, expected_s: float | None) -> bool:
+        """A fault must not be learnt as what is normal."""
+        if expected_s is None or self._model.learnt < _YOUNG:
+            return True
+        slowdown = self.slowdown()
+        return slowdown is None or _WELL[0] <= slowdown <= _WELL[1]
+
+    def _forget(self, now_ns: int) -> None:
+        while self._made and now_ns - self._made[0].heard_ns > WINDOW_NS:
+            self._before = self._made.popleft().step
 
 
 def _hit_rate(before: Step | None, steps: list[Step]) -> float | None:

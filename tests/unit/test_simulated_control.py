@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from test_simulated_node import CONFIGS
 
-from appliance.channel import CoreReady, Down, Fault, Gpus
+from appliance.channel import CoreReady, Down, Fault, Hardware
 from appliance.costs import huggingface
 from appliance.errors import ActionError
-from appliance.records import EngineState, EngineView, GpuSnapshot, Role
+from appliance.records import EngineState, EngineView, GpuSnapshot, HostReading, Role
 from appliance.simulator.control import Control
 from appliance.simulator.leg import Settings
 from appliance.simulator.plan import EnginePlan
@@ -125,11 +125,13 @@ def test_mending_what_is_not_there_is_refused_and_mending_what_is_well_is_not(ho
 
 def test_gpus_of_an_engine_that_is_gone_are_at_rest(house: House) -> None:
     reading = GpuSnapshot(index=0, uuid="GPU-sim0", name="H100", power_w=600.0)
-    house.control.fold("e0", Gpus(readings=(reading,)))
-    assert [gpu.index for gpu in house.control.read(0)] == [0, 2, 3, 4, 5]
-    assert house.control.read(0)[0] == reading
+    house.control.fold("e0", Hardware(gpus=(reading,), host=HostReading(core_delay=0.25)))
+    assert [gpu.index for gpu in house.control.gpus()] == [0, 2, 3, 4, 5]
+    assert house.control.gpus()[0] == reading
+    assert house.control.host(house.views[0]) == HostReading(core_delay=0.25)
     house.control.lost("e0", 1)
-    found = house.control.read(0)
+    assert house.control.host(house.views[0]) is None
+    found = house.control.gpus()
     assert [gpu.index for gpu in found] == list(range(6))
     assert [(gpu.engine, gpu.clock_reasons) for gpu in found[:2]] == [("e0", ("gpu_idle",))] * 2
     assert found[0].power_w is not None

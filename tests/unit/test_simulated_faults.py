@@ -67,9 +67,9 @@ def test_clocks_slow_down_a_prefill_engine_and_hardly_one_that_decodes() -> None
     before = step_s(made, "e0")
     made.node.fault("e0", Fault(kind="clocks", severity=0.5))
     assert step_s(made, "e0") > 1.6 * before
-    made.node.read(made.clock.now_ns)
+    made.node.gpus()
     made.run(30)
-    [hot, other] = made.node.read(made.clock.now_ns)
+    [hot, other] = made.node.gpus()
     assert (hot.clock_mhz, hot.clock_reasons) == (990.0, ("hw_thermal_slowdown",))
     assert other.clock_mhz == other.clock_max_mhz
     assert hot.temperature_c is not None
@@ -87,9 +87,9 @@ def test_memory_errors_slow_down_whoever_decodes_and_are_counted() -> None:
     made = house(asked=DECODE)
     before = step_s(made, "e1")
     made.node.fault("e1", Fault(kind="ecc", severity=0.5))
-    made.node.read(made.clock.now_ns)
+    made.node.gpus()
     assert step_s(made, "e1") > 1.3 * before
-    _, bad = made.node.read(made.clock.now_ns)
+    _, bad = made.node.gpus()
     assert (bad.ecc_uncorrected, bad.xids) == (1, (94,))
     assert bad.ecc_corrected == pytest.approx(200, abs=5)
 

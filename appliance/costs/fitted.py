@@ -1,0 +1,147 @@
+"""What a step takes on the hardware at hand, learnt from the steps that engines make.
+
+A step's time is nearly linear in a few figures of its batch; which line is learnt by weighted least squares on relative errors, old steps
+counting less and less. A batch unlike those that were seen has no expectation, rather than a wrong one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+_RIDGE: Final = 1e-6  # of each figure's own weight: enough to solve for what has not varied yet
+_SOLVED_AFTER: Final = 100  # learnt, until the line is looked for again
+_HALF_LIFE: Final = 20_000  # learnt, after which one counts half
+_LEVERAGE: Final = 0.05  # of one batch on its own expectation: beyond it nothing like it has been seen
+_RESCALED_AT: Final = 1e12
+
+
+class Fit:
+    """``y`` as a weighted sum of figures ``x``. ``expected`` says nothing about an ``x`` unlike those learnt."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._products = [[0.0] * size for _ in range(size)]
+        self._targets = [0.0] * size
+        self._weight = 1.0
+        self._growth = 2 ** (1 / _HALF_LIFE)
+        self._inverse: list[list[float]] | None = None
+        self._scale = 1.0  # weight of the newest, when the inverse was made
+        self._line: list[float] = []
+        self.learnt = 0
+
+    def learn(self, x: Sequence[float], y: float) -> None:
+        """One more case. Its error counts relative to ``y``, which is above 0."""
+        weight = self._weight / (y * y)
+        for row, value in zip(self._products, x, strict=True):
+            if value:
+                factor = weight * value
+                for place, other in enumerate(x):
+                    row[place] += factor * other
+        for place, value in enumerate(x):
+            self._targets[place] += weight * y * value
+        self._weight *= self._growth
+        self.learnt += 1
+        if self.learnt % _SOLVED_AFTER == 0:
+            self._solve()
+
+    def expected(self, x: Sequence[float]) -> float | None:
+        """None where too little like it has been seen."""
+        inverse = self._inverse
+        if inverse is None:
+            return None
+        y = sum(a * b for a, b in zip(self._line, x, strict=True))
+        if y <= 0:
+            return None
+        spread = sum(
+            value * sum(a * b for a, b in zip(row, x, strict=True))
+            for value, row in zip(x, inverse, strict=True)
+            if value
+        )
+        return y if spread * self._scale / (y * y) <= _LEVERAGE else None
+
+    def _solve(self) -> None:
+        if self._weight > _RESCALED_AT:
+            self._rescale()
+        size = self._size
+        rows = [
+            [*row, *(1.0 if place == number else 0.0 for place in range(size))]
+            for number, row in enumerate(self._products)
+        ]
+        for number, row in enumerate(rows):
+            row[number] += _RIDGE * row[number] + 1e-12
+        self._inverse = _inverted(rows, size)
+        self._scale = self._weight
+        self._line = [sum(a * b for a, b in zip(row, self._targets, strict=True)) for row in self._inverse]
+
+    def _rescale(self) -> None:
+        self._products = [[value / self._weight for value in row] for row in self._products]
+        self._targets = [value / self._weight for value in self._targets]
+        self._weight = 1.0
+
+
+def _inverted(rows: list[list[float]], size: int) -> list[list[float]]:
+    """Gauss and Jordan, of rows that have the identity beside them."""
+    for column in range(size):
+        pivot = max(range(column, size), key=lambda number: abs(rows[number][column]))
+        rows[column], rows[pivot] = rows[pivot], rows[column]
+        top = rows[column]
+        factor = 1 / top[column] if top[column] else 0.0
+        rows[column] = top = [value * factor for value in top]
+        for number, row in enumerate(rows):
+            if number != column and row[column]:
+                factor = row[column]
+                rows[number] = [a - factor * b for a, b in zip(row, top, strict=True)]
+    return [row[size:] for row in rows]
+
+
+class StepModel:
+    """Of all engines that run one model on like hardware with like arguments."""
+
+    def __init__(self) -> None:
+        self._fit = Fit(7)
+
+    @property
+    def learnt(self) -> int:
+        return self._fit.learnt
+
+    def learn(self, prompt_tokens: int, decode_tokens: int, context_tokens: int, seconds: float) -> None:
+        """A step that took so long, on an engine that is well."""
+        self._fit.learn(_figures(prompt_tokens, decode_tokens, context_tokens), seconds)
+
+    def expected_s(self, prompt_tokens: int, decode_tokens: int, context_tokens: int) -> float | None:
+        """None for a batch unlike those that were seen."""
+        return self._fit.expected(_figures(prompt_tokens, decode_tokens, context_tokens))
+
+
+def _figures(prompt_tokens: int, decode_tokens: int, context_tokens: int) -> tuple[float, ...]:
+    """Starting; weights against products (two bends); reading KV; attention of prompts; and what any prompt costs besides."""
+    tokens = prompt_tokens + decode_tokens
+    return (
+        1.0,
+        tokens * 1e-3,
+        max(0, tokens - 512) * 1e-3,
+        max(0, tokens - 2048) * 1e-3,
+        context_tokens * 1e-5,
+        prompt_tokens * context_tokens * 1e-8,
+        1.0 if prompt_tokens else 0.0,
+    )
+
+
+class CopyModel:
+    """Of hand-offs between engines on like links: their time by their bytes."""
+
+    def __init__(self) -> None:
+        self._fit = Fit(2)
+
+    @property
+    def learnt(self) -> int:
+        return self._fit.learnt
+
+    def learn(self, size_bytes: int, seconds: float) -> None:
+        """A hand-off that took so long, on a link that is well."""
+        self._fit.learn((1.0, size_bytes * 1e-9), seconds)
+
+    def expected_s(self, size_bytes: int) -> float | None:
+        """None for a size unlike those that were seen."""
+        return self._fit.expected((1.0, size_bytes * 1e-9))

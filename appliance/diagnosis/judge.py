@@ -1,0 +1,68 @@
+"""One look at the node: is anybody hurt, and what by. Pure.
+
+The order of the tests matters: an engine that is not there, or a link that is slow, makes queues that look like saturation further up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import msgspec
+
+from appliance.diagnosis import causes, signs
+from appliance.diagnosis.causes import Finding
+from appliance.diagnosis.signs import Signs
+from appliance.records import NodeSnapshot
+
+Test = Callable[[Signs], Finding | None]
+TESTS: Final[tuple[Test, ...]] = (
+    causes.frontend,
+    causes.slow_link,
+    causes.straggler,
+    causes.kv_full,
+    causes.no_places,
+    causes.skew,
+    causes.cache,
+    causes.prefill_saturated,
+    causes.decode_saturated,
+)
+_GROWING: Final = 0.3  # requests per second, by which a queue grows
+
+
+class Judgement(msgspec.Struct, frozen=True, kw_only=True):
+    """``hurt``: in words, who suffers; None if nobody does. ``finding``: why; None if that can't be told."""
+
+    hurt: str | None
+    finding: Finding | None = None
+    next: Finding | None = None
+
+
+def judge(window: Sequence[NodeSnapshot], share: float) -> Judgement:
+    """Of snapshots, oldest first. ``share``: of requests that must meet the targets."""
+    read = signs.read(window)
+    gone = causes.down(read)
+    if gone is not None:
+        return Judgement(hurt=impact(read, share) or "an engine is missing", finding=gone)
+    hurt = impact(read, share)
+    if hurt is None:
+        return Judgement(hurt=None)
+    found = [finding for test in TESTS if (finding := test(read)) is not None]
+    return Judgement(hurt=hurt, finding=found[0] if found else None, next=found[1] if len(found) > 1 else None)
+
+
+def impact(read: Signs, share: float) -> str | None:
+    """Who suffers, in words."""
+    allowed = max(0.02, 2 * (1 - share))
+    slo = read.now
+    if read.waits_too_long:
+        return f"requests wait for {slo.queue.oldest_s or 0:.1f} s before anything is done"
+    if read.ttft_late > allowed:
+        return f"{read.ttft_late:.0%} of the first tokens come later than {slo.slo_ttft_s:g} s"
+    if read.itl_late > allowed:
+        return f"{read.itl_late:.0%} of the tokens come later than {slo.slo_itl_s * 1e3:g} ms after the one before"
+    if read.failing_s > 0:
+        return f"{read.failing_s:.1f} requests fail per second"
+    if read.queue_growth_s > _GROWING and read.queue > 4:
+        return f"the queue grows by {read.queue_growth_s:.1f} requests per second"
+    return None

@@ -1,0 +1,204 @@
+"""A window of snapshots, in the few figures that causes are told by. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+from appliance.records import EngineSnapshot, EngineState, GpuSnapshot, NodeSnapshot, Stage
+
+WINDOW_S: Final = 90.0
+_TREND_S: Final = 6.0  # in which a queue has to grow
+_LATELY_S: Final = 1.6  # over which gauges are averaged
+_BEFORE_S: Final = 20.0  # ago, and earlier: how it was before what happens now
+_SERVING: Final = (EngineState.READY, EngineState.DRAINING, EngineState.SUSPECT)
+_HARMLESS: Final = ("gpu_idle", "application_clocks", "sync_boost")
+
+
+class Engine(msgspec.Struct, frozen=True, kw_only=True):
+    """One engine, over the last moments."""
+
+    now: EngineSnapshot
+    busy: float  # 0 to 1
+    slowdown: float  # 1.0 where it is not known
+    kv: float
+    waiting: float
+    running: float
+    fetching: float
+    full: bool  # as many run as there are places
+    preemptions_s: float
+    itl_late: float
+    hits: float | None  # of the prefix cache
+    hits_before: float | None
+    gpu_trouble: str | None  # in words
+    core_delay: float
+    api_delay_s: float
+    api_busy: float
+    outstanding: float  # prompt tokens
+    prompt_tokens_s: float
+    output_tokens_s: float
+
+    @property
+    def name(self) -> str:
+        return self.now.name
+
+    @property
+    def prefills(self) -> bool:
+        return self.now.role.prefills
+
+    @property
+    def decodes(self) -> bool:
+        return self.now.role.decodes
+
+    @property
+    def serves(self) -> bool:
+        return self.now.state in _SERVING
+
+
+class Signs(msgspec.Struct, frozen=True, kw_only=True):
+    """The node, over the last moments."""
+
+    now: NodeSnapshot
+    engines: tuple[Engine, ...]
+    ttft_late: float  # share of first tokens
+    waits_too_long: bool  # the oldest in the queue is over the target already
+    itl_late: float  # share of output tokens
+    failing_s: float  # requests that failed, per second
+    arrivals_s: float
+    arrivals_before_s: float | None
+    queue: float
+    queue_growth_s: float  # per second
+    stages: dict[str, float]  # mean seconds of the requests whose first token came lately
+    prompt_tokens: float | None  # of a request, mean
+    split: bool
+
+    @property
+    def prefill(self) -> list[Engine]:
+        """Those that serve and prefill."""
+        return [engine for engine in self.engines if engine.prefills and engine.serves]
+
+    @property
+    def decode(self) -> list[Engine]:
+        """Those that serve and decode."""
+        return [engine for engine in self.engines if engine.decodes and engine.serves]
+
+
+def read(window: Sequence[NodeSnapshot]) -> Signs:
+    """Of at least one snapshot, oldest first."""
+    now = window[-1]
+    lately = [one for one in window if now.time - one.time <= _LATELY_S]
+    trend = [one for one in window if now.time - one.time <= _TREND_S]
+    before = [one for one in window if now.time - one.time >= _BEFORE_S]
+    seconds = max(1e-3, now.time - trend[0].time)
+    told = [one.lately for one in lately if one.lately is not None and one.lately.first_tokens]
+    latest = told[-1] if told else None
+    engines = tuple(_engine(engine, lately, trend, before) for engine in now.engines)
+    return Signs(
+        now=now,
+        engines=engines,
+        ttft_late=latest.ttft_late or 0.0 if latest else 0.0,
+        waits_too_long=(now.queue.oldest_s or 0.0) > now.slo_ttft_s,
+        itl_late=_weighted(engines),
+        failing_s=(now.requests.failed - trend[0].requests.failed) / seconds,
+        arrivals_s=(now.requests.total - trend[0].requests.total) / seconds,
+        arrivals_before_s=_rate(before),
+        queue=_mean([float(one.queue.depth) for one in lately]) or 0.0,
+        queue_growth_s=_slope([(one.time, float(one.queue.depth)) for one in trend]),
+        stages=_stages(latest.stages if latest else ()),
+        prompt_tokens=latest.prompt_tokens if latest else None,
+        split=any(not (engine.prefills and engine.decodes) for engine in engines),
+    )
+
+
+def _engine(
+    now: EngineSnapshot, lately: Sequence[NodeSnapshot], trend: Sequence[NodeSnapshot], before: Sequence[NodeSnapshot]
+) -> Engine:
+    mine = [found for one in lately if (found := _of(one, now))]
+    older = [found for one in before if (found := _of(one, now))]
+    first = next((found for one in trend if (found := _of(one, now))), now)
+    seconds = max(1e-3, trend[-1].time - trend[0].time)
+    slots = now.max_running
+    host = [found.host for found in mine if found.host is not None]
+    return Engine(
+        now=now,
+        busy=_of_all(mine, "busy"),
+        slowdown=now.slowdown if now.slowdown is not None else 1.0,
+        kv=_of_all(mine, "kv_usage"),
+        waiting=_of_all(mine, "waiting"),
+        running=_of_all(mine, "running"),
+        fetching=_of_all(mine, "fetching"),
+        full=bool(slots) and _of_all(mine, "running") >= 0.95 * (slots or 1),
+        preemptions_s=max(0, (now.preemptions or 0) - (first.preemptions or 0)) / seconds,
+        itl_late=now.itl_late or 0.0,
+        hits=_mean([value for found in mine if (value := found.prefix_hit_rate) is not None]),
+        hits_before=_mean([value for found in older if (value := found.prefix_hit_rate) is not None]),
+        gpu_trouble=_gpu_trouble(now.name, trend),
+        core_delay=_mean([one.core_delay or 0.0 for one in host]) or 0.0,
+        api_delay_s=now.api_delay_s or 0.0,
+        api_busy=_mean([one.api_busy or 0.0 for one in host]) or 0.0,
+        outstanding=_of_all(mine, "outstanding_prompt_tokens"),
+        prompt_tokens_s=now.prompt_tokens_s or 0.0,
+        output_tokens_s=now.output_tokens_s or 0.0,
+    )
+
+
+def _of(snapshot: NodeSnapshot, engine: EngineSnapshot) -> EngineSnapshot | None:
+    """That engine in another snapshot, in the same life."""
+    return next((one for one in snapshot.engines if (one.name, one.epoch) == (engine.name, engine.epoch)), None)
+
+
+def _of_all(engines: Sequence[EngineSnapshot], field: str) -> float:
+    return _mean([float(value) for engine in engines if (value := getattr(engine, field)) is not None]) or 0.0
+
+
+def _gpu_trouble(engine: str, trend: Sequence[NodeSnapshot]) -> str | None:
+    """What its GPUs say that would make them slow."""
+    first = {gpu.uuid: gpu for gpu in trend[0].gpus}
+    for gpu in trend[-1].gpus:
+        if gpu.engine == engine and (said := _said(gpu, first.get(gpu.uuid))):
+            return f"GPU {gpu.index} {said}"
+    return None
+
+
+def _said(gpu: GpuSnapshot, before: GpuSnapshot | None) -> str | None:
+    reasons = [reason for reason in gpu.clock_reasons if reason not in _HARMLESS]
+    if reasons and gpu.clock_mhz is not None and gpu.clock_max_mhz:
+        heat = f" at {gpu.temperature_c:.0f} °C" if gpu.temperature_c is not None and "thermal" in reasons[0] else ""
+        return f"runs at {gpu.clock_mhz:,.0f} of {gpu.clock_max_mhz:,.0f} MHz ({reasons[0].replace('_', ' ')}){heat}"
+    grown = (gpu.ecc_corrected or 0) - (before.ecc_corrected or 0 if before else 0)
+    if before is not None and grown > 0 and (gpu.ecc_uncorrected or gpu.xids):
+        return f"has had {grown:,} memory errors corrected within seconds, and {gpu.ecc_uncorrected or 0} that could not be"
+    return None
+
+
+def _weighted(engines: Sequence[Engine]) -> float:
+    """Share of all output tokens that came late."""
+    tokens = sum(engine.output_tokens_s for engine in engines)
+    return sum(engine.itl_late * engine.output_tokens_s for engine in engines) / tokens if tokens else 0.0
+
+
+def _rate(snapshots: Sequence[NodeSnapshot]) -> float | None:
+    if len(snapshots) < 2 or snapshots[-1].time - snapshots[0].time < 5:
+        return None
+    return (snapshots[-1].requests.total - snapshots[0].requests.total) / (snapshots[-1].time - snapshots[0].time)
+
+
+def _stages(stages: Sequence[Stage]) -> dict[str, float]:
+    return {stage.name: stage.duration_s for stage in stages}
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _slope(points: Sequence[tuple[float, float]]) -> float:
+    """Theil's and Sen's: the median of the slopes between pairs of points."""
+    slopes = sorted(
+        (later[1] - earlier[1]) / (later[0] - earlier[0])
+        for number, earlier in enumerate(points)
+        for later in points[number + 1 :]
+        if later[0] > earlier[0]
+    )
+    return slopes[len(slopes) // 2] if slopes else 0.0
