@@ -14,7 +14,8 @@ class Blocks:
 
     def __init__(self, count: int) -> None:
         self.count = count
-        self._blank = list(range(count, 0, -1))  # free, and nothing in them
+        self._blank: list[int] = []  # free, and nothing in them any more
+        self._fresh = 1  # the first of those that nobody has had yet, which are free, too
         self._idle: OrderedDict[int, None] = OrderedDict()  # free, and can be found; least recently used first
         self._users: dict[int, int] = {}  # of blocks that can be found; any other in use has one
         self._digest: dict[int, int] = {}
@@ -24,7 +25,7 @@ class Blocks:
     @property
     def free(self) -> int:
         """That can be taken."""
-        return max(0, len(self._blank) + len(self._idle) - self.withheld)
+        return max(0, self.count - self._fresh + 1 + len(self._blank) + len(self._idle) - self.withheld)
 
     def cached(self, digests: Sequence[int]) -> list[int]:
         """The blocks of the longest beginning that is in the cache."""
@@ -49,6 +50,10 @@ class Blocks:
         if count > self.free:
             return None
         blank = self._blank
+        if len(blank) < count:
+            fresh = min(count - len(blank), self.count - self._fresh + 1)
+            blank.extend(range(self._fresh, self._fresh + fresh))
+            self._fresh += fresh
         while len(blank) < count:
             blank.append(self._forget_oldest())
         taken = blank[-count:] if count else []

@@ -103,7 +103,8 @@ class Engine:
         sequence.aborted = True
         if sequence.fetch is not None:
             sequence.fetch.cancel()
-            self._report(sequence, self._timer.now_ns, "its request was aborted")
+            if not self._hung:
+                self._report(sequence, self._timer.now_ns, "its request was aborted")
         self._leave(sequence)
         if sequence in self._waiting:
             self._waiting.remove(sequence)
@@ -113,7 +114,8 @@ class Engine:
 
     def release(self, lease: str, reason: str) -> None:
         """One consumer has what it wanted, or nobody wants it any more."""
-        self._leases.release(lease, reason)
+        if not self._dead and not self._hung:
+            self._leases.release(lease, reason)
 
     def holds(self, lease: str) -> bool:
         return not self._dead and lease in self._leases
@@ -125,10 +127,12 @@ class Engine:
     def hang(self) -> None:
         """It does nothing any more, and says nothing."""
         self._hung = True
+        self._leases.keep()
 
     def die(self) -> None:
         """All that it had is gone."""
         self._dead = True
+        self._leases.keep()
         sequences, self._sequences = self._sequences, {}
         for sequence in sequences.values():
             if sequence.fetch is not None:
@@ -385,6 +389,8 @@ class Engine:
         if sequence.aborted or self._dead:
             return
         sequence.fetch, sequence.fetched = None, True
+        if self._hung:
+            return
         del self._fetching[sequence]
         if error is None:
             sequence.computed = sequence.ask.prompt_tokens - 1

@@ -64,6 +64,11 @@ class Leases:
         self._say(LeaseEnded(lease=lease, reason=reason, blocks=len(held.blocks), at_ns=self._timer.now_ns))
         self._freed(list(held.blocks))
 
+    def keep(self) -> None:
+        """Whoever would end those that expire does nothing any more."""
+        for expiry in self._expiry.values():
+            expiry.cancel()
+
     def _offer(self, held: HeldLease) -> Offer:
         return Offer(
             producer=self._engine,

@@ -50,7 +50,7 @@ def expect_one_line(done: subprocess.CompletedProcess[str], *says: str) -> None:
         (["--topology", "60b"], ["60 engines need", "use fewer engines"]),
         (["--model", "./nothing"], ["./nothing", "no such directory"]),
         (["--engine", "warp"], ["warp", "auto, vllm or sim"]),
-        (["--engine", "sim"], ["not built yet"]),
+        (["--engine", "sim", "--model", "org/model"], ["org/model", "needs its config.json", "--scenario"]),
         (["--scenario", "x.toml"], ["scenario x.toml can't be read: No such file or directory"]),
         (["--config", "nothing.toml"], ["nothing.toml", "does not exist"]),
         (["--port", "99999"], ["server.port", "--port", "65535"]),

@@ -1,4 +1,4 @@
-"""The real node over scripted engines: real processes, sockets and signals."""
+"""The real node over simulated engines that misbehave: real processes, sockets and signals."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import asyncio
 import os
 import re
 import signal
-import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -16,18 +15,24 @@ import psutil
 import pytest
 from msgspec.structs import replace
 
-from appliance.channel import Heartbeat, Release, Up
+from appliance.channel import Heartbeat, PeerClosed, Release, Up
 from appliance.config import Config, EngineConfig
+from appliance.costs import huggingface
 from appliance.errors import ActionError
 from appliance.records import EngineState, EngineView
+from appliance.simulator import specs as simulated
+from appliance.simulator.leg import Settings
+from appliance.simulator.plan import EnginePlan
 from appliance.supervisor import introductions, lifecycle, loading
 from appliance.supervisor import node as node_module
 from appliance.supervisor.node import Node
 from appliance.supervisor.runtime import Runtime
-from appliance.supervisor.specs import EngineSpec, resolve_model, specs
-from appliance.supervisor.topology import parse
+from appliance.supervisor.specs import EngineSpec, arguments, command, environment, resolve_model, specs
+from appliance.supervisor.topology import Place, parse
 
 HERE = Path(__file__).parent
+SHAPE = huggingface.read(HERE.parent / "unit" / "configs" / "llama-3.1-8b")
+SETTINGS = Settings(kv_blocks=100, block_tokens=16, max_model_len=1024, max_batched_tokens=512, max_running=8)
 
 
 @pytest.fixture(autouse=True)
@@ -61,9 +66,27 @@ class Scene:
         await self.until(lambda: all(view.state is EngineState.READY for view in self.node.views()))
 
 
-def scripted(spec: EngineSpec, script: str) -> EngineSpec:
-    environment = {"PYTHONPATH": f"{HERE}:{HERE.parents[1]}", "SCRIPT": script}
-    return replace(spec, module="scripted_engine", forked=False, environment=environment)
+def engines(layout: str, scripts: Mapping[str, str]) -> tuple[EngineSpec, ...]:
+    """Of a layout; each misbehaves as its script says."""
+    plans = [_plan(place, number) for number, place in enumerate(parse(layout).places)]
+    return tuple(_scripted(spec, scripts.get(spec.name, "")) for spec in simulated.specs(plans, "m"))
+
+
+def _plan(place: Place, number: int) -> EnginePlan:
+    return EnginePlan(
+        name=place.name,
+        role=place.role,
+        settings=SETTINGS,
+        shape=SHAPE,
+        gpu="h100",
+        first_gpu=number,
+        link_bytes_s=1e9,
+    )
+
+
+def _scripted(spec: EngineSpec, script: str) -> EngineSpec:
+    variables = {**spec.environment, "PYTHONPATH": f"{HERE}:{HERE.parents[1]}", "SCRIPT": script}
+    return replace(spec, module="misbehaving_engine", environment=variables)
 
 
 @asynccontextmanager
@@ -77,9 +100,7 @@ async def node(
     """Scripts by engine name; afterwards nothing of it may be left."""
     config = Config(engine=EngineConfig(stall_s=stall_s))
     with tempfile.TemporaryDirectory(prefix="pd-") as name:
-        engines = specs(config, parse(layout), resolve_model(config), sorted(os.sched_getaffinity(0)))
-        engines = tuple(scripted(spec, scripts.get(spec.name, "")) for spec in engines)
-        made = Node(config, engines, Runtime(Path(name) / "run"), topology=layout)
+        made = Node(config, engines(layout, scripts), Runtime(Path(name) / "run"), topology=layout)
         made.actions.in_flight = in_flight
         scene = Scene(made)
         await made.start()
@@ -100,7 +121,7 @@ async def test_engines_become_ready_and_meet() -> None:
         assert (e0.peers, e0.kv_blocks, e0.max_batched_tokens, e0.epoch, e0.restarts) == (("e1",), 100, 512, 1, 0)
         states = [view.state for view in scene.views if view.name == "e0"]
         assert states[0] is EngineState.STARTING
-        assert any(view.stage == "pretending" for view in scene.views)
+        assert any(view.stage == "beginning to simulate" for view in scene.views)
         await scene.until(lambda: any(isinstance(message, Heartbeat) for *_, message in scene.messages))
 
 
@@ -116,7 +137,8 @@ async def test_an_engine_that_is_killed_comes_back_as_another_life_after_its_pee
         await scene.until(lambda: scene.engine("e0").peers == ("e1",))
         assert scene.lost == [("e0", 1)]
         assert (scene.engine("e0").epoch, scene.engine("e0").restarts) == (2, 1)
-        assert "closed e0 1" in (scene.node.logs("e1") or [])
+        unmapped = scene.messages.index(("e1", 1, PeerClosed(peer="e0", epoch=1, rank=0)))
+        assert unmapped < [(name, epoch) for name, epoch, _ in scene.messages].index(("e0", 2)), "and not too late"
         await scene.until(lambda: scene.engine("e1").peers == ("e0",))
 
 
@@ -188,7 +210,7 @@ async def test_an_engine_that_hangs_is_replaced_and_its_stacks_are_kept(
             EngineState.HUNG,
         ]
         assert re.search(says, scene.engine("e0").cause or "")
-        assert any("scripted_engine.py" in line and "line" in line for line in scene.node.logs("e0") or [])
+        assert any("misbehaving_engine.py" in line and "line" in line for line in scene.node.logs("e0") or [])
         assert scene.engine("e1").restarts == 0
 
 
@@ -245,12 +267,12 @@ async def test_a_life_that_the_supervisor_does_not_know_is_hung_up_on_and_ends()
     """One that was forked while its order failed, say."""
     async with node("1b") as scene:
         await scene.all_ready()
-        environment = {**os.environ, "PYTHONPATH": f"{HERE}:{HERE.parents[1]}", "SCRIPT": "brief"}
-        channel = str(scene.node._runtime.channel)
+        [spec] = engines("1b", {"e0": "brief"})
+        runtime = scene.node._runtime
+        told = arguments(spec, runtime, Config(), epoch=7, parent=os.getpid())
+        told[told.index("--uds") + 1] = str(runtime.directory / "x")
         unknown = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "scripted_engine", "--engine", "e0", "--epoch", "7", "--channel", channel),
-            *("--parent", str(os.getpid()), "--cores", "", "--", "--uds", str(scene.node._runtime.directory / "x")),
-            env=environment,
+            *command(spec, told), env=environment(spec, runtime.directory, os.environ)
         )
         async with asyncio.timeout(20):
             assert await unknown.wait() == 70
@@ -388,7 +410,7 @@ async def test_a_command_line_that_can_not_be_is_told() -> None:
     config = Config(engine=EngineConfig(args=("--seed", "\0")))
     with tempfile.TemporaryDirectory(prefix="pd-") as name:
         [spec] = specs(config, parse("1b"), resolve_model(config), [0])
-        made = Node(config, [scripted(spec, "")], Runtime(Path(name)), topology="1b")
+        made = Node(config, [replace(spec, forked=False)], Runtime(Path(name)), topology="1b")
         await made.start()
         async with asyncio.timeout(5):
             while made.views()[0].state is not EngineState.FAILED:

@@ -1,4 +1,4 @@
-"""The product under a service manager: a stand-in that acts on our unit, over scripted engines."""
+"""The product under a service manager: a stand-in that acts on our unit, over simulated engines that misbehave."""
 
 from __future__ import annotations
 
@@ -19,12 +19,15 @@ from service_manager import Life, ServiceManager, environment
 
 HERE = Path(__file__).parent
 UNIT = HERE.parents[1] / "systemd" / "pd-appliance.service"
+MODEL = HERE.parent / "unit" / "configs" / "llama-3.1-8b"
 COMMAND = [sys.executable, str(HERE / "scripted_appliance.py"), "serve", "--port", "0"]
+COMMAND += ["--engine", "sim", "--model", str(MODEL)]
 SERVES = "serving m as 1p1d: 2 of 2 engines are ready"
 
 
 def manager(directory: Path, *arguments: str, script: str = "", **instead: str) -> ServiceManager:
     more = {"SCRIPT": script, "PAUSE": "0.2", "PD_APPLIANCE_MODEL_NAME": "m"}
+    more["SPT_NOENV"] = "1"  # then a process's title leaves alone what /proc shows of its environment
     return ServiceManager(UNIT, [*COMMAND, *arguments], environment(directory, **more), directory, **instead)
 
 

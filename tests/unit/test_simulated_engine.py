@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -184,6 +186,33 @@ def test_an_engine_that_dies_takes_everything_with_it_and_says_so() -> None:
     assert bench.outcomes[-1].ask.key == "a"
     bench.submit("e0", "c")
     assert bench.outcomes[-1].lost
+
+
+@pytest.mark.parametrize("end", [Engine.hang, Engine.die])
+def test_an_engine_that_does_nothing_any_more_says_nothing_of_its_lease_either(end: Callable[[Engine], None]) -> None:
+    bench = Bench()
+    hand_over(bench, ttl_s=0.5)
+    engine, said = bench.engines["e0"], len(bench.said)
+    end(engine)
+    engine.release("a", "released")
+    bench.run(2_000)
+    assert [message for name, message in bench.said[said:] if name == "e0"] == []
+
+
+@pytest.mark.parametrize("aborted", [False, True])
+def test_an_engine_that_hangs_says_nothing_of_what_it_fetches(aborted: bool) -> None:
+    bench = Bench()
+    bench.submit("e1", "a", "decode", prompt=16, output=2, offer=hand_over(bench))
+    bench.run(1)
+    engine = bench.engines["e1"]
+    assert engine._fetching
+    engine.hang()
+    if aborted:
+        engine.abort("a")
+    bench.run()
+    assert bench.of(HandoffEnded, "e1") == []
+    engine.die()
+    assert [outcome.ask.phase for outcome in bench.outcomes if outcome.lost] == ([] if aborted else ["decode"])
 
 
 ACTS = st.lists(
