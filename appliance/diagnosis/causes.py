@@ -1,7 +1,7 @@
 """A test for each cause: what speaks for it, and what to do. Pure; None where it is not so.
 
-Thresholds are of two kinds: what is material to a request, and what is beyond the noise of a figure. They were chosen on the tuning seeds of
-``bench/diagnosis``.
+Thresholds are of two kinds: what is material to a request, and what is beyond the noise of a figure. They were chosen on the tuning
+seeds of ``bench/diagnosis``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ _SATURATED: Final = 0.9  # of the time
 _IDLE: Final = 0.3
 _WORKING: Final = 0.2
 _STARVED: Final = 0.08  # of the time waiting for a core
-_API_FULL: Final = 0.85
+_API_FULL: Final = 0.7
+_MORE: Final = 1.3  # times the requests that are usual
+_MISSED: Final = 0.15  # of the prompt tokens
 _UNEVEN: Final = 1.5
 _DOWN: Final = (EngineState.HUNG, EngineState.SUSPECT, EngineState.BACKOFF, EngineState.FAILED)
 
@@ -350,24 +352,23 @@ def _load(engine: Engine, stage: str) -> float:
 
 
 def cache(signs: Signs) -> Finding | None:
-    """Less of the prompts is found in the prefix cache than before, and no more is asked."""
-    fell = [
-        engine
-        for engine in signs.prefill
-        if engine.hits is not None
-        and engine.hits_before is not None
-        and engine.hits_before - engine.hits > 0.15
-        and engine.hits < 0.7 * engine.hits_before
-    ]
+    """Less of the prompts is found in the prefix cache than by others, or than before, and no more is asked."""
     before = signs.arrivals_before_s
-    if not fell or (before is not None and signs.arrivals_s > 1.3 * before):
+    more = before is not None and signs.arrivals_s > _MORE * before
+    fell = [
+        engine for engine in signs.prefill if (usual := _usual_hits(engine, signs, more)) and _missed(engine, usual)
+    ]
+    if not fell:
         return None
-    worst = max(fell, key=lambda engine: (engine.hits_before or 0) - (engine.hits or 0))
-    hits, usual = worst.hits or 0.0, worst.hits_before or 0.0
+    worst = max(fell, key=lambda engine: (_usual_hits(engine, signs, more) or 0.0) - (engine.hits or 0.0))
+    hits, usual = worst.hits or 0.0, _usual_hits(worst, signs, more) or 0.0
     return Finding(
         cause="cache_miss_storm",
         stage="prefill",
-        sentence=f"{_names(fell)} finds {hits:.0%} of its prompts in the prefix cache where it was {usual:.0%}: with no more requests it has more to compute.",
+        sentence=(
+            f"{_names(fell)} finds {hits:.0%} of its prompts in the prefix cache where {usual:.0%} is usual: "
+            "with no more requests it has more to compute."
+        ),
         confidence=0.85,
         engines=_first(worst, fell),
         evidence=(
@@ -375,14 +376,26 @@ def cache(signs: Signs) -> Finding | None:
                 measured=hits,
                 expected=usual,
                 unit="of prompt tokens",
-                sentence=f"The prefix cache of {worst.name} hits {hits:.0%}, before {usual:.0%}.",
+                sentence=f"The prefix cache of {worst.name} hits {hits:.0%} where {usual:.0%} is usual.",
             ),
         ),
         action=Action(
             sentence="Keep conversations on the engine that has their beginning, or give prefill engines more KV.",
-            setting="[engine.prefill] args: --kv-cache-memory-bytes",
+            setting="[engine] kv_cache_bytes",
         ),
     )
+
+
+def _usual_hits(engine: Engine, signs: Signs, more: bool) -> float | None:
+    """What its like find now; where it has none, what it found before, unless more is asked by now."""
+    others = [other.hits for other in signs.prefill if other is not engine and other.hits is not None]
+    if others:
+        return statistics.median(others)
+    return None if more else engine.hits_before
+
+
+def _missed(engine: Engine, usual: float) -> bool:
+    return engine.hits is not None and usual - engine.hits > _MISSED and engine.hits < 0.7 * usual
 
 
 # ---- too much of everything

@@ -12,7 +12,8 @@ from appliance.records import EngineSnapshot, EngineState, GpuSnapshot, NodeSnap
 WINDOW_S: Final = 90.0
 _TREND_S: Final = 6.0  # in which a queue has to grow
 _LATELY_S: Final = 1.6  # over which gauges are averaged
-_BEFORE_S: Final = 20.0  # ago, and earlier: how it was before what happens now
+_BEFORE_S: Final = 10.0  # ago, and earlier: how it was before what happens now
+_USUAL_S: Final = 30.0  # ago, and later: how many come in usual times
 _SERVING: Final = (EngineState.READY, EngineState.DRAINING, EngineState.SUSPECT)
 _HARMLESS: Final = ("gpu_idle", "application_clocks", "sync_boost")
 
@@ -31,7 +32,7 @@ class Engine(msgspec.Struct, frozen=True, kw_only=True):
     preemptions_s: float
     itl_late: float
     hits: float | None  # of the prefix cache
-    hits_before: float | None
+    hits_before: float | None  # at its best
     gpu_trouble: str | None  # in words
     core_delay: float
     api_delay_s: float
@@ -103,7 +104,7 @@ def read(window: Sequence[NodeSnapshot]) -> Signs:
         itl_late=_weighted(engines),
         failing_s=(now.requests.failed - trend[0].requests.failed) / seconds,
         arrivals_s=(now.requests.total - trend[0].requests.total) / seconds,
-        arrivals_before_s=_rate(before),
+        arrivals_before_s=_rate([one for one in before if now.time - one.time <= _USUAL_S]),
         queue=_mean([float(one.queue.depth) for one in lately]) or 0.0,
         queue_growth_s=_slope([(one.time, float(one.queue.depth)) for one in trend]),
         stages=_stages(latest.stages if latest else ()),
@@ -133,7 +134,7 @@ def _engine(
         preemptions_s=max(0, (now.preemptions or 0) - (first.preemptions or 0)) / seconds,
         itl_late=now.itl_late or 0.0,
         hits=_mean([value for found in mine if (value := found.prefix_hit_rate) is not None]),
-        hits_before=_mean([value for found in older if (value := found.prefix_hit_rate) is not None]),
+        hits_before=_high([value for found in older if (value := found.prefix_hit_rate) is not None]),
         gpu_trouble=_gpu_trouble(now.name, trend),
         core_delay=_mean([one.core_delay or 0.0 for one in host]) or 0.0,
         api_delay_s=now.api_delay_s or 0.0,
@@ -191,6 +192,11 @@ def _stages(stages: Sequence[Stage]) -> dict[str, float]:
 
 def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
+
+
+def _high(values: Sequence[float]) -> float | None:
+    """What nine of ten are below."""
+    return sorted(values)[int(0.9 * (len(values) - 1))] if values else None
 
 
 def _slope(points: Sequence[tuple[float, float]]) -> float:

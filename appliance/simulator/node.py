@@ -46,6 +46,7 @@ from appliance.telemetry.ledger import Ledger
 from appliance.telemetry.timeline import Timelines
 
 _NOTICED_NS: Final = 3_000_000_000  # from the last sign of an engine that hangs to its end
+_HANGS: Final = "its EngineCore gave no sign of life for 3.0 s"
 _RESTART_NS: Final = 30_000_000_000  # from its end to its next life: weights are loaded anew
 
 
@@ -176,7 +177,7 @@ class SimulatedNode:
             place.faults[fault.kind, fault.peer] = fault
         self._faults(place).apply(fault)
         if fault.kind == "hang":
-            self.clock.at(self.clock.now_ns + _NOTICED_NS, partial(self._lose, place, place.epoch))
+            self.clock.at(self.clock.now_ns + _NOTICED_NS, partial(self._lose, place, place.epoch, _HANGS))
 
     # ---- lives
 
@@ -199,12 +200,12 @@ class SimulatedNode:
         self._fold(place, epoch, words.ready(place.plan.settings))
         self.queue.pump()
 
-    def _lose(self, place: _Place, epoch: int) -> None:
+    def _lose(self, place: _Place, epoch: int, cause: str = "ended by SIGSEGV") -> None:
         """A life is over, and the next one is some time away."""
         if place.epoch != epoch or place.view.state is not EngineState.READY:
             return
-        place.view = msgspec.structs.replace(place.view, state=EngineState.BACKOFF)
-        self.ledger.lost(place.plan.name, place.epoch)
+        place.view = msgspec.structs.replace(place.view, state=EngineState.BACKOFF, cause=cause)
+        self.ledger.lost(place.plan.name, place.epoch, self.clock.now_ns)
         place.engine.die()
         place.epoch += 1
         self.clock.at(self.clock.now_ns + _RESTART_NS, lambda: self._live(place))

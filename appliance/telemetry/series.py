@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
@@ -106,7 +107,7 @@ class Series:
         tokens = sum(count for _, count in gaps)
         late = sum(count for gap_ns, count in gaps if gap_ns > itl_target_s * 1e9)
         return Load(
-            busy=min(1.0, sum(one.step.end_ns - max(one.step.start_ns, since_ns) for one in made) / LATELY_NS),
+            busy=_busy([one.step for one in made], since_ns, now_ns),
             slowdown=self.slowdown(),
             step_prompt_tokens=sum(prompts) / len(prompts) if prompts else None,
             step_decode_tokens=sum(decodes) / len(decodes) if decodes else None,
@@ -149,6 +150,16 @@ class Series:
     def _forget(self, now_ns: int) -> None:
         while self._made and now_ns - self._made[0].heard_ns > WINDOW_NS:
             self._before = self._made.popleft().step
+
+
+def _busy(steps: Sequence[Step], since_ns: int, now_ns: int) -> float:
+    """Share of the time in steps. One that is under way is not told of yet: until its end should have come, only what lies before it counts."""
+    if not steps:
+        return 0.0
+    made_ns = sum(step.end_ns - max(step.start_ns, since_ns) for step in steps)
+    last = steps[-1]
+    under_way = now_ns - last.end_ns < 1.5 * max(step.end_ns - step.start_ns for step in steps[-5:])
+    return min(1.0, made_ns / max(1, (last.end_ns if under_way else now_ns) - since_ns))
 
 
 def _hit_rate(before: Step | None, steps: list[Step]) -> float | None:
