@@ -47,6 +47,7 @@ class Api:
             Route("/metrics", self.metrics),
             Route("/events", self.events),
             Route("/api/node", self.snapshot),
+            Route("/api/diagnosis", self.diagnosis),
             Route("/api/requests", self.requests),
             Route("/api/requests/{id}", self.request),
             Route("/api/engines/{name}/logs", self.logs),
@@ -55,6 +56,13 @@ class Api:
     async def health(self, request: Request) -> Response:
         """The supervisor's event loop turns; says nothing of the engines."""
         return _json({"status": "alive"})
+
+    async def diagnosis(self, request: Request) -> Response:
+        """What holds the node back."""
+        verdict = self._node.latest().verdict
+        if verdict is None:
+            raise RequestError(503, "nothing is known of the node yet", code="not_yet", retry_after_s=_RETRY_S)
+        return _json(verdict)
 
     async def ready(self, request: Request) -> Response:
         """Whether a request sent now would be served."""

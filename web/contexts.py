@@ -77,7 +77,17 @@ def announcement(snapshot: NodeSnapshot) -> AnnouncementContext:
     """The node's condition without numbers."""
     down = [f"{e.name} {_DOWN[e.state]}" for e in snapshot.engines if e.state in _DOWN] + _broken(snapshot)
     serving = "The node serves requests" if snapshot.ready else "The node does not serve requests yet"
-    return AnnouncementContext(text=f"{serving}{'; ' if down else ''}{words.listing(down)}.")
+    return AnnouncementContext(text=f"{serving}{'; ' if down else ''}{words.listing(down)}.{_held_back(snapshot)}")
+
+
+def _held_back(snapshot: NodeSnapshot) -> str:
+    """What a verdict comes to, without numbers."""
+    verdict = snapshot.verdict
+    if verdict is None or verdict.state == "ok" or not snapshot.ready:
+        return ""
+    if verdict.cause is None:
+        return " Something holds it back."
+    return f" Bottleneck: {verdict.cause.replace('_', ' ')}{f' on {verdict.engine}' if verdict.engine else ''}."
 
 
 def _condition(snapshot: NodeSnapshot) -> tuple[str, str, str | None]:

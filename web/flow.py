@@ -52,6 +52,7 @@ class EngineContext(Context, frozen=True, kw_only=True):
     step: str
     prefix_hits: str
     restarts: int
+    bottleneck: bool  # it holds the node back
 
 
 class QueueContext(Context, frozen=True, kw_only=True):
@@ -132,7 +133,10 @@ _SILENT_S: Final = 5.0  # an engine says something every second
 def flow(snapshot: NodeSnapshot) -> FlowContext:
     """The map of the node."""
     prompt, output = token_rates(snapshot)
-    by_role = {role: tuple(engine(e) for e in snapshot.engines if e.role is role) for role in Role}
+    held = _held(snapshot)
+    by_role = {
+        role: tuple(engine(e, bottleneck=e.name in held) for e in snapshot.engines if e.role is role) for role in Role
+    }
     return FlowContext(
         queue=_queue(snapshot),
         handoff=_handoff(snapshot),
@@ -147,7 +151,13 @@ def flow(snapshot: NodeSnapshot) -> FlowContext:
     )
 
 
-def engine(snapshot: EngineSnapshot) -> EngineContext:
+def _held(snapshot: NodeSnapshot) -> tuple[str, ...]:
+    """Engines that hold the node back."""
+    verdict = snapshot.verdict
+    return verdict.engines if verdict is not None and verdict.state == "bottleneck" else ()
+
+
+def engine(snapshot: EngineSnapshot, *, bottleneck: bool = False) -> EngineContext:
     """One engine's card."""
     starting = snapshot.state is EngineState.STARTING
     return EngineContext(
@@ -174,6 +184,7 @@ def engine(snapshot: EngineSnapshot) -> EngineContext:
         step=words.duration(None if snapshot.step_ms is None else snapshot.step_ms / 1e3),
         prefix_hits=words.percent(snapshot.prefix_hit_rate),
         restarts=snapshot.restarts,
+        bottleneck=bottleneck,
     )
 
 

@@ -16,7 +16,7 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from appliance.records import NodeSnapshot
-from web import assets, contexts, flow, gpus, waterfall
+from web import assets, contexts, diagnosis, flow, gpus, waterfall
 from web.contexts import Context
 from web.ports import NodeView
 from web.stream import Feed, event, stream
@@ -24,6 +24,7 @@ from web.stream import Feed, event, stream
 SECTIONS: Final[dict[str, Callable[[NodeSnapshot], Context]]] = {
     "headline": contexts.headline,
     "announcement": contexts.announcement,
+    "diagnosis": diagnosis.diagnosis,
     "flow": flow.flow,
     "gpus": gpus.gpus,
     "requests": waterfall.requests,

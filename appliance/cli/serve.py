@@ -25,6 +25,7 @@ from appliance.cli.cast import Cast
 from appliance.cli.cast import cast as _cast
 from appliance.cli.herald import Herald
 from appliance.config import Config, ServerConfig, config_path_default, load, state_directory
+from appliance.diagnosis.verdicts import Diagnoser
 from appliance.errors import NoEngineError, NotNowError
 from appliance.records import EngineState, EngineView
 from appliance.router.router import Router
@@ -35,6 +36,7 @@ from appliance.supervisor.process import adopt_orphans
 from appliance.supervisor.runtime import Runtime, parent_directory
 from appliance.telemetry import exposition
 from appliance.telemetry.collector import Collector
+from appliance.telemetry.host import Machine
 from appliance.telemetry.ledger import Ledger
 from appliance.telemetry.timeline import Timelines
 from web.app import Site, create_app
@@ -107,7 +109,8 @@ class Appliance:
             timelines,
             model_name=model,
             version=__version__,
-            hardware=control,
+            hardware=control or Machine(),
+            diagnose=Diagnoser(config.slo.share),
             kinds=cast.kinds,
             simulated=control is not None,
         )

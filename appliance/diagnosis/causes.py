@@ -136,7 +136,8 @@ def slow_link(signs: Signs) -> Finding | None:
         cause="handoff_link_slow",
         stage="handoff",
         sentence=(
-            f"KV from {worst.producer} to {worst.consumer} is copied{rate}, {worst.slowdown:.1f} times as slowly as over links that are well"
+            f"KV from {worst.producer} to {worst.consumer} is copied{rate}, "
+            f"{worst.slowdown:.1f} times as slowly as over links that are well"
             + (f"; all links of {common} are slow." if several else ".")
         ),
         confidence=0.9,
@@ -147,7 +148,7 @@ def slow_link(signs: Signs) -> Finding | None:
                 measured=worst.slowdown or 0.0,
                 expected=1.0,
                 unit="times",
-                sentence=f"Hand-offs from {worst.producer} to {worst.consumer} take {worst.slowdown:.1f} times as long as others of their size.",
+                sentence=f"Hand-offs from {worst.producer} to {worst.consumer} take {worst.slowdown:.1f} times as long as they should.",
             ),
             Evidence(
                 measured=moving,
@@ -457,7 +458,8 @@ def decode_saturated(signs: Signs) -> Finding | None:
         cause="pool_imbalance" if idle and len(others) > 1 else "decode_saturated",
         stage="decode",
         sentence=(
-            f"{_names(pool)} decode {worst.running:.0f} requests at once and take {_ms(itl_s)} per token where {_ms(signs.now.slo_itl_s)} is the target"
+            f"{_names(pool)} decode {worst.running:.0f} requests at once and take {_ms(itl_s)} per token "
+            f"where {_ms(signs.now.slo_itl_s)} is the target"
             + (f", while {_names(others)} have little to prefill." if idle else ": that is what so many take.")
         ),
         confidence=0.8,

@@ -188,6 +188,9 @@ def _labelled(snapshot: NodeSnapshot) -> Iterator[Metric]:
     yield _gauge("pair_ok", "1 where KV was last seen to get from one to the other.", ("prefill", "decode"), pair_ok)
     pair_in_use = [((pair.prefill, pair.decode), pair.in_use) for pair in snapshot.pairs]
     yield _gauge("pair_in_use", "0 where it does not: nothing is split over them.", ("prefill", "decode"), pair_in_use)
+    verdict = snapshot.verdict
+    held = [((verdict.engine or "", verdict.cause or "unknown"), 1)] if verdict and verdict.state != "ok" else []
+    yield _gauge("bottleneck", "What holds the node back; none while nothing does.", ("engine", "cause"), held)
     quantiles = [(("0.5",), snapshot.ttft_p50_s), (("0.99",), snapshot.ttft_p99_s)]
     yield _gauge("ttft_seconds", "Time to first token of the recent requests.", ("quantile",), quantiles)
     yield _gauge(

@@ -153,7 +153,7 @@ class Series:
 
 
 def _busy(steps: Sequence[Step], since_ns: int, now_ns: int) -> float:
-    """Share of the time in steps. One that is under way is not told of yet: until its end should have come, only what lies before it counts."""
+    """Share of the time in steps. One that is under way is not told of yet: until it should be over, only what lies before it counts."""
     if not steps:
         return 0.0
     made_ns = sum(step.end_ns - max(step.start_ns, since_ns) for step in steps)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from typing import Final
 
 import msgspec
@@ -68,7 +67,23 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
     engines: tuple[str, ...]  # of which one has to be named
 
 
-Maker = Callable[[random.Random, str], Case]
+_SEVERITIES: Final = {
+    "clocks": (0.5, 0.9),
+    "ecc": (0.3, 0.9),
+    "cpu": (0.75, 0.97),
+    "kv": (0.85, 0.98),
+    "frontend": (0.96, 0.99),
+    "link": (0.99, 0.9995),
+    "cache": (0.8, 1.0),
+}
+_CAUSES: Final = {
+    "hang": "engine_hung",
+    "crash": "engine_crashed",
+    "kv": "decode_kv_full",
+    "frontend": "frontend_bound",
+    "link": "handoff_link_slow",
+    "cache": "cache_miss_storm",
+}
 
 
 def cases(seeds: range) -> list[Case]:
@@ -108,52 +123,42 @@ def _pools(node: str) -> tuple[list[str], list[str]]:
 
 def _case(node: str, seed: int, kind: str, chance: random.Random) -> Case:
     prefill, decode = _pools(node)
-    both = "4b" in node
-    base = {"node": node, "seed": seed, "name": kind}
-    severity = chance.uniform(0.3, 0.9)
-    if kind in ("hang", "crash"):
-        engine = chance.choice(prefill + decode)
-        cause = "engine_hung" if kind == "hang" else "engine_crashed"
-        return Case(**base, engine=engine, fault=Fault(kind=kind, severity=1.0), causes=(cause,), engines=(engine,))
+    if kind.startswith("long"):
+        return _surge(node, seed, kind, chance, prefill, decode)
+    pools = {"clocks": prefill, "cache": prefill, "link": prefill, "ecc": decode, "kv": decode, "frontend": decode}
+    engine = chance.choice(pools.get(kind, prefill + decode))
+    low, high = _SEVERITIES.get(kind, (1.0, 1.0))
+    peer = chance.choice(decode) if kind == "link" else None
+    stages = ("prefill", "decode") if prefill == decode else ("prefill" if engine in prefill else "decode",)
+    return Case(
+        node=node,
+        seed=seed,
+        name=kind,
+        engine=engine,
+        fault=Fault(kind=kind, severity=round(chance.uniform(low, high), 4), peer=peer),
+        causes=_causes(kind, stages),
+        engines=(engine,) if peer is None else (engine, peer),
+    )
+
+
+def _causes(kind: str, stages: tuple[str, ...]) -> tuple[str, ...]:
     if kind in ("clocks", "ecc", "cpu"):
-        engine = chance.choice(prefill if kind == "clocks" else decode if kind == "ecc" else prefill + decode)
-        stage = "prefill" if engine in prefill else "decode"
-        unit = "cpu" if kind == "cpu" else "gpu"
-        severity = chance.uniform(0.6, 0.95) if kind == "cpu" else severity
-        causes = tuple(f"{one}_straggler_{unit}" for one in (("prefill", "decode") if both else (stage,)))
-        return Case(**base, engine=engine, fault=Fault(kind=kind, severity=severity), causes=causes, engines=(engine,))
-    if kind == "kv":
-        engine = chance.choice(decode)
-        severity = chance.uniform(0.8, 0.97)
-        return Case(
-            **base,
-            engine=engine,
-            fault=Fault(kind=kind, severity=severity),
-            causes=("decode_kv_full",),
-            engines=(engine,),
-        )
-    if kind == "frontend":
-        engine = chance.choice(decode)
-        fault = Fault(kind=kind, severity=chance.uniform(0.95, 0.99))
-        return Case(**base, engine=engine, fault=fault, causes=("frontend_bound",), engines=(engine,))
-    if kind == "link":
-        one, other = chance.choice(prefill), chance.choice(decode)
-        fault = Fault(kind=kind, severity=chance.uniform(0.97, 0.999), peer=other)
-        return Case(**base, engine=one, fault=fault, causes=("handoff_link_slow",), engines=(one, other))
-    if kind == "cache":
-        engine = chance.choice(prefill)
-        fault = Fault(kind=kind, severity=chance.uniform(0.7, 1.0))
-        return Case(**base, engine=engine, fault=fault, causes=("cache_miss_storm",), engines=(engine,))
-    own = NODES[node].traffic
+        return tuple(f"{stage}_straggler_{'cpu' if kind == 'cpu' else 'gpu'}" for stage in stages)
+    return (_CAUSES[kind],)
+
+
+def _surge(node: str, seed: int, kind: str, chance: random.Random, prefill: list[str], decode: list[str]) -> Case:
+    rate = NODES[node].traffic.rate
     if kind == "long prompts":
         surge = Traffic(
-            rate=own.rate * chance.uniform(0.5, 1.2), prompt=Lengths(median=5000, sigma=0.3), output=Lengths(median=8)
+            rate=rate * chance.uniform(0.5, 1.2), prompt=Lengths(median=5000, sigma=0.3), output=Lengths(median=8)
         )
-        return Case(
-            **base, engine=None, surge=surge, causes=("prefill_saturated", "pool_imbalance"), engines=tuple(prefill)
+        causes: tuple[str, ...] = ("prefill_saturated", "pool_imbalance")
+        engines = prefill
+    else:
+        surge = Traffic(
+            rate=rate * chance.uniform(0.6, 1.5), prompt=Lengths(median=64), output=Lengths(median=600, sigma=0.3)
         )
-    surge = Traffic(
-        rate=own.rate * chance.uniform(0.6, 1.5), prompt=Lengths(median=64), output=Lengths(median=600, sigma=0.3)
-    )
-    causes = ("decode_saturated", "pool_imbalance", "decode_kv_full", "handoff_decode_admission")
-    return Case(**base, engine=None, surge=surge, causes=causes, engines=tuple(decode))
+        causes = ("decode_saturated", "pool_imbalance", "decode_kv_full", "handoff_decode_admission")
+        engines = decode
+    return Case(node=node, seed=seed, name=kind, engine=None, surge=surge, causes=causes, engines=tuple(engines))

@@ -12,8 +12,10 @@ import msgspec
 
 from appliance.errors import ActionError
 from appliance.records import (
+    Action,
     EngineSnapshot,
     EngineState,
+    Evidence,
     GpuSnapshot,
     HandoffSnapshot,
     Lease,
@@ -27,6 +29,7 @@ from appliance.records import (
     Stage,
     SupervisorSnapshot,
     Timeline,
+    Verdict,
 )
 
 _NOON = 1_700_000_000.0
@@ -355,6 +358,42 @@ def _gpu(index: int, wave: float) -> GpuSnapshot:
     )
 
 
+def bottleneck(tick: int) -> NodeSnapshot:
+    """The large node, one of whose prefill engines is too hot."""
+    verdict = Verdict(
+        state="bottleneck",
+        summary="e1 takes 1.9 times as long for its steps as it should: GPU 2 runs at 990 of 1,980 MHz (hw thermal slowdown) at 88 °C. "
+        "31% of the first tokens come later than 2 s.",
+        since=_NOON + tick / 2 - 12,
+        engine="e1",
+        engines=("e1",),
+        stage="prefill",
+        cause="prefill_straggler_gpu",
+        confidence=0.95,
+        evidence=(
+            Evidence(
+                measured=1.9,
+                expected=1.0,
+                unit="times",
+                sentence="Steps of e1 take 1.90 times as long as such steps do.",
+            ),
+            Evidence(
+                measured=990,
+                expected=1980,
+                unit="MHz",
+                sentence="GPU 2 runs at 990 of 1,980 MHz (hw thermal slowdown) at 88 °C.",
+            ),
+        ),
+        action=Action(
+            sentence="Give e1 less of the work until that is mended, or drain it and see to its cooling.",
+            call='POST /api/engines/e1/weight {"weight": 0.53}',
+        ),
+        expected_gain=0.47,
+        next="e0, e1 and e2 prefill all of the time, 41,200 tokens/s, and 12 requests wait: more is asked than they can do.",
+    )
+    return msgspec.structs.replace(large(tick), verdict=verdict)
+
+
 STATES: dict[str, Callable[[int], NodeSnapshot]] = {
     "loading": loading,
     "empty": empty,
@@ -364,6 +403,7 @@ STATES: dict[str, Callable[[int], NodeSnapshot]] = {
     "whole": whole,
     "broken": broken,
     "large": large,
+    "bottleneck": bottleneck,
 }
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from jinja2 import Environment, meta, nodes
 
-from web import assets, contexts, flow, gpus, pages, waterfall
+from web import assets, contexts, diagnosis, flow, gpus, pages, waterfall
 from web.contexts import Context
 
 sys.path.append(str(Path(__file__).parents[1] / "browser"))
@@ -20,6 +20,7 @@ TEMPLATES: dict[str, type[Context]] = {
     "announcement": contexts.AnnouncementContext,
     "flow": flow.FlowContext,
     "gpus": gpus.GpusContext,
+    "diagnosis": diagnosis.DiagnosisContext,
     "requests": waterfall.RequestsContext,
     "footer": contexts.FooterContext,
 }
@@ -32,6 +33,7 @@ PARTIALS: dict[str, dict[str, type[Context]]] = {
     "flow": {"queue": flow.QueueContext, "handoff": flow.HandoffContext, "answers": flow.AnswersContext},
     "requests": {"entry": waterfall.LegendContext},
     "gpus": {"gpu": gpus.GpuContext},
+    "diagnosis": {"one": diagnosis.EvidenceContext},
 }
 """Variables of templates that hold a context of their own."""
 
