@@ -54,6 +54,23 @@ _ENGINE_GAUGES: Final[tuple[tuple[str, str, _Read], ...]] = (
     ("peer_errors", "Engines that this one can't share KV with.", lambda e: len(e.peer_errors)),
     ("memory_bytes", "Proportional set size of all the engine's processes.", lambda e: e.memory_bytes),
     ("weight", "How much of the work the engine is given, against its like.", lambda e: e.weight),
+    ("places", "Requests that may run at once.", lambda e: e.max_running),
+    ("token_budget", "Tokens that a step may have.", lambda e: e.token_budget),
+    ("busy_ratio", "Share of the last seconds in which it made steps with tokens.", lambda e: e.busy),
+    ("slowdown_ratio", "Time of its steps, of what such steps take.", lambda e: e.slowdown),
+    ("step_prompt_tokens", "Of a step with prompt tokens, mean.", lambda e: e.step_prompt_tokens),
+    ("step_decode_tokens", "Of a step with decode tokens, mean.", lambda e: e.step_decode_tokens),
+    ("itl_seconds", "From one step with decode tokens to the next, mean over their tokens.", lambda e: e.itl_s),
+    ("itl_late_ratio", "Share of these tokens whose step came later than the target.", lambda e: e.itl_late),
+    ("kv_blocks_leased", "KV blocks that are held for others, as the engine tells.", lambda e: e.leased_blocks),
+    ("api_delay_seconds", "From a first token to its bytes, mean.", lambda e: e.api_delay_s),
+    (
+        "core_delay_ratio",
+        "Time for which EngineCore could run and had no core.",
+        lambda e: e.host and e.host.core_delay,
+    ),
+    ("core_busy_ratio", "Time for which EngineCore ran.", lambda e: e.host and e.host.core_busy),
+    ("api_busy_ratio", "Time for which the API process ran, or could have.", lambda e: e.host and e.host.api_busy),
 )
 _GPU_GAUGES: Final[tuple[tuple[str, str, _ReadGpu], ...]] = (
     ("clock_hertz", "Clock of the GPU's multiprocessors.", lambda g: _hertz(g.clock_mhz)),

@@ -9,7 +9,15 @@ import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from appliance.records import EngineSnapshot, GpuSnapshot, HandoffSnapshot, NodeSnapshot, QueueSnapshot, Role
+from appliance.records import (
+    EngineSnapshot,
+    GpuSnapshot,
+    HandoffSnapshot,
+    HostReading,
+    NodeSnapshot,
+    QueueSnapshot,
+    Role,
+)
 from appliance.telemetry import exposition
 
 sys.path.append(str(Path(__file__).parents[1] / "browser"))
@@ -83,7 +91,7 @@ def test_labels_are_escaped() -> None:
     assert dict(labels)["model"] == model
 
 
-ELSEWHERE = {"name", "role", "state", "pid", "gpus", "cores", "stage", "cause"}  # labels, or told otherwise
+ELSEWHERE = {"name", "role", "state", "pid", "gpus", "cores", "stage", "cause", "host"}  # labels, or told otherwise
 
 
 @pytest.mark.parametrize("figure", sorted(set(EngineSnapshot.__struct_fields__) - ELSEWHERE))
@@ -98,6 +106,15 @@ def test_every_figure_of_an_engine_is_exposed(figure: str) -> None:
     [(name, _)] = {sample for sample in after if before.get(sample) != after[sample]}
     assert name.startswith("pd_appliance_engine_")
     assert after[name, frozenset({("engine", "e0")})] in (3, 777, pytest.approx(0.777))
+
+
+@pytest.mark.parametrize("figure", HostReading.__struct_fields__)
+def test_every_figure_of_a_host_is_exposed(figure: str) -> None:
+    bare = made.engine("e0")
+    full = msgspec.structs.replace(bare, host=HostReading(**{figure: 0.777}))
+    before, after = (samples(msgspec.structs.replace(made.empty(0), engines=(one,))) for one in (bare, full))
+    [(name, _)] = {sample for sample in after if before.get(sample) != after[sample]}
+    assert after[name, frozenset({("engine", "e0")})] == 0.777
 
 
 NOT_FIGURES = {"index", "uuid", "name", "engine", "clock_reasons"}  # labels
