@@ -95,9 +95,10 @@ def _condition(snapshot: NodeSnapshot) -> tuple[str, str, str | None]:
     if not snapshot.ready:
         return _not_serving(snapshot)
     troubles = _troubles(snapshot)
+    held = snapshot.verdict is not None and snapshot.verdict.state != "ok"
     queue = snapshot.queue
     active = queue.depth + queue.in_flight
-    tone = "warn" if troubles else "ok"
+    tone = "warn" if troubles or held else "ok"
     suffix = f", but {words.listing(troubles)}" if troubles else ""
     if active:
         return tone, f"Serving {words.several(active, 'request')}{suffix}.", _rates(snapshot)

@@ -8,6 +8,23 @@ from appliance.records import Evidence, NodeSnapshot, Verdict
 from web import words
 from web.contexts import TONES, Context
 
+_CAUSES: Final = {
+    "prefill_straggler_gpu": "slow GPU",
+    "decode_straggler_gpu": "slow GPU",
+    "prefill_straggler_cpu": "no CPU time",
+    "decode_straggler_cpu": "no CPU time",
+    "frontend_bound": "busy API process",
+    "handoff_link_slow": "slow link",
+    "decode_kv_full": "KV cache full",
+    "handoff_decode_admission": "no free places",
+    "routing_skew": "too much work",
+    "cache_miss_storm": "prefix cache misses",
+    "prefill_saturated": "too many prompts",
+    "decode_saturated": "too much to decode",
+    "pool_imbalance": "roles out of balance",
+    "engine_hung": "engine hangs",
+    "engine_crashed": "engine has ended",
+}
 _TONES: Final = {"ok": "ok", "bottleneck": "bad", "unknown": "warn"}
 
 
@@ -70,7 +87,7 @@ def _cause(verdict: Verdict) -> str | None:
     if verdict.cause is None:
         return None
     where = " to ".join(verdict.link) if verdict.link else verdict.engine
-    return verdict.cause.replace("_", " ") + (f" on {where}" if where else "")
+    return _CAUSES.get(verdict.cause, verdict.cause.replace("_", " ")) + (f" on {where}" if where else "")
 
 
 def _evidence(evidence: Evidence) -> EvidenceContext:
