@@ -15,8 +15,8 @@ import msgspec
 from appliance.diagnosis.signs import Engine, Signs
 from appliance.records import Action, EngineState, Evidence
 
-SLOW: Final = 1.15  # times what steps take: beyond noise and drift
-_SLOWER_THAN_OTHERS: Final = 1.1
+SLOW: Final = 1.08  # times what steps take: beyond noise and drift, where GPUs or cores tell of a reason
+SLOW_FOR_NO_REASON: Final = 1.3  # where they do not
 _SLOW_LINK: Final = 1.5
 _FULL: Final = 0.95  # of KV
 _SATURATED: Final = 0.9  # of the time
@@ -27,6 +27,8 @@ _API_FULL: Final = 0.7
 _MORE: Final = 1.3  # times the requests that are usual
 _MISSED: Final = 0.15  # of the prompt tokens
 _UNEVEN: Final = 1.5
+_FEWER: Final = 0.75
+_LEAST_LOAD: Final = 0.3  # of its capacity: less is never too much
 _DOWN: Final = (EngineState.HUNG, EngineState.SUSPECT, EngineState.BACKOFF, EngineState.FAILED)
 
 
@@ -174,7 +176,7 @@ def kv_full(signs: Signs) -> Finding | None:
     ]
     if not found:
         return None
-    worst = max(found, key=lambda engine: (engine.kv, engine.waiting))
+    worst = _least_room(found)
     blocks = worst.now.kv_blocks_total or 0
     return Finding(
         cause="decode_kv_full",
@@ -204,6 +206,14 @@ def kv_full(signs: Signs) -> Finding | None:
             setting="[topology] layout with one more decode engine, or [engine.decode] args: --kv-cache-dtype fp8",
         ),
     )
+
+
+def _least_room(full: Sequence[Engine]) -> Engine:
+    """Of those that are full: the one that is so with far fewer requests than others, or else the one for which most wait."""
+    fewest = min(full, key=lambda engine: engine.running)
+    if fewest.running < _FEWER * max(engine.running for engine in full):
+        return fewest
+    return max(full, key=lambda engine: (engine.waiting, engine.kv))
 
 
 def no_places(signs: Signs) -> Finding | None:
@@ -293,7 +303,8 @@ def straggler(signs: Signs) -> Finding | None:
 def _is_slow(engine: Engine, others: Sequence[Engine]) -> bool:
     rest = [other.slowdown for other in others if other is not engine and _alike(other, engine)]
     usual = max(1.0, statistics.median(rest)) if rest else 1.0
-    return engine.slowdown > SLOW and engine.slowdown > _SLOWER_THAN_OTHERS * usual
+    told = engine.gpu_trouble is not None or engine.core_delay >= _STARVED
+    return engine.slowdown > (SLOW if told else SLOW_FOR_NO_REASON) * usual
 
 
 def _slow_stage(engine: Engine, signs: Signs) -> str:
@@ -315,7 +326,7 @@ def skew(signs: Signs) -> Finding | None:
         rest = statistics.median(loads[engine.name] for engine in pool if engine is not most)
         weights = [engine.now.weight for engine in pool]
         favoured = most.now.weight >= _UNEVEN * statistics.median(weights)
-        if loads[most.name] < _UNEVEN * rest or (rest > 0.7 and not favoured) or most.slowdown > SLOW:
+        if loads[most.name] < max(_UNEVEN * rest, _LEAST_LOAD) or (rest > 0.7 and not favoured) or most.slowdown > SLOW:
             continue
         heavy = (
             f", for its weight in routing is {most.now.weight:g} and that of others {min(weights):g}"
@@ -354,8 +365,10 @@ def _load(engine: Engine, stage: str) -> float:
 
 def cache(signs: Signs) -> Finding | None:
     """Less of the prompts is found in the prefix cache than by others, or than before, and no more is asked."""
-    before = signs.arrivals_before_s
+    before, length = signs.arrivals_before_s, signs.prompt_tokens_before
     more = before is not None and signs.arrivals_s > _MORE * before
+    if length and (signs.prompt_tokens or 0.0) > _MORE * length:
+        return None  # other prompts come than before
     fell = [
         engine for engine in signs.prefill if (usual := _usual_hits(engine, signs, more)) and _missed(engine, usual)
     ]
@@ -407,7 +420,6 @@ def prefill_saturated(signs: Signs) -> Finding | None:
     pool = signs.prefill
     if not pool or min(engine.busy for engine in pool) < _SATURATED or signs.queue + sum(e.waiting for e in pool) < 1:
         return None
-    worst = max(pool, key=lambda engine: engine.outstanding)
     others = [engine for engine in signs.decode if not engine.prefills]
     idle = (
         bool(others) and max(_load(engine, "decode") for engine in others) < _IDLE and max(e.kv for e in others) < _IDLE
@@ -422,7 +434,7 @@ def prefill_saturated(signs: Signs) -> Finding | None:
             + (f", while {_names(others)} have little to decode." if idle else ": more is asked than they can do.")
         ),
         confidence=0.85,
-        engines=_first(worst, pool),
+        engines=tuple(engine.name for engine in pool),
         evidence=(
             Evidence(
                 measured=min(engine.busy for engine in pool),

@@ -73,6 +73,7 @@ class Signs(msgspec.Struct, frozen=True, kw_only=True):
     queue_growth_s: float  # per second
     stages: dict[str, float]  # mean seconds of the requests whose first token came lately
     prompt_tokens: float | None  # of a request, mean
+    prompt_tokens_before: float | None  # in the times with the shorter ones
     split: bool
 
     @property
@@ -109,6 +110,9 @@ def read(window: Sequence[NodeSnapshot]) -> Signs:
         queue_growth_s=_slope([(one.time, float(one.queue.depth)) for one in trend]),
         stages=_stages(latest.stages if latest else ()),
         prompt_tokens=latest.prompt_tokens if latest else None,
+        prompt_tokens_before=_low(
+            [one.lately.prompt_tokens for one in before if one.lately and one.lately.prompt_tokens]
+        ),
         split=any(not (engine.prefills and engine.decodes) for engine in engines),
     )
 
@@ -197,6 +201,11 @@ def _mean(values: Sequence[float]) -> float | None:
 def _high(values: Sequence[float]) -> float | None:
     """What nine of ten are below."""
     return sorted(values)[int(0.9 * (len(values) - 1))] if values else None
+
+
+def _low(values: Sequence[float]) -> float | None:
+    """What four of five are above."""
+    return sorted(values)[int(0.2 * (len(values) - 1))] if values else None
 
 
 def _slope(points: Sequence[tuple[float, float]]) -> float:

@@ -73,10 +73,16 @@ class Diagnoser:
 _NOTHING: Final[Key] = ("", "")
 
 
+_SAME: Final = {"pool_imbalance": "saturated", "prefill_saturated": "saturated", "decode_saturated": "saturated"}
+"""Whether others have little to do meanwhile changes what to do, and is no other bottleneck."""
+
+
 def _key(finding: Finding | None) -> Key:
     """What makes it another verdict."""
     if finding is None:
         return _NOTHING
+    if finding.cause in _SAME:
+        return _SAME[finding.cause], finding.stage
     return finding.cause, ("/".join(finding.link) if finding.link else finding.engines[0] if finding.engines else "")
 
 

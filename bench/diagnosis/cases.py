@@ -36,7 +36,7 @@ NODES: Final = {
         hardware=Hardware(gpu="h100"),
         model=Model(config="llama-3.3-70b-fp8"),
         traffic=Traffic(
-            rate=10,
+            rate=8,
             turns=6,
             pause_s=3,
             prompt=Lengths(median=900, sigma=0.6),
