@@ -15,7 +15,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from appliance.records import EngineSnapshot, EngineState, GpuSnapshot, NodeSnapshot, Role
+from appliance.records import EngineSnapshot, EngineState, GpuSnapshot, HostReading, NodeSnapshot, Role
 
 _PREFIX: Final = "pd_appliance"
 
@@ -67,10 +67,10 @@ _ENGINE_GAUGES: Final[tuple[tuple[str, str, _Read], ...]] = (
     (
         "core_delay_ratio",
         "Time for which EngineCore could run and had no core.",
-        lambda e: e.host and e.host.core_delay,
+        lambda e: _host(e).core_delay,
     ),
-    ("core_busy_ratio", "Time for which EngineCore ran.", lambda e: e.host and e.host.core_busy),
-    ("api_busy_ratio", "Time for which the API process ran, or could have.", lambda e: e.host and e.host.api_busy),
+    ("core_busy_ratio", "Time for which EngineCore ran.", lambda e: _host(e).core_busy),
+    ("api_busy_ratio", "Time for which the API process ran, or could have.", lambda e: _host(e).api_busy),
 )
 _GPU_GAUGES: Final[tuple[tuple[str, str, _ReadGpu], ...]] = (
     ("clock_hertz", "Clock of the GPU's multiprocessors.", lambda g: _hertz(g.clock_mhz)),
@@ -118,6 +118,13 @@ _NODE_COUNTERS: Final[tuple[tuple[str, str, _ReadNode], ...]] = (
     ("handoffs_failed", "Hand-offs that failed; the KV was computed again.", lambda s: s.handoffs.failed),
     ("handoff_bytes", "Bytes handed over.", lambda s: s.handoffs.bytes),
 )
+
+
+_NO_READING: Final = HostReading()
+
+
+def _host(engine: EngineSnapshot) -> HostReading:
+    return engine.host or _NO_READING
 
 
 def render(snapshot: NodeSnapshot) -> bytes:

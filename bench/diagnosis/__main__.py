@@ -65,7 +65,7 @@ def markdown(report: Report) -> str:
             for low, high in _BANDS
         ),
         "",
-        "| injection | scored | engine right | cause right, too | time to diagnosis p50 / p95 s | clear after its end p50 s | changes of mind |",
+        "| injection | scored | engine right | cause, too | diagnosed after p50 / p95 s | clear after its end p50 s | changes of mind |",
         "|---|---|---|---|---|---|---|",
         *_by_kind(hurt),
         "",
