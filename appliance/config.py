@@ -90,7 +90,7 @@ class TelemetryConfig(Section, frozen=True, kw_only=True):
 
 
 class DiagnosisConfig(Section, frozen=True, kw_only=True):
-    """Nothing yet: diagnosis is not built."""
+    """Nothing yet: there is nothing to set."""
 
 
 class Config(Section, frozen=True, kw_only=True):
