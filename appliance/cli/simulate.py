@@ -53,6 +53,9 @@ def simulate(
 
 def _run_all(loaded: Loaded, layouts: Sequence[str]) -> list[Result]:
     """In order; side by side on as many cores as there are. Raises ``ConfigError``."""
+    if len(layouts) == 1:
+        with Console(stderr=True).status("simulating"):
+            return [run(loaded, layouts[0])]
     cores = len(os.sched_getaffinity(0))
     columns = TextColumn("simulating"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     bar = Progress(*columns, console=Console(stderr=True), transient=True)

@@ -51,12 +51,16 @@ def engines(request: pytest.FixtureRequest) -> Pair:
 
 
 @pytest_asyncio.fixture(loop_scope="session")
-async def peers(engines: Pair) -> Pair:
-    for consumer, producer in ((engines.e1, engines.e0), (engines.e0, engines.e1)):
+async def peers(engines: Pair) -> AsyncIterator[Pair]:
+    """They know each other for one test: other files want the same pair to be strangers."""
+    both = (engines.e1, engines.e0), (engines.e0, engines.e1)
+    for consumer, producer in both:
         opened = await engines.introduce(consumer, producer)
         assert isinstance(opened, PeerOpened)
         assert opened.error is None
-    return engines
+    yield engines
+    for consumer, producer in both:
+        await engines.part(consumer, producer)
 
 
 def body(tokens: int = 300, output: int = 20, **more: Any) -> dict[str, Any]:

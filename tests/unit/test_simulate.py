@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import random
 import statistics
+import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -162,7 +164,8 @@ def test_the_command_prints_a_table_that_says_simulated() -> None:
 
 def test_and_json() -> None:
     path = str(EXAMPLES / "llama-3.3-70b-nvfp4-b200.toml")
-    done = CliRunner().invoke(app, ["simulate", "--scenario", path, "--duration", "20", "--json", "--seed", "3"])
+    command = [sys.executable, "-m", "appliance", "simulate", "--scenario", path, "--duration", "20"]
+    done = subprocess.run([*command, "--json", "--seed", "3"], capture_output=True, text=True, timeout=60, check=True)
     body = json.loads(done.stdout)
     assert body["simulated"] is True
     assert [result["layout"] for result in body["results"]] == ["1p1d", "2b", "1b@tp2"]
