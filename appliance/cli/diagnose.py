@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import sys
 import time
@@ -40,12 +41,12 @@ def diagnose(
 def ask(url: str) -> dict[str, Any]:
     """A node's verdict. Raises ``ActionError`` if there is none to be had."""
     try:
-        with urllib.request.urlopen(f"{url}/api/diagnosis", timeout=_TIMEOUT_S) as answer:
+        with urllib.request.urlopen(f"{url.rstrip('/')}/api/diagnosis", timeout=_TIMEOUT_S) as answer:
             found: dict[str, Any] = json.load(answer)
             return found
     except urllib.error.HTTPError as error:
         raise ActionError(f"{url} answered {error.code}: it has no verdict yet, or is no appliance") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         raise ActionError(f"no node answers at {url} ({error}); name the right one with --url") from error
 
 

@@ -27,6 +27,7 @@ _NOT_SIMULATED: Final = (
 _NOTHING: Final[tuple[Any, ...]] = (None, False, [], "none", 0, {"type": "text"})
 _DEFAULT_TOKENS: Final = 16  # of a completion, as OpenAI has it
 _MOST_SEQUENCES: Final = 128
+_IDS: Final = 1 << 32  # token ids are below it
 _DONE: Final = b"data: [DONE]\n\n"
 
 
@@ -270,7 +271,7 @@ def _prompt(body: Body, chat: bool) -> list[int]:
         prompt = prompt[0]
     if isinstance(prompt, str) and prompt:
         return text.tokens_of(prompt)
-    if isinstance(prompt, list) and prompt and all(isinstance(token, int) for token in prompt):
+    if isinstance(prompt, list) and prompt and all(type(token) is int and 0 <= token < _IDS for token in prompt):
         return list(prompt)
     raise RequestError(400, "prompt must be one text or one list of token ids, and not empty", param="prompt")
 

@@ -140,7 +140,7 @@ def _plan(scenario: Scenario, shape: ModelShape, hardware: Gpu, place: Place) ->
         max_running=role.max_running,
         kv_blocks=tokens // BLOCK_TOKENS,
         block_tokens=BLOCK_TOKENS,
-        max_model_len=min(engines.max_model_len, tokens),
+        max_model_len=min(engines.max_model_len, tokens // BLOCK_TOKENS * BLOCK_TOKENS),
         block_bytes=int(closed.handoff_bytes(shape, BLOCK_TOKENS, tp)),
     )
     return EnginePlan(
