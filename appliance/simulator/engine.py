@@ -124,6 +124,11 @@ class Engine:
         self.blocks.give_back(blocks)
         self._wake()
 
+    def withhold(self, blocks: int) -> None:
+        """So many are not there, of those that are free or will be."""
+        self.blocks.withheld = blocks
+        self._wake()
+
     def hang(self) -> None:
         """It does nothing any more, and says nothing."""
         self._hung = True
@@ -151,9 +156,11 @@ class Engine:
             self._begin_step()
 
     def _begin_step(self) -> None:
-        now_ns = self._timer.now_ns
+        now_ns, preemptions = self._timer.now_ns, self._preemptions
         work = Work()
         chunks = self._schedule(work)
+        if not chunks and not work.decodes and self._preemptions > preemptions:
+            chunks = self._schedule(work := Work())  # with the blocks of those that were preempted
         if not chunks and not work.decodes:
             return  # everybody waits for blocks, which come back by a message
         self._busy = True
@@ -236,9 +243,14 @@ class Engine:
         self._leave(last)
         self.blocks.give_back(last.blocks)
         last.blocks, last.computed, last.fetched = [], 0, True
-        self._waiting.appendleft(last)
+        self._wait_first(last)
         self._preemptions += 1
         return last is not for_whom
+
+    def _wait_first(self, sequence: Sequence) -> None:
+        """Before all others but those that hold blocks: as long as these wait, nobody gets theirs."""
+        holding = next((place for place, other in enumerate(self._waiting) if not other.blocks), len(self._waiting))
+        self._waiting.insert(holding, sequence)
 
     def _let_in(self, sequence: Sequence, budget: int) -> bool:
         """Find what the cache has of it, and begin to fetch the rest if that is held elsewhere. False: there are no blocks."""
@@ -305,7 +317,7 @@ class Engine:
         """When its blocks are full, or it has said all."""
         until_full = len(sequence.blocks) * self.settings.block_tokens - sequence.computed
         until_end = sequence.ask.output_tokens - sequence.said
-        number = sequence.joined + max(1, min(until_full, until_end))
+        number = sequence.joined + max(0, min(until_full, until_end))
         heapq.heappush(self._due, (number, next(self._order), sequence))
 
     def _settle(self, sequence: Sequence) -> None:

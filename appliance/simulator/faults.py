@@ -83,7 +83,7 @@ class Faults:
             case "link":
                 self._links.set(self._engine.name, fault.peer, left)
             case "kv":
-                self._engine.blocks.withheld = int(self._engine.blocks.count * (1 - left))
+                self._engine.withhold(int(self._engine.blocks.count * (1 - left)))
             case "cache":
                 self._engine.cached = 1 - fault.severity
                 if fault.severity:

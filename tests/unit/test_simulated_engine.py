@@ -215,6 +215,48 @@ def test_an_engine_that_hangs_says_nothing_of_what_it_fetches(aborted: bool) -> 
     assert [outcome.ask.phase for outcome in bench.outcomes if outcome.lost] == ([] if aborted else ["decode"])
 
 
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 24), st.integers(1, 24), st.integers(0, 60)), max_size=12))
+def test_many_that_decode_on_few_blocks_are_all_answered(legs: list[tuple[int, int, int]]) -> None:
+    """One that is preempted must not stand in front of those that hold what it waits for."""
+    bench = Bench(kv_blocks=12, max_running=8)
+    offers: dict[str, Offer] = {}
+    for number, (prompt, output, pause_ms) in enumerate(legs):
+        key = f"r{number}"
+        bench.submit("e0", key, "prefill", prompt=prompt, output=1, ttl_s=3600.0)
+        bench.run(200)
+        offers |= {one.ask.key: one.offer for one in bench.outcomes if one.offer is not None}
+        if key in offers:
+            bench.submit("e1", key, "decode", prompt=prompt, output=output, offer=offers[key])
+            bench.engines["e0"].release(key, "cancelled")
+        bench.run(pause_ms)
+    bench.run(3_600_000)
+    answered = [one.ask.key for one in bench.outcomes if one.ask.phase == "decode"]
+    assert sorted(answered) == sorted(offers)
+    assert bench.engines["e1"].blocks.free == 12
+
+
+def test_two_that_decode_and_need_each_others_blocks_are_both_answered() -> None:
+    bench = Bench(kv_blocks=10)
+    offer = hand_over(bench)
+    bench.submit("e1", "a", "whole", prompt=20, output=15)
+    bench.run(60)
+    bench.submit("e1", "b", "decode", prompt=16, output=3, offer=offer)
+    bench.run()
+    assert {outcome.ask.key for outcome in bench.outcomes} == {"a", "b"}
+
+
+def test_blocks_that_are_there_again_wake_whoever_waits_for_them() -> None:
+    bench = Bench()
+    bench.engines["e0"].withhold(20)
+    bench.submit(prompt=8, output=2)
+    bench.run(1000)
+    assert bench.outcomes == []
+    bench.engines["e0"].withhold(0)
+    bench.run(1000)
+    assert len(bench.outcomes) == 1
+
+
 ACTS = st.lists(
     st.tuples(
         st.sampled_from(["whole", "prefill", "decode", "abort", "wait", "release"]),
