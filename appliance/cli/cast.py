@@ -137,6 +137,7 @@ def _of_scenario(loaded: Loaded, path: Path) -> Cast:
     found = scenario.load(path)
     described = found.scenario
     layout = loaded.config.topology.layout if "topology.layout" in loaded.origins else described.layout
+    scenario.check(found, layout)
     name = loaded.config.model.name or described.model.name or Path(described.model.config).name
     settings = {
         section: {

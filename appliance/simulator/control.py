@@ -32,6 +32,7 @@ class Control:
         self._weigh = weigh
         self._readings: dict[str, Hardware] = {}
         self._faults: dict[tuple[str, str, str | None], Fault] = {}  # by engine, kind and peer
+        self._links: dict[tuple[str, str], float] = {}  # what engines were told of their links to others
 
     # ---- what engines say
 
@@ -39,9 +40,11 @@ class Control:
         if isinstance(message, Hardware):
             self._readings[engine] = message
         elif isinstance(message, CoreReady):  # a new life, on hardware that has what it had
-            for (name, *_), fault in self._faults.items():
-                if name == engine or fault.peer == engine:
-                    self._tell(engine, name, fault)
+            for (name, kind, _), fault in self._faults.items():
+                if name == engine and kind not in ("link", "skew"):
+                    self._send(engine, fault)
+            self._links = {ends: lost for ends, lost in self._links.items() if ends[0] != engine}
+            self._tell_links()
 
     def lost(self, engine: str, epoch: int) -> None:
         """A life of an engine is over."""
@@ -78,6 +81,8 @@ class Control:
             raise ActionError(str(error), unknown=engine not in self._plans, invalid=True) from error
         if kind in faults.LASTING:
             self._faults[engine, kind, peer] = fault
+            if not severity:
+                del self._faults[engine, kind, peer]
         elif not self._is_there(engine):
             raise ActionError(f"{engine} does not serve now, and can't {kind}")
         self._act(engine, fault)
@@ -94,28 +99,31 @@ class Control:
 
     def _act(self, engine: str, fault: Fault) -> None:
         if fault.kind == "skew":
-            return self._skew()
-        for one in self._plans if fault.kind == "link" else (engine,):
-            self._tell(one, engine, fault)
+            self._skew()
+        elif fault.kind == "link":
+            self._tell_links()
+        else:
+            self._send(engine, fault)
 
-    def _tell(self, whom: str, engine: str, fault: Fault) -> None:
-        """Of a link each end has to know: it is whoever pulls that waits."""
-        if fault.kind == "skew":
-            return
-        if whom != engine:
-            if fault.peer not in (None, whom):
-                return
-            fault = Fault(kind=fault.kind, severity=fault.severity, peer=engine)
-        self._send(whom, fault)
+    def _tell_links(self) -> None:
+        """To both ends, the worst of all that touches a link: it is whoever pulls that waits."""
+        for engine in self._plans:
+            for peer in self._plans:
+                lost = self._lost_between(engine, peer)
+                if engine != peer and lost != self._links.get((engine, peer), 0.0):
+                    self._links[engine, peer] = lost
+                    self._send(engine, Fault(kind="link", severity=lost, peer=peer))
+
+    def _lost_between(self, one: str, other: str) -> float:
+        ends = {(one, None), (one, other), (other, None), (other, one)}
+        links = ((name, peer, fault) for (name, kind, peer), fault in self._faults.items() if kind == "link")
+        return max((fault.severity for name, peer, fault in links if (name, peer) in ends), default=0.0)
 
     def _skew(self) -> None:
-        preferred = {key[0]: fault.severity for key, fault in self._faults.items() if fault.kind == "skew"}
-        for plan in self._plans.values():
-            weights = [
-                faults.weight(severity, plan.name, plan.role, name, self._plans[name].role)
-                for name, severity in preferred.items()
-            ]
-            self._weigh(plan.name, min(weights, default=1.0))
+        roles = {plan.name: plan.role for plan in self._plans.values()}
+        preferred = {name: fault.severity for (name, kind, _), fault in self._faults.items() if kind == "skew"}
+        for engine, weight in faults.weights(roles, preferred).items():
+            self._weigh(engine, weight)
 
     def _is_there(self, engine: str) -> bool:
         serving = (EngineState.READY, EngineState.DRAINING, EngineState.SUSPECT)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Final
 
 from msgspec.structs import replace
@@ -43,6 +43,8 @@ def check(fault: Fault, engine: str, engines: Collection[str]) -> None:
         raise ConfigError(
             f"severity {fault.severity:g} is not from 0 to 1: it is the share of the capacity that is lost"
         )
+    if fault.kind not in LASTING and not fault.severity:
+        raise ConfigError(f"a {fault.kind} can't be ended: it is over when the engine has been started again")
     if fault.peer is not None and fault.kind != "link":
         raise ConfigError(f"a {fault.kind} fault has no peer; only link faults have one")
     if fault.peer is not None and (fault.peer not in engines or fault.peer == engine):
@@ -69,7 +71,7 @@ class Faults:
         self._crash = crash
 
     def apply(self, fault: Fault) -> None:
-        """Begin it, change how severe it is, or with severity 0 end it."""
+        """Begin it, change how severe it is, or with severity 0 end one that lasts."""
         left = max(_LEAST, 1 - fault.severity)
         match fault.kind:
             case "clocks":
@@ -98,7 +100,16 @@ class Faults:
                 pass  # skew is the router's
 
 
-def weight(severity: float, engine: str, role: Role, preferred: str, its_role: Role) -> float:
-    """Of an engine in routing, while the router prefers another one, or it: less for those that do the same work."""
-    alike = (role.prefills and its_role.prefills) or (role.decodes and its_role.decodes)
-    return max(_LEAST, 1 - severity) if alike and engine != preferred else 1.0
+def weights(roles: Mapping[str, Role], preferred: Mapping[str, float]) -> dict[str, float]:
+    """Of engines in routing, while the router prefers some, each by so much: those that do the same work get less."""
+    return {
+        engine: min(
+            (_weight(severity, roles[name], role, name == engine) for name, severity in preferred.items()), default=1.0
+        )
+        for engine, role in roles.items()
+    }
+
+
+def _weight(severity: float, preferred: Role, role: Role, itself: bool) -> float:
+    alike = (role.prefills and preferred.prefills) or (role.decodes and preferred.decodes)
+    return max(_LEAST, 1 - severity) if alike and not itself else 1.0

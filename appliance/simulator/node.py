@@ -170,11 +170,13 @@ class SimulatedNode:
     def fault(self, name: str, fault: Fault) -> None:
         """It begins now, or with severity 0 ends. Raises ``ConfigError`` for what can't be."""
         faults.check(fault, name, self._places)
-        if fault.kind == "skew":
-            return self._skew(name, fault.severity)
         place = self._places[name]
         if fault.kind in faults.LASTING:
             place.faults[fault.kind, fault.peer] = fault
+        elif place.view.state is not EngineState.READY:
+            return  # it is not there, and neither hangs nor crashes
+        if fault.kind == "skew":
+            return self._weigh()
         self._faults(place).apply(fault)
         if fault.kind == "hang":
             self.clock.at(self.clock.now_ns + _NOTICED_NS, partial(self._lose, place, place.epoch, _HANGS))
@@ -197,6 +199,7 @@ class SimulatedNode:
         place.view = _view(place.plan, [other.plan for other in self._places.values()], epoch, self.clock.now_ns)
         for fault in place.faults.values():
             self._faults(place).apply(fault)
+        self._weigh()
         self._fold(place, epoch, words.ready(place.plan.settings))
         self.queue.pump()
 
@@ -220,9 +223,15 @@ class SimulatedNode:
             partial(self._lose, place, place.epoch),
         )
 
-    def _skew(self, name: str, severity: float) -> None:
-        for place in self._places.values():
-            weight = faults.weight(severity, place.plan.name, place.plan.role, name, self._places[name].plan.role)
+    def _weigh(self) -> None:
+        roles = {name: place.plan.role for name, place in self._places.items()}
+        preferred = {
+            name: place.faults["skew", None].severity
+            for name, place in self._places.items()
+            if ("skew", None) in place.faults
+        }
+        for name, weight in faults.weights(roles, preferred).items():
+            place = self._places[name]
             place.view = msgspec.structs.replace(place.view, weight=weight)
 
     # ---- what happens between engines

@@ -21,7 +21,7 @@ import msgspec
 from appliance.channel import Fault
 from appliance.engine.life import die_with, entitle
 from appliance.simulator.request import Asked
-from appliance.simulator.scenario import BLOCK_TOKENS, Loaded, load
+from appliance.simulator.scenario import BLOCK_TOKENS, Loaded, load, misfortunes
 from appliance.simulator.text import VOCABULARY
 from appliance.simulator.traffic import arrivals
 
@@ -36,7 +36,7 @@ class Player:
     def __init__(self, url: str, loaded: Loaded, layout: str, model: str, session: aiohttp.ClientSession) -> None:
         self._url = url
         self._loaded = loaded
-        self._faults = loaded.scenario.faults if layout == loaded.scenario.layout else ()
+        self._faults = misfortunes(loaded, layout)
         self._model = model
         self._session = session
         self._tasks: set[asyncio.Task[None]] = set()
@@ -46,10 +46,12 @@ class Player:
         scenario = self._loaded.scenario
         for turn in itertools.count():
             await self._until_ready()
+            await self._mend()
             began_s = time.monotonic()
             for fault in self._faults:
-                self._later(began_s + fault.at_s, self._fault(fault.engine, fault.begins))
-                if fault.until_s is not None:
+                if fault.at_s < scenario.duration_s:
+                    self._later(began_s + fault.at_s, self._fault(fault.engine, fault.begins))
+                if fault.until_s is not None and fault.until_s < scenario.duration_s:
                     self._later(began_s + fault.until_s, self._fault(fault.engine, fault.ends))
             coming = arrivals(
                 scenario.traffic, scenario.seed + turn, scenario.duration_s, BLOCK_TOKENS, self._loaded.directory
@@ -86,6 +88,13 @@ class Player:
             ) as response:
                 if response.status >= 400:
                     sys.stderr.write(f"scenario: fault {fault.kind} of {engine}: {await response.text()}\n")
+
+    async def _mend(self) -> None:
+        """What the last turn has left: each begins with a node that is well."""
+        for engine in {fault.engine for fault in self._faults}:
+            with contextlib.suppress(*_FAILURES):
+                async with self._session.delete(f"{self._url}/api/sim/engines/{engine}/fault"):
+                    pass
 
     async def _until_ready(self) -> None:
         while True:

@@ -11,11 +11,10 @@ from typing import Final
 import msgspec
 
 from appliance.channel import Step, Up
-from appliance.simulator import faults
 from appliance.simulator.clock import VirtualClock
 from appliance.simulator.node import SimulatedNode
 from appliance.simulator.request import Answered
-from appliance.simulator.scenario import Loaded, config, plans
+from appliance.simulator.scenario import Loaded, check, config, misfortunes, plans
 from appliance.simulator.traffic import Arrival, arrivals
 from appliance.supervisor.topology import parse
 from appliance.telemetry.timeline import percentile
@@ -84,6 +83,7 @@ class Meter:
 
 def run(loaded: Loaded, layout: str, *, quiet: bool = False) -> Result:
     """Simulate a layout under the scenario's traffic. Raises ``ConfigError`` for what can't be."""
+    check(loaded, layout)
     scenario, clock = loaded.scenario, VirtualClock()
     origin_ns = clock.now_ns
     end_ns = origin_ns + int(scenario.duration_s * 1e9)
@@ -131,10 +131,9 @@ def _feed(clock: VirtualClock, node: SimulatedNode, all_of_them: Sequence[Arriva
 
 
 def _misfortunes(loaded: Loaded, layout: str, node: SimulatedNode) -> None:
-    """Those of the scenario's layout, for others have other engines. Raises ``ConfigError`` for what can't be."""
-    clock, scenario = node.clock, loaded.scenario
-    for one in scenario.faults if layout == scenario.layout else ():
-        faults.check(one.begins, one.engine, [view.name for view in node.views()])
+    """Those of the scenario's layout."""
+    clock = node.clock
+    for one in misfortunes(loaded, layout):
         clock.at(clock.now_ns + int(one.at_s * 1e9), partial(node.fault, one.engine, one.begins))
         if one.until_s is not None:
             clock.at(clock.now_ns + int(one.until_s * 1e9), partial(node.fault, one.engine, one.ends))

@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 import itertools
+import math
 import tomllib
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 
 from appliance.channel import Fault
-from appliance.config import Config, RouterConfig, Section, SloConfig
+from appliance.config import Config, Count, NotNegative, Positive, RouterConfig, Section, SloConfig
 from appliance.costs import closed, huggingface
 from appliance.costs.gpus import Gpu, gpu
 from appliance.costs.shape import ModelShape
 from appliance.errors import ConfigError
 from appliance.records import Role
+from appliance.simulator import faults
 from appliance.simulator.leg import Settings
 from appliance.simulator.plan import EnginePlan
-from appliance.simulator.traffic import Traffic
+from appliance.simulator.traffic import Traffic, arrivals
 from appliance.supervisor.topology import Place, parse
 
 BLOCK_TOKENS: Final = 16
+_LONGEST_S: Final = 1e7  # four months
 
 
 class Hardware(Section, frozen=True, kw_only=True):
     gpu: str = "h100"  # costs.gpus' names
-    gpus: int = 8
+    gpus: Count = 8
 
 
 class Model(Section, frozen=True, kw_only=True):
@@ -35,13 +38,13 @@ class Model(Section, frozen=True, kw_only=True):
 
 
 class RoleSettings(Section, frozen=True, kw_only=True):
-    max_batched_tokens: int = 8192
-    max_running: int = 256
+    max_batched_tokens: Count = 8192
+    max_running: Count = 256
 
 
 class Engines(Section, frozen=True, kw_only=True):
-    memory_fraction: float = 0.9
-    max_model_len: int = 32_768
+    memory_fraction: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.9
+    max_model_len: Count = 32_768
     prefill: RoleSettings = RoleSettings()
     decode: RoleSettings = RoleSettings(max_batched_tokens=2048)
     both: RoleSettings = RoleSettings()
@@ -53,8 +56,8 @@ class Misfortune(Section, frozen=True, kw_only=True):
     engine: str
     kind: str
     severity: float = 0.5
-    at_s: float = 0.0
-    until_s: float | None = None  # None: it stays
+    at_s: NotNegative = 0.0
+    until_s: Positive | None = None  # None: it stays
     peer: str | None = None
 
     @property
@@ -71,8 +74,8 @@ class Scenario(Section, frozen=True, kw_only=True):
 
     title: str = ""
     seed: int = 1
-    duration_s: float = 300.0
-    warmup_s: float = 30.0  # not counted
+    duration_s: Positive = 300.0
+    warmup_s: NotNegative = 30.0  # not counted
     layout: str = "1p1d"
     compare: tuple[str, ...] = ()  # other layouts, for the same traffic
     hardware: Hardware = Hardware()
@@ -94,7 +97,7 @@ class Loaded(msgspec.Struct, frozen=True):
 def load(path: Path) -> Loaded:
     """Raises ``ConfigError`` that names the file, what is wrong in it, and what would be right."""
     try:
-        values: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+        values: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"), parse_float=_finite)
         return Loaded(msgspec.convert(values, Scenario), path.parent)
     except OSError as error:
         raise ConfigError(f"scenario {path} can't be read: {error.strerror}") from error
@@ -102,6 +105,14 @@ def load(path: Path) -> Loaded:
         raise ConfigError(f"scenario {path} is not valid TOML: {error}") from error
     except msgspec.ValidationError as error:
         raise ConfigError(f"scenario {path}: {error}") from error
+
+
+def _finite(text: str) -> float:
+    """What is neither is no number to simulate with. Raises ``tomllib.TOMLDecodeError``."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise tomllib.TOMLDecodeError(f"{text} is no number that can be simulated")
+    return number
 
 
 def config(scenario: Scenario) -> Config:
@@ -129,6 +140,33 @@ def plans(loaded: Loaded, layout: str, *, quiet: bool = False) -> list[EnginePla
         )
         for place, first in zip(places, firsts, strict=False)
     ]
+
+
+def misfortunes(loaded: Loaded, layout: str) -> tuple[Misfortune, ...]:
+    """The faults of the time line, for the layout that they are for; others have other engines."""
+    scenario = loaded.scenario
+    return scenario.faults if parse(layout) == parse(scenario.layout) else ()
+
+
+def check(loaded: Loaded, layout: str) -> None:
+    """All that can be wrong with a scenario as a whole. Raises ``ConfigError`` that says what would be right."""
+    scenario = loaded.scenario
+    if not 0 < scenario.duration_s <= _LONGEST_S:
+        raise ConfigError(f"duration_s {scenario.duration_s:g} is not from 0 to {_LONGEST_S:g} seconds")
+    if scenario.warmup_s >= scenario.duration_s:
+        raise ConfigError(
+            f"warmup_s {scenario.warmup_s:g} is not shorter than duration_s {scenario.duration_s:g}: nothing would count"
+        )
+    names = [place.name for place in parse(layout).places]
+    for one in misfortunes(loaded, layout):
+        faults.check(one.begins, one.engine, names)
+        if one.until_s is not None and one.kind not in faults.LASTING:
+            raise ConfigError(f"faults: a {one.kind} ends by itself; leave until_s out")
+        if one.until_s is not None and one.until_s <= one.at_s:
+            raise ConfigError(
+                f"faults: until_s {one.until_s:g} of {one.kind} on {one.engine} is not after at_s {one.at_s:g}"
+            )
+    next(arrivals(scenario.traffic, scenario.seed, scenario.duration_s, BLOCK_TOKENS, loaded.directory), None)
 
 
 def _plan(scenario: Scenario, shape: ModelShape, hardware: Gpu, place: Place) -> EnginePlan:

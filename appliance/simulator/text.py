@@ -17,7 +17,7 @@ _MASK: Final = (1 << 64) - 1
 
 def tokens_of(text: str) -> list[int]:
     """About as many as a tokenizer would make."""
-    data = text.encode()
+    data = text.encode(errors="surrogatepass")  # JSON may have half of a pair
     return [zlib.crc32(data[at : at + _TOKEN_BYTES]) % VOCABULARY for at in range(0, len(data), _TOKEN_BYTES)]
 
 

@@ -15,10 +15,11 @@ import math
 import random
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 
+from appliance.config import Count, NotNegative, Positive
 from appliance.errors import ConfigError
 from appliance.simulator.request import Asked
 
@@ -28,10 +29,10 @@ MOONCAKE_BLOCK_TOKENS: Final = 512
 class Lengths(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Lognormal: ``median`` tokens, ``sigma`` of the logarithm (0: all alike), within ``least`` and ``most``."""
 
-    median: float
-    sigma: float = 0.0
-    least: int = 1
-    most: int = 1_000_000
+    median: Positive
+    sigma: NotNegative = 0.0
+    least: Count = 1
+    most: Count = 1_000_000
 
     def draw(self, chance: random.Random) -> int:
         return round(min(max(self.median * math.exp(chance.gauss(0, self.sigma)), self.least), self.most))
@@ -68,18 +69,20 @@ FITTED: Final = {
 class Traffic(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Requests per second and their lengths; or a trace, which has both."""
 
-    rate: float = 1.0  # requests per second, on average; 0: nobody asks
-    burstiness: float | None = None  # coefficient of variation of the gaps; 1: Poisson. None: the kind's, or 1
-    swing: float = 0.0  # share by which the rate goes up and down over a ``period_s``
-    period_s: float = 86_400.0
+    rate: Annotated[float, msgspec.Meta(ge=0, le=1e6)] = 1.0  # requests per second, on average; 0: nobody asks
+    burstiness: Positive | None = None  # coefficient of variation of the gaps; 1: Poisson. None: the kind's, or 1
+    swing: Annotated[float, msgspec.Meta(ge=0, le=1)] = (
+        0.0  # share by which the rate goes up and down over a ``period_s``
+    )
+    period_s: Positive = 86_400.0
     kind: str = ""  # one of FITTED
     prompt: Lengths = Lengths(median=1000)
     output: Lengths = Lengths(median=200)
-    turns: int = 1  # of each conversation; each turn's prompt is all that was said before, and a new one
-    pause_s: float = 5.0  # before the next turn, after the answer would have been read
-    clients: int = 16  # that take turns in asking
+    turns: Count = 1  # of each conversation; each turn's prompt is all that was said before, and a new one
+    pause_s: Positive = 5.0  # before the next turn, after the answer would have been read
+    clients: Count = 16  # that take turns in asking
     trace: str = ""  # a file; see ``replay``
-    speed: float = 1.0  # of a trace
+    speed: Positive = 1.0  # of a trace
 
     def fit(self) -> Fit:
         """Raises ``ConfigError`` for a kind that isn't."""
@@ -179,7 +182,10 @@ def _in_time(rows: Iterable[Arrival], speed: float, duration_s: float) -> Iterat
 def _csv_rows(file: Iterable[str]) -> Iterator[Arrival]:
     for row in csv.DictReader(file):
         at_s = datetime.datetime.fromisoformat(row["TIMESTAMP"][:26]).replace(tzinfo=datetime.UTC).timestamp()
-        yield at_s, Asked(prompt_tokens=int(row["ContextTokens"]), output_tokens=max(1, int(row["GeneratedTokens"])))
+        yield (
+            at_s,
+            Asked(prompt_tokens=max(1, int(row["ContextTokens"])), output_tokens=max(1, int(row["GeneratedTokens"]))),
+        )
 
 
 def _jsonl_rows(file: Iterable[str], block_tokens: int) -> Iterator[Arrival]:

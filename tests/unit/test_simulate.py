@@ -120,6 +120,14 @@ def test_a_trace_that_is_none(tmp_path: Path, name: str, text: str | None, says:
         ("", "missing required field `model`"),
         ('[model]\nconfig = "x"\n[traffic]\nspeeed = 1', "unknown field `speeed`"),
         ('[model]\nconfig = "x"\nlayout = 3', "unknown field `layout`"),
+        ('[model]\nconfig = "x"\n[traffic]\nrate = nan', "nan is no number"),
+        ('[model]\nconfig = "x"\n[traffic]\nrate = inf', "inf is no number"),
+        ('[model]\nconfig = "x"\n[traffic]\nclients = 0', "traffic.clients"),
+        ('[model]\nconfig = "x"\n[traffic]\nburstiness = 0', "traffic.burstiness"),
+        ('[model]\nconfig = "x"\n[traffic]\nprompt = { median = 0 }', "traffic.prompt.median"),
+        ('[model]\nconfig = "x"\n[engine]\nmemory_fraction = 5', "engine.memory_fraction"),
+        ('[model]\nconfig = "x"\n[engine.decode]\nmax_running = 0', "engine.decode.max_running"),
+        ('duration_s = -5\n[model]\nconfig = "x"', "duration_s"),
     ],
 )
 def test_a_scenario_that_is_wrong_says_where(tmp_path: Path, text: str, says: str) -> None:
@@ -127,6 +135,28 @@ def test_a_scenario_that_is_wrong_says_where(tmp_path: Path, text: str, says: st
     path.write_text(text)
     with pytest.raises(ConfigError, match=says):
         load(path)
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ("duration_s = 20\n", "warmup_s 30 is not shorter than duration_s 20"),
+        ('traffic = { kind = "foo" }\n', "traffic.kind 'foo' is not one"),
+        ('traffic = { trace = "no.csv" }\n', "no.csv can't be read"),
+        ('faults = [{ engine = "e9", kind = "clocks" }]\n', "there is no engine 'e9'"),
+        ('faults = [{ engine = "e0", kind = "rust" }]\n', "fault kind 'rust' is not one"),
+        ('faults = [{ engine = "e0", kind = "crash", until_s = 9 }]\n', "a crash ends by itself"),
+        (
+            'faults = [{ engine = "e0", kind = "clocks", at_s = 9, until_s = 5 }]\n',
+            "until_s 5 of clocks on e0 is not after",
+        ),
+    ],
+)
+def test_what_can_not_be_played_is_refused_before_anything_is(tmp_path: Path, more: str, says: str) -> None:
+    path = tmp_path / "s.toml"
+    path.write_text(more + f'[model]\nconfig = "{EXAMPLES.parent / "models" / "gpt-oss-120b"}"\n')
+    with pytest.raises(ConfigError, match=says):
+        run(load(path), "1P1D" if "e9" in more else "1p1d")
 
 
 def test_a_layout_that_the_node_has_not_enough_gpus_for() -> None:

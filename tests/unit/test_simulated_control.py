@@ -78,8 +78,29 @@ def test_both_ends_are_told_of_a_slow_link(house: House) -> None:
     assert house.told[-1] == ends[1]
     house.told.clear()
     house.control.fault("e0", "link", 0.5)
-    assert {engine for engine, _ in house.told} == {"e0", "e1", "e2"}
-    assert ("e1", Fault(kind="link", severity=0.5, peer="e0")) in house.told
+    halved = [("e0", Fault(kind="link", severity=0.5, peer="e1")), ("e1", Fault(kind="link", severity=0.5, peer="e0"))]
+    assert house.told == halved, "the link to e2 is worse already"
+    house.told.clear()
+    house.control.fold("e2", READY)
+    assert house.told == [ends[1]]
+    house.control.mend("e0")
+    whole = {
+        (engine, message.peer)
+        for engine, message in house.told
+        if message == Fault(kind="link", severity=0.0, peer=message.peer)
+    }  # type: ignore[union-attr]
+    assert whole == {("e0", "e1"), ("e1", "e0"), ("e0", "e2"), ("e2", "e0")}
+
+
+def test_a_fault_at_either_end_of_a_link_counts_and_ends_alone(house: House) -> None:
+    house.control.fault("e2", "link", 0.9, "e0")
+    house.control.fault("e0", "link", 0.5)
+    house.told.clear()
+    house.control.mend("e0")
+    assert {engine for engine, _ in house.told} == {"e0", "e1"}, "that of e2 still is"
+    house.control.fault("e2", "link", 0.0, "e0")
+    assert house.control.faults() == {}
+    assert house.told[-1] == ("e2", Fault(kind="link", severity=0.0, peer="e0"))
 
 
 def test_a_preferred_engine_has_more_weight_than_its_like_and_no_engine_is_told(house: House) -> None:

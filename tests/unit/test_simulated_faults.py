@@ -8,7 +8,7 @@ from test_simulated_node import House
 from appliance.channel import Fault, Step, Up
 from appliance.errors import ConfigError
 from appliance.records import EngineState, Role
-from appliance.simulator.faults import KINDS
+from appliance.simulator.faults import KINDS, LASTING
 from appliance.simulator.request import Asked
 
 PREFILL = Asked(prompt_tokens=4000, output_tokens=20)
@@ -39,7 +39,8 @@ def test_every_kind_can_be_begun_and_ended() -> None:
     for kind in KINDS:
         made.node.fault("e0", Fault(kind=kind, severity=0.5))
         made.run(40)
-        made.node.fault("e0", Fault(kind=kind, severity=0.0))
+        if kind in LASTING:
+            made.node.fault("e0", Fault(kind=kind, severity=0.0))
         made.run(40)
     before = len(made.answers)
     made.run(20)
@@ -52,6 +53,7 @@ def test_every_kind_can_be_begun_and_ended() -> None:
     [
         (("e9", Fault(kind="clocks", severity=0.5)), "there is no engine 'e9': there are e0, e1"),
         (("e0", Fault(kind="rust", severity=0.5)), "fault kind 'rust' is not one: there are clocks, ecc"),
+        (("e0", Fault(kind="hang", severity=0.0)), "a hang can't be ended"),
         (("e0", Fault(kind="clocks", severity=1.5)), "severity 1.5 is not from 0 to 1"),
         (("e0", Fault(kind="clocks", severity=0.5, peer="e1")), "a clocks fault has no peer"),
         (("e0", Fault(kind="link", severity=0.5, peer="e0")), "peer 'e0' is not another engine"),
@@ -150,6 +152,17 @@ def test_whoever_hangs_or_crashes_is_back_after_a_while_with_the_faults_of_its_h
         assert made.node.views()[0].state is EngineState.READY
         assert made.node.views()[0].epoch == 2
         assert made.node._places["e0"].physics.speed.memory == 0.5
+
+
+def test_an_engine_that_is_not_there_does_not_hang_and_comes_back_with_its_weight() -> None:
+    made = house(Role.BOTH, Role.BOTH, asked=DECODE)
+    made.node.fault("e1", Fault(kind="skew", severity=0.9))
+    made.node.fault("e0", Fault(kind="crash", severity=1.0))
+    made.run(28)
+    made.node.fault("e0", Fault(kind="hang", severity=1.0))
+    made.run(10)
+    view = made.node.views()[0]
+    assert (view.state, view.epoch, view.weight) == (EngineState.READY, 2, pytest.approx(0.1))
 
 
 def test_a_preferred_engine_gets_most_of_the_work() -> None:
