@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from typing import Final
 
@@ -31,17 +32,25 @@ class Shares:
 
 
 class Pull:
-    """One copy under way."""
+    """One copy, under way or waiting for its link."""
 
-    def __init__(self, over: Callable[[], None]) -> None:
-        self._over = over
-        self.event: Event | None = None
+    def __init__(self, fabric: Fabric, offer: Offer, consumer: str, size_bytes: int, done: Done) -> None:
+        self._fabric = fabric
+        self.offer = offer
+        self.consumer = consumer
+        self.size_bytes = size_bytes
+        self.done = done
+        self.began_ns = 0
+        self.refusal: str | None = None
+        self.event: Event | None = None  # its end, once it has begun
+
+    @property
+    def link(self) -> tuple[str, str]:
+        return self.offer.producer, self.consumer
 
     def cancel(self) -> None:
         """Nobody wants it any more; to be called at the most once, and before it is done."""
-        if self.event is not None:
-            self.event.cancel()
-            self._over()
+        self._fabric.cancel(self)
 
 
 class Fabric:
@@ -58,23 +67,41 @@ class Fabric:
         self._bytes_s = bytes_s
         self._refusal = refusal
         self._copying = copying
-        self._free_ns: dict[tuple[str, str], int] = {}  # by producer and consumer: when the link is free again
+        self._pulls: dict[tuple[str, str], deque[Pull]] = {}  # by link; the first one is under way
         self.shares = Shares()
 
     def pull(self, offer: Offer, consumer: str, size_bytes: int, done: Done) -> Pull:
         """See ``leg.Fabric``."""
-        link = (offer.producer, consumer)
-        began_ns = max(self._timer.now_ns, self._free_ns.get(link, 0))
-        refusal = self._refusal(offer)
-        duration_ns = SETUP_NS
-        if refusal is None:
-            duration_ns += int(size_bytes / (self._bytes_s * self.shares.of(*link)) * 1e9)
-        self._free_ns[link] = began_ns + duration_ns
-        self._copying(*link, +1, 0 if refusal else size_bytes)
-        pull = Pull(lambda: self._copying(*link, -1, 0))
-        pull.event = self._timer.at(began_ns + duration_ns, lambda: self._end(offer, consumer, began_ns, refusal, done))
+        pull = Pull(self, offer, consumer, size_bytes, done)
+        line = self._pulls.setdefault(pull.link, deque())
+        line.append(pull)
+        if len(line) == 1:
+            self._begin(pull)
         return pull
 
-    def _end(self, offer: Offer, consumer: str, began_ns: int, refusal: str | None, done: Done) -> None:
-        self._copying(offer.producer, consumer, -1, 0)
-        done(began_ns, refusal or self._refusal(offer))
+    def cancel(self, pull: Pull) -> None:
+        """Called by the pull."""
+        if pull.event is None:
+            self._pulls[pull.link].remove(pull)
+        else:
+            pull.event.cancel()
+            self._over(pull)
+
+    def _begin(self, pull: Pull) -> None:
+        pull.began_ns, pull.refusal = self._timer.now_ns, self._refusal(pull.offer)
+        size = 0 if pull.refusal else pull.size_bytes
+        duration_ns = SETUP_NS + int(size / (self._bytes_s * self.shares.of(*pull.link)) * 1e9)
+        self._copying(*pull.link, +1, size)
+        pull.event = self._timer.at(pull.began_ns + duration_ns, lambda: self._end(pull))
+
+    def _end(self, pull: Pull) -> None:
+        self._over(pull)
+        pull.done(pull.began_ns, pull.refusal or self._refusal(pull.offer))
+
+    def _over(self, pull: Pull) -> None:
+        """The link is free for the next one."""
+        self._copying(*pull.link, -1, 0)
+        line = self._pulls[pull.link]
+        line.popleft()
+        if line:
+            self._begin(line[0])

@@ -84,7 +84,7 @@ def manifest(plan: EnginePlan, settings: Settings) -> Manifest:
         engine=settings.engine,
         epoch=settings.epoch,
         rank=0,
-        ranks=1,
+        ranks=plan.tensor_parallel,
         transport=TRANSPORT,
         traits=traits,
         fingerprint=fingerprint(traits),

@@ -159,7 +159,13 @@ class SimulatedNode:
     @property
     def under_way(self) -> int:
         """Requests that have left the queue and are not answered."""
-        return len(self._requests)
+        return len(self._requests) - len(self.queue)
+
+    def overdue(self, since_ns: int, target_ns: int) -> int:
+        """Requests that have come since then, and have waited longer than that for their first token, which is not there yet."""
+        now_ns = self.clock.now_ns
+        waits = (one.waits_since(now_ns) for one in self._requests.values() if one.arrived_ns >= since_ns)
+        return sum(wait is not None and wait > target_ns for wait in waits)
 
     def ask(self, asked: Asked) -> None:
         """A request arrives now."""

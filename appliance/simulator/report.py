@@ -10,7 +10,7 @@ from typing import Final
 
 import msgspec
 
-from appliance.channel import Step, Up
+from appliance.channel import FirstToken, Step, Up
 from appliance.simulator.clock import VirtualClock
 from appliance.simulator.node import SimulatedNode
 from appliance.simulator.request import Answered
@@ -37,7 +37,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     itl_p99_s: float | None
     output_tokens_s: float
     output_tokens_s_gpu: float
-    good: float | None  # share of requests that met both targets
+    good: float | None  # share that met both targets, of those that are over or have missed the first one already
     goodput_s: float  # of them, per second
     busy: dict[str, float]  # share of the time in which an engine made steps
     unfinished: int  # still under way at the end
@@ -60,6 +60,8 @@ class Meter:
             self.answered.append(answered)
 
     def message(self, engine: str, epoch: int, message: Up) -> None:
+        if isinstance(message, FirstToken) and message.at_ns >= self.begin_ns:
+            self.tokens += 1
         if not isinstance(message, Step) or message.end_ns < self.begin_ns:
             return
         self.busy_ns[engine] = self.busy_ns.get(engine, 0) + message.end_ns - max(message.start_ns, self.begin_ns)
@@ -147,6 +149,7 @@ def _result(loaded: Loaded, layout: str, meter: Meter, node: SimulatedNode) -> R
     ttfts = sorted(one.ttft_ns for one in done if one.ttft_ns is not None)
     tpots = sorted(one.tpot_ns for one in done if one.tpot_ns is not None)
     good = [one for one in done if (one.ttft_ns or 0) <= slo.ttft_s * 1e9 and (one.tpot_ns or 0) <= slo.itl_s * 1e9]
+    judged = len(meter.answered) + node.overdue(meter.begin_ns, int(slo.ttft_s * 1e9))
     queue = node.queue.snapshot(node.clock.now_ns, in_flight=0)
     return Result(
         layout=layout,
@@ -160,7 +163,7 @@ def _result(loaded: Loaded, layout: str, meter: Meter, node: SimulatedNode) -> R
         itl_p99_s=meter.itl_s(0.99),
         output_tokens_s=meter.tokens / seconds,
         output_tokens_s_gpu=meter.tokens / seconds / gpus,
-        good=len(good) / len(meter.answered) if meter.answered else None,
+        good=len(good) / judged if judged else None,
         goodput_s=len(good) / seconds,
         busy={name: busy_ns / (meter.end_ns - meter.begin_ns) for name, busy_ns in sorted(meter.busy_ns.items())},
         unfinished=queue.depth + node.under_way,

@@ -85,6 +85,7 @@ class Request:
             return self._refused(RequestError(400, "the prompt is longer than the model's context"))
         if room < self._asked.output_tokens:
             self._asked = msgspec.structs.replace(self._asked, output_tokens=room)
+        self._node.track(self._key, self)
         ticket = Ticket(self._asked.prompt_tokens, None, self._deliver, self._refused, client=self._asked.client)
         try:
             self._node.queue.put(ticket, self._trace.marks.arrived)
@@ -92,7 +93,6 @@ class Request:
             self._refused(error)
 
     def _deliver(self, choice: Choice, leg: Leg) -> None:
-        self._node.track(self._key, self)
         self._trace.next_attempt()
         self._leg = leg
         if choice.unsplit_reason is None:
@@ -118,6 +118,14 @@ class Request:
         )
         node = self._node
         node.frontend(engine).request(ask.prompt_tokens, lambda: node.engine(engine).submit(ask))
+
+    def waits_since(self, now_ns: int) -> int | None:
+        """For how long it has had no token; None once it has one."""
+        return None if self._first_ns is not None else now_ns - self.arrived_ns
+
+    @property
+    def arrived_ns(self) -> int:
+        return self._trace.marks.arrived
 
     def first_token(self) -> None:
         now_ns = self._node.clock.now_ns
@@ -158,6 +166,8 @@ class Request:
     def _finish(self, outcome: str, error: str | None) -> None:
         now_ns = self._node.clock.now_ns
         self._node.track(self._key, None)
+        if self._trace.split or outcome != "ok":
+            self._node.ledger.cancel(self._key, now_ns)  # whatever is still held for it
         self._trace.finish(outcome, 200 if error is None else 503, now_ns, error=error)
         self._node.answer(
             Answered(

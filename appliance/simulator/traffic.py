@@ -79,7 +79,7 @@ class Traffic(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     prompt: Lengths = Lengths(median=1000)
     output: Lengths = Lengths(median=200)
     turns: Count = 1  # of each conversation; each turn's prompt is all that was said before, and a new one
-    pause_s: Positive = 5.0  # before the next turn, after the answer would have been read
+    pause_s: Positive = 5.0  # from one turn to the next, at least; as much again on average
     clients: Count = 16  # that take turns in asking
     trace: str = ""  # a file; see ``replay``
     speed: Positive = 1.0  # of a trace
@@ -109,17 +109,20 @@ def _made(traffic: Traffic, seed: int, duration_s: float, block_tokens: int) -> 
     for number, at_s in enumerate(_times(traffic, fit.burstiness, chance, duration_s)):
         client = f"client {number % traffic.clients}"
         yield from _conversation(
-            traffic, (fit.prompt, fit.output), chance, at_s, duration_s, number, client, block_tokens
+            traffic, (fit.prompt, fit.output), chance, at_s, duration_s, (seed << 24) + number, client, block_tokens
         )
 
 
 def _times(traffic: Traffic, burstiness: float, chance: random.Random, duration_s: float) -> Iterator[float]:
-    """When conversations begin. Gaps are of a gamma distribution, stretched by the present rate."""
+    """When conversations begin: also before there is anybody to hear them, so that the rate is there from the beginning.
+
+    Gaps are of a gamma distribution, stretched by the present rate.
+    """
     if traffic.rate <= 0:
         return
     shape = 1 / burstiness**2
     mean_s = traffic.turns / traffic.rate
-    now_s = 0.0
+    now_s = -(traffic.turns - 1) * 2 * traffic.pause_s
     while True:
         wave = 1 + traffic.swing * math.sin(2 * math.pi * now_s / traffic.period_s)
         now_s += chance.gammavariate(shape, mean_s / shape) / max(wave, 0.01)
@@ -138,11 +141,13 @@ def _conversation(
     client: str,
     block_tokens: int,
 ) -> Iterator[Arrival]:
+    """``number`` is the conversation's; no other of any seed has it."""
     before = 0
     for _ in range(traffic.turns):
         prompt, output = before + lengths[0].draw(chance), lengths[1].draw(chance)
         digests = _own_digests(number, (prompt + output) // block_tokens) if traffic.turns > 1 else ()
-        yield at_s, Asked(prompt_tokens=prompt, output_tokens=output, digests=digests, client=client)
+        if at_s >= 0:
+            yield at_s, Asked(prompt_tokens=prompt, output_tokens=output, digests=digests, client=client)
         before = prompt + output
         at_s += traffic.pause_s + chance.expovariate(1 / traffic.pause_s)
         if at_s >= duration_s:

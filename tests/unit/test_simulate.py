@@ -80,6 +80,28 @@ def test_a_conversations_turns_begin_with_all_that_was_said_before() -> None:
         assert turns[3][1][: len(turns[2][1])] == turns[2][1]
 
 
+def test_conversations_come_at_their_rate_from_the_beginning_and_are_others_for_another_seed() -> None:
+    traffic = Traffic(rate=8, turns=5, pause_s=8.0, prompt=Lengths(median=160), output=Lengths(median=32))
+    rows = list(arrivals(traffic, 1, 300, 16, HERE))
+    assert sum(at_s < 60 for at_s, _ in rows) == pytest.approx(480, rel=0.15)
+    other = {digest for _, one in arrivals(traffic, 2, 300, 16, HERE) for digest in one.digests[:1]}
+    assert not other & {digest for _, one in rows for digest in one.digests[:1]}
+
+
+def test_each_answers_first_token_counts(tmp_path: Path) -> None:
+    path = tmp_path / "s.toml"
+    model = EXAMPLES.parent / "models" / "gpt-oss-120b"
+    path.write_text(
+        f'duration_s = 40\nwarmup_s = 5\ntraffic = {{ rate = 10, output = {{ median = 1 }} }}\n[model]\nconfig = "{model}"\n'
+    )
+    assert run(load(path), "1b@tp4").output_tokens_s == pytest.approx(10, rel=0.2)
+
+
+def test_layouts_that_the_product_refuses_are_refused_here_too() -> None:
+    with pytest.raises(ConfigError, match="unequal tensor-parallel sizes"):
+        plans(load(EXAMPLES / "gpt-oss-120b-8xh100.toml"), "1p1d@tp1:tp2")
+
+
 def test_traces_of_both_forms_are_replayed(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text(
         "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46.6805900,374,44\n2023-11-16 18:15:48.6805900,396,109\n"

@@ -35,7 +35,7 @@ class Bench:
         self.clock = VirtualClock()
         self.said: list[tuple[str, Up]] = []
         self.outcomes: list[Outcome] = []
-        fabric = Fabric(self.clock, 1e6, self._refusal, lambda *_: None)
+        self.fabric = Fabric(self.clock, 1e6, self._refusal, lambda *_: None)
         fields = {
             "max_batched_tokens": 32,
             "max_running": 4,
@@ -48,7 +48,7 @@ class Bench:
         for name in ("e0", "e1"):
             physics = Physics(Linear(), name, quiet=True)
             engine = Engine(
-                name, Settings(**fields), self.clock, physics, fabric,
+                name, Settings(**fields), self.clock, physics, self.fabric,
                 lambda message, name=name: self.said.append((name, message)), self.outcomes.append,
             )  # fmt: skip
             self.engines[name] = engine
@@ -162,6 +162,27 @@ def test_a_lease_that_has_expired_is_computed_again() -> None:
     [handoff] = bench.of(HandoffEnded, "e1")
     assert (handoff.ok, handoff.error) == (False, "e0 no longer holds a")
     assert bench.steps("e1")[0][0] == 16
+
+
+def test_copies_go_over_a_link_one_after_the_other_and_one_that_is_cancelled_is_out_of_the_way() -> None:
+    bench = Bench(max_running=8, kv_blocks=40)
+    said: list[int] = []
+    bench.fabric._copying = lambda producer, consumer, more, size: said.append(more)
+    offers = []
+    for key in "abc":
+        bench.submit("e0", key, "prefill", prompt=16, output=1)
+        bench.run(30)
+        offers.append(bench.outcomes.pop().offer)
+    for key, offer in zip("abc", offers, strict=True):
+        bench.submit("e1", key, "decode", prompt=16, output=1, offer=offer)
+    assert said == [1], "the others wait"
+    bench.engines["e1"].abort("a")
+    bench.engines["e1"].abort("c")
+    bench.run(5)
+    [first] = [one for one in bench.of(HandoffEnded, "e1") if one.ok]
+    assert first.lease == "b"
+    assert (first.end_ns - first.start_ns) / MS == 4.05
+    assert sum(said) == 0
 
 
 def test_a_lease_counts_its_consumers() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from appliance.channel import Fault
 from appliance.config import Config
 from appliance.costs import closed, huggingface
 from appliance.costs.gpus import gpu
@@ -161,3 +162,13 @@ def test_the_collector_says_of_it_what_it_would_say_of_a_real_node() -> None:
     assert snapshot.requests.ok == snapshot.requests.split == len(house.answers)
     assert [gpu.engine for gpu in snapshot.gpus] == ["e0", "e1"]
     assert (snapshot.gpus[1].dram or 0) > 0.5 > (snapshot.gpus[0].dram or 0)
+
+
+def test_an_engine_that_is_lost_leaves_nothing_held_for_what_it_was_to_decode() -> None:
+    house = House(Role.PREFILL, Role.DECODE, asked=Asked(prompt_tokens=4000, output_tokens=500), at_once=20)
+    house.run(3)
+    house.node._on_answer = house.answers.append
+    house.node.fault("e1", Fault(kind="crash", severity=1.0))
+    house.run(20)
+    assert any(answer.error for answer in house.answers)
+    assert house.node.ledger.snapshot(house.clock.now_ns).leases == ()
