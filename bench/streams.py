@@ -70,6 +70,7 @@ class Client(asyncio.Protocol):
         self._number = number
         self._asked = 0
         self._tail = b""
+        self._closing = False
         self.events = 0
         self.errors = 0
         self.closed = asyncio.get_running_loop().create_future()
@@ -87,22 +88,23 @@ class Client(asyncio.Protocol):
         self._transport.write(head.encode() + body)  # type: ignore[attr-defined]
 
     def data_received(self, data: bytes) -> None:
-        self.events += data.count(_EVENT)
         seen = self._tail + data
+        self.events += seen.count(_EVENT) - self._tail.count(_EVENT)
         if b"HTTP/1.1 " in seen and b"HTTP/1.1 200" not in seen:
-            self.errors += 1
             self._transport.close()
         elif _DONE in seen:
             self._tail = b""
             self._ask()
         else:
-            self._tail = data[-len(_DONE) :]
+            self._tail = seen[-len(_DONE) :]
 
     def connection_lost(self, error: Exception | None) -> None:
+        self.errors += not self._closing
         if not self.closed.done():
             self.closed.set_result(None)
 
     def close(self) -> None:
+        self._closing = True
         self._transport.abort()  # type: ignore[attr-defined]
 
 
@@ -124,9 +126,13 @@ class Node:
             stdout=asyncio.subprocess.DEVNULL,
         )
         self.session = aiohttp.ClientSession()
-        async with asyncio.timeout(_READY_S):
-            while not await self._whole():
-                await asyncio.sleep(0.2)
+        try:
+            async with asyncio.timeout(_READY_S):
+                while not await self._whole():
+                    await asyncio.sleep(0.2)
+        except BaseException:
+            await self.__aexit__()
+            raise
         return self
 
     async def __aexit__(self, *_: object) -> None:

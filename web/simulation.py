@@ -21,7 +21,7 @@ class FaultBody(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class SimulationRoutes:
-    """404 for an engine that isn't there, 409 for a fault that can't be."""
+    """404 for an engine that isn't there, 400 for a fault that isn't one, 409 for what can't be now."""
 
     def __init__(self, simulation: Simulation | None) -> None:
         self._simulation = simulation

@@ -2,52 +2,45 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import sys
 import time
-import urllib.error
-import urllib.request
 from typing import Annotated, Any, Final
 
 import typer
 
+from appliance.cli.ask import URL, ask
 from appliance.errors import ActionError
 
 EXIT_OK, EXIT_BOTTLENECK, EXIT_UNKNOWN = 0, 10, 11
 _EXITS: Final = {"ok": EXIT_OK, "bottleneck": EXIT_BOTTLENECK, "unknown": EXIT_UNKNOWN}
-_TIMEOUT_S: Final = 10.0
 _LOOK_S: Final = 1.0
 
 
 def diagnose(
-    url: Annotated[str, typer.Option(help="Of the node.")] = "http://127.0.0.1:8000",
+    url: Annotated[str, typer.Option(help="Of the node.")] = URL,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, one verdict per line.")] = False,
     watch: Annotated[bool, typer.Option(help="Say it again whenever it changes, until interrupted.")] = False,
 ) -> None:
     """Say what holds the node back, why, and what to do. Exit code: 0 nothing, 10 something, 11 something unknown, 2 no answer."""
-    verdict = ask(url)
+    verdict = _verdict(url)
     _say(verdict, as_json)
     said = verdict
     while watch:
         time.sleep(_LOOK_S)
-        verdict = ask(url)
+        verdict = _verdict(url)
         if _key(verdict) != _key(said):
             _say(verdict, as_json)
             said = verdict
     raise typer.Exit(_EXITS.get(verdict["state"], EXIT_UNKNOWN))
 
 
-def ask(url: str) -> dict[str, Any]:
-    """A node's verdict. Raises ``ActionError`` if there is none to be had."""
-    try:
-        with urllib.request.urlopen(f"{url.rstrip('/')}/api/diagnosis", timeout=_TIMEOUT_S) as answer:
-            found: dict[str, Any] = json.load(answer)
-            return found
-    except urllib.error.HTTPError as error:
-        raise ActionError(f"{url} answered {error.code}: it has no verdict yet, or is no appliance") from error
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        raise ActionError(f"no node answers at {url} ({error}); name the right one with --url") from error
+def _verdict(url: str) -> dict[str, Any]:
+    """Raises ``ActionError`` if there is none to be had."""
+    found = ask(url, "GET", "api", "diagnosis")
+    if "state" not in found:
+        raise ActionError(f"{url} answers, but not as a node does; name the right one with --url")
+    return found
 
 
 def text(verdict: dict[str, Any]) -> str:

@@ -127,7 +127,7 @@ def slow_link(signs: Signs) -> Finding | None:
     """Hand-offs over one link take longer than over others."""
     slow = [link for link in signs.now.links if (link.slowdown or 0.0) > _SLOW_LINK]
     moving = signs.stages.get("transfer", 0.0) + signs.stages.get("handoff_wait", 0.0)
-    if not slow or moving < 0.1 * sum(signs.stages.values()):
+    if not slow or not moving or moving < 0.1 * sum(signs.stages.values()):
         return None
     worst = max(slow, key=lambda link: link.slowdown or 0.0)
     rate = "" if worst.bytes_s is None else f" at {worst.bytes_s / 1e9:.1f} GB/s"

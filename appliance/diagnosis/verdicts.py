@@ -33,6 +33,8 @@ class Diagnoser:
 
     def __call__(self, snapshot: NodeSnapshot) -> Verdict:
         """The verdict as of this snapshot."""
+        if self._window and snapshot.time < self._window[-1].time:
+            self._window.clear()  # somebody has set the clock back
         self._window.append(snapshot)
         while snapshot.time - self._window[0].time > signs.WINDOW_S:
             self._window.popleft()

@@ -176,10 +176,6 @@ class Voice:
 
     def end(self) -> bytes:
         """What comes after the last token."""
-        if self._stream.error is not None:
-            return _event(
-                {"error": {"message": self._stream.error, "type": "server_error", "param": None, "code": 500}}
-            )
         usage: dict[str, Any] = {**self._event_head, "choices": [], "usage": self._usage()}
         return (_event(usage) if self._usage_wanted else b"") + _DONE
 

@@ -24,7 +24,7 @@ class Event:
 
 
 class Timer(Protocol):
-    """What the core needs of time: virtual here, real in ``server``."""
+    """What the core needs of time: virtual here, real in ``realtime``."""
 
     @property
     def now_ns(self) -> int: ...

@@ -22,7 +22,7 @@ from appliance.telemetry.timeline import Trace
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True):
-    """What a client asks. ``digests``: see ``engine.Ask``."""
+    """What a client asks. ``digests``: see ``leg.Ask``."""
 
     prompt_tokens: int
     output_tokens: int

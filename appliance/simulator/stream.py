@@ -23,7 +23,6 @@ class Stream:
         self.made = [0] * len(answers)  # of these, those that have got through the API process
         self.open = len(answers)  # sequences that have not ended
         self.ticket: Ticket | None = None  # of a prefill leg whose KV is held
-        self.error: str | None = None
         self._news = asyncio.Event()
 
     @property

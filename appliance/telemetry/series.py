@@ -133,10 +133,7 @@ class Series:
             self._expected.append((now_ns, seconds, expected_s))
             self._took_s += seconds
             self._should_s += expected_s
-        while self._expected and now_ns - self._expected[0][0] > LATELY_NS:
-            _, old_s, old_expected_s = self._expected.popleft()
-            self._took_s -= old_s
-            self._should_s -= old_expected_s
+        self._forget(now_ns)
         if seconds > 0 and self._may_teach(expected_s):
             self._model.learn(*batch, seconds)
 
@@ -150,6 +147,12 @@ class Series:
     def _forget(self, now_ns: int) -> None:
         while self._made and now_ns - self._made[0].heard_ns > WINDOW_NS:
             self._before = self._made.popleft().step
+        while self._expected and now_ns - self._expected[0][0] > LATELY_NS:
+            _, old_s, old_expected_s = self._expected.popleft()
+            self._took_s -= old_s
+            self._should_s -= old_expected_s
+        if not self._expected:
+            self._took_s = self._should_s = 0.0  # or what rounding has left
 
 
 def _busy(steps: Sequence[Step], since_ns: int, now_ns: int) -> float:

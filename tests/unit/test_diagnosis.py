@@ -74,6 +74,13 @@ def test_a_slow_engine_is_named_before_saturation_and_the_gpu_that_slows_it_is_e
     assert "/api/engines/e0/weight" in finding.action.call
 
 
+def test_a_clock_that_is_set_back_makes_no_failures() -> None:
+    diagnose = Diagnoser(0.95)
+    diagnose(late(1000.0, depth=0))
+    failed = replace(late(100.0, depth=0), requests=made.RequestCounts(total=9, failed=9))
+    assert [diagnose(replace(failed, time=100 + n / 2)).state for n in range(12)] == ["ok"] * 12
+
+
 def test_an_engine_that_is_gone_is_told_of_though_nobody_is_hurt() -> None:
     gone = made.engine("e1", state=EngineState.BACKOFF, cause="ended by SIGSEGV")
     finding = judge([made.node((made.engine("e0"), gone), 0)], 0.95).finding

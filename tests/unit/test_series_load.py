@@ -1,0 +1,61 @@
+"""How busy and how slow an engine was lately."""
+
+from __future__ import annotations
+
+import pytest
+
+from appliance.channel import Step
+from appliance.telemetry.series import Series
+
+MS = 1_000_000
+S = 1000 * MS
+
+
+def step(start_ns: int, end_ns: int, prompt: int = 0, decode: int = 8, context: int = 8000) -> Step:
+    return Step(
+        start_ns=start_ns, end_ns=end_ns, prompt_tokens=prompt, decode_tokens=decode, context_tokens=context, running=decode,
+        waiting=0, fetching=0, kv_free=9, leased=0, preemptions=0, prefix_queries=0, prefix_hits=0,
+    )  # fmt: skip
+
+
+def made(count: int, each_ns: int, series: Series | None = None, begin_ns: int = 0) -> tuple[Series, int]:
+    """Steps one after the other; the series, and when the last one has ended. Batches vary a little, or nothing could be learnt."""
+    series, now_ns = series or Series(1), begin_ns
+    for number in range(count):
+        extra = number % 3
+        series.add(step(now_ns, now_ns + each_ns + extra * MS // 10, decode=8 + extra), now_ns + each_ns)
+        now_ns += each_ns + extra * MS // 10
+    return series, now_ns
+
+
+def test_steps_one_after_the_other_are_busy_all_of_the_time_also_while_one_is_under_way() -> None:
+    series, now_ns = made(400, 10 * MS)
+    assert series.load(now_ns, 0.05).busy == pytest.approx(1.0)
+    assert series.load(now_ns + 9 * MS, 0.05).busy == pytest.approx(1.0)
+    assert series.load(now_ns + S, 0.05).busy == pytest.approx(0.5, abs=0.02)
+    assert series.load(now_ns + 3 * S, 0.05).busy == 0.0
+
+
+def test_a_slow_engine_is_slow_for_as_long_as_it_is_and_that_is_not_learnt() -> None:
+    series, now_ns = made(3000, 10 * MS)
+    assert series.slowdown() == pytest.approx(1.0, abs=0.02)
+    for _ in range(3):
+        series, now_ns = made(2000, 13 * MS, series, now_ns)
+        assert series.slowdown() == pytest.approx(1.3, abs=0.03)
+    series, now_ns = made(300, 10 * MS, series, now_ns)
+    assert series.slowdown() == pytest.approx(1.0, abs=0.02)
+
+
+def test_an_engine_that_makes_no_steps_is_not_slow() -> None:
+    series, now_ns = made(3000, 10 * MS)
+    series, now_ns = made(300, 16 * MS, series, now_ns)
+    assert (series.load(now_ns, 0.05).slowdown or 0) > 1.5
+    assert series.load(now_ns + 60 * S, 0.05).slowdown is None
+
+
+def test_tokens_are_late_whose_step_came_later_than_the_target() -> None:
+    series, now_ns = made(90, 10 * MS)
+    series, now_ns = made(10, 90 * MS, series, now_ns)
+    load = series.load(now_ns, 0.05)
+    assert load.itl_late == pytest.approx(0.1, abs=0.01)
+    assert load.itl_s == pytest.approx(0.018, abs=0.001)
