@@ -10,22 +10,22 @@ from typing import Final
 
 import msgspec
 
-from appliance.diagnosis import causes, signs
-from appliance.diagnosis.causes import Finding
+from appliance.diagnosis import crowded, signs, slow, uneven
+from appliance.diagnosis.finding import Finding
 from appliance.diagnosis.signs import Signs
 from appliance.records import NodeSnapshot
 
 Test = Callable[[Signs], Finding | None]
 TESTS: Final[tuple[Test, ...]] = (
-    causes.frontend,
-    causes.slow_link,
-    causes.straggler,
-    causes.kv_full,
-    causes.no_places,
-    causes.skew,
-    causes.cache,
-    causes.prefill_saturated,
-    causes.decode_saturated,
+    slow.frontend,
+    slow.slow_link,
+    slow.straggler,
+    crowded.kv_full,
+    crowded.no_places,
+    uneven.skew,
+    uneven.cache,
+    crowded.prefill_saturated,
+    crowded.decode_saturated,
 )
 _GROWING: Final = 0.3  # requests per second, by which a queue grows
 
@@ -41,7 +41,7 @@ class Judgement(msgspec.Struct, frozen=True, kw_only=True):
 def judge(window: Sequence[NodeSnapshot], share: float) -> Judgement:
     """Of snapshots, oldest first. ``share``: of requests that must meet the targets."""
     read = signs.read(window)
-    gone = causes.down(read)
+    gone = slow.down(read)
     if gone is not None:
         return Judgement(hurt=impact(read, share) or "an engine is missing", finding=gone)
     hurt = impact(read, share)
@@ -54,13 +54,13 @@ def judge(window: Sequence[NodeSnapshot], share: float) -> Judgement:
 def impact(read: Signs, share: float) -> str | None:
     """Who suffers, in words."""
     allowed = max(0.02, 2 * (1 - share))
-    slo = read.now
+    now = read.now
     if read.waits_too_long:
-        return f"requests wait for {slo.queue.oldest_s or 0:.1f} s before anything is done"
+        return f"requests wait for {now.queue.oldest_s or 0:.1f} s before anything is done"
     if read.ttft_late > allowed:
-        return f"{read.ttft_late:.0%} of the first tokens come later than {slo.slo_ttft_s:g} s"
+        return f"{read.ttft_late:.0%} of the first tokens come later than {now.slo_ttft_s:g} s"
     if read.itl_late > allowed:
-        return f"{read.itl_late:.0%} of the tokens come later than {slo.slo_itl_s * 1e3:g} ms after the one before"
+        return f"{read.itl_late:.0%} of the tokens come later than {now.slo_itl_s * 1e3:g} ms after the one before"
     if read.failing_s > 0:
         return f"{read.failing_s:.1f} requests fail per second"
     if read.queue_growth_s > _GROWING and read.queue > 4:

@@ -6,7 +6,7 @@ from collections import deque
 from typing import Final
 
 from appliance.diagnosis import signs
-from appliance.diagnosis.causes import Finding
+from appliance.diagnosis.finding import Finding
 from appliance.diagnosis.judge import Judgement, judge
 from appliance.records import NodeSnapshot, Verdict
 

@@ -1,0 +1,192 @@
+"""There is not enough: KV, places, or engines for what is asked. Pure.
+
+Each test says what speaks for its cause and what to do, or None where it is not so. Thresholds are of two kinds: what is material to a
+request, and what is beyond the noise of a figure. They were chosen on the tuning seeds of ``bench/diagnosis``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from appliance.diagnosis.finding import Finding, first, load, ms, names
+from appliance.diagnosis.signs import Engine, Signs
+from appliance.records import Action, Evidence
+
+_FULL: Final = 0.95  # of KV
+_SATURATED: Final = 0.9  # of the time
+_IDLE: Final = 0.3
+_FEWER: Final = 0.75
+
+
+def kv_full(signs: Signs) -> Finding | None:
+    """Decode engines have no room for the KV of those that wait."""
+    found = [
+        engine
+        for engine in signs.decode
+        if engine.kv >= _FULL and (engine.waiting + engine.fetching >= 1 or engine.preemptions_s > 0)
+    ]
+    if not found:
+        return None
+    worst = _least_room(found)
+    blocks = worst.now.kv_blocks_total or 0
+    return Finding(
+        cause="decode_kv_full",
+        stage="decode",
+        sentence=(
+            f"The KV cache of {names(found)} is full ({worst.kv:.0%}): {worst.waiting:.0f} requests wait for room, "
+            f"and {worst.preemptions_s:.1f} per second are thrown out and computed again."
+        ),
+        confidence=0.9,
+        engines=first(worst, found),
+        evidence=(
+            Evidence(
+                measured=worst.kv,
+                expected=0.9,
+                unit="of KV",
+                sentence=f"{worst.kv:.1%} of {blocks:,} blocks are in use.",
+            ),
+            Evidence(
+                measured=worst.preemptions_s,
+                expected=0.0,
+                unit="1/s",
+                sentence=f"{worst.name} preempts {worst.preemptions_s:.1f} requests per second.",
+            ),
+        ),
+        action=Action(
+            sentence="Give decoding more KV: another decode engine, fp8 KV, or more memory.",
+            setting="[topology] layout with one more decode engine, or [engine.decode] args: --kv-cache-dtype fp8",
+        ),
+    )
+
+
+def _least_room(full: Sequence[Engine]) -> Engine:
+    """Of those that are full: the one that is so with far fewer requests than others, or else the one for which most wait."""
+    fewest = min(full, key=lambda engine: engine.running)
+    if fewest.running < _FEWER * max(engine.running for engine in full):
+        return fewest
+    return max(full, key=lambda engine: (engine.waiting, engine.kv))
+
+
+def no_places(signs: Signs) -> Finding | None:
+    """Decode engines run as many as they may, and others wait."""
+    found = [engine for engine in signs.decode if engine.full and engine.kv < _FULL]
+    if not found or len(found) < len(signs.decode) or signs.queue + sum(engine.waiting for engine in found) < 1:
+        return None
+    worst = max(found, key=lambda engine: engine.running)
+    places = worst.now.max_running or 0
+    return Finding(
+        cause="handoff_decode_admission",
+        stage="handoff",
+        sentence=f"All {places} places of {names(found)} are taken, with {1 - worst.kv:.0%} of the KV still free: requests wait for one.",
+        confidence=0.85,
+        engines=first(worst, found),
+        evidence=(
+            Evidence(
+                measured=worst.running,
+                expected=0.8 * places,
+                unit="requests",
+                sentence=f"{worst.running:.0f} of {places} places are taken.",
+            ),
+        ),
+        action=Action(
+            sentence="Raise the places of decode engines.",
+            setting=f"[engine.decode] args: --max-num-seqs {2 * places}",
+        ),
+    )
+
+
+def prefill_saturated(signs: Signs) -> Finding | None:
+    """All engines that prefill do so all of the time."""
+    pool = signs.prefill
+    if not pool or min(engine.busy for engine in pool) < _SATURATED or signs.queue + sum(e.waiting for e in pool) < 1:
+        return None
+    others = [engine for engine in signs.decode if not engine.prefills]
+    idle = (
+        bool(others) and max(load(engine, "decode") for engine in others) < _IDLE and max(e.kv for e in others) < _IDLE
+    )
+    rate = sum(engine.prompt_tokens_s for engine in pool)
+    moved = _re_roled(signs, -1)
+    return Finding(
+        cause="pool_imbalance" if idle and len(others) > 1 else "prefill_saturated",
+        stage="prefill",
+        sentence=(
+            f"{names(pool)} prefill all of the time, {rate:,.0f} tokens/s, and {signs.queue:.0f} requests wait"
+            + (f", while {names(others)} have little to decode." if idle else ": more is asked than they can do.")
+        ),
+        confidence=0.85,
+        engines=tuple(engine.name for engine in pool),
+        evidence=(
+            Evidence(
+                measured=min(engine.busy for engine in pool),
+                expected=0.75,
+                unit="of the time",
+                sentence=f"Prefill engines are busy {min(engine.busy for engine in pool):.0%} of the time or more.",
+            ),
+            Evidence(
+                measured=signs.queue,
+                expected=0.0,
+                unit="requests",
+                sentence=f"{signs.queue:.0f} requests wait, {signs.queue_growth_s:+.1f} per second.",
+            ),
+        ),
+        action=Action(
+            sentence="Let one more engine prefill" + (f", as in {moved}." if moved else ", or send fewer requests."),
+            setting=f'[topology] layout = "{moved}"' if moved else None,
+        ),
+    )
+
+
+def decode_saturated(signs: Signs) -> Finding | None:
+    """Tokens come late because too many are decoded at once, and no engine is slower than it should be."""
+    pool = [engine for engine in signs.decode if engine.itl_late > 0.1]
+    if not pool or signs.itl_late < 0.1:
+        return None
+    worst = max(pool, key=lambda engine: engine.now.itl_s or 0.0)
+    itl_s = worst.now.itl_s or 0.0
+    others = [engine for engine in signs.prefill if not engine.decodes]
+    idle = bool(others) and max(engine.busy for engine in others) < _IDLE
+    moved = _re_roled(signs, +1)
+    return Finding(
+        cause="pool_imbalance" if idle and len(others) > 1 else "decode_saturated",
+        stage="decode",
+        sentence=(
+            f"{names(pool)} decode {worst.running:.0f} requests at once and take {ms(itl_s)} per token "
+            f"where {ms(signs.now.slo_itl_s)} is the target"
+            + (f", while {names(others)} have little to prefill." if idle else ": that is what so many take.")
+        ),
+        confidence=0.8,
+        engines=first(worst, pool),
+        evidence=(
+            Evidence(
+                measured=itl_s,
+                expected=signs.now.slo_itl_s,
+                unit="s",
+                sentence=f"{worst.name} takes {ms(itl_s)} from token to token; {signs.itl_late:.0%} of all tokens are late.",
+            ),
+            Evidence(
+                measured=worst.slowdown,
+                expected=1.0,
+                unit="times",
+                sentence=f"Its steps take {worst.slowdown:.2f} times what such steps do: it is not slow, it has much to do.",
+            ),
+        ),
+        action=Action(
+            sentence="Let one more engine decode"
+            + (f", as in {moved}" if moved else "")
+            + ", or let fewer run at once.",
+            setting=f'[topology] layout = "{moved}"'
+            if moved
+            else f"[engine.decode] args: --max-num-seqs {max(1, int(worst.running * 0.8))}",
+        ),
+    )
+
+
+def _re_roled(signs: Signs, more_decode: int) -> str | None:
+    """The layout with one engine's role changed."""
+    prefill = sum(engine.prefills and not engine.decodes for engine in signs.engines)
+    decode = sum(engine.decodes and not engine.prefills for engine in signs.engines)
+    if prefill - more_decode < 1 or decode + more_decode < 1 or not signs.split or ":" in signs.now.topology:
+        return None
+    _, _, sizes = signs.now.topology.partition("@")
+    return f"{prefill - more_decode}p{decode + more_decode}d" + (f"@{sizes}" if sizes else "")

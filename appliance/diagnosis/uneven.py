@@ -1,0 +1,107 @@
+"""There is enough, but it is not spread well: over engines, or over what they have in their caches. Pure.
+
+Each test says what speaks for its cause and what to do, or None where it is not so. Thresholds are of two kinds: what is material to a
+request, and what is beyond the noise of a figure. They were chosen on the tuning seeds of ``bench/diagnosis``.
+"""
+
+from __future__ import annotations
+
+import statistics
+from typing import Final
+
+from appliance.diagnosis.finding import Finding, first, load, names
+from appliance.diagnosis.signs import Engine, Signs
+from appliance.records import Action, Evidence
+
+_UNEVEN: Final = 1.5
+_LEAST_LOAD: Final = 0.3  # of its capacity: less is never too much
+_MORE: Final = 1.3  # times the requests that are usual
+_MISSED: Final = 0.15  # of the prompt tokens
+
+
+def skew(signs: Signs) -> Finding | None:
+    """One engine has far more to do than its like, and is not slower."""
+    for stage, pool in (("prefill", signs.prefill), ("decode", signs.decode)):
+        if len(pool) < 2:
+            continue
+        loads = {engine.name: load(engine, stage) for engine in pool}
+        most = max(pool, key=lambda engine: loads[engine.name])
+        rest = statistics.median(loads[engine.name] for engine in pool if engine is not most)
+        weights = [engine.now.weight for engine in pool]
+        favoured = most.now.weight >= _UNEVEN * statistics.median(weights)
+        if loads[most.name] < max(_UNEVEN * rest, _LEAST_LOAD) or (rest > 0.7 and not favoured):
+            continue
+        heavy = (
+            f", for its weight in routing is {most.now.weight:g} and that of others {min(weights):g}"
+            if favoured
+            else ""
+        )
+        return Finding(
+            cause="routing_skew",
+            stage=stage,
+            sentence=f"{most.name} has {loads[most.name] / max(rest, 0.01):.1f} times the work of its like{heavy}.",
+            confidence=0.9 if favoured else 0.7,
+            engines=(most.name,),
+            evidence=(
+                Evidence(
+                    measured=loads[most.name],
+                    expected=rest,
+                    unit="of its capacity",
+                    sentence=f"{most.name} is {loads[most.name]:.0%} loaded, the others {rest:.0%}.",
+                ),
+            ),
+            action=Action(
+                sentence="Give engines of one role equal weights.",
+                call=f'POST /api/engines/{most.name}/weight {{"weight": {min(weights):g}}}',
+            ),
+        )
+    return None
+
+
+def cache(signs: Signs) -> Finding | None:
+    """Less of the prompts is found in the prefix cache than by others, or than before, and no more is asked."""
+    before, length = signs.arrivals_before_s, signs.prompt_tokens_before
+    more = before is not None and signs.arrivals_s > _MORE * before
+    if length and (signs.prompt_tokens or 0.0) > _MORE * length:
+        return None  # other prompts come than before
+    fell = [
+        engine for engine in signs.prefill if (usual := _usual_hits(engine, signs, more)) and _missed(engine, usual)
+    ]
+    if not fell:
+        return None
+    worst = max(fell, key=lambda engine: (_usual_hits(engine, signs, more) or 0.0) - (engine.hits or 0.0))
+    hits, usual = worst.hits or 0.0, _usual_hits(worst, signs, more) or 0.0
+    return Finding(
+        cause="cache_miss_storm",
+        stage="prefill",
+        sentence=(
+            f"{names(fell)} finds {hits:.0%} of its prompts in the prefix cache where {usual:.0%} is usual: "
+            "with no more requests it has more to compute."
+        ),
+        confidence=0.85,
+        engines=first(worst, fell),
+        evidence=(
+            Evidence(
+                measured=hits,
+                expected=usual,
+                unit="of prompt tokens",
+                sentence=f"The prefix cache of {worst.name} hits {hits:.0%} where {usual:.0%} is usual.",
+            ),
+        ),
+        action=Action(
+            sentence="Keep conversations on the engine that has their beginning, or give prefill engines more KV.",
+            setting="[engine] kv_cache_bytes",
+        ),
+    )
+
+
+def _usual_hits(engine: Engine, signs: Signs, more: bool) -> float | None:
+    """What its like find now; where it has none, what it found before, unless more is asked by now."""
+    others = [other.hits for other in signs.prefill if other is not engine and other.hits is not None]
+    if others:
+        return statistics.median(others)
+    return None if more else engine.hits_before
+
+
+def _missed(engine: Engine, usual: float) -> bool:
+    return engine.hits is not None and usual - engine.hits > _MISSED and engine.hits < 0.7 * usual
