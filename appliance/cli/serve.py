@@ -101,19 +101,7 @@ class Appliance:
         timelines = Timelines(config.telemetry.recent_requests)
         router = Router(config.router, node.views, ledger, timelines, model)
         control = cast.control(node)
-        collector = Collector(
-            config,
-            node,
-            router,
-            ledger,
-            timelines,
-            model_name=model,
-            version=__version__,
-            hardware=control or Machine(),
-            diagnose=Diagnoser(config.slo.share),
-            kinds=cast.kinds,
-            simulated=control is not None,
-        )
+        collector = self._collector(node, router, ledger, timelines, control)
         _connect(node, router, ledger, timelines, collector, control)
         node.on_change(self._note)
         app = self._app(router, node, collector, control)
@@ -147,6 +135,23 @@ class Appliance:
         _say("pd-appliance: stopped")
         if failure:
             raise NoEngineError(failure)
+
+    def _collector(
+        self, node: Node, router: Router, ledger: Ledger, timelines: Timelines, control: Control | None
+    ) -> Collector:
+        return Collector(
+            self._config,
+            node,
+            router,
+            ledger,
+            timelines,
+            model_name=self._cast.model,
+            version=__version__,
+            hardware=control or Machine(),
+            diagnose=Diagnoser(self._config.slo.share),
+            kinds=self._cast.kinds,
+            simulated=control is not None,
+        )
 
     def _app(self, router: Router, node: Node, collector: Collector, control: Control | None) -> Site:
         server = self._config.server

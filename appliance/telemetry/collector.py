@@ -6,9 +6,9 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
-from msgspec.structs import replace
+import msgspec
 
 from appliance.channel import HandoffEnded, Step, Up
 from appliance.config import Config
@@ -31,7 +31,7 @@ from appliance.records import (
 )
 from appliance.telemetry.host import CpuShare, own_memory_bytes, session_memory_bytes
 from appliance.telemetry.links import Links
-from appliance.telemetry.series import Series
+from appliance.telemetry.series import Load, Rates, Series
 from appliance.telemetry.timeline import Timelines
 
 _log = logging.getLogger("pd-appliance")
@@ -186,7 +186,7 @@ class Collector:
     def diagnosed(self, now_ns: int) -> NodeSnapshot:
         """How the node is now, and what holds it back. ``run`` publishes one at each tick."""
         snapshot = self.snapshot(now_ns)
-        return replace(snapshot, verdict=self._diagnose(snapshot))
+        return msgspec.structs.replace(snapshot, verdict=self._diagnose(snapshot))
 
     def snapshot(self, now_ns: int) -> NodeSnapshot:
         """How the node is now."""
@@ -293,11 +293,6 @@ def engine_snapshot(
         kv_blocks_total=total,
         kv_blocks_free=last.kv_free if last else None,
         block_tokens=core.block_tokens if core else None,
-        prompt_tokens_s=rates.prompt_tokens_s if rates else None,
-        output_tokens_s=rates.output_tokens_s if rates else None,
-        steps_s=rates.steps_s if rates else None,
-        step_ms=rates.step_ms if rates else None,
-        prefix_hit_rate=rates.prefix_hit_rate if rates else None,
         preemptions=_preemptions(series),
         last_step_age_s=max(0, now_ns - sign_ns) * 1e-9 if sign_ns is not None else None,
         peers=view.peers,
@@ -306,16 +301,17 @@ def engine_snapshot(
         weight=view.weight,
         max_running=core.max_running if core else None,
         token_budget=core.max_batched_tokens if core else None,
-        busy=load.busy if load else None,
-        slowdown=load.slowdown if load else None,
-        step_prompt_tokens=load.step_prompt_tokens if load else None,
-        step_decode_tokens=load.step_decode_tokens if load else None,
-        itl_s=load.itl_s if load else None,
-        itl_late=load.itl_late if load else None,
         leased_blocks=last.leased if last else None,
         api_delay_s=api_delay_s,
         host=host,
+        **_figures(rates),
+        **_figures(load),
     )
+
+
+def _figures(found: Rates | Load | None) -> dict[str, Any]:
+    """Whose names are those of the snapshot's fields."""
+    return msgspec.structs.asdict(found) if found is not None else {}
 
 
 def _preemptions(series: Series | None) -> int | None:

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from aiohttp import web
 
 from appliance.config import RouterConfig
@@ -285,3 +286,14 @@ async def endless(engine: Engine, request: web.Request, body: dict[str, Any]) ->
 
 def queued(built: House, depth: int = 1) -> bool:
     return built.router.queue_snapshot(time.monotonic_ns()).depth == depth
+
+
+async def one_of_two_waits(built: House) -> tuple[asyncio.Task[None], asyncio.Task[None]]:
+    """Two requests to an engine with room for one: that one is being prefilled, and the other is in the queue."""
+    built["e0"].view = msgspec.structs.replace(built["e0"].view, max_batched_tokens=1)
+    built["e0"].script = holding()
+    first, _ = built.asking(ASK)
+    await built["e0"].reached.wait()
+    second, _ = built.asking(ASK)
+    await until(lambda: queued(built))
+    return first, second

@@ -8,7 +8,20 @@ from typing import Any
 import msgspec
 import pytest
 from aiohttp import web
-from router_fakes import ASK, EVENTS, STREAM, Engine, House, Script, failing, holding, house, last, legs, queued, until
+from router_fakes import (
+    ASK,
+    EVENTS,
+    STREAM,
+    Engine,
+    House,
+    Script,
+    failing,
+    holding,
+    house,
+    last,
+    legs,
+    one_of_two_waits,
+)
 
 from appliance.errors import RequestError
 from appliance.records import EngineState
@@ -170,12 +183,7 @@ async def test_a_whole_answer_that_is_given_up_is_a_503(pair: House, name: str) 
 
 async def test_what_waits_in_the_queue_is_given_up_too(short: Path) -> None:
     async with house(short) as built:
-        built["e0"].view = msgspec.structs.replace(built["e0"].view, max_batched_tokens=1)
-        built["e0"].script = holding()
-        first, _ = built.asking(ASK)
-        await built["e0"].reached.wait()
-        second, _ = built.asking(ASK)
-        await until(lambda: queued(built))
+        first, second = await one_of_two_waits(built)
         built.router.abandon()
         for task in (first, second):
             with pytest.raises(RequestError) as caught:

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 from aiohttp import web
 from router_fakes import (
@@ -22,7 +21,7 @@ from router_fakes import (
     holding,
     house,
     last,
-    queued,
+    one_of_two_waits,
     stream,
     until,
 )
@@ -78,12 +77,7 @@ async def test_a_client_that_leaves_with_the_last_event_was_served(pair: House) 
 
 async def test_a_client_that_leaves_the_queue_takes_nothing_with_it(short: Path) -> None:
     async with house(short) as built:
-        built["e0"].view = msgspec.structs.replace(built["e0"].view, max_batched_tokens=1)
-        built["e0"].script = holding()
-        first, _ = built.asking(ASK)
-        await built["e0"].reached.wait()
-        second, _ = built.asking(ASK)
-        await until(lambda: queued(built))
+        first, second = await one_of_two_waits(built)
         second.cancel()
         with pytest.raises(asyncio.CancelledError):
             await second

@@ -11,6 +11,7 @@ from router_fakes import (
     ASK,
     holding,
     house,
+    one_of_two_waits,
     queued,
     until,
 )
@@ -120,12 +121,7 @@ async def test_no_engine_yet_is_said_with_its_progress(short: Path) -> None:
 
 async def test_the_last_engine_going_down_ends_the_wait(short: Path) -> None:
     async with house(short) as built:
-        built["e0"].view = msgspec.structs.replace(built["e0"].view, max_batched_tokens=1)
-        built["e0"].script = holding()
-        first, _ = built.asking(ASK)
-        await built["e0"].reached.wait()
-        second, _ = built.asking(ASK)
-        await until(lambda: queued(built))
+        first, second = await one_of_two_waits(built)
         for engine in built.engines.values():
             engine.view = msgspec.structs.replace(engine.view, state=EngineState.FAILED, cause="no memory")
         built.router.engines_changed()
