@@ -190,7 +190,7 @@ class Collector:
 
     def snapshot(self, now_ns: int) -> NodeSnapshot:
         """How the node is now."""
-        delays = self._timelines.api_delays(now_ns)
+        delays = self._timelines.begun.api_delays(now_ns)
         views = self._node.views()
         percentiles = self._timelines.percentiles()
         reason = self._router.not_ready()
@@ -217,7 +217,7 @@ class Collector:
             ttft_p50_s=percentiles.ttft_p50_s,
             ttft_p99_s=percentiles.ttft_p99_s,
             itl_p50_s=percentiles.itl_p50_s,
-            lately=self._timelines.lately(now_ns, self._config.slo.ttft_s),
+            lately=self._timelines.begun.lately(now_ns, self._config.slo.ttft_s),
             recent=tuple(self._timelines.recent(_NEWEST, now_ns)),
         )
 

@@ -19,13 +19,12 @@ from typing import Final
 import msgspec
 
 from appliance.channel import FirstToken, HandoffEnded, LeaseGranted, Scheduled, Up
-from appliance.records import STAGES, Lately, Leg, Stage, Timeline
+from appliance.records import STAGES, Leg, Stage, Timeline
+from appliance.telemetry.lately import Begun
 
 _NS: Final = 1e-9
 _WHOLE_STAGES: Final = STAGES[:3]  # nothing divides the rest of an unsplit request
 _GAPS_KEPT: Final = 4096
-_BEGUN_KEPT: Final = 300
-_LATELY_NS: Final = 3 * 1_000_000_000
 _ONE_STEP_NS: Final = 500_000  # no engine makes a step in less
 
 
@@ -160,7 +159,7 @@ class Trace:
             self.marks.first_token = now_ns
         self.last_chunk_ns = now_ns
         self.output_chunks = 1
-        self._owner.begun(self, now_ns)
+        self._owner.begun.add(self, now_ns)
 
     def chunk(self, now_ns: int) -> None:
         """Another piece has been sent. Called for every one, so it does next to nothing."""
@@ -305,7 +304,7 @@ class Timelines:
         self._by_id: dict[str, Trace] = {}
         self.keys: dict[str, Trace] = {}  # by the router's key; kept as long as the trace, for late messages
         self.gaps: deque[int] = deque(maxlen=_GAPS_KEPT)
-        self._begun: deque[tuple[int, Trace]] = deque(maxlen=_BEGUN_KEPT)
+        self.begun = Begun()
 
     def begin(self, id: str, route: str, stream: bool, now_ns: int) -> Trace:
         """A request has arrived."""
@@ -313,43 +312,6 @@ class Timelines:
         self._running[trace] = None
         self._by_id[id] = trace
         return trace
-
-    def begun(self, trace: Trace, now_ns: int) -> None:
-        """Its answer has begun; called by the trace itself."""
-        self._begun.append((now_ns, trace))
-
-    def lately(self, now_ns: int, ttft_target_s: float) -> Lately:
-        """Requests whose answer has begun in the last seconds."""
-        traces = self._lately(now_ns)
-        ttfts = [trace.ttft_ns * _NS for trace in traces if trace.ttft_ns is not None]
-        if not ttfts:
-            return Lately(first_tokens=0)
-        prompts = [trace.prompt_tokens for trace in traces if trace.prompt_tokens]
-        sums: dict[str, float] = {}
-        for trace in traces:
-            for stage in trace.stages(now_ns):
-                sums[stage.name] = sums.get(stage.name, 0.0) + stage.duration_s
-        return Lately(
-            first_tokens=len(traces),
-            ttft_late=sum(ttft > ttft_target_s for ttft in ttfts) / len(ttfts),
-            ttft_s=sum(ttfts) / len(ttfts),
-            stages=tuple(Stage(name, sums[name] / len(traces)) for name in STAGES if name in sums),
-            prompt_tokens=sum(prompts) / len(prompts) if prompts else None,
-        )
-
-    def api_delays(self, now_ns: int) -> dict[str, float]:
-        """By the engine that answered: seconds from its first token to that token's bytes, mean."""
-        found: dict[str, list[float]] = {}
-        for trace in self._lately(now_ns):
-            marks, engine = trace.marks, trace.decode_engine
-            if trace.stream and engine and marks.made is not None and marks.first_token is not None:
-                found.setdefault(engine, []).append(max(0, marks.first_token - marks.made) * _NS)
-        return {engine: sum(delays) / len(delays) for engine, delays in found.items()}
-
-    def _lately(self, now_ns: int) -> list[Trace]:
-        while self._begun and now_ns - self._begun[0][0] > _LATELY_NS:
-            self._begun.popleft()
-        return [trace for _, trace in self._begun]
 
     def finished(self, trace: Trace) -> None:
         """Called by the trace itself."""

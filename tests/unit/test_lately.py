@@ -1,0 +1,38 @@
+"""Requests whose answer has just begun."""
+
+from __future__ import annotations
+
+import pytest
+
+from appliance.channel import FirstToken
+from appliance.telemetry.timeline import Timelines
+
+MS = 1_000_000
+S = 1000 * MS
+
+
+def answered(timelines: Timelines, number: int, ttft_ns: int, api_ns: int = 0) -> None:
+    """One that came a second after the one before, streamed whole by e0."""
+    arrived_ns = number * S
+    trace = timelines.begin(f"r{number}", "/v1/completions", True, arrived_ns)
+    trace.dispatched("whole", "e0", f"k{number}", arrived_ns + 10 * MS)
+    timelines.fold("e0", FirstToken(request=f"k{number}", at_ns=arrived_ns + ttft_ns - api_ns))
+    trace.first_byte(arrived_ns + ttft_ns)
+
+
+def test_those_of_the_last_seconds_count_and_their_stages_sum_to_what_they_took() -> None:
+    timelines = Timelines(10)
+    for number, ttft_ms in enumerate((9000, 100, 300)):
+        answered(timelines, number + 1, ttft_ms * MS)
+    found = timelines.begun.lately(4 * S, 0.2)
+    assert (found.first_tokens, found.ttft_late) == (3, pytest.approx(2 / 3))
+    assert sum(stage.duration_s for stage in found.stages) == pytest.approx(found.ttft_s)
+    assert timelines.begun.lately(60 * S, 0.2).first_tokens == 0
+    assert timelines.begun.lately(60 * S, 0.2).ttft_late is None
+
+
+def test_from_the_engines_first_token_to_its_bytes_is_the_api_process() -> None:
+    timelines = Timelines(10)
+    answered(timelines, 1, 500 * MS, api_ns=40 * MS)
+    answered(timelines, 2, 500 * MS, api_ns=60 * MS)
+    assert timelines.begun.api_delays(3 * S) == {"e0": pytest.approx(0.05)}
