@@ -38,22 +38,22 @@ class Judgement(msgspec.Struct, frozen=True, kw_only=True):
     next: Finding | None = None
 
 
-def judge(window: Sequence[NodeSnapshot], share: float) -> Judgement:
-    """Of snapshots, oldest first. ``share``: of requests that must meet the targets."""
+def judge(window: Sequence[NodeSnapshot], share: float, *, standing: bool = False) -> Judgement:
+    """Of snapshots, oldest first. ``share``: of requests that must meet the targets. ``standing``: a verdict does, and less keeps it up."""
     read = signs.read(window)
     gone = slow.down(read)
     if gone is not None:
-        return Judgement(hurt=impact(read, share) or "an engine is missing", finding=gone)
-    hurt = impact(read, share)
+        return Judgement(hurt=impact(read, share, standing) or "an engine is missing", finding=gone)
+    hurt = impact(read, share, standing)
     if hurt is None:
         return Judgement(hurt=None)
     found = [finding for test in TESTS if (finding := test(read)) is not None]
     return Judgement(hurt=hurt, finding=found[0] if found else None, next=found[1] if len(found) > 1 else None)
 
 
-def impact(read: Signs, share: float) -> str | None:
+def impact(read: Signs, share: float, standing: bool) -> str | None:
     """Who suffers, in words."""
-    allowed = max(0.02, 2 * (1 - share))
+    allowed = max(0.02, (1 if standing else 2) * (1 - share))
     now = read.now
     if read.waits_too_long:
         return f"requests wait for {now.queue.oldest_s or 0:.1f} s before anything is done"

@@ -13,7 +13,7 @@ from appliance.records import NodeSnapshot, Verdict
 _SEEN_FOR_S: Final = 1.0  # the same cause of the same engine, until it is said
 _CHANGED_FOR_S: Final = 2.5  # another one, until it takes the place of what was said
 _UNKNOWN_FOR_S: Final = 4.0  # somebody is hurt and nothing tells why, until that is said
-_WELL_FOR_S: Final = 3.0  # nobody is hurt, until it is over
+_WELL_FOR_S: Final = 5.0  # nobody is hurt, until it is over
 
 Key = tuple[str, str]
 
@@ -38,7 +38,7 @@ class Diagnoser:
         self._window.append(snapshot)
         while snapshot.time - self._window[0].time > signs.WINDOW_S:
             self._window.popleft()
-        judgement = judge(self._window, self._share)
+        judgement = judge(self._window, self._share, standing=self._said is not None)
         self._verdict = self._steady(judgement, snapshot.time)
         return self._verdict
 

@@ -60,7 +60,8 @@ def test_what_was_seen_once_is_no_verdict_and_what_is_over_is_gone() -> None:
     said = diagnose(late(101.5))
     assert (said.state, said.cause, said.engine) == ("bottleneck", "prefill_saturated", "e0")
     assert diagnose(late(102.0, depth=0)).state == "bottleneck"
-    assert diagnose(late(106.0, depth=0)).state == "ok"
+    assert diagnose(late(106.0, depth=0)).state == "bottleneck"
+    assert diagnose(late(107.5, depth=0)).state == "ok"
 
 
 def test_a_slow_engine_is_named_before_saturation_and_the_gpu_that_slows_it_is_evidence() -> None:
