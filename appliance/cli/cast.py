@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib.util
+import logging
 import os
 import sys
 from collections.abc import AsyncIterator, Sequence
@@ -25,6 +26,7 @@ from appliance.supervisor.node import Node
 from appliance.supervisor.specs import EngineSpec, resolve_model, specs
 from appliance.supervisor.topology import Topology, parse
 
+_log = logging.getLogger("pd-appliance")
 _ENGINE_MEMORY_BYTES: Final = 1200 << 20  # of one CPU engine, measured, without its KV cache and its weights
 _KINDS: Final = ("auto", "vllm", "sim")
 _ANYWHERE: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}
@@ -71,25 +73,23 @@ class Cast(msgspec.Struct, frozen=True, kw_only=True):
         if self.scenario is None:
             yield
             return
-        process = await asyncio.create_subprocess_exec(
-            *(
-                sys.executable,
-                "-m",
-                "appliance.simulator.player",
-                "--url",
-                _near(url),
-                "--scenario",
-                str(self.scenario),
-            ),
-            *("--layout", self.layout, "--model", self.model, "--parent", str(os.getpid())),
-            start_new_session=True,
-        )
+        command = [sys.executable, "-m", "appliance.simulator.player", "--url", _near(url), "--layout", self.layout]
+        command += ["--scenario", str(self.scenario), "--model", self.model, "--parent", str(os.getpid())]
+        process = await asyncio.create_subprocess_exec(*command, start_new_session=True)
+        watching = asyncio.create_task(_tell_end(process))
         try:
             yield
         finally:
+            watching.cancel()
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
             await process.wait()
+
+
+async def _tell_end(process: asyncio.subprocess.Process) -> None:
+    """Nobody ends them but us: a node that nobody asks any more should not look well."""
+    code = await process.wait()
+    _log.error("the scenario's clients have ended with exit code %d: nobody asks any more", code)
 
 
 def cast(loaded: Loaded, path: Path | None) -> Cast:
@@ -159,11 +159,9 @@ def _near(url: str) -> str:
     """For a client on this machine: a node that listens everywhere listens here, too."""
     parts = urlsplit(url)
     host = _ANYWHERE.get(parts.hostname or "")
-    return (
-        url
-        if host is None
-        else urlunsplit(parts._replace(netloc=f"{f'[{host}]' if ':' in host else host}:{parts.port}"))
-    )
+    if host is None:
+        return url
+    return urlunsplit(parts._replace(netloc=f"{f'[{host}]' if ':' in host else host}:{parts.port}"))
 
 
 def _check_memory(config: Config, topology: Topology) -> None:
