@@ -63,6 +63,6 @@ def impact(read: Signs, share: float, standing: bool) -> str | None:
         return f"{read.itl_late:.0%} of the tokens come later than {now.slo_itl_s * 1e3:g} ms after the one before"
     if read.failing_s > 0:
         return f"{read.failing_s:.1f} requests fail per second"
-    if read.queue_growth_s > _GROWING and read.queue > 4:
+    if read.queue_growth_s > _GROWING and (now.queue.oldest_s or 0.0) > now.slo_ttft_s / 2:  # soon it will be too late
         return f"the queue grows by {read.queue_growth_s:.1f} requests per second"
     return None
