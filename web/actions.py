@@ -1,9 +1,9 @@
-"""What an owner may tell the node. Every route is a POST, which ``Door`` lets no page of another site send."""
+"""What an owner may tell the node, and what came of it. Every order is a POST, which ``Door`` lets no page of another site send."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import msgspec
 from starlette.requests import Request
@@ -11,50 +11,89 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from appliance.errors import ActionError, RequestError
+from appliance.records import Order, OrderKind, Remedy, Role
 from web.ports import Actions
 
 T = TypeVar("T")
+_PLAIN: Final = (OrderKind.DRAIN, OrderKind.RESUME, OrderKind.RESTART)
 
 
 class ActionRoutes:
-    """Answers 202 with what was asked; 404 for an engine that isn't there, 409 where it can't be done now."""
+    """Answers 202 with what was asked and the remedy that it is; 404 for an engine that isn't there, 409 where it can't be done now."""
 
     def __init__(self, actions: Actions) -> None:
         self._actions = actions
 
     def routes(self) -> list[BaseRoute]:
-        verbs = {"drain": self._actions.drain, "resume": self._actions.resume, "restart": self._actions.restart}
+        plain = [
+            Route(f"/api/engines/{{name}}/{kind.value}", self._of_engine(kind), methods=["POST"]) for kind in _PLAIN
+        ]
         return [
-            *(
-                Route(f"/api/engines/{{name}}/{verb}", self._of_engine(verb, do), methods=["POST"])
-                for verb, do in verbs.items()
-            ),
+            *plain,
             Route("/api/engines/{name}/weight", self.weight, methods=["POST"]),
+            Route("/api/engines/{name}/role", self.role, methods=["POST"]),
+            Route("/api/topology", self.topology, methods=["POST"]),
             Route("/api/restart", self.restart_all, methods=["POST"]),
+            Route("/api/remedies", self.remedies, methods=["GET"]),
+            Route("/api/remedies", self.apply, methods=["POST"]),
+            Route("/api/remedies/{id}/undo", self.undo, methods=["POST"]),
         ]
 
-    def _of_engine(self, verb: str, do: Callable[[str], None]) -> Callable[[Request], Response]:
+    def _of_engine(self, kind: OrderKind) -> Callable[[Request], Response]:
         async def endpoint(request: Request) -> Response:
-            name = request.path_params["name"]
-            tried(lambda: do(name))
-            return asked_for({"engine": name, "asked": verb})
+            return self._give(request, Order(kind=kind, engine=request.path_params["name"]))
 
         return endpoint  # type: ignore[return-value]
 
     async def weight(self, request: Request) -> Response:
-        name, asked = request.path_params["name"], read(await request.body(), Weight)
-        tried(lambda: self._actions.weight(name, asked.weight))
-        return asked_for({"engine": name, "asked": "weight", "weight": asked.weight})
+        asked = read(await request.body(), Weight)
+        return self._give(
+            request, Order(kind=OrderKind.WEIGHT, engine=request.path_params["name"], weight=asked.weight)
+        )
+
+    async def role(self, request: Request) -> Response:
+        asked = read(await request.body(), Use)
+        return self._give(request, Order(kind=OrderKind.ROLE, engine=request.path_params["name"], role=asked.role))
+
+    async def topology(self, request: Request) -> Response:
+        asked = read(await request.body(), Layout)
+        return self._give(request, Order(kind=OrderKind.TOPOLOGY, topology=asked.topology))
 
     async def restart_all(self, request: Request) -> Response:
-        tried(self._actions.restart_all)
-        return asked_for({"asked": "restart"})
+        return self._give(request, Order(kind=OrderKind.RESTART))
+
+    async def apply(self, request: Request) -> Response:
+        """An order as verdicts have them: ``{"kind": "weight", "engine": "e1", "weight": 0.5}``."""
+        return self._give(request, read(await request.body(), Order))
+
+    async def undo(self, request: Request) -> Response:
+        return _answer(tried(lambda: self._actions.undo(request.path_params["id"], _by(request))))
+
+    async def remedies(self, request: Request) -> Response:
+        """Newest first."""
+        body = msgspec.json.encode(self._actions.remedies())
+        return Response(body, 200, {"cache-control": "no-store"}, media_type="application/json")
+
+    def _give(self, request: Request, order: Order) -> Response:
+        return _answer(tried(lambda: self._actions.apply(order, _by(request))))
 
 
 class Weight(msgspec.Struct, forbid_unknown_fields=True):
     """The body of ``/api/engines/{name}/weight``."""
 
     weight: float
+
+
+class Use(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of ``/api/engines/{name}/role``."""
+
+    role: Role
+
+
+class Layout(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of ``/api/topology``."""
+
+    topology: str
 
 
 def read(body: bytes, kind: type[T]) -> T:
@@ -65,9 +104,10 @@ def read(body: bytes, kind: type[T]) -> T:
         raise RequestError(400, f"the body can't be read: {error}", code="invalid_body") from None
 
 
-def tried(do: Callable[[], None]) -> None:
+def tried(do: Callable[[], T]) -> T:
+    """What it returns. Raises ``RequestError`` where it can't be done."""
     try:
-        do()
+        return do()
     except ActionError as error:
         raise _refusal(error) from error
 
@@ -78,6 +118,23 @@ def _refusal(error: ActionError) -> RequestError:
     if error.invalid:
         return RequestError(400, str(error), code="invalid_value")
     return RequestError(409, str(error), code="not_now")
+
+
+def _by(request: Request) -> str:
+    if request.headers.get("hx-request"):
+        return "page"
+    return "cli" if request.headers.get("user-agent", "").startswith("pd-appliance") else "api"
+
+
+def _answer(remedy: Remedy) -> Response:
+    return asked_for(
+        {
+            "asked": remedy.order.kind.value,
+            "engine": remedy.order.engine,
+            "restarts": remedy.restarts,
+            "remedy": remedy,
+        }
+    )
 
 
 def asked_for(body: dict[str, object]) -> Response:

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import msgspec
 
-from appliance.records import NodeSnapshot, Timeline
+from appliance.records import NodeSnapshot, Order, Remedy, Timeline
 
 
 class InferenceRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,26 +52,18 @@ class Inference(Protocol):
 
 
 class Actions(Protocol):
-    """The node. Each returns at once; what comes of it shows in the snapshots. All raise ``ActionError``."""
+    """The remedies. Each returns at once; what comes of it shows in the snapshots. Orders raise ``ActionError``."""
 
-    def drain(self, name: str) -> None:
-        """Take no new work on an engine."""
+    def apply(self, order: Order, by: str) -> Remedy:
+        """Give an order. ``by``: api, cli or page."""
         ...
 
-    def resume(self, name: str) -> None:
-        """Take work on it again."""
+    def undo(self, id: str, by: str) -> Remedy:
+        """Take a remedy back."""
         ...
 
-    def restart(self, name: str) -> None:
-        """Start it again once what it has begun is done."""
-        ...
-
-    def restart_all(self) -> None:
-        """So with all engines, one after the other."""
-        ...
-
-    def weight(self, name: str, weight: float) -> None:
-        """Give an engine more or less of the work than its like."""
+    def remedies(self) -> Sequence[Remedy]:
+        """Those that were given, and what they brought; newest first."""
         ...
 
 

@@ -27,7 +27,8 @@ from appliance.cli.herald import Herald
 from appliance.config import Config, ServerConfig, config_path_default, load, state_directory
 from appliance.diagnosis.verdicts import Diagnoser
 from appliance.errors import NoEngineError, NotNowError
-from appliance.records import EngineState, EngineView
+from appliance.records import EngineState, EngineView, Role
+from appliance.remedies.apply import Remedies
 from appliance.router.router import Router
 from appliance.simulator.control import Control
 from appliance.supervisor import notify
@@ -96,15 +97,16 @@ class Appliance:
     async def _serve(self, runtime: Runtime) -> None:
         config = self._config
         cast, model = self._cast, self._cast.model
-        node = Node(config, cast.specs, runtime, topology=cast.layout)
+        node = Node(config, cast.specs, runtime)
         ledger = Ledger(send=node.send_core)
         timelines = Timelines(config.telemetry.recent_requests)
         router = Router(config.router, node.views, ledger, timelines, model)
         control = cast.control(node)
         collector = self._collector(node, router, ledger, timelines, control)
         _connect(node, router, ledger, timelines, collector, control)
+        remedies = Remedies(node.actions, collector.latest)
         node.on_change(self._note)
-        app = self._app(router, node, collector, control)
+        app = self._app(router, remedies, collector, control)
         server = _Web(app, self._listener)
         herald = Herald(
             config,
@@ -117,6 +119,7 @@ class Appliance:
         async with asyncio.TaskGroup() as group:
             web = group.create_task(server.run())
             telemetry = group.create_task(collector.run())
+            trials = group.create_task(remedies.run(collector.updates()))
             await router.start()
             await node.start()
             telling = group.create_task(herald.run())
@@ -127,6 +130,7 @@ class Appliance:
             herald.stopping()
             await self._finish(router)
             app.close_streams()
+            trials.cancel()
             telemetry.cancel()
             await server.stop(web)
             await router.close()
@@ -153,12 +157,12 @@ class Appliance:
             simulated=control is not None,
         )
 
-    def _app(self, router: Router, node: Node, collector: Collector, control: Control | None) -> Site:
+    def _app(self, router: Router, remedies: Remedies, collector: Collector, control: Control | None) -> Site:
         server = self._config.server
         return create_app(
             inference=router,
             node=collector,
-            actions=node.actions,
+            actions=remedies,
             simulation=control,
             max_body_bytes=server.max_body_bytes,
             max_held_bytes=server.max_held_bytes,
@@ -315,12 +319,12 @@ def _listen(server: ServerConfig) -> socket.socket:
     return listener
 
 
-_last_said: dict[str, tuple[EngineState, str | None]] = {}
+_last_said: dict[str, tuple[Role, EngineState, str | None]] = {}
 
 
 def _report(view: EngineView) -> None:
-    """A line whenever an engine's state or stage changes."""
-    now = (view.state, view.stage)
+    """A line whenever an engine's role, state or stage changes."""
+    now = (view.role, view.state, view.stage)
     if _last_said.get(view.name) != now and view.epoch:
         _last_said[view.name] = now
         detail = (

@@ -6,7 +6,7 @@ What ``router.request`` does with HTTP is done here with calls; everything that 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Final
 
@@ -25,6 +25,7 @@ from appliance.records import (
     Pair,
     QueueSnapshot,
     RequestCounts,
+    Role,
 )
 from appliance.router import policy
 from appliance.router.loads import Loads
@@ -41,12 +42,14 @@ from appliance.simulator.leg import Offer, Outcome
 from appliance.simulator.physics import Physics
 from appliance.simulator.plan import EnginePlan
 from appliance.simulator.request import Answered, Asked, Request
+from appliance.supervisor.topology import Place, described, relabelled
 from appliance.telemetry.collector import Collector
 from appliance.telemetry.ledger import Ledger
 from appliance.telemetry.timeline import Timelines
 
 _NOTICED_NS: Final = 3_000_000_000  # from the last sign of an engine that hangs to its end
 _HANGS: Final = "its EngineCore gave no sign of life for 3.0 s"
+_LOOK_NS: Final = 500_000_000  # at an engine that drains
 _RESTART_NS: Final = 30_000_000_000  # from its end to its next life: weights are loaded anew
 
 
@@ -56,6 +59,8 @@ class _Place:
     def __init__(self, plan: EnginePlan, clock: VirtualClock) -> None:
         self.plan = plan
         self.epoch = 1
+        self.role = plan.role  # in routing, and its weight there
+        self.weight = 1.0
         self.faults: dict[tuple[str, str | None], Fault] = {}  # that last
         self.gpus = VirtualGpus(
             gpu(plan.gpu), plan.first_gpu, plan.tensor_parallel, plan.memory_bytes, plan.name, clock
@@ -78,7 +83,6 @@ class SimulatedNode:
         on_answer: Callable[[Answered], None],
     ) -> None:
         self.clock = clock
-        self.topology = "simulated"
         self._on_answer = on_answer
         self._fabric = Fabric(clock, plans[0].link_bytes_s, self._refusal, self._copying)
         self._places = {plan.name: _Place(plan, clock) for plan in plans}
@@ -91,7 +95,7 @@ class SimulatedNode:
         self._counts = dict.fromkeys(("total", "ok", "failed", "split"), 0)
         self.on_message: Callable[[str, int, Up], None] = lambda engine, epoch, message: None
         for place in self._places.values():
-            place.view = _view(place.plan, plans, 0, clock.now_ns)
+            place.view = _view(place, self._places, 0, clock.now_ns)
         self._collector = Collector(
             config,
             self,
@@ -114,6 +118,11 @@ class SimulatedNode:
     def snapshot(self) -> NodeSnapshot:
         """How the node is now: the same that the real one would publish."""
         return self._collector.snapshot(self.clock.now_ns)
+
+    @property
+    def topology(self) -> str:
+        """What the engines are used for now."""
+        return described(self._as_places())
 
     def views(self) -> tuple[EngineView, ...]:
         return tuple(place.view for place in self._places.values())
@@ -187,6 +196,54 @@ class SimulatedNode:
         if fault.kind == "hang":
             self.clock.at(self.clock.now_ns + _NOTICED_NS, partial(self._lose, place, place.epoch, _HANGS))
 
+    # ---- what an owner says; see ``remedies.apply.Hands``
+
+    def drain(self, name: str) -> None:
+        self._be(self._places[name], state=EngineState.DRAINING)
+
+    def resume(self, name: str) -> None:
+        self._be(self._places[name], state=EngineState.READY)
+
+    def restart(self, name: str) -> None:
+        """Once what it has begun is done."""
+        place = self._places[name]
+        self.drain(name)
+        self._drained(place, place.epoch)
+
+    def restart_all(self) -> None:
+        """One at a time."""
+        for number, name in enumerate(self._places):
+            self.clock.at(self.clock.now_ns + number * 2 * _RESTART_NS, partial(self.restart, name))
+
+    def weight(self, name: str, weight: float) -> None:
+        self._places[name].weight = weight
+        self._be(self._places[name], weight=weight)
+
+    def role(self, name: str, role: Role) -> None:
+        self._places[name].role = role
+        self._be(self._places[name], role=role)
+
+    def relabel(self, layout: str) -> None:
+        """Raises ``ConfigError`` for a layout of other engines."""
+        for name, role in relabelled(self._as_places(), layout).items():
+            self.role(name, role)
+
+    def _be(self, place: _Place, **changed: object) -> None:
+        place.view = msgspec.structs.replace(place.view, **changed)
+        self.queue.pump()
+
+    def _drained(self, place: _Place, epoch: int) -> None:
+        if place.epoch != epoch or place.view.state is not EngineState.DRAINING:
+            return  # it has ended by itself, or takes work again
+        if self.loads[place.plan.name].legs or self.ledger.held_by(place.plan.name):
+            self.clock.at(self.clock.now_ns + _LOOK_NS, partial(self._drained, place, epoch))
+        else:
+            self._be(place, state=EngineState.READY)
+            self._lose(place, epoch, "restarted", EngineState.STARTING)
+
+    def _as_places(self) -> list[Place]:
+        return [Place(name, place.role, place.plan.tensor_parallel) for name, place in self._places.items()]
+
     # ---- lives
 
     def _live(self, place: _Place) -> None:
@@ -202,18 +259,23 @@ class SimulatedNode:
             lambda outcome: place.frontend.tokens(0, lambda: self._ended(outcome)),
             epoch=epoch,
         )
-        place.view = _view(place.plan, [other.plan for other in self._places.values()], epoch, self.clock.now_ns)
+        place.view = _view(place, self._places, epoch, self.clock.now_ns)
         for fault in place.faults.values():
             self._faults(place).apply(fault)
-        self._weigh()
         self._fold(place, epoch, words.ready(place.plan.settings))
         self.queue.pump()
 
-    def _lose(self, place: _Place, epoch: int, cause: str = "ended by SIGSEGV") -> None:
+    def _lose(
+        self,
+        place: _Place,
+        epoch: int,
+        cause: str = "ended by SIGSEGV",
+        state: EngineState = EngineState.BACKOFF,
+    ) -> None:
         """A life is over, and the next one is some time away."""
-        if place.epoch != epoch or place.view.state is not EngineState.READY:
+        if place.epoch != epoch or place.view.state not in (EngineState.READY, EngineState.DRAINING):
             return
-        place.view = msgspec.structs.replace(place.view, state=EngineState.BACKOFF, cause=cause)
+        place.view = msgspec.structs.replace(place.view, state=state, cause=cause)
         self.ledger.lost(place.plan.name, place.epoch, self.clock.now_ns)
         place.engine.die()
         place.epoch += 1
@@ -230,15 +292,14 @@ class SimulatedNode:
         )
 
     def _weigh(self) -> None:
-        roles = {name: place.plan.role for name, place in self._places.items()}
+        roles = {name: place.role for name, place in self._places.items()}
         preferred = {
             name: place.faults["skew", None].severity
             for name, place in self._places.items()
             if ("skew", None) in place.faults
         }
         for name, weight in faults.weights(roles, preferred).items():
-            place = self._places[name]
-            place.view = msgspec.structs.replace(place.view, weight=weight)
+            self.weight(name, weight)
 
     # ---- what happens between engines
 
@@ -289,18 +350,19 @@ class SimulatedNode:
         self._on_answer(answered)
 
 
-def _view(plan: EnginePlan, plans: Sequence[EnginePlan], epoch: int, now_ns: int) -> EngineView:
-    settings = plan.settings
+def _view(place: _Place, others: Iterable[str], epoch: int, now_ns: int) -> EngineView:
+    plan, settings = place.plan, place.plan.settings
     return EngineView(
         name=plan.name,
-        role=plan.role,
+        role=place.role,
+        weight=place.weight,
         state=EngineState.READY,
         epoch=epoch,
         socket="",
         gpus=tuple(map(uuid, plan.indexes)),
         since_ns=now_ns,
         restarts=epoch - 1,
-        peers=tuple(other.name for other in plans if other.name != plan.name),
+        peers=tuple(other for other in others if other != plan.name),
         max_batched_tokens=settings.max_batched_tokens,
         max_running=settings.max_running,
         max_model_len=settings.max_model_len,

@@ -1,4 +1,4 @@
-"""What an owner may tell the node to do with its engines. Implements ``web.ports.Actions``."""
+"""What the node can be told to do with its engines. Implements ``remedies.apply.Hands``."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
-from appliance.errors import ActionError
-from appliance.records import EngineState
+from appliance.errors import ActionError, ConfigError
+from appliance.records import EngineState, Role
 from appliance.supervisor.acquaintance import Acquaintances, Key
 from appliance.supervisor.engine import Engine
 from appliance.supervisor.introductions import Task
 from appliance.supervisor.lifecycle import GIVEN_UP, Drain, Drained, Event, Restart, Resume
+from appliance.supervisor.topology import relabelled
 
 _SETTLE_S: Final = 0.05
 _LOOK_S: Final = 0.1
@@ -36,10 +37,10 @@ class EngineActions:
         known: Acquaintances,
         post: Post,
         task: Task,
-        publish: Callable[[Engine], None],
+        publish: Callable[..., None],
         grace_s: float,
     ) -> None:
-        """``publish`` makes what an engine is now known. ``grace_s``: the longest that a restart waits for what is under way."""
+        """``publish`` makes known what some engines are now. ``grace_s``: the longest that a restart waits for what is under way."""
         self._engines = engines
         self._known = known
         self._post = post
@@ -78,6 +79,31 @@ class EngineActions:
         engine = self._engine_in(name, "be weighted", tuple(EngineState))
         engine.weight = weight
         self._publish(engine)
+
+    def role(self, name: str, role: Role) -> None:
+        """Use an engine for something else. Raises ``ActionError`` where nobody would be left for what it does."""
+        engine = self._engine_in(name, "change its role", tuple(EngineState))
+        rest = [other for other in self._engines.values() if other is not engine]
+        if engine.role.prefills and not role.prefills and not any(other.role.prefills for other in rest):
+            raise ActionError(
+                f"{name} is the only engine that prefills: let another one prefill first, or set the topology"
+            )
+        if engine.role.decodes and not role.decodes and not any(other.role.decodes for other in rest):
+            raise ActionError(
+                f"{name} is the only engine that decodes: let another one decode first, or set the topology"
+            )
+        engine.role = role
+        self._publish(engine)
+
+    def relabel(self, layout: str) -> None:
+        """Give the engines the roles of a layout. Raises ``ActionError`` for one that takes other engines."""
+        try:
+            roles = relabelled([engine.place for engine in self._engines.values()], layout)
+        except ConfigError as error:
+            raise ActionError(str(error), invalid=True) from error
+        for name, role in roles.items():
+            self._engines[name].role = role
+        self._publish(*self._engines.values())
 
     def restart_all(self) -> None:
         """Restart one engine after the other, so that the node serves all the time. Raises ``ActionError``."""

@@ -11,6 +11,7 @@ from appliance.supervisor.channel_server import Connection
 from appliance.supervisor.lifecycle import Life
 from appliance.supervisor.process import LOG_LINES, Session
 from appliance.supervisor.specs import EngineSpec
+from appliance.supervisor.topology import Place
 from appliance.supervisor.vitals import Vitals
 
 
@@ -30,10 +31,15 @@ class Engine:
         self.vitals: Vitals | None = None  # once it has served
         self.cpu_s = 0.0  # used by its processes, when last looked at
         self.weight = 1.0  # in routing
+        self.role = spec.role  # in routing, too: nothing in its processes depends on it
 
     @property
     def key(self) -> Key:
         return Key(self.spec.name, self.life.epoch)
+
+    @property
+    def place(self) -> Place:
+        return Place(self.spec.name, self.role, self.spec.tensor_parallel)
 
     @property
     def lives(self) -> bool:
@@ -74,7 +80,7 @@ class Engine:
         life, core, spec = self.life, self.core, self.spec
         return EngineView(
             name=spec.name,
-            role=spec.role,
+            role=self.role,
             state=life.state,
             epoch=life.epoch,
             socket=socket,

@@ -43,6 +43,7 @@ from appliance.supervisor.process import Session
 from appliance.supervisor.runtime import Runtime
 from appliance.supervisor.specs import EngineSpec
 from appliance.supervisor.starts import Starts
+from appliance.supervisor.topology import described
 from appliance.supervisor.watch import Watch
 
 _PROBE_S: Final = 0.1
@@ -68,10 +69,7 @@ class Node:
         config: Config,
         engines: Sequence[EngineSpec],
         runtime: Runtime,
-        *,
-        topology: str,
     ) -> None:
-        self.topology = topology
         self._config = config
         self._runtime = runtime
         self._on_message: list[OnMessage] = []
@@ -102,6 +100,11 @@ class Node:
             self._publish(engine)
 
     # ---- what others may ask
+
+    @property
+    def topology(self) -> str:
+        """What the engines are used for now."""
+        return described([engine.place for engine in self._engines.values()])
 
     def views(self) -> tuple[EngineView, ...]:
         return tuple(self._views.values())
@@ -378,11 +381,16 @@ class Node:
 
     # ---- views
 
-    def _publish(self, engine: Engine) -> None:
-        view = engine.view(str(self._runtime.server_socket(engine.spec.name)), self._acquaintances)
-        if view != self._views.get(engine.spec.name):
-            self._views[engine.spec.name] = view
+    def _publish(self, *engines: Engine) -> None:
+        """What has changed is told once all of it is true: of two engines that change places none is missing for a moment."""
+        views = [self._view(engine) for engine in engines]
+        changed = [view for view in views if view != self._views.get(view.name)]
+        self._views |= {view.name: view for view in changed}
+        for view in changed:
             _tell(self._on_change, view)
+
+    def _view(self, engine: Engine) -> EngineView:
+        return engine.view(str(self._runtime.server_socket(engine.spec.name)), self._acquaintances)
 
     def _task(self, coroutine: Coroutine[Any, Any, None], name: str) -> None:
         task: asyncio.Task[None] = asyncio.get_running_loop().create_task(coroutine, name=name)

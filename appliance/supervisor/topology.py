@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
@@ -47,6 +49,43 @@ def parse(layout: str) -> Topology:
     _check(layout, groups)
     engines = [(role, size) for role, count, size in groups for _ in range(count)]
     return Topology(text, tuple(Place(f"e{number}", role, size) for number, (role, size) in enumerate(engines)))
+
+
+def described(places: Sequence[Place]) -> str:
+    """The layout of engines as they are used now. Of both kinds at once, as no configuration can say: ``1p1d2b``."""
+    counts = Counter(place.role for place in places)
+    letters = ((Role.PREFILL, "p"), (Role.DECODE, "d"), (Role.BOTH, "b"))
+    layout = "".join(f"{counts[role]}{letter}" for role, letter in letters if counts[role])
+    sizes = [sorted({place.tensor_parallel for place in places if place.role is role}) for role, _ in letters]
+    said = [":".join(f"tp{size}" for size in found) for found in sizes if found]
+    if set(said) == {"tp1"}:
+        return layout
+    return f"{layout}@{said[0] if len(set(said)) == 1 else ':'.join(said)}"
+
+
+def relabelled(places: Sequence[Place], layout: str) -> dict[str, Role]:
+    """Each engine's role in a layout of the same engines, changing as few as can be.
+
+    Raises ``ConfigError`` for a layout that takes other engines.
+    """
+    wanted = Counter((place.role, place.tensor_parallel) for place in parse(layout).places)
+    sizes = Counter(place.tensor_parallel for place in places)
+    if sizes != Counter(size for (_, size), count in wanted.items() for _ in range(count)):
+        there = " and ".join(f"{count} of {size} GPUs" if size > 1 else str(count) for size, count in sizes.items())
+        raise ConfigError(
+            f"topology {layout!r} takes other engines than there are ({there}): write it into the configuration "
+            "([topology] layout) and start the appliance again"
+        )
+    roles: dict[str, Role] = {}
+    for place in sorted(places, key=lambda place: wanted[place.role, place.tensor_parallel] == 0):
+        role = place.role if wanted[place.role, place.tensor_parallel] else _lacking(wanted, place.tensor_parallel)
+        wanted[role, place.tensor_parallel] -= 1
+        roles[place.name] = role
+    return {place.name: roles[place.name] for place in places}
+
+
+def _lacking(wanted: Counter[tuple[Role, int]], size: int) -> Role:
+    return next(role for (role, of), count in wanted.items() if of == size and count > 0)
 
 
 def _split(layout: str, prefill: int, decode: int, prefill_size: int, decode_size: int) -> Groups:

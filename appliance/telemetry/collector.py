@@ -43,8 +43,8 @@ _OWN: Final = 0  # the supervisor's place among the memory readings; no engine h
 
 
 class NodeSource(Protocol):
-    topology: str
-
+    @property
+    def topology(self) -> str: ...
     def views(self) -> Sequence[EngineView]: ...
     def logs(self, name: str) -> list[str] | None: ...
 

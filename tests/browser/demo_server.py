@@ -12,6 +12,7 @@ from page_states import STATES, FakeNode
 from starlette.types import Receive, Scope, Send
 
 from appliance.errors import RequestError
+from appliance.remedies.apply import Remedies
 from appliance.telemetry import exposition
 from web.app import Site, create_app
 from web.ports import InferenceRequest, Reply
@@ -32,7 +33,7 @@ class Demo:
         self.site: Site = create_app(
             inference=NoInference(),
             node=node,
-            actions=node,
+            actions=Remedies(node, node.latest),
             max_body_bytes=1 << 20,
             max_held_bytes=1 << 24,
             metrics=exposition.render,

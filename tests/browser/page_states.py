@@ -408,7 +408,7 @@ STATES: dict[str, Callable[[int], NodeSnapshot]] = {
 
 
 class FakeNode:
-    """A ``NodeView`` and ``Actions`` that shows one of ``STATES`` and ticks on; ``show`` changes to another."""
+    """A ``NodeView`` and ``Hands`` that shows one of ``STATES`` and ticks on; ``show`` changes to another."""
 
     def __init__(self, state: str = "busy", tick_s: float = 0.5) -> None:
         self.state = state
@@ -446,6 +446,12 @@ class FakeNode:
 
     def weight(self, name: str, weight: float) -> None:
         self._asked(f"weight {weight:g}", name)
+
+    def role(self, name: str, role: Role) -> None:
+        self._asked(f"role {role.value}", name)
+
+    def relabel(self, layout: str) -> None:
+        self.asked.append(f"topology {layout}")
 
     def _asked(self, verb: str, name: str) -> None:
         found = next((engine for engine in self.latest().engines if engine.name == name), None)

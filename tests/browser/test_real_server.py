@@ -13,6 +13,7 @@ import pytest
 import uvicorn
 from page_states import FakeNode
 
+from appliance.remedies.apply import Remedies
 from web.app import create_app
 from web.ports import InferenceRequest, Reply
 
@@ -48,7 +49,7 @@ def port(router: Router) -> Iterator[int]:
     site = create_app(
         inference=router,
         node=FakeNode(),
-        actions=FakeNode(),
+        actions=Remedies(FakeNode(), FakeNode().latest),
         max_body_bytes=_LIMIT_BYTES,
         max_held_bytes=10 * _LIMIT_BYTES,
         metrics=lambda snapshot: b"",

@@ -19,7 +19,7 @@ from appliance.channel import Heartbeat, PeerClosed, Release, Up
 from appliance.config import Config, EngineConfig
 from appliance.costs import huggingface
 from appliance.errors import ActionError
-from appliance.records import EngineState, EngineView
+from appliance.records import EngineState, EngineView, Role
 from appliance.simulator import specs as simulated
 from appliance.simulator.leg import Settings
 from appliance.simulator.plan import EnginePlan
@@ -100,7 +100,7 @@ async def node(
     """Scripts by engine name; afterwards nothing of it may be left."""
     config = Config(engine=EngineConfig(stall_s=stall_s))
     with tempfile.TemporaryDirectory(prefix="pd-") as name:
-        made = Node(config, engines(layout, scripts), Runtime(Path(name) / "run"), topology=layout)
+        made = Node(config, engines(layout, scripts), Runtime(Path(name) / "run"))
         made.actions.in_flight = in_flight
         scene = Scene(made)
         await made.start()
@@ -246,6 +246,25 @@ async def test_draining_and_resuming() -> None:
         await scene.until(lambda: scene.engine("e0").state is EngineState.READY)
         with pytest.raises(ActionError, match="there is no engine 'e7': there are e0, e1"):
             scene.node.actions.resume("e7")
+
+
+async def test_roles_change_while_all_goes_on() -> None:
+    async with node("2p1d") as scene:
+        await scene.all_ready()
+        actions, before = scene.node.actions, [view.pid for view in scene.node.views()]
+        scene.views.clear()
+        actions.relabel("1p2d")
+        assert [(view.name, view.role) for view in scene.views] == [("e1", Role.DECODE)]
+        assert scene.node.topology == "1p2d"
+        actions.role("e1", Role.BOTH)
+        assert scene.node.topology == "1p1d1b"
+        assert [view.pid for view in scene.node.views()] == before
+        actions.relabel("3b")
+        with pytest.raises(ActionError, match=r"'4b' takes other engines than there are \(3\)"):
+            actions.relabel("4b")
+        actions.relabel("1p2d")
+        with pytest.raises(ActionError, match="e0 is the only engine that prefills"):
+            actions.role("e0", Role.DECODE)
 
 
 async def test_a_restart_waits_for_what_is_under_way() -> None:
@@ -410,7 +429,7 @@ async def test_a_command_line_that_can_not_be_is_told() -> None:
     config = Config(engine=EngineConfig(args=("--seed", "\0")))
     with tempfile.TemporaryDirectory(prefix="pd-") as name:
         [spec] = specs(config, parse("1b"), resolve_model(config), [0])
-        made = Node(config, [replace(spec, forked=False)], Runtime(Path(name)), topology="1b")
+        made = Node(config, [replace(spec, forked=False)], Runtime(Path(name)))
         await made.start()
         async with asyncio.timeout(5):
             while made.views()[0].state is not EngineState.FAILED:

@@ -146,7 +146,7 @@ def test_how_often_the_watchdog_is_fed(variables: dict[str, str], seconds: float
 def idle(short: Path) -> Node:
     """Its engines are never started."""
     config = Config()
-    return Node(config, specs(config, parse("1p1d"), resolve_model(config), [0]), Runtime(short), topology="1p1d")
+    return Node(config, specs(config, parse("1p1d"), resolve_model(config), [0]), Runtime(short))
 
 
 def heard(listener: socket.socket) -> list[bytes]:

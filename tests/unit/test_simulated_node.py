@@ -153,7 +153,7 @@ def test_the_collector_says_of_it_what_it_would_say_of_a_real_node() -> None:
     house.run(30)
     snapshot = house.node.snapshot()
     prefill, decode = snapshot.engines
-    assert (snapshot.simulated, snapshot.ready, snapshot.topology) == (True, True, "simulated")
+    assert (snapshot.simulated, snapshot.ready, snapshot.topology) == (True, True, "1p1d")
     assert snapshot.uptime_s == pytest.approx(30)
     assert decode.running == 32
     step_s = LLAMA.step(Batch((), 32, 32 * 1000)).total_s

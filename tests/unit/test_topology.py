@@ -6,7 +6,7 @@ import pytest
 
 from appliance.errors import ConfigError
 from appliance.records import Role
-from appliance.supervisor.topology import parse
+from appliance.supervisor.topology import Place, described, parse, relabelled
 
 
 @pytest.mark.parametrize(
@@ -52,3 +52,30 @@ def test_what_is_not_a_layout_says_what_would_be(layout: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse(layout)
     assert repr(layout) in str(caught.value)
+
+
+@pytest.mark.parametrize("layout", ["1p1d", "4b", "1p1d@tp4", "2p1d@tp2:tp4", "1b@tp8"])
+def test_engines_are_described_as_they_were_asked_for(layout: str) -> None:
+    assert described(parse(layout).places) == layout
+
+
+def test_as_few_engines_as_can_be_change_their_role() -> None:
+    before = parse("3p1d").places
+    assert relabelled(before, "2p2d") == {
+        "e0": Role.PREFILL, "e1": Role.PREFILL, "e2": Role.DECODE, "e3": Role.DECODE,
+    }  # fmt: skip
+    mixed = [Place("e0", Role.DECODE), Place("e1", Role.PREFILL), Place("e2", Role.BOTH)]
+    assert relabelled(mixed, "1p2d") == {"e0": Role.DECODE, "e1": Role.PREFILL, "e2": Role.DECODE}
+
+
+@pytest.mark.parametrize("layout", ["2p1d", "5b", "2p2d@tp2", "1b@tp4"])
+def test_a_layout_of_other_engines_is_refused(layout: str) -> None:
+    with pytest.raises(ConfigError, match="takes other engines than there are"):
+        relabelled(parse("2p2d").places, layout)
+
+
+def test_engines_keep_their_sizes() -> None:
+    there = parse("2p1d@tp2:tp4").places
+    assert relabelled(there, "1p2d@tp4:tp2") == {"e0": Role.DECODE, "e1": Role.DECODE, "e2": Role.PREFILL}
+    with pytest.raises(ConfigError):
+        relabelled(there, "1p2d@tp2:tp4")

@@ -13,6 +13,7 @@ from starlette.testclient import TestClient
 
 from appliance.errors import ActionError, RequestError
 from appliance.records import NodeSnapshot, Timeline
+from appliance.remedies.apply import Remedies
 from web import assets
 from web.app import Site, create_app
 from web.ports import InferenceRequest, Reply
@@ -46,7 +47,7 @@ def made(node: FakeNode, **door: Any) -> Site:
     return create_app(
         inference=Router(),
         node=node,
-        actions=node,
+        actions=Remedies(node, node.latest),
         max_body_bytes=1000,
         max_held_bytes=10_000,
         metrics=lambda snapshot: b"metric 1\n",
@@ -241,13 +242,15 @@ def test_assets_are_taken_from_the_wheel_where_there_is_one(tmp_path: Path, monk
 @pytest.mark.parametrize("verb", ["drain", "resume", "restart"])
 def test_an_engine_is_told_what_to_do(client: TestClient, node: FakeNode, verb: str) -> None:
     answer = client.post(f"/api/engines/e1/{verb}")
-    assert (answer.status_code, answer.json()) == (202, {"engine": "e1", "asked": verb})
+    said = answer.json()
+    assert (answer.status_code, said["engine"], said["asked"]) == (202, "e1", verb)
+    assert said["restarts"] == (["e1"] if verb == "restart" else [])
     assert node.asked == [f"{verb} e1"]
 
 
 def test_all_engines_are_restarted(client: TestClient, node: FakeNode) -> None:
     answer = client.post("/api/restart")
-    assert (answer.status_code, answer.json(), node.asked) == (202, {"asked": "restart"}, ["restart"])
+    assert (answer.status_code, answer.json()["restarts"], node.asked) == (202, ["e0", "e1"], ["restart"])
 
 
 def test_what_can_not_be_done_is_said(client: TestClient, node: FakeNode) -> None:
@@ -349,7 +352,49 @@ def test_a_real_node_has_no_faults_to_be_had(client: TestClient) -> None:
 
 def test_an_engine_is_weighted(client: TestClient, node: FakeNode) -> None:
     answer = client.post("/api/engines/e1/weight", json={"weight": 0.5})
-    assert (answer.status_code, answer.json()) == (202, {"engine": "e1", "asked": "weight", "weight": 0.5})
+    said = answer.json()
+    assert (answer.status_code, said["engine"], said["asked"]) == (202, "e1", "weight")
+    assert said["remedy"]["sentence"] == "e1's weight in routing: 1 → 0.5"
+    assert said["remedy"]["undo"] == {"kind": "weight", "engine": "e1", "weight": 1.0}
     assert node.asked == ["weight 0.5 e1"]
     for body in (b"", b"{}", b'{"weight": "much"}', b'{"weight": 1, "more": 2}'):
         assert client.post("/api/engines/e1/weight", content=body).status_code == 400
+
+
+def test_roles_are_changed_of_one_engine_and_of_all(client: TestClient, node: FakeNode) -> None:
+    assert client.post("/api/engines/e1/role", json={"role": "both"}).status_code == 202
+    answer = client.post("/api/topology", json={"topology": "2b"})
+    assert (answer.status_code, answer.json()["restarts"]) == (202, [])
+    assert node.asked == ["role both e1", "topology 2b"]
+    answer = client.post("/api/engines/e1/role", json={"role": "worker"})
+    assert (answer.status_code, "worker" in answer.json()["error"]["message"]) == (400, True)
+
+
+def test_what_a_verdict_advises_is_applied_as_it_stands_and_taken_back(client: TestClient, node: FakeNode) -> None:
+    order = {"kind": "weight", "engine": "e1", "weight": 0.5}
+    remedy = client.post("/api/remedies", json=order, headers={"user-agent": "pd-appliance/0"}).json()["remedy"]
+    assert (remedy["by"], remedy["state"], remedy["order"]) == ("cli", "settling", order)
+    back = client.post(f"/api/remedies/{remedy['id']}/undo", headers={"hx-request": "true"}).json()["remedy"]
+    assert (back["by"], back["order"]["weight"]) == ("page", 1.0)
+    assert node.asked == ["weight 0.5 e1", "weight 1 e1"]
+    assert [one["state"] for one in client.get("/api/remedies").json()] == ["settling", "undone"]
+    assert client.post(f"/api/remedies/{remedy['id']}/undo").status_code == 409
+    assert client.post("/api/remedies/r9/undo").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("order", "said"),
+    [
+        ({"kind": "weight", "engine": "e1"}, "needs 'weight'"),
+        ({"kind": "drain"}, "needs 'engine'"),
+        ({"kind": "drain", "engine": "e1", "weight": 2}, "has no 'weight'"),
+        ({"kind": "topology", "topology": "2b", "engine": "e1"}, "leave 'engine' out"),
+        ({"kind": "dance", "engine": "e1"}, "dance"),
+    ],
+)
+def test_an_order_that_makes_no_sense_is_refused(
+    client: TestClient, node: FakeNode, order: dict[str, Any], said: str
+) -> None:
+    answer = client.post("/api/remedies", json=order)
+    assert (answer.status_code, said in answer.json()["error"]["message"]) == (400, True)
+    assert node.asked == []
