@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+from appliance.diagnosis import advice
 from appliance.diagnosis.finding import Finding, first, load, ms, names
 from appliance.diagnosis.signs import Engine, Signs
 from appliance.records import Action, Evidence
@@ -53,7 +54,8 @@ def kv_full(signs: Signs) -> Finding | None:
                 sentence=f"{worst.name} preempts {worst.preemptions_s:.1f} requests per second.",
             ),
         ),
-        action=Action(
+        action=advice.re_role(signs, "decode")
+        or Action(
             sentence="Give decoding more KV: another decode engine, fp8 KV, or more memory.",
             setting="[topology] layout with one more decode engine, or [engine.decode] args: --kv-cache-dtype fp8",
         ),
@@ -106,7 +108,6 @@ def prefill_saturated(signs: Signs) -> Finding | None:
         bool(others) and max(load(engine, "decode") for engine in others) < _IDLE and max(e.kv for e in others) < _IDLE
     )
     rate = sum(engine.prompt_tokens_s for engine in pool)
-    moved = _re_roled(signs, -1)
     return Finding(
         cause="pool_imbalance" if idle and len(others) > 1 else "prefill_saturated",
         stage="prefill",
@@ -130,9 +131,9 @@ def prefill_saturated(signs: Signs) -> Finding | None:
                 sentence=f"{signs.queue:.0f} requests wait, {signs.queue_growth_s:+.1f} per second.",
             ),
         ),
-        action=Action(
-            sentence="Let one more engine prefill" + (f", as in {moved}." if moved else ", or send fewer requests."),
-            setting=f'[topology] layout = "{moved}"' if moved else None,
+        action=advice.re_role(signs, "prefill")
+        or Action(
+            sentence="Send fewer requests, or add an engine that prefills: all that there are have as much as they can do."
         ),
     )
 
@@ -146,7 +147,6 @@ def decode_saturated(signs: Signs) -> Finding | None:
     itl_s = worst.now.itl_s or 0.0
     others = [engine for engine in signs.prefill if not engine.decodes]
     idle = bool(others) and max(engine.busy for engine in others) < _IDLE
-    moved = _re_roled(signs, +1)
     return Finding(
         cause="pool_imbalance" if idle and len(others) > 1 else "decode_saturated",
         stage="decode",
@@ -171,22 +171,9 @@ def decode_saturated(signs: Signs) -> Finding | None:
                 sentence=f"Its steps take {worst.slowdown:.2f} times what such steps do: it is not slow, it has much to do.",
             ),
         ),
-        action=Action(
-            sentence="Let one more engine decode"
-            + (f", as in {moved}" if moved else "")
-            + ", or let fewer run at once.",
-            setting=f'[topology] layout = "{moved}"'
-            if moved
-            else f"[engine.decode] args: --max-num-seqs {max(1, int(worst.running * 0.8))}",
+        action=advice.re_role(signs, "decode")
+        or Action(
+            sentence="Let fewer run at once, so that those that do are in time; or add an engine that decodes.",
+            setting=f"[engine.decode] args: --max-num-seqs {max(1, int(worst.running * 0.8))}",
         ),
     )
-
-
-def _re_roled(signs: Signs, more_decode: int) -> str | None:
-    """The layout with one engine's role changed."""
-    prefill = sum(engine.prefills and not engine.decodes for engine in signs.engines)
-    decode = sum(engine.decodes and not engine.prefills for engine in signs.engines)
-    if prefill - more_decode < 1 or decode + more_decode < 1 or not signs.split or ":" in signs.now.topology:
-        return None
-    _, _, sizes = signs.now.topology.partition("@")
-    return f"{prefill - more_decode}p{decode + more_decode}d" + (f"@{sizes}" if sizes else "")

@@ -10,6 +10,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Final
 
+from appliance.diagnosis import advice
 from appliance.diagnosis.finding import Finding, first, ms, share
 from appliance.diagnosis.signs import Engine, Signs
 from appliance.records import Action, EngineState, Evidence
@@ -105,6 +106,7 @@ def slow_link(signs: Signs) -> Finding | None:
     ends = [name for link in slow for name in (link.producer, link.consumer)]
     common = max(sorted(set(ends)), key=ends.count)
     several = len(slow) > 1 and ends.count(common) == len(slow)
+    end = next((one for one in signs.engines if one.name == (common if several else worst.consumer)), None)
     return Finding(
         cause="handoff_link_slow",
         stage="handoff",
@@ -130,10 +132,7 @@ def slow_link(signs: Signs) -> Finding | None:
                 sentence=f"A request waits {ms(moving)} for its KV.",
             ),
         ),
-        action=Action(
-            sentence=f"Take new work off {worst.consumer if several is False else common} until the link is mended.",
-            call=f"POST /api/engines/{common if several else worst.consumer}/drain",
-        ),
+        action=advice.no_work(end, signs, "see to the link") if end else Action(sentence="See to the link."),
         gain=share(moving * (1 - 1 / (worst.slowdown or 1.0)), sum(signs.stages.values())),
     )
 
@@ -172,7 +171,6 @@ def straggler(signs: Signs) -> Finding | None:
                 sentence=f"{worst.name}'s main loop could run and had no core {worst.core_delay:.0%} of the time.",
             )
         )
-    weight = round(worst.now.weight / worst.slowdown, 2)
     return Finding(
         cause=f"{stage}_straggler_{kind}",
         stage=stage,
@@ -180,12 +178,15 @@ def straggler(signs: Signs) -> Finding | None:
         confidence=0.95 if trouble or starved else 0.6,
         engines=first(worst, found),
         evidence=tuple(evidence),
-        action=Action(
-            sentence=f"Give {worst.name} less of the work until that is mended"
-            + (
-                ", or drain it and see to its cooling." if kind == "gpu" else "; give its processes cores of their own."
-            ),
-            call=f'POST /api/engines/{worst.name}/weight {{"weight": {weight:g}}}',
+        action=advice.less_work(
+            worst,
+            signs,
+            worst.slowdown,
+            f"see to its GPU ({trouble})"
+            if trouble
+            else "give its processes cores of their own"
+            if kind == "cpu"
+            else "look at what else runs on its GPU",
         ),
         gain=1 - 1 / worst.slowdown,
     )

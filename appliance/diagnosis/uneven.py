@@ -9,6 +9,7 @@ from __future__ import annotations
 import statistics
 from typing import Final
 
+from appliance.diagnosis import advice
 from appliance.diagnosis.finding import Finding, first, load, names
 from appliance.diagnosis.signs import Engine, Signs
 from appliance.records import Action, Evidence
@@ -50,10 +51,7 @@ def skew(signs: Signs) -> Finding | None:
                     sentence=f"{most.name} is {loads[most.name]:.0%} loaded, the others {rest:.0%}.",
                 ),
             ),
-            action=Action(
-                sentence="Give engines of one role equal weights.",
-                call=f'POST /api/engines/{most.name}/weight {{"weight": {min(weights):g}}}',
-            ),
+            action=advice.even_out(most, pool, loads[most.name] / max(rest, 0.01)),
         )
     return None
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from appliance.cli.diagnose import text
 from appliance.diagnosis.judge import judge
 from appliance.diagnosis.verdicts import Diagnoser
-from appliance.records import EngineSnapshot, EngineState, NodeSnapshot, QueueSnapshot, Verdict
+from appliance.records import Action, EngineSnapshot, EngineState, NodeSnapshot, QueueSnapshot, Verdict
 from bench.diagnosis.cases import cases, healthy
 from bench.diagnosis.play import play
 from bench.diagnosis.score import score, wilson
@@ -71,8 +71,41 @@ def test_a_slow_engine_is_named_before_saturation_and_the_gpu_that_slows_it_is_e
     assert finding is not None
     assert (finding.cause, finding.engines) == ("prefill_straggler_gpu", ("e0",))
     assert any("990 of 1,980 MHz" in one.sentence for one in finding.evidence)
-    assert finding.action.call is not None
-    assert "/api/engines/e0/weight" in finding.action.call
+    assert (finding.action.order, "no other engine can take" in finding.action.sentence) == (None, True)
+
+
+def test_an_engine_gets_less_of_the_work_where_others_can_take_it_and_has_it_not_already() -> None:
+    slow, like = made.engine("e0", busy=1.0, slowdown=2.0, waiting=3), made.engine("e2", busy=0.9, slowdown=1.0)
+    decode = made.engine("e1", made.Role.DECODE, busy=0.9, slowdown=1.0, running=30)
+
+    def action(weight: float) -> Action | None:
+        queue = QueueSnapshot(depth=40, capacity=1024, oldest_s=5.0)
+        engines = (replace(slow, weight=weight), decode, like)
+        finding = judge([replace(made.node(engines, 0, queue=queue), time=100.0)], 0.95).finding
+        return finding.action if finding is not None else None
+
+    assert (found := action(1.0)) is not None
+    assert (found.call, found.order and found.order.weight) == ('POST /api/engines/e0/weight {"weight": 0.5}', 0.5)
+    assert (again := action(0.5)) is not None
+    assert (again.order, "less of the work already" in again.sentence) == (None, True)
+
+
+def test_only_an_engine_that_can_be_spared_gets_another_role() -> None:
+    def action(running: int) -> Action | None:
+        others = [
+            made.engine(f"e{n}", made.Role.DECODE, busy=0.9, slowdown=1.0, running=running, max_running=64)
+            for n in (1, 2)
+        ]
+        others = [replace(one, kv_usage=0.1, waiting=0, fetching=0) for one in others]
+        prefill = made.engine("e0", busy=1.0, slowdown=1.0, waiting=3, token_budget=8192)
+        queue = QueueSnapshot(depth=40, capacity=1024, oldest_s=5.0)
+        finding = judge([replace(made.node((prefill, *others), 0, queue=queue), time=100.0)], 0.95).finding
+        return finding.action if finding is not None else None
+
+    assert (found := action(4)) is not None
+    assert found.call == 'POST /api/engines/e1/role {"role": "prefill"}'
+    assert (busy := action(40)) is not None
+    assert (busy.order, "Send fewer requests" in busy.sentence) == (None, True)
 
 
 def test_a_clock_that_is_set_back_makes_no_failures() -> None:
