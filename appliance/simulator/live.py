@@ -52,13 +52,13 @@ class LiveEngine:
         self._outcomes: list[Outcome] = []
         self._table = LeaseTable(settings.lease_table(), create=True)
         self.peers = Peers(plan, settings, send)
-        self._frontend = Frontend(clock, quiet=plan.quiet)
+        self._frontend = Frontend(clock, quiet=not plan.noise)
         self._gpus = VirtualGpus(
             gpu(plan.gpu), plan.first_gpu, plan.tensor_parallel, plan.memory_bytes, plan.name, clock
         )
         self._host = VirtualHost(clock, self._frontend)
         self._physics = Physics(
-            plan.cost(), f"{plan.chance}/{settings.epoch}", quiet=plan.quiet, gpus=self._gpus, host=self._host
+            plan.cost(), f"{plan.chance}/{settings.epoch}", noise=plan.noise, gpus=self._gpus, host=self._host
         )
         self._fabric = Fabric(clock, plan.link_bytes_s, self.peers.refusal, self._copying)
         self._core = Engine(

@@ -65,9 +65,9 @@ class _Place:
         self.gpus = VirtualGpus(
             gpu(plan.gpu), plan.first_gpu, plan.tensor_parallel, plan.memory_bytes, plan.name, clock
         )
-        self.frontend = Frontend(clock, quiet=plan.quiet)
+        self.frontend = Frontend(clock, quiet=not plan.noise)
         self.host = VirtualHost(clock, self.frontend)
-        self.physics = Physics(plan.cost(), plan.chance, quiet=plan.quiet, gpus=self.gpus, host=self.host)
+        self.physics = Physics(plan.cost(), plan.chance, noise=plan.noise, gpus=self.gpus, host=self.host)
         self.engine: Engine
         self.view: EngineView
 

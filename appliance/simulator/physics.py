@@ -77,12 +77,12 @@ class Physics:
     """Of one engine. Faults change ``speed``; the fabric counts ``pulls``; ``gpus`` see each step."""
 
     def __init__(
-        self, cost: Cost, seed: str, *, quiet: bool = False, gpus: Gpus | None = None, host: Host | None = None
+        self, cost: Cost, seed: str, *, noise: float = 1.0, gpus: Gpus | None = None, host: Host | None = None
     ) -> None:
-        """``quiet``: nothing but the cost model."""
+        """``noise``: times what is usual; with 0 there is nothing but the cost model."""
         self._cost = cost
         self._random = random.Random(seed)
-        self._quiet = quiet
+        self._noise = noise
         self._gpus = gpus
         self._host = host
         self._phase = self._random.uniform(0, 2 * math.pi)
@@ -91,7 +91,7 @@ class Physics:
 
     def step_ns(self, work: Work, now_ns: int) -> int:
         cost = self._cost.step(work, self.speed)
-        seconds = cost.total_s if self._quiet else self._lifelike(cost.total_s, work, now_ns)
+        seconds = cost.total_s if not self._noise else self._lifelike(cost.total_s, work, now_ns)
         if self._gpus is not None:
             self._gpus.ran(cost, seconds)
         late_s = self._starved_s()
@@ -100,12 +100,13 @@ class Physics:
         return max(1, int((seconds + late_s) * 1e9))
 
     def _lifelike(self, seconds: float, work: Work, now_ns: int) -> float:
-        chance = self._random
-        drift = 1 + _DRIFT * math.sin(2 * math.pi * now_ns * 1e-9 / _DRIFT_PERIOD_S + self._phase)
+        chance, noise = self._random, self._noise
+        drift = 1 + noise * _DRIFT * math.sin(2 * math.pi * now_ns * 1e-9 / _DRIFT_PERIOD_S + self._phase)
         tokens = work.prompt_tokens + work.decodes
         mixed = 4 * work.prompt_tokens * work.decodes / (tokens * tokens) if tokens else 0.0
-        seconds *= math.exp(chance.gauss(0, _NOISE)) * drift * (1 + _MIXED * mixed) * (1 + _PULLING * self.pulls)
-        if chance.random() < _STUMBLE:
+        disturbed = (1 + noise * _MIXED * mixed) * (1 + noise * _PULLING * self.pulls)
+        seconds *= math.exp(chance.gauss(0, noise * _NOISE)) * drift * disturbed
+        if chance.random() < noise * _STUMBLE:
             seconds += chance.uniform(*_STUMBLE_S)
         return seconds
 

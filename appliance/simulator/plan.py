@@ -6,7 +6,7 @@ import msgspec
 
 from appliance.costs import closed
 from appliance.costs.gpus import gpu
-from appliance.costs.roofline import Roofline
+from appliance.costs.roofline import DEFAULT, Efficiency, Roofline
 from appliance.costs.shape import ModelShape
 from appliance.records import Role
 from appliance.simulator.leg import Settings
@@ -25,10 +25,13 @@ class EnginePlan(msgspec.Struct, frozen=True, kw_only=True):
     first_gpu: int = 0
     link_bytes_s: float
     seed: int = 1
-    quiet: bool = False  # steps take exactly what the cost model says
+    efficiency: Efficiency = DEFAULT
+    noise: float = (
+        1.0  # and drift and interference: times what is usual; with 0, steps take exactly what the cost model says
+    )
 
     def cost(self) -> RooflineCost:
-        return RooflineCost(Roofline(self.shape, gpu(self.gpu), self.tensor_parallel))
+        return RooflineCost(Roofline(self.shape, gpu(self.gpu), self.tensor_parallel, self.efficiency))
 
     @property
     def indexes(self) -> range:

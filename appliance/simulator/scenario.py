@@ -140,7 +140,10 @@ def plans(loaded: Loaded, layout: str, *, quiet: bool = False) -> list[EnginePla
     firsts = itertools.accumulate((place.tensor_parallel for place in places), initial=0)
     return [
         msgspec.structs.replace(
-            _plan(scenario, shape, hardware, place), first_gpu=first, link_bytes_s=link_bytes_s, quiet=quiet
+            _plan(scenario, shape, hardware, place),
+            first_gpu=first,
+            link_bytes_s=link_bytes_s,
+            noise=0.0 if quiet else 1.0,
         )
         for place, first in zip(places, firsts, strict=False)
     ]

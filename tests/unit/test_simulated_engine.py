@@ -46,7 +46,7 @@ class Bench:
         }
         self.engines: dict[str, Engine] = {}
         for name in ("e0", "e1"):
-            physics = Physics(Linear(), name, quiet=True)
+            physics = Physics(Linear(), name, noise=0.0)
             engine = Engine(
                 name, Settings(**fields), self.clock, physics, self.fabric,
                 lambda message, name=name: self.said.append((name, message)), self.outcomes.append,

@@ -44,7 +44,7 @@ class House:
                 first_gpu=number,
                 link_bytes_s=LINK_BYTES_S,
                 seed=seed,
-                quiet=quiet,
+                noise=0.0 if quiet else 1.0,
             )
             for number, role in enumerate(roles)
         ]
