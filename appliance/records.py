@@ -85,6 +85,7 @@ class EngineSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     step_decode_tokens: float | None = None  # of a step with decode tokens, mean
     itl_s: float | None = None  # from one step with decode tokens to the next, mean over their tokens
     itl_late: float | None = None  # share of these tokens whose step came later than the target
+    room: float | None = None  # times what it decodes now that it could decode in time, predicted; 1: just so much
     leased_blocks: int | None = None
     api_delay_s: float | None = None  # from a first token to its bytes, mean
     host: HostReading | None = None

@@ -45,6 +45,11 @@ class Fit:
         if self.learnt % _SOLVED_AFTER == 0:
             self._solve()
 
+    def guessed(self, x: Sequence[float]) -> float | None:
+        """Also where little like it has been seen; None before the first line, and where the line has left what can be."""
+        y = sum(a * b for a, b in zip(self._line, x, strict=False))
+        return y if y > 0 else None
+
     def expected(self, x: Sequence[float]) -> float | None:
         """None where too little like it has been seen."""
         inverse = self._inverse
@@ -113,8 +118,12 @@ class StepModel:
         """None for a batch unlike those that were seen."""
         return self._fit.expected(_figures(prompt_tokens, decode_tokens, context_tokens))
 
+    def guessed_s(self, prompt_tokens: float, decode_tokens: float, context_tokens: float) -> float | None:
+        """An extrapolation, where need be."""
+        return self._fit.guessed(_figures(prompt_tokens, decode_tokens, context_tokens))
 
-def _figures(prompt_tokens: int, decode_tokens: int, context_tokens: int) -> tuple[float, ...]:
+
+def _figures(prompt_tokens: float, decode_tokens: float, context_tokens: float) -> tuple[float, ...]:
     """Starting; weights against products (two bends); reading KV; attention of prompts; and what any prompt costs besides."""
     tokens = prompt_tokens + decode_tokens
     return (

@@ -12,21 +12,39 @@ from appliance.records import Action, Order, OrderKind, Role
 from appliance.remedies.catalogue import advise
 
 _LEAST_WEIGHT: Final = 0.05
+_NOTHING: Final = 0.15  # of its work: an engine that can do no more can as well do nothing
+_MOST: Final = 2.0  # times what it does that an engine is trusted with
 _ROOM: Final = 0.6  # loaded so much or more, an engine has no time for another role
 
 
 def less_work(engine: Engine, signs: Signs, times: float, until: str) -> Action:
-    """Of an engine that takes so many times as long as it should."""
+    """Of an engine that takes so many times as long as it should: as much as others have room for."""
     like = _like(engine, signs)
     if not like:
         return _without(engine, until)
-    weight = max(_LEAST_WEIGHT, round(_usual_weight(like) / times, 2))
+    bears = min(1.0, engine.now.room) if engine.decodes and engine.now.room is not None else 1 / times
+    if _spare(like) < 1 - bears:
+        return Action(
+            sentence=f"{until[:1].upper()}{until[1:]}, or send fewer requests: other engines have no room for the work of {engine.name}."
+        )
+    if bears < _NOTHING:
+        return no_work(engine, signs, until)
+    share = (
+        bears / (1 + (1 - bears) / len(like)) if engine.decodes else bears
+    )  # of what others then have; or of what they can
+    weight = max(_LEAST_WEIGHT, round(_usual_weight(like) * share, 2))
     if engine.now.weight <= 1.1 * weight:
         return Action(sentence=f"{until[:1].upper()}{until[1:]}: {engine.name} has less of the work already.")
     return advise(
         f"Give {engine.name} less of the work, and {until}.",
         Order(kind=OrderKind.WEIGHT, engine=engine.name, weight=weight),
     )
+
+
+def _spare(engines: Sequence[Engine]) -> float:
+    """How much of an engine's work others could take on, all together; what is not known may do."""
+    rooms = [engine.now.room for engine in engines if engine.decodes]
+    return sum(1.0 if room is None else max(0.0, min(room, _MOST) - 1) for room in rooms) if rooms else 1.0
 
 
 def no_work(engine: Engine, signs: Signs, until: str) -> Action:

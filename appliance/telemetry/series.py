@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import msgspec
@@ -16,6 +16,7 @@ LATELY_NS: Final = 2 * 1_000_000_000  # what diagnosis looks at: long enough for
 _MOST_STEPS: Final = 20_000
 _WELL: Final = (0.8, 1.12)  # what steps take, of what they are expected to: then a model may learn from them
 _YOUNG: Final = 1_000  # steps, before which a model knows too little to say who is well
+_MOST_ROOM: Final = 4.0
 _LEAST_KNOWN_S: Final = 0.2  # of steps with an expectation, for a slowdown to mean something
 
 
@@ -38,6 +39,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     step_decode_tokens: float | None
     itl_s: float | None
     itl_late: float | None
+    room: float | None
 
 
 class _Made(msgspec.Struct):
@@ -106,14 +108,31 @@ class Series:
         gaps = [(one.gap_ns, one.step.decode_tokens) for one in made if one.gap_ns is not None]
         tokens = sum(count for _, count in gaps)
         late = sum(count for gap_ns, count in gaps if gap_ns > itl_target_s * 1e9)
+        itl_s = sum(gap_ns * count for gap_ns, count in gaps) / tokens * 1e-9 if tokens else None
         return Load(
             busy=_busy([one.step for one in made], since_ns, now_ns),
             slowdown=self.slowdown(),
             step_prompt_tokens=sum(prompts) / len(prompts) if prompts else None,
             step_decode_tokens=sum(decodes) / len(decodes) if decodes else None,
-            itl_s=sum(gap_ns * count for gap_ns, count in gaps) / tokens * 1e-9 if tokens else None,
+            itl_s=itl_s,
             itl_late=late / tokens if tokens else None,
+            room=self._room(made, itl_s, itl_target_s),
         )
+
+    def _room(self, made: Sequence[_Made], itl_s: float | None, target_s: float) -> float | None:
+        """How many times what it decodes now it could decode in time, by what steps of other sizes take; see ``_fits``."""
+        decoded = [one.step for one in made if one.step.decode_tokens]
+        if not decoded or itl_s is None:
+            return None
+        batch = [sum(figure) / len(decoded) for figure in zip(*map(_batch, decoded), strict=True)]
+        now_s = self._model.guessed_s(*batch)
+        if now_s is None:
+            return None
+
+        def itl_at(times: float) -> float:
+            return itl_s * (self._model.guessed_s(*(times * figure for figure in batch)) or now_s) / now_s
+
+        return _fits(itl_at, itl_s, target_s)
 
     def slowdown(self) -> float | None:
         """What the latest steps took, of what such steps take; None where too few of them have an expectation."""
@@ -153,6 +172,25 @@ class Series:
             self._should_s -= old_expected_s
         if not self._expected:
             self._took_s = self._should_s = 0.0  # or what rounding has left
+
+
+def _batch(step: Step) -> tuple[int, int, int]:
+    return step.prompt_tokens, step.decode_tokens, step.context_tokens
+
+
+def _fits(itl_at: Callable[[float], float], itl_s: float, target_s: float) -> float:
+    """The largest rate, in times of the present one, at which tokens are in time; at most ``_MOST_ROOM``.
+
+    ``itl_at``: of a batch so many times as large as now. A batch is as large as the rate times how long a request takes, so a batch that is
+    k times as large and whose steps take m times as long means k / m times the rate.
+    """
+    if itl_at(0.0) > target_s:
+        return 0.0
+    low, high = 0.0, _MOST_ROOM
+    for _ in range(12):  # halvings
+        middle = (low + high) / 2
+        low, high = (middle, high) if itl_at(middle) <= target_s else (low, middle)
+    return low * itl_s / max(itl_at(low), 1e-9)
 
 
 def _busy(steps: Sequence[Step], since_ns: int, now_ns: int) -> float:

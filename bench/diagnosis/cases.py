@@ -7,14 +7,14 @@ from typing import Final
 
 import msgspec
 
-from appliance.channel import Fault
 from appliance.config import SloConfig
-from appliance.simulator.scenario import Hardware, Model, Scenario
+from appliance.simulator.scenario import Engines, Hardware, Misfortune, Model, RoleSettings, Scenario
 from appliance.simulator.traffic import Lengths, Traffic
 
 ONSET_S: Final = 45.0
 FAULT_S: Final = 40.0
 AFTER_S: Final = 30.0
+_STAYS_S: Final = FAULT_S + 25.0  # the second of two faults
 
 NODES: Final = {
     "gpt-oss 4p4d": Scenario(
@@ -51,30 +51,63 @@ NODES: Final = {
         traffic=Traffic(rate=7, prompt=Lengths(median=2000, sigma=0.5), output=Lengths(median=200, sigma=0.5)),
         slo=SloConfig(ttft_s=1.5, itl_s=0.06),
     ),
+    "gpt-oss 1p1d@tp4": Scenario(  # nobody to compare with
+        layout="1p1d@tp4",
+        hardware=Hardware(gpu="h100"),
+        model=Model(config="gpt-oss-120b"),
+        traffic=Traffic(rate=18, prompt=Lengths(median=1500, sigma=0.5), output=Lengths(median=250, sigma=0.5)),
+        slo=SloConfig(ttft_s=1.0, itl_s=0.02),
+    ),
 }
 
 
+class World(msgspec.Struct, frozen=True, kw_only=True):
+    """Physics other than usual. ``constants``: share by which each of the cost model's is off, up or down, by chance."""
+
+    noise: float = 1.0
+    constants: float = 0.0
+
+
+USUAL: Final = World()
+
+
+class Truth(msgspec.Struct, frozen=True, kw_only=True):
+    """What is right to say: one of the causes of one of the engines."""
+
+    causes: tuple[str, ...]
+    engines: tuple[str, ...]
+
+    def is_said(self, engine: str | None, cause: str | None) -> bool:
+        return engine in self.engines and cause in self.causes
+
+
 class Case(msgspec.Struct, frozen=True, kw_only=True):
-    """One injection. ``surge``: traffic on top of the node's own."""
+    """One injection. ``surge``: traffic on top of the node's own, while it lasts."""
 
     node: str
     seed: int
     name: str
-    engine: str | None  # where it is; None: in the traffic
-    fault: Fault | None = None
+    truths: tuple[Truth, ...] = ()
+    faults: tuple[Misfortune, ...] = ()
     surge: Traffic | None = None
-    causes: tuple[str, ...]  # that are right
-    engines: tuple[str, ...]  # of which one has to be named
+    engines: Engines | None = None  # settings from the beginning, other than the node's
+    traffic: Traffic | None = None  # other than the node's
+    world: World = USUAL
+
+    @property
+    def severity(self) -> float | None:
+        return self.faults[0].severity if self.faults else None
 
 
 _SEVERITIES: Final = {
-    "clocks": (0.5, 0.9),
+    "clocks": (0.35, 0.8),
     "ecc": (0.3, 0.9),
     "cpu": (0.75, 0.97),
     "kv": (0.85, 0.98),
     "frontend": (0.96, 0.99),
-    "link": (0.99, 0.9995),
+    "link": (0.995, 0.9999),
     "cache": (0.8, 1.0),
+    "skew": (0.5, 0.95),
 }
 _CAUSES: Final = {
     "hang": "engine_hung",
@@ -83,34 +116,67 @@ _CAUSES: Final = {
     "frontend": "frontend_bound",
     "link": "handoff_link_slow",
     "cache": "cache_miss_storm",
+    "skew": "routing_skew",
 }
+_FAULTS: Final = ("clocks", "ecc", "cpu", "kv", "frontend", "hang", "crash", "link", "cache", "skew")
+_LOADS: Final = ("long prompts", "long answers", "few places")
+_PAIRS: Final = (("clocks", "ecc"), ("cpu", "kv"), ("frontend", "clocks"), ("ecc", "crash"))
 
 
-def cases(seeds: range) -> list[Case]:
+def cases(seeds: range, world: World = USUAL) -> list[Case]:
     """One of each kind for each node where it makes sense, for each seed."""
-    found = []
-    for seed in seeds:
-        for node in NODES:
-            for kind in _kinds(node):
-                chance = random.Random(f"{seed} {node} {kind}")
-                found.append(_case(node, seed, kind, chance))
-    return found
-
-
-def healthy(seeds: range) -> list[Case]:
-    """Nothing is done."""
     return [
-        Case(node=node, seed=seed, name="none", engine=None, causes=(), engines=()) for seed in seeds for node in NODES
+        _case(node, seed, kind, random.Random(f"{seed} {node} {kind}"), world)
+        for seed in seeds
+        for node in NODES
+        for kind in _kinds(node)
     ]
 
 
+def doubles(seeds: range, world: World = USUAL) -> list[Case]:
+    """Two faults at once, of which the second stays for longer."""
+    return [
+        _double(node, seed, kinds, random.Random(f"{seed} {node} {kinds}"), world)
+        for seed in seeds
+        for node in ("gpt-oss 4p4d", "llama 3p1d@tp2")
+        for kinds in _PAIRS
+    ]
+
+
+def healthy(seeds: range, world: World = USUAL) -> list[Case]:
+    """Nothing is done; and what may look as if: bursts, a rate that goes up and down, an engine that is given more of the work."""
+    return [
+        Case(
+            node=node,
+            seed=seed,
+            name=name,
+            traffic=msgspec.structs.replace(NODES[node].traffic, rate=share * NODES[node].traffic.rate, **more),
+            world=world,
+        )
+        for seed in seeds
+        for node in NODES
+        for name, share, more in _CALM
+    ]
+
+
+_CALM: Final[tuple[tuple[str, float, dict[str, float]], ...]] = (
+    ("steady", 0.8, {}),
+    ("bursts", 0.65, {"burstiness": 2.5}),
+    ("ramps", 0.65, {"swing": 0.4, "period_s": 200.0}),
+    ("little", 0.05, {}),
+)
+
+
 def _kinds(node: str) -> tuple[str, ...]:
-    common = ("clocks", "ecc", "cpu", "kv", "frontend", "hang", "crash", "long prompts", "long answers")
     if "4b" in node:
-        return ("clocks", "ecc", "cpu", "frontend", "hang", "crash")
+        return ("clocks", "ecc", "cpu", "frontend", "hang", "crash", "skew")
     if "chats" in node:
-        return (*common, "cache", "link")
-    return (*common, "link")
+        return (*_FAULTS, *_LOADS)
+    if "1p1d" in node:
+        return ("clocks", "ecc", "cpu", "kv", "frontend", "hang", "crash", "link", *_LOADS)
+    if "3p1d" in node:
+        return (*(kind for kind in _FAULTS if kind != "cache"), *_LOADS, "rare long prompts")
+    return (*(kind for kind in _FAULTS if kind != "cache"), *_LOADS)
 
 
 def _pools(node: str) -> tuple[list[str], list[str]]:
@@ -121,24 +187,45 @@ def _pools(node: str) -> tuple[list[str], list[str]]:
     return [f"e{n}" for n in range(prefill)], [f"e{prefill + n}" for n in range(decode)]
 
 
-def _case(node: str, seed: int, kind: str, chance: random.Random) -> Case:
-    prefill, decode = _pools(node)
-    if kind.startswith("long"):
-        return _surge(node, seed, kind, chance, prefill, decode)
-    pools = {"clocks": prefill, "cache": prefill, "link": prefill, "ecc": decode, "kv": decode, "frontend": decode}
-    engine = chance.choice(pools.get(kind, prefill + decode))
-    low, high = _SEVERITIES.get(kind, (1.0, 1.0))
-    peer = chance.choice(decode) if kind == "link" else None
-    stages = ("prefill", "decode") if prefill == decode else ("prefill" if engine in prefill else "decode",)
+def _case(node: str, seed: int, kind: str, chance: random.Random, world: World) -> Case:
+    if kind not in _FAULTS:
+        return _load(node, seed, kind, chance, world)
+    fault, truth = _fault(node, kind, chance)
+    return Case(node=node, seed=seed, name=kind, faults=(fault,), truths=(truth,), world=world)
+
+
+def _double(node: str, seed: int, kinds: tuple[str, str], chance: random.Random, world: World) -> Case:
+    first, second = (_fault(node, kind, chance) for kind in kinds)
+    stays = msgspec.structs.replace(second[0], until_s=ONSET_S + _STAYS_S)
     return Case(
         node=node,
         seed=seed,
-        name=kind,
-        engine=engine,
-        fault=Fault(kind=kind, severity=round(chance.uniform(low, high), 4), peer=peer),
-        causes=_causes(kind, stages),
-        engines=(engine,) if peer is None else (engine, peer),
+        name=" and ".join(kinds),
+        faults=(first[0], stays),
+        truths=(first[1], second[1]),
+        world=world,
     )
+
+
+def _fault(node: str, kind: str, chance: random.Random) -> tuple[Misfortune, Truth]:
+    prefill, decode = _pools(node)
+    pools = {"clocks": prefill, "cache": prefill, "link": prefill, "ecc": decode, "kv": decode, "frontend": decode}
+    pool = pools.get(kind, prefill + decode)
+    if kind == "skew":  # of one engine among several
+        pool = next(pool for pool in (decode, prefill) if len(pool) > 1)
+    engine = chance.choice(pool)
+    low, high = _SEVERITIES.get(kind, (1.0, 1.0))
+    peer = chance.choice(decode) if kind == "link" else None
+    stages = ("prefill", "decode") if prefill == decode else ("prefill" if engine in prefill else "decode",)
+    fault = Misfortune(
+        engine=engine,
+        kind=kind,
+        severity=round(chance.uniform(low, high), 4),
+        at_s=ONSET_S,
+        until_s=None if kind in ("hang", "crash") else ONSET_S + FAULT_S,
+        peer=peer,
+    )
+    return fault, Truth(causes=_causes(kind, stages), engines=(engine,) if peer is None else (engine, peer))
 
 
 def _causes(kind: str, stages: tuple[str, ...]) -> tuple[str, ...]:
@@ -147,18 +234,31 @@ def _causes(kind: str, stages: tuple[str, ...]) -> tuple[str, ...]:
     return (_CAUSES[kind],)
 
 
-def _surge(node: str, seed: int, kind: str, chance: random.Random, prefill: list[str], decode: list[str]) -> Case:
+def _load(node: str, seed: int, kind: str, chance: random.Random, world: World) -> Case:
+    """Nothing is broken: too much of something is asked, or the settings do not fit it."""
+    prefill, decode = _pools(node)
     rate = NODES[node].traffic.rate
     if kind == "long prompts":
         surge = Traffic(
-            rate=rate * chance.uniform(0.5, 1.2), prompt=Lengths(median=5000, sigma=0.3), output=Lengths(median=8)
+            rate=rate * chance.uniform(0.3, 1.0), prompt=Lengths(median=5000, sigma=0.3), output=Lengths(median=8)
         )
-        causes: tuple[str, ...] = ("prefill_saturated", "pool_imbalance")
-        engines = prefill
-    else:
+        truth = Truth(causes=("prefill_saturated", "pool_imbalance"), engines=tuple(prefill))
+        return Case(node=node, seed=seed, name=kind, surge=surge, truths=(truth,), world=world)
+    if kind == "rare long prompts":  # few, and each of them many times as long as others
         surge = Traffic(
-            rate=rate * chance.uniform(0.6, 1.5), prompt=Lengths(median=64), output=Lengths(median=600, sigma=0.3)
+            rate=rate * chance.uniform(0.02, 0.04),
+            prompt=Lengths(median=28_000, sigma=0.1, most=31_000),
+            output=Lengths(median=8),
         )
-        causes = ("decode_saturated", "pool_imbalance", "decode_kv_full", "handoff_decode_admission")
-        engines = decode
-    return Case(node=node, seed=seed, name=kind, engine=None, surge=surge, causes=causes, engines=tuple(engines))
+        truth = Truth(causes=("long_prompt_blocking",), engines=tuple(prefill))
+        return Case(node=node, seed=seed, name=kind, surge=surge, truths=(truth,), world=world)
+    surge = Traffic(
+        rate=rate * chance.uniform(0.4, 1.2), prompt=Lengths(median=64), output=Lengths(median=600, sigma=0.3)
+    )
+    causes: tuple[str, ...] = ("decode_saturated", "pool_imbalance", "decode_kv_full", "handoff_decode_admission")
+    engines = None
+    if kind == "few places":
+        engines = Engines(decode=RoleSettings(max_batched_tokens=2048, max_running=chance.choice((24, 32, 40))))
+        causes = ("handoff_decode_admission",)
+    truth = Truth(causes=causes, engines=tuple(decode))
+    return Case(node=node, seed=seed, name=kind, surge=surge, engines=engines, truths=(truth,), world=world)

@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
+import bisect
 import heapq
+import random
+from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 import msgspec
+from msgspec.structs import replace
 
-from appliance.channel import Fault
+from appliance.costs.roofline import DEFAULT, Efficiency
 from appliance.diagnosis.verdicts import Diagnoser
-from appliance.records import Verdict
+from appliance.errors import ActionError
+from appliance.records import NodeSnapshot, Order, Verdict
+from appliance.remedies.apply import Remedies
 from appliance.simulator.clock import VirtualClock
 from appliance.simulator.node import SimulatedNode
+from appliance.simulator.plan import EnginePlan
 from appliance.simulator.request import Answered
 from appliance.simulator.scenario import BLOCK_TOKENS, Loaded, Scenario, config, plans
 from appliance.simulator.traffic import Arrival, arrivals
-from bench.diagnosis.cases import AFTER_S, FAULT_S, NODES, ONSET_S, Case
+from bench.diagnosis.baselines import RULES
+from bench.diagnosis.cases import AFTER_S, FAULT_S, NODES, ONSET_S, Case, World
 
 TICK_S: Final = 0.5
+ALL_S: Final = ONSET_S + FAULT_S + AFTER_S
 _MODELS: Final = Path(__file__).parents[2] / "examples" / "models"
+_FOLLOWS_S: Final = 3.0  # from a verdict to the order that it advises
+_AGAIN_S: Final = 15.0  # from one order to the next
+_CONSTANTS: Final = ("memory", "matrix", "experts", "attention", "allreduce_s", "layer_s", "moe_layer_s", "step_s")
+_IMPACT_S: Final = 3.0
 
 
 class Said(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,70 +46,178 @@ class Said(msgspec.Struct, frozen=True, kw_only=True):
     cause: str | None
     summary: str
     link: tuple[str, str] | None = None
+    advice: str = ""
 
 
 class Played(msgspec.Struct, frozen=True, kw_only=True):
-    """What came of a case. ``good``: by second, requests that arrived then and were answered within the targets; ``asked``: all of them."""
+    """What came of a case.
+
+    ``good``: by second, requests that arrived then and were answered within the targets; ``asked``: all of them. ``named``: by rule, the
+    engine that it named for most of the time in which the fault lasted. ``orders``: given by whoever followed advice.
+    """
 
     case: Case
     said: tuple[Said, ...]
     good: tuple[int, ...]
     asked: tuple[int, ...]
+    impact_s: float | None = None  # when somebody was hurt first, once it had begun
+    named: dict[str, str | None] = {}
+    orders: tuple[str, ...] = ()
 
 
-def play(case: Case, *, injected: bool = True, duration_s: float = ONSET_S + FAULT_S + AFTER_S) -> Played:
-    """``injected`` False: the same traffic, and nothing is done to it."""
-    scenario = NODES[case.node]
+class _Clients:
+    """Those who ask, and what they think of the answers."""
+
+    def __init__(self, node_slo: tuple[float, float], seconds: int, origin_ns: int) -> None:
+        self._ttft_s, self._itl_s = node_slo
+        self._origin_ns = origin_ns
+        self.good, self.asked = [0] * (seconds + 1), [0] * (seconds + 1)
+        self.hurt_s: list[float] = []
+
+    def come(self, at_s: float) -> None:
+        self.asked[min(int(at_s), len(self.asked) - 1)] += 1
+
+    def answered(self, one: Answered) -> None:
+        at_s = (one.arrived_ns - self._origin_ns) * 1e-9
+        late = one.error is None and (one.ttft_ns or 0) > self._ttft_s * 1e9
+        slow = one.error is None and (one.tpot_ns or 0) > self._itl_s * 1e9
+        if late:
+            self.hurt_s.append(at_s + self._ttft_s)
+        elif slow or one.error is not None:
+            self.hurt_s.append((one.ended_ns - self._origin_ns) * 1e-9)
+        else:
+            self.good[min(int(at_s), len(self.good) - 1)] += 1
+
+    def impact_s(self, since_s: float) -> float | None:
+        """When a tenth of those who had come lately was hurt; three at least."""
+        hurt = sorted(self.hurt_s)
+        for number, at_s in enumerate(hurt):
+            recent = number + 1 - bisect.bisect_left(hurt, at_s - _IMPACT_S)
+            came = sum(self.asked[max(0, int(at_s - _IMPACT_S)) : int(at_s) + 1])
+            if at_s >= since_s and recent >= max(3, 0.1 * came):
+                return at_s
+        return None
+
+
+def play(
+    case: Case, *, injected: bool = True, watched: bool = True, follow: bool = False, duration_s: float = ALL_S
+) -> Played:
+    """``injected`` False: the same traffic, and nothing is done to it. ``follow``: somebody does what verdicts advise."""
+    scenario = _scenario(case)
     clock = VirtualClock()
     origin_ns = clock.now_ns
-    seconds = int(duration_s)
-    good, asked = [0] * (seconds + 1), [0] * (seconds + 1)
-
-    def answered(one: Answered) -> None:
-        place = int((one.arrived_ns - origin_ns) * 1e-9)
-        slo = scenario.slo
-        fine = one.error is None and (one.ttft_ns or 0) <= slo.ttft_s * 1e9 and (one.tpot_ns or 0) <= slo.itl_s * 1e9
-        good[min(place, seconds)] += fine
-
-    loaded = Loaded(_with(scenario, case), _MODELS)
-    node = SimulatedNode(config(scenario), plans(loaded, scenario.layout), clock, answered)
-    _feed(node, clock, _traffic(loaded, case, duration_s, injected), asked)
-    if case.fault is not None and injected:
-        fault, engine = case.fault, case.engine or ""
-        clock.at(origin_ns + int(ONSET_S * 1e9), lambda: node.fault(engine, fault))
-        over = Fault(kind=fault.kind, severity=0.0, peer=fault.peer)
-        if fault.kind not in ("hang", "crash"):
-            clock.at(origin_ns + int((ONSET_S + FAULT_S) * 1e9), lambda: node.fault(engine, over))
-    said: list[Said] = []
-    diagnoser = Diagnoser(scenario.slo.share)
-
-    def tick() -> None:
-        verdict = diagnoser(node.snapshot())
-        at_s = (clock.now_ns - origin_ns) * 1e-9
-        if not said or _changed(said[-1], verdict):
-            said.append(
-                Said(
-                    at_s=at_s,
-                    state=verdict.state,
-                    engine=verdict.engine,
-                    cause=verdict.cause,
-                    summary=verdict.summary,
-                    link=verdict.link,
-                )
-            )
-        clock.at(clock.now_ns + int(TICK_S * 1e9), tick)
-
-    tick()
+    clients = _Clients((scenario.slo.ttft_s, scenario.slo.itl_s), int(duration_s), origin_ns)
+    loaded = Loaded(scenario, _MODELS)
+    engines = [_of_world(plan, case) for plan in plans(loaded, scenario.layout)]
+    node = SimulatedNode(config(scenario), engines, clock, clients.answered)
+    _feed(node, clock, _traffic(loaded, case, duration_s, injected), clients)
+    if injected:
+        _injure(node, clock, case)
+    look = _Look(node, clock, scenario.slo.share, follow)
+    if watched:
+        look()
     clock.run(origin_ns + int(duration_s * 1e9))
-    return Played(case=case, said=tuple(said), good=tuple(good), asked=tuple(asked))
+    return Played(
+        case=case,
+        said=tuple(look.said),
+        good=tuple(clients.good),
+        asked=tuple(clients.asked),
+        impact_s=clients.impact_s(ONSET_S) if injected else None,
+        named={rule: max(found, key=found.__getitem__, default=None) for rule, found in look.named.items()},
+        orders=tuple(look.orders),
+    )
+
+
+class _Look:
+    """Whoever looks at each snapshot: the diagnoser, the baselines, and an owner who does as advised."""
+
+    def __init__(self, node: SimulatedNode, clock: VirtualClock, share: float, follow: bool) -> None:
+        self._node, self._clock, self._follow = node, clock, follow
+        self._origin_ns = clock.now_ns
+        self._diagnose = Diagnoser(share)
+        self._latest = node.snapshot()
+        self._remedies = Remedies(node, lambda: self._latest)
+        self._ordered_s = 0.0
+        self.said: list[Said] = []
+        self.named: dict[str, Counter[str]] = {rule: Counter() for rule in RULES}
+        self.orders: list[str] = []
+
+    def __call__(self) -> None:
+        """Now, and at every tick from now on."""
+        snapshot, at_s = self._node.snapshot(), (self._clock.now_ns - self._origin_ns) * 1e-9
+        verdict = self._diagnose(snapshot)
+        self._latest = replace(snapshot, verdict=verdict)
+        if not self.said or _changed(self.said[-1], verdict):
+            self.said.append(_said(at_s, verdict))
+        if ONSET_S < at_s <= ONSET_S + FAULT_S:
+            self._ask_others(snapshot)
+        if self._follow:
+            self._do(verdict, at_s)
+        self._clock.at(self._clock.now_ns + int(TICK_S * 1e9), self)
+
+    def _ask_others(self, snapshot: NodeSnapshot) -> None:
+        for rule, found in self.named.items():
+            engine = RULES[rule](snapshot)
+            if engine is not None:
+                found[engine] += 1
+
+    def _do(self, verdict: Verdict, at_s: float) -> None:
+        order: Order | None = verdict.action.order if verdict.action else None
+        if verdict.state != "bottleneck" or order is None or at_s - self.said[-1].at_s < _FOLLOWS_S:
+            return
+        if self.orders and at_s - self._ordered_s < _AGAIN_S:
+            return
+        try:
+            remedy = self._remedies.apply(order, "bench")
+        except ActionError:
+            return
+        self._ordered_s = at_s
+        self.orders.append(f"{at_s:.1f} s: {remedy.sentence}")
+
+
+def _said(at_s: float, verdict: Verdict) -> Said:
+    return Said(
+        at_s=at_s,
+        state=verdict.state,
+        engine=verdict.engine,
+        cause=verdict.cause,
+        summary=verdict.summary,
+        link=verdict.link,
+        advice=verdict.action.sentence if verdict.action else "",
+    )
 
 
 def _changed(last: Said, verdict: Verdict) -> bool:
     return (last.state, last.engine, last.cause) != (verdict.state, verdict.engine, verdict.cause)
 
 
-def _with(scenario: Scenario, case: Case) -> Scenario:
-    return msgspec.structs.replace(scenario, seed=case.seed)
+def _scenario(case: Case) -> Scenario:
+    scenario = NODES[case.node]
+    return replace(
+        scenario,
+        seed=case.seed,
+        engine=case.engines or scenario.engine,
+        traffic=case.traffic or scenario.traffic,
+    )
+
+
+def _of_world(plan: EnginePlan, case: Case) -> EnginePlan:
+    return replace(plan, noise=case.world.noise, efficiency=_efficiency(case.world, f"{case.node} {case.seed}"))
+
+
+def _efficiency(world: World, chance: str) -> Efficiency:
+    """The same for all engines of a node: it is the model of the world that is off."""
+    drawn = random.Random(chance)
+    off = {name: 1 + drawn.choice((-1, 1)) * world.constants for name in _CONSTANTS}
+    return replace(DEFAULT, **{name: getattr(DEFAULT, name) * factor for name, factor in off.items()})
+
+
+def _injure(node: SimulatedNode, clock: VirtualClock, case: Case) -> None:
+    origin_ns = clock.now_ns
+    for fault in case.faults:
+        clock.at(origin_ns + int(fault.at_s * 1e9), partial(node.fault, fault.engine, fault.begins))
+        if fault.until_s is not None:
+            clock.at(origin_ns + int(fault.until_s * 1e9), partial(node.fault, fault.engine, fault.ends))
 
 
 def _traffic(loaded: Loaded, case: Case, duration_s: float, injected: bool) -> Iterator[Arrival]:
@@ -107,7 +229,7 @@ def _traffic(loaded: Loaded, case: Case, duration_s: float, injected: bool) -> I
     return heapq.merge(own, later, key=lambda arrival: arrival[0])
 
 
-def _feed(node: SimulatedNode, clock: VirtualClock, coming: Iterator[Arrival], asked: list[int]) -> None:
+def _feed(node: SimulatedNode, clock: VirtualClock, coming: Iterator[Arrival], clients: _Clients) -> None:
     origin_ns = clock.now_ns
 
     def next_one() -> None:
@@ -116,7 +238,7 @@ def _feed(node: SimulatedNode, clock: VirtualClock, coming: Iterator[Arrival], a
             clock.at(origin_ns + int(arrival[0] * 1e9), lambda: come(arrival))
 
     def come(arrival: Arrival) -> None:
-        asked[min(int(arrival[0]), len(asked) - 1)] += 1
+        clients.come(arrival[0])
         node.ask(arrival[1])
         next_one()
 

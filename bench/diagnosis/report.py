@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 import msgspec
 
+from bench.diagnosis.cases import USUAL, World
 from bench.diagnosis.score import Scored, wilson
 
 _BANDS: Final = ((0.1, 0.2), (0.2, 0.4), (0.4, 0.6), (0.6, 1.01))
@@ -18,7 +19,9 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     """All that was played. ``alarms``: verdicts on healthy nodes, in words."""
 
     seeds: str
+    world: World = USUAL
     scored: tuple[Scored, ...]
+    doubles: tuple[Scored, ...] = ()
     healthy_hours: float
     alarms: tuple[str, ...]
 
@@ -26,31 +29,47 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 def markdown(report: Report) -> str:
     """The report, for docs/diagnosis.md."""
     hurt = [row for row in report.scored if row.impactful]
+    calm = [row for row in report.scored if not row.impactful]
     lines = [
-        f"Seeds {report.seeds}: {len(report.scored)} injections, of which {len(hurt)} cost at least a tenth of the goodput; "
-        "the others are not scored.",
+        f"Seeds {report.seeds}, noise {report.world.noise:g} times, constants {report.world.constants:.0%} off: "
+        f"{len(report.scored)} injections, of which {len(hurt)} cost at least a tenth of the goodput; the others are not scored.",
         "",
         "| | right | of | share | 95 % interval |",
         "|---|---|---|---|---|",
         _line("engine", sum(row.engine_right for row in hurt), len(hurt)),
-        _line("engine and cause", sum(row.engine_right and row.cause_right for row in hurt), len(hurt)),
+        _line("engine and cause", sum(row.cause_right for row in hurt), len(hurt)),
         *(
             _line(f"both, goodput down {low:.0%} to {min(high, 1):.0%}", *_band(hurt, low, high))
             for low, high in _BANDS
         ),
+        *(
+            _line(f"engine, by {rule}", sum(row.rules.get(rule, False) for row in hurt), len(hurt))
+            for rule in _rules(hurt)
+        ),
         "",
-        "| injection | scored | engine right | cause, too | diagnosed after p50 / p95 s | clear after its end p50 s | changes of mind |",
+        f"From the first one hurt to the right verdict: {_spread(hurt, lambda row: row.from_impact_s)}; from the onset: "
+        f"{_spread(hurt, lambda row: row.diagnosed_s)}; clear after the end: {_spread(hurt, lambda row: row.cleared_s)}.",
+        "",
+        "| injection | scored | engine right | cause, too | from impact p50 / p95 s | clear after its end p50 s | changes of mind |",
         "|---|---|---|---|---|---|---|",
         *_by_kind(hurt),
         "",
+        *_confusion(hurt),
+        *_followed(hurt),
+        *_two(report.doubles),
+        *_other_verdicts(calm),
         f"Nothing was done for {report.healthy_hours:.1f} simulated hours: {len(report.alarms)} verdicts, so with 95 % confidence at most "
         f"{_poisson_bound(len(report.alarms)) / max(report.healthy_hours, 1e-9):.2f} per hour.",
     ]
-    wrong = [row for row in hurt if not (row.engine_right and row.cause_right)]
+    wrong = [row for row in hurt if not row.cause_right]
     if wrong:
         lines += ["", "What was wrong:", ""]
         lines += [f"- {row.node}, {row.name}, seed {row.seed}, {row.lost:.0%} lost: said {row.said}" for row in wrong]
     return "\n".join([*lines, *(f"- false alarm: {alarm}" for alarm in report.alarms)]) + "\n"
+
+
+def _rules(rows: Sequence[Scored]) -> list[str]:
+    return list(rows[0].rules) if rows else []
 
 
 def _line(name: str, right: int, of: int) -> str:
@@ -60,7 +79,7 @@ def _line(name: str, right: int, of: int) -> str:
 
 def _band(rows: Sequence[Scored], low: float, high: float) -> tuple[int, int]:
     within = [row for row in rows if low <= row.lost < high]
-    return sum(row.engine_right and row.cause_right for row in within), len(within)
+    return sum(row.cause_right for row in within), len(within)
 
 
 def _by_kind(rows: Iterable[Scored]) -> list[str]:
@@ -71,13 +90,84 @@ def _by_kind(rows: Iterable[Scored]) -> list[str]:
 
 
 def _kind_line(kind: str, rows: Sequence[Scored]) -> str:
-    took = sorted(row.diagnosed_s for row in rows if row.diagnosed_s is not None)
+    took = sorted(row.from_impact_s for row in rows if row.from_impact_s is not None)
     cleared = sorted(row.cleared_s for row in rows if row.cleared_s is not None)
-    right = Counter(row.engine_right + (row.engine_right and row.cause_right) for row in rows)
     return (
-        f"| {kind} | {len(rows)} | {right[1] + right[2]} | {right[2]} | {_quantile(took, 0.5)} / {_quantile(took, 0.95)} "
+        f"| {kind} | {len(rows)} | {sum(row.engine_right for row in rows)} | {sum(row.cause_right for row in rows)} "
+        f"| {_quantile(took, 0.5)} / {_quantile(took, 0.95)} "
         f"| {_quantile(cleared, 0.5)} | {sum(row.flaps for row in rows) / len(rows):.1f} |"
     )
+
+
+def _confusion(rows: Sequence[Scored]) -> list[str]:
+    """What was said of what; where there is a single answer, nothing is confused."""
+    said: dict[str, Counter[str]] = defaultdict(Counter)
+    for row in rows:
+        said[row.name][row.cause or "nothing"] += 1
+    lines = ["| injection | causes said |", "|---|---|"]
+    lines += [
+        f"| {name} | {', '.join(f'{cause} {count}' for cause, count in found.most_common())} |"
+        for name, found in sorted(said.items())
+    ]
+    return [*lines, ""]
+
+
+def _followed(rows: Sequence[Scored]) -> list[str]:
+    """Goodput where advice was followed."""
+    acted = [row for row in rows if row.good_followed is not None and row.orders and row.good_before is not None]
+    if not acted:
+        return []
+    healthy = _mean(row.good_before for row in acted)
+    hurt, helped = _mean(row.good for row in acted), _mean(row.good_followed for row in acted)
+    worse = sum((row.good_followed or 0.0) < (row.good or 0.0) - 0.05 for row in acted)
+    kinds: dict[str, list[Scored]] = defaultdict(list)
+    for row in acted:
+        kinds[row.name].append(row)
+    return [
+        f"Advice that is an order was followed in {len(acted)} cases: {healthy:.1%} of requests within the targets without the fault, "
+        f"{hurt:.1%} with it, {helped:.1%} with it once the advice was followed; worse by more than 5 points in {worse}.",
+        "",
+        "| injection | followed | without the fault | with it | advice followed |",
+        "|---|---|---|---|---|",
+        *(
+            f"| {kind} | {len(found)} | {_mean(row.good_before for row in found):.0%} | {_mean(row.good for row in found):.0%} "
+            f"| {_mean(row.good_followed for row in found):.0%} |"
+            for kind, found in sorted(kinds.items())
+        ),
+        "",
+    ]
+
+
+def _two(rows: Sequence[Scored]) -> list[str]:
+    hurt = [row for row in rows if row.impactful]
+    if not hurt:
+        return []
+    stayed = [row for row in hurt if row.second_right is not None]
+    return [
+        f"Two at once, {len(hurt)} that hurt: one of them was named with its cause in {sum(row.cause_right for row in hurt)}; "
+        "once the first was over, the one that stayed was what was said in "
+        f"{sum(bool(row.second_right) for row in stayed)} of {len(stayed)}.",
+        "",
+    ]
+
+
+def _other_verdicts(rows: Sequence[Scored]) -> list[str]:
+    """On what cost less than a tenth: silence is right, and so is the true cause."""
+    wrong = [row for row in rows if row.cause not in ("ok", None) and not row.cause_right]
+    return [
+        f"Of {len(rows)} injections that cost less, {len(wrong)} were given another cause for most of the time in which anything was said.",
+        "",
+    ]
+
+
+def _spread(rows: Sequence[Scored], figure: Callable[[Scored], float | None]) -> str:
+    found = sorted(value for row in rows if (value := figure(row)) is not None)
+    return f"p50 {_quantile(found, 0.5)} s, p95 {_quantile(found, 0.95)} s ({len(found)} of {len(rows)})"
+
+
+def _mean(values: Iterable[float | None]) -> float:
+    found = [value for value in values if value is not None]
+    return sum(found) / len(found) if found else 0.0
 
 
 def _quantile(ordered: Sequence[float], share: float) -> str:

@@ -1,26 +1,47 @@
-"""Plays all cases, on as many cores as there are. A module of its own: processes that are spawned can't find what is in ``__main__``."""
+"""Plays all cases, on as many cores as there are. A module of its own: processes that are spawned can't find what is in ``__main__``.
+
+What has been played is kept, if a directory is given, and not played again.
+"""
 
 from __future__ import annotations
 
 import os
-from concurrent.futures import ProcessPoolExecutor
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
-from typing import Final
+from pathlib import Path
+from typing import Any, Final, TypeVar
 
+import msgspec
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from bench.diagnosis.cases import Case, cases, healthy
+from bench.diagnosis.cases import USUAL, Case, World, cases, doubles, healthy
 from bench.diagnosis.play import Played, play
 from bench.diagnosis.report import Report
 from bench.diagnosis.score import Scored, score
 
 HEALTHY_S: Final = 600.0
+T = TypeVar("T")
+Job = tuple[str, Callable[..., Any], tuple[Any, ...]]
 
 
-def one(case: Case) -> Scored:
-    """A case with its injection, and without."""
-    return score(play(case), play(case, injected=False))
+class Wanted(msgspec.Struct, frozen=True, kw_only=True):
+    """``healthy``: runs of ten minutes of each node. ``follow``: play each case once more, with somebody who does as advised."""
+
+    seeds: range
+    healthy: int = 0
+    world: World = USUAL
+    follow: bool = False
+    only: tuple[str, ...] = ()  # kinds of injection; empty: all
+
+
+def together(several: Sequence[Case], follow: bool) -> list[Scored]:
+    """Cases of one node and seed: what would have been without is played once."""
+    first = several[0]
+    without = play(first, injected=False, watched=False)
+    return [score(play(case), without, play(case, follow=True) if follow else None) for case in several]
 
 
 def quiet(case: Case) -> Played:
@@ -28,26 +49,83 @@ def quiet(case: Case) -> Played:
     return play(case, duration_s=HEALTHY_S)
 
 
-def run(seeds: range, quiet_runs: int) -> Report:
-    """All cases of the seeds, on as many cores as there are."""
-    todo, well = cases(seeds), healthy(range(seeds.start, seeds.start + quiet_runs))
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    workers = len(os.sched_getaffinity(0))
-    with (
-        Progress(*columns, console=Console(stderr=True)) as bar,
-        ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool,
-    ):
-        rows = list(bar.track(pool.map(one, todo), total=len(todo), description="injections"))
-        calm = list(bar.track(pool.map(quiet, well), total=len(well), description="healthy"))
+def run(wanted: Wanted, kept: Path | None = None) -> Report:
+    """All cases of the seeds."""
+    todo = [case for case in cases(wanted.seeds, wanted.world) if not wanted.only or case.name in wanted.only]
+    pairs = [] if wanted.only else doubles(wanted.seeds, wanted.world)
+    well = healthy(range(wanted.seeds.start, wanted.seeds.start + wanted.healthy), wanted.world)
+    scored = _all("injections", [*_jobs(todo, wanted.follow)], kept, list[Scored])
+    twos = _all("two at once", [*_jobs(pairs, False)], kept, list[Scored])
+    calm = _all("healthy", [(_name("calm", case), quiet, (case,)) for case in well], kept, Played)
     alarms = [
-        f"{played.case.node}, seed {played.case.seed}, at {said.at_s:.0f} s: {said.summary}"
+        f"{played.case.node}, {played.case.name}, seed {played.case.seed}, at {said.at_s:.0f} s: {said.summary}"
         for played in calm
         for said in played.said
         if said.state != "ok"
     ]
     return Report(
-        seeds=f"{seeds.start} to {seeds.stop - 1}",
-        scored=tuple(rows),
+        seeds=f"{wanted.seeds.start} to {wanted.seeds.stop - 1}",
+        world=wanted.world,
+        scored=tuple(row for rows in scored for row in rows),
+        doubles=tuple(row for rows in twos for row in rows),
         healthy_hours=len(calm) * HEALTHY_S / 3600,
         alarms=tuple(alarms),
     )
+
+
+def _jobs(todo: Iterable[Case], follow: bool) -> Iterable[Job]:
+    groups: dict[tuple[str, int], list[Case]] = defaultdict(list)
+    for case in todo:
+        groups[case.node, case.seed].append(case)
+    for several in groups.values():
+        kinds = "-".join(sorted({case.name for case in several}))
+        yield _name(f"{kinds}{'-followed' if follow else ''}", several[0]), together, (several, follow)
+
+
+def _name(kind: str, case: Case) -> str:
+    """Of a file."""
+    world = f"{case.world.noise:g}-{case.world.constants:g}"
+    digest = f"{hash_of(kind + case.name):08x}"
+    return f"{case.node}-{case.seed}-{world}-{digest}.json".replace(" ", "_")
+
+
+def hash_of(text: str) -> int:
+    """The same in each process."""
+    found = 2166136261
+    for byte in text.encode():
+        found = (found ^ byte) * 16777619 & 0xFFFFFFFF
+    return found
+
+
+def _all(title: str, jobs: Sequence[Job], kept: Path | None, kind: type[T]) -> list[T]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    found: dict[str, T] = {name: there for name, *_ in jobs if (there := _read(kept, name, kind)) is not None}
+    with (
+        Progress(*columns, console=Console(stderr=True)) as bar,
+        ProcessPoolExecutor(len(os.sched_getaffinity(0)), mp_context=get_context("spawn")) as pool,
+    ):
+        task = bar.add_task(title, total=len(jobs), completed=len(found))
+        running = {pool.submit(do, *given): name for name, do, given in jobs if name not in found}
+        for done in as_completed(running):
+            found[running[done]] = done.result()
+            _write(kept, running[done], done.result())
+            bar.advance(task)
+    return [found[name] for name, *_ in jobs]
+
+
+def _read(kept: Path | None, name: str, kind: type[T]) -> T | None:
+    path = kept / name if kept else None
+    return msgspec.json.decode(path.read_bytes(), type=kind) if path and path.is_file() else None
+
+
+def _write(kept: Path | None, name: str, what: object) -> None:
+    if kept is not None:
+        partial = kept / f"{name}.partial"
+        partial.write_bytes(msgspec.json.encode(what))
+        partial.rename(kept / name)

@@ -9,14 +9,17 @@ from typing import Final
 
 import msgspec
 
-from bench.diagnosis.cases import FAULT_S, ONSET_S
+from bench.diagnosis.cases import FAULT_S, ONSET_S, Case
 from bench.diagnosis.play import Played, Said
 
 _IMPACT: Final = 0.10  # of the goodput: what costs less is no injection, but a hard negative
+_SETTLED_S: Final = 15.0  # after the onset, from which on advice that was followed has had time to help
+
+Key = tuple[str, str | None, str | None]  # state, engine, cause
 
 
 class Scored(msgspec.Struct, frozen=True, kw_only=True):
-    """One case. Times are seconds from the onset."""
+    """One case. Times are in seconds: ``diagnosed_s`` from the onset, ``cleared_s`` from its end."""
 
     node: str
     name: str
@@ -24,63 +27,109 @@ class Scored(msgspec.Struct, frozen=True, kw_only=True):
     severity: float | None
     lost: float  # share of the goodput
     engine_right: bool
-    cause_right: bool
+    cause_right: bool  # and the engine
     said: str  # the verdict that stood longest while it lasted
+    cause: str | None
+    expected: str  # the first of the right causes
     sentence: str
+    advice: str
+    impact_s: float | None  # from the onset
     diagnosed_s: float | None  # until the right one was said first
     cleared_s: float | None  # from its end until the node was well
     flaps: int
+    second_right: bool | None = None  # of two faults: the one that stayed was named once the other was over
+    rules: dict[str, bool] = {}  # whether they named the engine
+    good: float | None = None  # share of what was asked late in the fault
+    good_before: float | None = None  # the same without the fault
+    good_followed: float | None = None  # the same with the fault, where advice was followed
+    orders: tuple[str, ...] = ()
 
     @property
     def impactful(self) -> bool:
         return self.lost >= _IMPACT
 
+    @property
+    def from_impact_s(self) -> float | None:
+        """Until the right verdict, from when somebody was hurt; None if it never was said."""
+        if self.diagnosed_s is None:
+            return None
+        return max(0.0, self.diagnosed_s - (self.impact_s or 0.0))
 
-def score(played: Played, without: Played) -> Scored:
-    """``without``: the same traffic with nothing done to it."""
+
+def score(played: Played, without: Played, followed: Played | None = None) -> Scored:
+    """``without``: the same traffic with nothing done to it. ``followed``: somebody did as was advised."""
     case, end_s = played.case, ONSET_S + FAULT_S
-    before = sum(without.good[int(ONSET_S) : int(end_s)])
-    after = sum(played.good[int(ONSET_S) : int(end_s)])
+    before = _sum(without.asked if case.surge else without.good, ONSET_S, end_s)
     if case.surge is not None:  # what the surge itself asked counts, too
-        before = sum(played.asked[int(ONSET_S) : int(end_s)])
+        before = _sum(played.asked, ONSET_S, end_s)
+    after = _sum(played.good, ONSET_S, end_s)
     during = _while(played.said, ONSET_S, end_s)
     longest = max(during, key=during.__getitem__, default=("ok", None, None))
-    first = next((said.at_s for said in played.said if said.at_s > ONSET_S and _right(played, said)), None)
-    over = [said for said in played.said if said.at_s >= ONSET_S]
-    well = next((said.at_s for said in reversed(over) if said.state == "ok"), None)
+    said = next((one for one in reversed(played.said) if _key(one) == longest), None)
+    first = next((one.at_s for one in played.said if one.at_s > ONSET_S and _right(case, one)), None)
+    over = [one for one in played.said if one.at_s >= ONSET_S]
+    well = next((one.at_s for one in reversed(over) if one.state == "ok"), None)
+    engines = {engine for truth in case.truths for engine in truth.engines}
     return Scored(
         node=case.node,
         name=case.name,
         seed=case.seed,
-        severity=case.fault.severity if case.fault else None,
+        severity=case.severity,
         lost=1 - after / before if before else 0.0,
-        engine_right=longest[1] in case.engines,
-        cause_right=longest[2] in case.causes,
+        engine_right=longest[1] in engines,
+        cause_right=any(truth.is_said(longest[1], longest[2]) for truth in case.truths),
         said=" ".join(str(part) for part in longest),
-        sentence=next(
-            (said.summary for said in reversed(played.said) if (said.state, said.engine, said.cause) == longest), ""
-        ),
+        cause=longest[2] or longest[0],
+        expected=case.truths[0].causes[0],
+        sentence=said.summary if said else "",
+        advice=said.advice if said else "",
+        impact_s=None if played.impact_s is None else played.impact_s - ONSET_S,
         diagnosed_s=None if first is None else first - ONSET_S,
         cleared_s=None if well is None else max(0.0, well - end_s),
         flaps=max(0, len(over) - 2),
+        second_right=_second(played) if len(case.truths) > 1 else None,
+        rules={rule: engine in engines for rule, engine in played.named.items()},
+        good=_share(played),
+        good_before=_share(without) if case.surge is None else None,
+        good_followed=_share(followed) if followed else None,
+        orders=followed.orders if followed else (),
     )
 
 
-def _right(played: Played, said: Said) -> bool:
-    return said.cause in played.case.causes and said.engine in played.case.engines
+def _right(case: Case, said: Said) -> bool:
+    return any(truth.is_said(said.engine, said.cause) for truth in case.truths)
 
 
-Key = tuple[str, str | None, str | None]
+def _second(played: Played) -> bool:
+    """Whether the fault that stayed was what stood longest, from ten seconds after the end of the other."""
+    until_s = played.case.faults[1].until_s or math.inf
+    during = _while(played.said, ONSET_S + FAULT_S + 10, until_s)
+    _, engine, cause = max(during, key=during.__getitem__, default=("ok", None, None))
+    return played.case.truths[1].is_said(engine, cause)
+
+
+def _share(played: Played) -> float | None:
+    """Of what was asked in the last part of the fault, that was answered within the targets."""
+    asked = _sum(played.asked, ONSET_S + _SETTLED_S, ONSET_S + FAULT_S)
+    return _sum(played.good, ONSET_S + _SETTLED_S, ONSET_S + FAULT_S) / asked if asked else None
+
+
+def _sum(by_second: Sequence[int], from_s: float, to_s: float) -> int:
+    return sum(by_second[int(from_s) : int(to_s)])
+
+
+def _key(said: Said) -> Key:
+    return said.state, said.engine, said.cause
 
 
 def _while(said: Sequence[Said], begin_s: float, end_s: float) -> Counter[Key]:
-    """Seconds for which each verdict but ``ok`` stood."""
+    """Milliseconds for which each verdict but ``ok`` stood."""
     found: Counter[Key] = Counter()
     for number, one in enumerate(said):
         until = said[number + 1].at_s if number + 1 < len(said) else math.inf
         overlap = min(until, end_s) - max(one.at_s, begin_s)
         if overlap > 0 and one.state != "ok":
-            found[one.state, one.engine, one.cause] += round(overlap * 1000)
+            found[_key(one)] += round(overlap * 1000)
     return found
 
 

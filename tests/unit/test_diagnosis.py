@@ -36,7 +36,7 @@ def test_what_is_done_to_a_simulated_node_is_named(kind: str) -> None:
 
 
 def test_nothing_is_said_of_a_node_that_nothing_is_done_to() -> None:
-    [case] = [case for case in healthy(range(1)) if case.node == "llama 3p1d@tp2"]
+    case = next(case for case in healthy(range(1)) if case.node == "llama 3p1d@tp2")
     assert {said.state for said in play(case, duration_s=60).said} == {"ok"}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from appliance.channel import Step
+from appliance.costs.fitted import StepModel
 from appliance.telemetry.series import Series
 
 MS = 1_000_000
@@ -59,3 +60,20 @@ def test_tokens_are_late_whose_step_came_later_than_the_target() -> None:
     load = series.load(now_ns, 0.05)
     assert load.itl_late == pytest.approx(0.1, abs=0.01)
     assert load.itl_s == pytest.approx(0.018, abs=0.001)
+
+
+def test_what_more_an_engine_could_decode_in_time_is_foretold_by_what_steps_of_other_sizes_take() -> None:
+    model = StepModel()
+    for number in range(400):  # 10 ms, and a tenth of a millisecond for each sequence
+        sequences = 1 + number % 200
+        model.learn(0, sequences, sequences * 100, 0.010 + 0.0001 * sequences)
+    series = Series(1, model)
+    for number in range(100):
+        begin_ns = number * 20 * MS
+        series.add(step(begin_ns, begin_ns + 20 * MS, decode=100, context=10_000), begin_ns + 20 * MS)
+    room = series.load(100 * 20 * MS, 0.030).room
+    assert room is not None
+    # Twice the batch takes 30 ms a step: that many at once, each for half as long again.
+    assert room == pytest.approx(2 / 1.5, rel=0.1)
+    assert series.load(100 * 20 * MS, 0.015).room == pytest.approx(0.5 / 0.75, rel=0.15)
+    assert series.load(100 * 20 * MS, 0.005).room == 0.0, "not even a single one"
