@@ -8,7 +8,7 @@ from typing import Any, Final
 import msgspec
 
 from appliance.gpu.fields import Counters, Rate
-from appliance.gpu.gpm import Gpm
+from appliance.gpu.gpm import NOTHING, Gpm
 from appliance.gpu.library import GoneError, Library, LostError, Questions
 from appliance.records import GpuProcess, GpuSnapshot
 
@@ -45,8 +45,25 @@ class Device:
         title = f"GPU {index}"
         self._questions = Questions(library, handle, title)
         self._module = library.module
+        self._gpm: Gpm | None = None
+        self._events: Any = None
+        self._nvlink, self._pcie = Rate(), Rate()
+        self._asked_us = 0  # until when processes' shares are known
+        self._xids: list[int] = []
+        self._lost = False
+        self._is, self._parts = self._identity(index, title), self._mig()
+        self._counters = Counters(self._questions)
+        try:
+            self._gpm = Gpm(self._questions)
+            self._events = self._listen()
+        except (LostError, GoneError):
+            self.close()
+            raise
+
+    def _identity(self, index: int, title: str) -> GpuSnapshot:
+        """What does not change."""
         ask = self._questions.ask
-        self._is = GpuSnapshot(
+        return GpuSnapshot(
             index=index,
             uuid=text(ask("its UUID", "nvmlDeviceGetUUID")) or title,
             name=text(ask("its name", "nvmlDeviceGetName")) or "unknown GPU",
@@ -54,14 +71,6 @@ class Device:
             pcie_generation_max=ask("PCIe generation", "nvmlDeviceGetMaxPcieLinkGeneration"),
             pcie_lanes_max=ask("PCIe lanes", "nvmlDeviceGetMaxPcieLinkWidth"),
         )
-        self._parts = self._mig()
-        self._counters = Counters(self._questions)
-        self._gpm = Gpm(self._questions)
-        self._events = self._listen()
-        self._nvlink, self._pcie = Rate(), Rate()
-        self._asked_us = 0  # until when processes' shares are known
-        self._xids: list[int] = []
-        self._lost = False
 
     def read(self, now_ns: int) -> Reading:
         """A GPU that is lost reads nothing but its name. Raises ``GoneError``."""
@@ -78,9 +87,10 @@ class Device:
 
     def close(self) -> None:
         """As far as NVML still takes it back."""
-        for give_back in (self._gpm.close, self._stop_listening):
+        for give_back in (self._gpm.close if self._gpm else None, self._stop_listening):
             try:
-                give_back()
+                if give_back is not None:
+                    give_back()
             except (LostError, GoneError):
                 continue
 
@@ -93,7 +103,7 @@ class Device:
         ask, module, counters = self._questions.ask, self._module, self._counters
         clock = ask("clock", "nvmlDeviceGetClockInfo", module.NVML_CLOCK_SM)  # first: a lost GPU is known by it
         counters.read()
-        activity = self._gpm.read(now_ns)
+        activity = self._gpm.read(now_ns) if self._gpm else NOTHING
         memory = self._memory()
         utilization = ask("utilisation", "nvmlDeviceGetUtilizationRates")
         nvlink = self._nvlink.of(counters.nvlink_bytes, now_ns)
@@ -207,7 +217,9 @@ class Device:
             if event is None:
                 return
             if event.eventType == self._module.nvmlEventTypeXidCriticalError:
-                _log.warning("%s (%s): Xid %d; NVIDIA's table of Xid errors says what it means", *self._names(), event.eventData)
+                _log.warning(
+                    "%s (%s): Xid %d; NVIDIA's table of Xid errors says what it means", *self._names(), event.eventData
+                )
                 self._xids = [*self._xids, int(event.eventData)][-_XIDS:]
 
     def _stop_listening(self) -> None:

@@ -1,7 +1,8 @@
 """NVML's field values: counters by number, all of them asked for at once.
 
-The numbers of the newer throttle times differ between drivers: 251 to 253 with 575 and with early 580, 269 to 271 since (nvidia-ml-py 12.575.51 and 13.580.65
-against 13.580.82), where 251 to 253 say how power is smoothed. So both are tried, and believed only where exactly one of them answers like three times.
+The numbers of the newer throttle times differ between drivers: 251 to 253 with 575 and with early 580, 269 to 271 since (nvidia-ml-py
+12.575.51 and 13.580.65 against 13.580.82), where 251 to 253 say how power is smoothed. So both are tried, and believed only where exactly
+one of them answers like three times.
 """
 
 from __future__ import annotations

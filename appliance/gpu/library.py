@@ -38,11 +38,15 @@ class GoneError(Exception):
 class Library:
     """Raises ``LostError`` and ``GoneError``, and nothing else."""
 
-    def __init__(self, module: Any) -> None:
+    def __init__(self, module: Any, said: set[tuple[str, str]] | None = None) -> None:
         """``module``: pynvml."""
         self.module = module
         self._never: set[tuple[str, str]] = set()
-        self._said: set[tuple[str, str]] = set()
+        self._said = said if said is not None else set()
+
+    def anew(self) -> Library:
+        """After a driver has come back: everything is asked again, and nothing said again."""
+        return Library(self.module, self._said)
 
     def ask(self, gpu: str, what: str, function: str, *args: Any) -> Any:
         """``what`` is for people. None where it is not told; what is refused for good is not asked for again."""

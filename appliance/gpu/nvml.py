@@ -5,7 +5,6 @@ Nothing here raises. Without a driver there are no readings and nothing is said;
 
 from __future__ import annotations
 
-import importlib
 import logging
 from collections.abc import Callable
 from typing import Any, Final
@@ -17,15 +16,17 @@ _log = logging.getLogger("pd-appliance")
 _AGAIN_NS: Final = 30 * 10**9
 
 
-def pynvml() -> Any:
-    """Imported when it is wanted: most nodes that have no GPU never do."""
-    return importlib.import_module("pynvml")
+def binding() -> Any:
+    """Imported in the thread that reads: it is large."""
+    import pynvml
+
+    return pynvml
 
 
 class Nvml:
     """Reads in one thread: operations on event sets and samples are not thread-safe."""
 
-    def __init__(self, load: Callable[[], Any] = pynvml) -> None:
+    def __init__(self, load: Callable[[], Any] = binding) -> None:
         self._load = load
         self._library: Library | None = None
         self._devices: list[Device] = []
@@ -104,7 +105,7 @@ class Nvml:
         for device in self._devices:
             device.close()
         self._devices, self._open, self._again_ns = [], False, now_ns + _AGAIN_NS
-        module, self._library = self._library.module, Library(self._library.module)
+        module, self._library = self._library.module, self._library.anew()
         try:
             module.nvmlShutdown()
         except module.NVMLError:

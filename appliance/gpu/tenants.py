@@ -53,10 +53,10 @@ def _assigned(
 def _others(
     processes: tuple[GpuProcess, ...] | None, ours: Callable[[int], bool], *, expected: bool
 ) -> tuple[GpuProcess, ...] | None:
-    """None where our own engine is not among them: then pids are those of another namespace (a container's), and say nothing here."""
+    """None where our own engine is not among them: it is not there yet, or pids are those of another namespace (a container's)."""
     if processes is None:
         return None
     others = tuple(one for one in processes if not ours(one.pid))
-    if expected and processes and len(others) == len(processes):
+    if expected and len(others) == len(processes):
         return None
     return others

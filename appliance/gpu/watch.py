@@ -47,7 +47,9 @@ class Watch:
         read_ns, readings = self._latest
         old = self._clock_ns() - read_ns > max(_OLD_NS, 10 * self._tick_s * 1e9)
         if readings and old and not self._told_old:
-            _log.warning("NVML has not answered for %.0f s: GPUs are not read until it does", (self._clock_ns() - read_ns) * 1e-9)
+            _log.warning(
+                "NVML has not answered for %.0f s: GPUs are not read until it does", (self._clock_ns() - read_ns) * 1e-9
+            )
         self._told_old = bool(readings) and old
         return () if old else readings
 
