@@ -124,9 +124,10 @@ def supervisor(signs: Signs) -> Finding | None:
             ),
         ),
         action=Action(
-            sentence="Let fewer streams go through this node, or ask for longer pieces; every byte goes through the supervisor."
+            sentence="Let engines send several tokens in one piece: each piece of each stream goes through the supervisor."
             if full
             else "Give the supervisor a core of its own: engines or other processes keep it from running.",
+            setting="[engine] args: --stream-interval 8" if full else None,
         ),
     )
 

@@ -55,7 +55,7 @@ class Device:
         self._counters = Counters(self._questions)
         try:
             self._gpm = Gpm(self._questions)
-            self._events = self._listen()
+            self._listen()
         except (LostError, GoneError):
             self.close()
             raise
@@ -197,15 +197,14 @@ class Device:
 
     # ---- Xid events
 
-    def _listen(self) -> Any:
+    def _listen(self) -> None:
         """A set of its own for each GPU: one that is lost does not make the others' events wait."""
         kind = self._module.nvmlEventTypeXidCriticalError
         if not (self._questions.ask("event types", "nvmlDeviceGetSupportedEventTypes") or 0) & kind:
-            return None
-        events = self._questions.call("Xid events", "nvmlEventSetCreate")
-        if events is not None:
-            self._questions.ask("Xid events", "nvmlDeviceRegisterEvents", kind, events)
-        return events
+            return
+        self._events = self._questions.call("Xid events", "nvmlEventSetCreate")
+        if self._events is not None:
+            self._questions.ask("Xid events", "nvmlDeviceRegisterEvents", kind, self._events)
 
     def _hear(self) -> None:
         """What has come since; waits for nothing. Raises ``GoneError``."""
