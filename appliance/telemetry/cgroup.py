@@ -42,7 +42,7 @@ class Cgroups:
 
     def _groups(self, pid: int) -> list[Path]:
         """From its own to the outermost that can be seen."""
-        with contextlib.suppress(OSError, UnicodeDecodeError):
+        with contextlib.suppress(OSError, ValueError):
             for line in (self._proc / str(pid) / "cgroup").read_text().splitlines():
                 _, controllers, path = line.split(":", 2)
                 root = self._root(controllers)

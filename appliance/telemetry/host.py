@@ -65,16 +65,18 @@ class Machine:
         now_ns = time.monotonic_ns()
         core = self._threads.shares(view.core_pid, now_ns)
         api = self._threads.shares(view.pid, now_ns) if view.pid != view.core_pid else None
+        pid = view.core_pid or view.pid
+        throttled = self._cgroups.throttled(pid, now_ns) if pid else None
+        pressure = self._cgroups.pressure(pid, now_ns) if pid else None
         if core is None and api is None:
             return None
-        pid = view.core_pid or view.pid
         return HostReading(
             core_busy=core.ran if core else None,
             core_delay=core.waited if core else None,
             core_switches_s=core.switches_s if core else None,
             api_busy=min(1.0, api.ran + api.waited) if api else None,
-            throttled=self._cgroups.throttled(pid, now_ns) if pid else None,
-            pressure=self._cgroups.pressure(pid, now_ns) if pid else None,
+            throttled=throttled,
+            pressure=pressure,
             cores=_allowed(view.core_pid),
         )
 
