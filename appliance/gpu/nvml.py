@@ -5,6 +5,7 @@ Nothing here raises. Without a driver there are no readings and nothing is said;
 
 from __future__ import annotations
 
+import ctypes
 import logging
 from collections.abc import Callable
 from typing import Any, Final
@@ -13,11 +14,16 @@ from appliance.gpu.device import Device, Reading
 from appliance.gpu.library import GoneError, Library, LostError
 
 _log = logging.getLogger("pd-appliance")
+_LIBRARY: Final = "libnvidia-ml.so.1"
 _AGAIN_NS: Final = 30 * 10**9
 
 
 def binding() -> Any:
-    """Imported in the thread that reads: it is large."""
+    """Imported only where there is a driver, and in the thread that reads: it is large. Raises ``ImportError`` without one."""
+    try:
+        ctypes.CDLL(_LIBRARY)
+    except OSError as error:
+        raise ImportError(_LIBRARY) from error
     import pynvml
 
     return pynvml

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
 
+import pynvml as nv
 import pytest
+from fake_nvml import GIB, FakeDriver, h100, installed
 
 from appliance.gpu.device import Reading
+from appliance.gpu.nvml import Nvml
 from appliance.gpu.watch import Watch
-from appliance.records import GpuSnapshot
+from appliance.records import EngineState, EngineView, GpuSnapshot, Role
+from appliance.telemetry.host import Machine
 
 
 class Source:
@@ -79,6 +86,28 @@ def test_a_fault_is_logged_once_and_readings_come_back(caplog: pytest.LogCapture
         source.fails = False
         until(lambda: bool(watch.latest()))
     assert caplog.text.count("could not be read") == 1
+
+
+def test_from_the_driver_to_the_snapshot_a_reading_finds_its_engine_and_who_else_is_there() -> None:
+    """The whole way: this process leads no engine's session, and another one does."""
+    view = EngineView(
+        name="e0", role=Role.BOTH, state=EngineState.READY, epoch=1, socket="", pid=os.getsid(0), gpus=("GPU-0",)
+    )
+    stranger = subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(600)"], start_new_session=True)
+    driver = FakeDriver(h100(processes=[(os.getpid(), GIB), (stranger.pid, 2 * GIB)]))
+    try:
+        with installed(driver), Watch(Nvml(lambda: nv), 0.005) as watch:
+            machine = Machine(lambda: [view], watch.latest)
+            until(lambda: bool(machine.gpus()))
+            [gpu] = machine.gpus()
+    finally:
+        stranger.kill()
+        stranger.wait()
+    assert (gpu.uuid, gpu.engine, gpu.power_w) == ("GPU-0", "e0", 640.5)
+    [other] = gpu.others or ()
+    assert (other.pid, other.memory_bytes) == (stranger.pid, 2 * GIB)
+    assert "python" in (other.name or "")
+    assert (driver.inits, driver.samples, driver.events) == (0, {}, {}), "all is given back at the end"
 
 
 def test_without_a_driver_the_thread_ends() -> None:

@@ -23,7 +23,7 @@ class Ticks:
 
     def __init__(self, driver: FakeDriver) -> None:
         self.driver = driver
-        self.nvml = Nvml()
+        self.nvml = Nvml(lambda: nv)
 
     def read(self, ticks: int = 1, tick_ns: int = TICK_NS) -> tuple[Reading, ...]:
         found: tuple[Reading, ...] = ()
