@@ -4,7 +4,7 @@
 
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest -q
-QUICK := $(wildcard tests/unit tests/contract tests/kv tests/process)
+QUICK := $(wildcard tests/unit tests/contract tests/kv tests/process tests/gpu)
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 16

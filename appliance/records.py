@@ -142,14 +142,45 @@ class GpuSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     ecc_corrected: int | None = None  # memory errors since its last reset
     ecc_uncorrected: int | None = None
     xids: tuple[int, ...] = ()  # errors that the driver has told of
+    sm: float | None = None  # multiprocessors at work
+    throttled: tuple[Throttled, ...] = ()  # for how long what has held its clocks down; only what the driver counts
+    pcie_bytes_s: float | None = None  # in and out
+    pcie_generation: int | None = None  # of its link now; an idle link is slow on purpose
+    pcie_generation_max: int | None = None  # that GPU and slot can do
+    pcie_lanes: int | None = None
+    pcie_lanes_max: int | None = None
+    pcie_replays: int | None = None  # packets that had to be sent again
+    nvlink_errors: int | None = None  # checksums that were wrong, and what had to be sent again
+    rows_remapped: int | None = None  # of its memory, for want of the ones that it had
+    others: tuple[GpuProcess, ...] | None = None  # that are on it and no engine's; None where that can't be told
+
+
+class Throttled(msgspec.Struct, frozen=True, kw_only=True):
+    """How long one of NVML's reasons has held a GPU's clocks down, since its driver was loaded."""
+
+    reason: str
+    total_s: float
+
+
+class GpuProcess(msgspec.Struct, frozen=True, kw_only=True):
+    """Somebody else's process on a GPU."""
+
+    pid: int
+    name: str | None = None
+    memory_bytes: int | None = None
+    busy: float | None = None  # share of the time in which its kernels had multiprocessors
 
 
 class HostReading(msgspec.Struct, frozen=True, kw_only=True):
-    """What an engine's processes get of the machine's CPUs, as shares of the time since the last reading."""
+    """What an engine's processes get of the machine's CPUs. Shares are of the time since the last reading."""
 
     core_delay: float | None = None  # EngineCore's main thread could run, and had no core
     core_busy: float | None = None  # it ran
     api_busy: float | None = None  # the API process's main thread ran, or could have
+    throttled: float | None = None  # its control group had used up its CPU quota
+    pressure: float | None = None  # something of its control group (or of the machine) could run, and had no core
+    cores: int | None = None  # that EngineCore's main thread may run on
+    core_switches_s: float | None = None  # how often that thread was made to leave its core, per second
 
 
 class LinkSnapshot(msgspec.Struct, frozen=True, kw_only=True):

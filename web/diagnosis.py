@@ -87,6 +87,8 @@ def _cause(verdict: Verdict) -> str | None:
     if verdict.cause is None:
         return None
     where = " to ".join(verdict.link) if verdict.link else verdict.engine
+    if verdict.cause == "frontend_bound" and where is None:
+        return "busy supervisor"
     return _CAUSES.get(verdict.cause, verdict.cause.replace("_", " ")) + (f" on {where}" if where else "")
 
 

@@ -27,6 +27,8 @@ from appliance.cli.herald import Herald
 from appliance.config import Config, ServerConfig, config_path_default, load, state_directory
 from appliance.diagnosis.verdicts import Diagnoser
 from appliance.errors import NoEngineError, NotNowError
+from appliance.gpu.nvml import Nvml
+from appliance.gpu.watch import Watch
 from appliance.records import EngineState, EngineView, Role
 from appliance.remedies.apply import Remedies
 from appliance.router.router import Router
@@ -81,6 +83,7 @@ class Appliance:
         self._cast = cast
         state_directory(config, os.environ)
         self._listener = _listen(config.server)
+        self._gpus = Watch(Nvml(), config.telemetry.tick_s)
         self._served = False
         self._stopping = asyncio.Event()
         self._hurry = asyncio.Event()
@@ -90,7 +93,8 @@ class Appliance:
         adopt_orphans()
         runtime = Runtime(parent_directory(os.environ))
         try:
-            await self._serve(runtime)
+            with contextlib.nullcontext() if self._cast.plans else self._gpus:  # a simulated node has others
+                await self._serve(runtime)
         finally:
             runtime.remove()
 
@@ -151,7 +155,7 @@ class Appliance:
             timelines,
             model_name=self._cast.model,
             version=__version__,
-            hardware=control or Machine(),
+            hardware=control or Machine(node.views, self._gpus.latest),
             diagnose=Diagnoser(self._config.slo.share),
             kinds=self._cast.kinds,
             simulated=control is not None,

@@ -17,6 +17,7 @@ from appliance.records import NodeSnapshot
 
 Test = Callable[[Signs], Finding | None]
 TESTS: Final[tuple[Test, ...]] = (
+    slow.supervisor,
     slow.frontend,
     slow.slow_link,
     slow.straggler,

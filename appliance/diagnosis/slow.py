@@ -20,7 +20,11 @@ _SLOW_FOR_NO_REASON: Final = 1.3  # where they do not
 _SLOW_LINK: Final = 1.5
 _WORKING: Final = 0.2
 _STARVED: Final = 0.08  # of the time waiting for a core
+_THROTTLED: Final = 0.1  # of the time without any, for a quota that is used up
 _API_FULL: Final = 0.7
+_CORE_FULL: Final = 0.9  # of the one core that the supervisor's event loop can use
+_LATE_S: Final = 0.01  # its loop, where its core is full
+_LATE_ANYWAY_S: Final = 0.1  # where it is not: it gets none
 _DOWN: Final = (EngineState.HUNG, EngineState.SUSPECT, EngineState.BACKOFF, EngineState.FAILED)
 
 
@@ -95,6 +99,40 @@ def frontend(signs: Signs) -> Finding | None:
     )
 
 
+def supervisor(signs: Signs) -> Finding | None:
+    """The supervisor itself, through which everything goes, has no time for it. No engine is to blame."""
+    full = signs.supervisor_busy >= _CORE_FULL and signs.loop_delay_s >= _LATE_S
+    if not full and signs.loop_delay_s < _LATE_ANYWAY_S:
+        return None
+    why = f"it needs {signs.supervisor_busy:.0%} of a core" + ("" if full else ", and does not get it")
+    return Finding(
+        cause="frontend_bound",
+        stage="frontend",
+        sentence=f"The supervisor itself is late: its event loop runs {ms(signs.loop_delay_s)} behind, for {why}.",
+        confidence=0.9 if full else 0.8,
+        evidence=(
+            Evidence(
+                measured=signs.loop_delay_s,
+                expected=0.001,
+                unit="s",
+                sentence=f"The supervisor's event loop runs {ms(signs.loop_delay_s)} later than it should.",
+            ),
+            Evidence(
+                measured=signs.supervisor_busy,
+                expected=0.5,
+                unit="of a core",
+                sentence=f"The supervisor needs {signs.supervisor_busy:.0%} of the one core that its event loop can use.",
+            ),
+        ),
+        action=Action(
+            sentence="Let engines send several tokens in one piece: each piece of each stream goes through the supervisor."
+            if full
+            else "Give the supervisor a core of its own: engines or other processes keep it from running.",
+            setting="[engine] args: --stream-interval 8" if full else None,
+        ),
+    )
+
+
 def slow_link(signs: Signs) -> Finding | None:
     """Hand-offs over one link take longer than over others."""
     slow = [link for link in signs.now.links if (link.slowdown or 0.0) > _SLOW_LINK]
@@ -145,13 +183,9 @@ def straggler(signs: Signs) -> Finding | None:
         return None
     worst = max(found, key=lambda engine: (engine.slowdown - 1) * engine.busy)
     stage, trouble = _slow_stage(worst, signs), worst.gpu_trouble
-    starved = worst.core_delay >= _STARVED
+    starved = _starved(worst)
     kind = "gpu" if trouble or not starved else "cpu"
-    why = trouble or (
-        f"its main loop waits for a core {worst.core_delay:.0%} of the time"
-        if starved
-        else "nothing that its GPUs or its cores tell explains it"
-    )
+    why = trouble or _why_starved(worst) or "nothing that its GPUs or its cores tell explains it"
     evidence = [
         Evidence(
             measured=worst.slowdown,
@@ -162,15 +196,7 @@ def straggler(signs: Signs) -> Finding | None:
     ]
     if trouble:
         evidence.append(Evidence(measured=1.0, expected=0.0, unit="", sentence=f"{trouble}."))
-    if starved:
-        evidence.append(
-            Evidence(
-                measured=worst.core_delay,
-                expected=0.01,
-                unit="of the time",
-                sentence=f"{worst.name}'s main loop could run and had no core {worst.core_delay:.0%} of the time.",
-            )
-        )
+    evidence += _of_cores(worst)
     return Finding(
         cause=f"{stage}_straggler_{kind}",
         stage=stage,
@@ -184,7 +210,7 @@ def straggler(signs: Signs) -> Finding | None:
             worst.slowdown,
             f"see to its GPU ({trouble})"
             if trouble
-            else "give its processes cores of their own"
+            else _relief(worst)
             if kind == "cpu"
             else "look at what else runs on its GPU",
         ),
@@ -192,10 +218,52 @@ def straggler(signs: Signs) -> Finding | None:
     )
 
 
+def _starved(engine: Engine) -> bool:
+    """Waiting for a core is the main sign; time in which there was none to be had is another."""
+    return engine.core_delay >= _STARVED or engine.throttled >= _THROTTLED
+
+
+def _why_starved(engine: Engine) -> str | None:
+    if engine.throttled >= _THROTTLED:
+        return f"its control group is out of CPU quota {engine.throttled:.0%} of the time"
+    if engine.core_delay >= _STARVED:
+        return f"its main loop waits for a core {engine.core_delay:.0%} of the time"
+    return None
+
+
+def _relief(engine: Engine) -> str:
+    if engine.throttled >= _THROTTLED:
+        return "raise the CPU quota of its control group (CPUQuota= of its unit, --cpus of its container)"
+    return "give its processes cores of their own"
+
+
+def _of_cores(engine: Engine) -> list[Evidence]:
+    """What speaks for want of CPU time, and what with it."""
+    found, host = [], engine.now.host
+    if engine.core_delay >= _STARVED:
+        found.append(_share_of(engine.core_delay, f"{engine.name}'s main loop could run and had no core", 0.01))
+    if engine.throttled >= _THROTTLED:
+        found.append(_share_of(engine.throttled, f"{engine.name}'s control group had used up its CPU quota", 0.0))
+    if not found or host is None:
+        return found
+    if host.pressure is not None and host.pressure >= _STARVED:
+        found.append(_share_of(host.pressure, f"Something around {engine.name} could run and had no core", None))
+    if host.cores == 1:
+        only = f"{engine.name}'s main loop may run on one core only."
+        found.append(Evidence(measured=1.0, expected=None, unit="cores", sentence=only))
+    return found
+
+
+def _share_of(measured: float, what: str, expected: float | None) -> Evidence:
+    return Evidence(
+        measured=measured, expected=expected, unit="of the time", sentence=f"{what} {measured:.0%} of the time."
+    )
+
+
 def _is_slow(engine: Engine, others: Sequence[Engine]) -> bool:
     rest = [other.slowdown for other in others if other is not engine and _alike(other, engine)]
     usual = max(1.0, statistics.median(rest)) if rest else 1.0
-    told = engine.gpu_trouble is not None or engine.core_delay >= _STARVED
+    told = engine.gpu_trouble is not None or _starved(engine)
     return engine.slowdown > (_SLOW if told else _SLOW_FOR_NO_REASON) * usual
 
 

@@ -13,7 +13,7 @@ import msgspec
 
 from appliance.costs.gpus import Gpu
 from appliance.costs.roofline import StepCost
-from appliance.records import GpuSnapshot
+from appliance.records import GpuSnapshot, Throttled
 from appliance.simulator.clock import Timer, VirtualClock
 
 _IDLE_POWER: Final = 0.12  # of the thermal design power
@@ -25,6 +25,8 @@ _SLOWDOWN_C: Final = 88.0  # where a GPU takes its clocks back
 _INERTIA_S: Final = 15.0
 _CORRECTED_S: Final = 40.0  # memory errors per second, of a memory that has lost all of its bandwidth to them
 _XID_CONTAINED: Final = 94  # "Contained ECC error" (NVIDIA, XID Errors)
+_PCIE: Final = (5, 16)  # generation and lanes of an SXM board's link
+_TOO_HOT: Final = "hw_thermal_slowdown"
 
 
 class Wear(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,7 +49,7 @@ class VirtualGpus:
         self._temperatures = [_AMBIENT_C + _RISE_C * _IDLE_POWER] * count
         self._busy_s = self._tensor_s = self._dram_s = 0.0
         self._copied_bytes = 0
-        self._corrected = 0.0
+        self._corrected = self._hot_s = 0.0
         self._uncorrected = 0
         self.wear = Wear()
 
@@ -63,21 +65,23 @@ class VirtualGpus:
 
     def broke(self, wear: Wear) -> None:
         """A fault begins or ends. A memory that begins to lose words has one that can't be corrected."""
-        self._count_errors()
+        self._count()
         if wear.memory > self.wear.memory:
             self._uncorrected += 1
         self.wear = wear
 
-    def _count_errors(self) -> None:
-        """Up to now."""
+    def _count(self) -> None:
+        """Errors and time without cooling, up to now."""
         now_ns = self._timer.now_ns
-        self._corrected += self.wear.memory * _CORRECTED_S * (now_ns - self._counted_ns) * 1e-9
+        seconds = (now_ns - self._counted_ns) * 1e-9
+        self._corrected += self.wear.memory * _CORRECTED_S * seconds
+        self._hot_s += seconds if self.wear.clock else 0.0
         self._counted_ns = now_ns
 
     def read(self) -> tuple[GpuSnapshot, ...]:
         """As ``nvidia-smi`` would, of the time since it was asked last."""
         now_ns = self._timer.now_ns
-        self._count_errors()
+        self._count()
         seconds = max(1e-6, (now_ns - self._read_ns) * 1e-9)
         busy, tensor, dram = (min(1.0, one / seconds) for one in (self._busy_s, self._tensor_s, self._dram_s))
         rate = self._copied_bytes / seconds / len(self._temperatures)
@@ -112,6 +116,16 @@ class VirtualGpus:
             ecc_corrected=int(self._corrected) if place == 0 else 0,
             ecc_uncorrected=self._uncorrected if place == 0 else 0,
             xids=(_XID_CONTAINED,) * self._uncorrected if place == 0 else (),
+            sm=busy,
+            throttled=(Throttled(reason=_TOO_HOT, total_s=round(self._hot_s, 3) if place == 0 else 0.0),),
+            pcie_generation=_PCIE[0],
+            pcie_generation_max=_PCIE[0],
+            pcie_lanes=_PCIE[1],
+            pcie_lanes_max=_PCIE[1],
+            pcie_replays=0,
+            nvlink_errors=0,
+            rows_remapped=0,
+            others=(),
         )
 
     def _warm(self, place: int, target_c: float, seconds: float) -> None:
@@ -131,5 +145,5 @@ def at_rest(hardware: Gpu, first: int, count: int, engine: str) -> tuple[GpuSnap
 
 def _reasons(wear: Wear, busy: float) -> tuple[str, ...]:
     if wear.clock:
-        return ("hw_thermal_slowdown",)
+        return (_TOO_HOT,)
     return () if busy else ("gpu_idle",)

@@ -62,6 +62,7 @@ _ENGINE_GAUGES: Final[tuple[tuple[str, str, _Read], ...]] = (
     ("step_decode_tokens", "Of a step with decode tokens, mean.", lambda e: e.step_decode_tokens),
     ("itl_seconds", "From one step with decode tokens to the next, mean over their tokens.", lambda e: e.itl_s),
     ("itl_late_ratio", "Share of these tokens whose step came later than the target.", lambda e: e.itl_late),
+    ("decode_room_ratio", "Times what it decodes now that it could decode in time, predicted.", lambda e: e.room),
     ("kv_blocks_leased", "KV blocks that are held for others, as the engine tells.", lambda e: e.leased_blocks),
     ("api_delay_seconds", "From a first token to its bytes, mean.", lambda e: e.api_delay_s),
     (
@@ -71,6 +72,14 @@ _ENGINE_GAUGES: Final[tuple[tuple[str, str, _Read], ...]] = (
     ),
     ("core_busy_ratio", "Time for which EngineCore ran.", lambda e: _host(e).core_busy),
     ("api_busy_ratio", "Time for which the API process ran, or could have.", lambda e: _host(e).api_busy),
+    ("cpu_throttled_ratio", "Time for which its control group was out of CPU quota.", lambda e: _host(e).throttled),
+    ("cpu_pressure_ratio", "Time for which something around it had no core.", lambda e: _host(e).pressure),
+    ("cores_allowed", "Cores that EngineCore's main thread may run on.", lambda e: _host(e).cores),
+    (
+        "core_switches_per_second",
+        "How often EngineCore's main thread was made to leave its core.",
+        lambda e: _host(e).core_switches_s,
+    ),
 )
 _GPU_GAUGES: Final[tuple[tuple[str, str, _ReadGpu], ...]] = (
     ("clock_hertz", "Clock of the GPU's multiprocessors.", lambda g: _hertz(g.clock_mhz)),
@@ -84,11 +93,21 @@ _GPU_GAUGES: Final[tuple[tuple[str, str, _ReadGpu], ...]] = (
     ("tensor_ratio", "Share of the time in which tensor cores worked.", lambda g: g.tensor),
     ("dram_ratio", "Share of the memory's bandwidth in use.", lambda g: g.dram),
     ("nvlink_bytes_per_second", "In and out over NVLink.", lambda g: g.nvlink_bytes_s),
+    ("sm_ratio", "Share of the time in which multiprocessors worked.", lambda g: g.sm),
+    ("pcie_bytes_per_second", "In and out over PCIe.", lambda g: g.pcie_bytes_s),
+    ("pcie_generation", "Of its PCIe link now.", lambda g: g.pcie_generation),
+    ("pcie_generation_max", "That GPU and slot can do.", lambda g: g.pcie_generation_max),
+    ("pcie_lanes", "Of its PCIe link now.", lambda g: g.pcie_lanes),
+    ("pcie_lanes_max", "That GPU and slot have.", lambda g: g.pcie_lanes_max),
+    ("rows_remapped", "Rows of its memory that others stand in for.", lambda g: g.rows_remapped),
+    ("other_processes", "Processes on it that are no engine's.", lambda g: None if g.others is None else len(g.others)),
 )
 _GPU_COUNTERS: Final[tuple[tuple[str, str, _ReadGpu], ...]] = (
     ("ecc_corrected", "Memory errors that were corrected.", lambda g: g.ecc_corrected),
     ("ecc_uncorrected", "Memory errors that could not be corrected.", lambda g: g.ecc_uncorrected),
     ("xids", "Errors that the driver has told of.", lambda g: len(g.xids)),
+    ("pcie_replays", "Packets that had to be sent again over PCIe.", lambda g: g.pcie_replays),
+    ("nvlink_errors", "Wrong checksums on NVLink, and what had to be sent again.", lambda g: g.nvlink_errors),
 )
 _ENGINE_COUNTERS: Final[tuple[tuple[str, str, _Read], ...]] = (
     ("restarts", "Times the engine was started again.", lambda e: e.restarts),
@@ -251,5 +270,8 @@ def _gpus(gpus: Sequence[GpuSnapshot]) -> Iterator[Metric]:
         yield _gauge(f"gpu_{name}", text, labels, [(place, read(gpu)) for place, gpu in places])
     for name, text, read in _GPU_COUNTERS:
         yield _counter(f"gpu_{name}", text, labels, [(place, read(gpu)) for place, gpu in places])
+    held = [((*place, one.reason), one.total_s) for place, gpu in places for one in gpu.throttled]
+    text = "How long its clocks were held down since its driver was loaded."
+    yield _counter("gpu_throttled_seconds", text, (*labels, "reason"), held)
     slowed = [((*place, reason), 1) for place, gpu in places for reason in gpu.clock_reasons]
     yield _gauge("gpu_clock_reason", "Why the clock is not at its highest.", (*labels, "reason"), slowed)

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable, Sequence
 
+import msgspec
 import psutil
 
+from appliance.gpu import tenants
+from appliance.gpu.device import Reading
 from appliance.records import EngineView, GpuSnapshot, HostReading
+from appliance.telemetry.cgroup import Cgroups
 
 
 def session_memory_bytes(leader: int) -> int | None:
@@ -39,43 +44,91 @@ def _family(leader: int) -> set[psutil.Process]:
 class Machine:
     """This machine, as far as nobody simulates it. Implements ``collector.HardwareSource``."""
 
-    def __init__(self) -> None:
-        self._threads: dict[
-            int, tuple[int, int, int]
-        ] = {}  # by pid: when last asked, and what its main thread had by then
+    def __init__(
+        self,
+        views: Callable[[], Sequence[EngineView]] = tuple,
+        readings: Callable[[], Sequence[Reading]] = tuple,
+        cgroups: Cgroups | None = None,
+    ) -> None:
+        """``readings``: the latest ones of GPUs, as ``gpu.watch`` has them."""
+        self._views = views
+        self._readings = readings
+        self._cgroups = cgroups or Cgroups()
+        self._threads = Threads()
 
     def gpus(self) -> tuple[GpuSnapshot, ...]:
-        """NVML is not asked yet."""
-        return ()
+        """As they were read last; whose they are, as it is now."""
+        return tenants.assign(self._readings(), self._views())
 
     def host(self, view: EngineView) -> HostReading | None:
         """Of the main threads of EngineCore and of the API process, which leads the session."""
-        core = self._shares(view.core_pid)
-        api = self._shares(view.pid) if view.pid != view.core_pid else None
+        now_ns = time.monotonic_ns()
+        core = self._threads.shares(view.core_pid, now_ns)
+        api = self._threads.shares(view.pid, now_ns) if view.pid != view.core_pid else None
+        pid = view.core_pid or view.pid
+        throttled = self._cgroups.throttled(pid, now_ns) if pid else None
+        pressure = self._cgroups.pressure(pid, now_ns) if pid else None
         if core is None and api is None:
             return None
         return HostReading(
-            core_busy=core[0] if core else None,
-            core_delay=core[1] if core else None,
-            api_busy=min(1.0, sum(api)) if api else None,
+            core_busy=core.ran if core else None,
+            core_delay=core.waited if core else None,
+            core_switches_s=core.switches_s if core else None,
+            api_busy=min(1.0, api.ran + api.waited) if api else None,
+            throttled=throttled,
+            pressure=pressure,
+            cores=_allowed(view.core_pid),
         )
 
-    def _shares(self, pid: int | None) -> tuple[float, float] | None:
-        """Shares of the time since the last call in which it ran, and in which it could have; None the first time."""
+
+class Shares(msgspec.Struct, frozen=True):
+    """Of a main thread, since it was asked last."""
+
+    ran: float
+    waited: float  # it could run, and had no core
+    switches_s: float | None  # it was made to leave its core, per second
+
+
+class Threads:
+    """Remembers what main threads had when they were asked last."""
+
+    def __init__(self) -> None:
+        self._before: dict[int, tuple[int, int, int, int | None]] = {}
+
+    def shares(self, pid: int | None, now_ns: int) -> Shares | None:
+        """None the first time, and for a process that is not there."""
         if pid is None:
             return None
         try:
             with open(f"/proc/{pid}/schedstat") as file:
                 ran_ns, waited_ns, _ = map(int, file.read().split())
         except (OSError, ValueError):
-            self._threads.pop(pid, None)
+            self._before.pop(pid, None)
             return None
-        now_ns = time.monotonic_ns()
-        before, self._threads[pid] = self._threads.get(pid), (now_ns, ran_ns, waited_ns)
+        switches = _switches(pid)
+        before, self._before[pid] = self._before.get(pid), (now_ns, ran_ns, waited_ns, switches)
         if before is None or now_ns <= before[0]:
             return None
         since_ns = now_ns - before[0]
-        return (ran_ns - before[1]) / since_ns, (waited_ns - before[2]) / since_ns
+        made = None if switches is None or before[3] is None else (switches - before[3]) / (since_ns * 1e-9)
+        return Shares((ran_ns - before[1]) / since_ns, (waited_ns - before[2]) / since_ns, made)
+
+
+def _switches(pid: int) -> int | None:
+    """Of its main thread, for which it did not ask."""
+    try:
+        with open(f"/proc/{pid}/status", "rb") as file:
+            return int(file.read().rpartition(b"nonvoluntary_ctxt_switches:")[2])
+    except (OSError, ValueError):
+        return None
+
+
+def _allowed(pid: int | None) -> int | None:
+    """Cores that its main thread may run on."""
+    try:
+        return len(os.sched_getaffinity(pid)) if pid else None
+    except OSError:
+        return None
 
 
 class CpuShare:

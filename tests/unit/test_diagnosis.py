@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -13,7 +15,19 @@ from hypothesis import strategies as st
 from appliance.cli.diagnose import text
 from appliance.diagnosis.judge import judge
 from appliance.diagnosis.verdicts import Diagnoser
-from appliance.records import Action, EngineSnapshot, EngineState, NodeSnapshot, QueueSnapshot, Verdict
+from appliance.records import (
+    Action,
+    EngineSnapshot,
+    EngineState,
+    GpuProcess,
+    GpuSnapshot,
+    HostReading,
+    NodeSnapshot,
+    QueueSnapshot,
+    SupervisorSnapshot,
+    Throttled,
+    Verdict,
+)
 from bench.diagnosis.cases import cases, healthy
 from bench.diagnosis.play import play
 from bench.diagnosis.score import score, wilson
@@ -106,6 +120,125 @@ def test_only_an_engine_that_can_be_spared_gets_another_role() -> None:
     assert found.call == 'POST /api/engines/e1/role {"role": "prefill"}'
     assert (busy := action(40)) is not None
     assert (busy.order, "Send fewer requests" in busy.sentence) == (None, True)
+
+
+def window(
+    slowdown: float = 1.2, host: HostReading | None = None, gpus: Sequence[GpuSnapshot] = ()
+) -> list[NodeSnapshot]:
+    """The late node, whose prefill engine is slow, with these readings."""
+    found = []
+    for n in range(5):
+        snapshot = late(100 + n / 2, slowdown=slowdown)
+        engines = (replace(snapshot.engines[0], host=host), *snapshot.engines[1:])
+        found.append(replace(snapshot, engines=engines, gpus=tuple(gpus)))
+    return found
+
+
+def cause(snapshots: list[NodeSnapshot]) -> str:
+    finding = judge(snapshots, 0.95).finding
+    assert finding is not None
+    return finding.cause
+
+
+def said(snapshots: list[NodeSnapshot]) -> str:
+    finding = judge(snapshots, 0.95).finding
+    assert finding is not None
+    return " ".join([finding.sentence, finding.action.sentence, *(one.sentence for one in finding.evidence)])
+
+
+def test_an_engine_that_is_out_of_quota_is_starved_though_its_threads_wait_little() -> None:
+    throttled = window(host=HostReading(core_delay=0.02, throttled=0.2))
+    assert cause(throttled) == "prefill_straggler_cpu"
+    assert "e0's control group had used up its CPU quota 20% of the time." in said(throttled)
+    assert "CPUQuota=" in said(throttled)
+    assert cause(window(host=HostReading(core_delay=0.02, throttled=0.03))) == "prefill_saturated"
+    assert cause(window(slowdown=1.02, host=HostReading(throttled=0.2))) == "prefill_saturated", "it hurts nobody"
+
+
+def test_waiting_for_a_core_is_told_with_what_goes_with_it() -> None:
+    starved = said(window(host=HostReading(core_delay=0.4, throttled=0.0, pressure=0.6, cores=1)))
+    assert "its main loop waits for a core 40% of the time" in starved
+    assert "Something around e0 could run and had no core 60% of the time." in starved
+    assert "e0's main loop may run on one core only." in starved
+    assert "cores of their own" in starved
+    assert "one core only" not in said(window(slowdown=1.5, host=HostReading(core_delay=0.0, cores=1)))
+
+
+def gpu(index: int, engine: str, clock_mhz: float, *reasons: str, **readings: Any) -> GpuSnapshot:
+    uuid = f"GPU-{index}"
+    return GpuSnapshot(
+        index=index, uuid=uuid, name="H100", engine=engine, clock_mhz=clock_mhz, clock_max_mhz=1980.0,
+        clock_reasons=reasons, **readings,
+    )  # fmt: skip
+
+
+def test_a_power_limit_is_no_trouble_unless_a_gpu_is_worse_off_than_its_like() -> None:
+    """GPUs at full work are held by it as a matter of course."""
+    alike = [gpu(n, f"e{n}", 1500.0, "sw_power_cap") for n in range(3)]
+    assert cause(window(gpus=alike)) == "prefill_saturated"
+    assert cause(window(gpus=[gpu(0, "e0", 1200.0, "sw_power_cap"), *alike[1:]])) == "prefill_straggler_gpu"
+    idle = [gpu(0, "e0", 1500.0, "sw_power_cap"), gpu(1, "e1", 1980.0, "gpu_idle")]
+    assert cause(window(gpus=idle)) == "prefill_saturated", "who does nothing has no power limit"
+
+
+def test_clocks_that_were_down_between_two_looks_are_evidence() -> None:
+    held = window()
+    for n, one in enumerate(held):
+        times = (
+            Throttled(reason="hw_thermal_slowdown", total_s=50 + 0.2 * n),
+            Throttled(reason="sw_power_cap", total_s=n),
+        )
+        held[n] = replace(one, gpus=(gpu(0, "e0", 1980.0, throttled=times),))
+    assert cause(held) == "prefill_straggler_gpu"
+    assert "GPU 0 was held down 40% of the time (hw thermal slowdown)" in said(held)
+    still = [replace(one, gpus=held[0].gpus) for one in held]
+    assert cause(still) == "prefill_saturated", "that was before"
+
+
+def test_a_neighbour_that_works_is_evidence_and_one_that_is_only_there_is_not() -> None:
+    def beside(busy: float | None) -> list[NodeSnapshot]:
+        others = (GpuProcess(pid=4711, name="python3", memory_bytes=1 << 30, busy=busy),)
+        return window(gpus=[gpu(0, "e0", 1980.0, others=others)])
+
+    assert "GPU 0 also works for python3 (pid 4711), 30% of the time" in said(beside(0.3))
+    assert cause(beside(0.3)) == "prefill_straggler_gpu"
+    assert {cause(beside(busy)) for busy in (None, 0.01)} == {"prefill_saturated"}
+
+
+def test_engines_that_share_a_gpu_share_its_trouble() -> None:
+    shared = window(gpus=[gpu(0, "e9", 900.0, "hw_thermal_slowdown")])
+    assert cause(shared) == "prefill_saturated", "of another engine"
+    engines = [replace(one.engines[0], gpus=("GPU-0",)) for one in shared]
+    both = [replace(one, engines=(engine, *one.engines[1:])) for one, engine in zip(shared, engines, strict=True)]
+    assert cause(both) == "prefill_straggler_gpu"
+
+
+def supervised(cpu_share: float | None, loop_delay_ms: float | None) -> list[NodeSnapshot]:
+    own = SupervisorSnapshot(cpu_share=cpu_share, loop_delay_ms=loop_delay_ms)
+    return [replace(one, supervisor=own) for one in window()]
+
+
+def test_a_supervisor_that_is_itself_the_bottleneck_is_named_and_no_engine_is() -> None:
+    finding = judge(supervised(0.97, 40.0), 0.95).finding
+    assert finding is not None
+    assert (finding.cause, finding.stage, finding.engines, finding.link) == ("frontend_bound", "frontend", (), None)
+    assert (
+        "The supervisor itself is late: its event loop runs 40 ms behind, for it needs 97% of a core."
+        in finding.sentence
+    )
+    diagnose = Diagnoser(0.95)
+    verdicts = [diagnose(replace(one, time=100.0 + n)) for n, one in enumerate(supervised(0.97, 40.0))]
+    verdict = verdicts[-1]
+    assert (verdict.cause, verdict.engine, verdict.engines) == ("frontend_bound", None, ())
+    assert diagnosis.diagnosis(replace(late(0), verdict=verdict)).cause == "busy supervisor"
+    assert text(msgspec.to_builtins(verdict)).startswith("BOTTLENECK the node: frontend_bound")
+
+
+def test_a_supervisor_that_gets_no_core_is_told_apart_from_one_that_fills_it() -> None:
+    assert "and does not get it" in said(supervised(0.3, 250.0))
+    assert "a core of its own" in said(supervised(0.3, 250.0))
+    for share, delay_ms in ((0.97, 2.0), (0.3, 30.0), (None, None)):
+        assert cause(supervised(share, delay_ms)) != "frontend_bound"
 
 
 def test_a_clock_that_is_set_back_makes_no_failures() -> None:

@@ -11,12 +11,14 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from appliance.records import (
     EngineSnapshot,
+    GpuProcess,
     GpuSnapshot,
     HandoffSnapshot,
     HostReading,
     NodeSnapshot,
     QueueSnapshot,
     Role,
+    Throttled,
 )
 from appliance.telemetry import exposition
 
@@ -117,13 +119,14 @@ def test_every_figure_of_a_host_is_exposed(figure: str) -> None:
     assert after[name, frozenset({("engine", "e0")})] == 0.777
 
 
-NOT_FIGURES = {"index", "uuid", "name", "engine", "clock_reasons"}  # labels
+NOT_FIGURES = {"index", "uuid", "name", "engine", "clock_reasons", "throttled"}  # labels
+SEVERAL = {"xids": (7, 7, 7), "others": tuple(GpuProcess(pid=pid) for pid in (1, 2, 3))}
 
 
 @pytest.mark.parametrize("figure", sorted(set(GpuSnapshot.__struct_fields__) - NOT_FIGURES))
 def test_every_figure_of_a_gpu_is_exposed(figure: str) -> None:
     bare = GpuSnapshot(index=0, uuid="GPU-1", name="H100", engine="e0")
-    full = msgspec.structs.replace(bare, **{figure: (7, 7, 7) if figure == "xids" else 777})
+    full = msgspec.structs.replace(bare, **{figure: SEVERAL.get(figure, 777)})
     before, after = (samples(msgspec.structs.replace(made.empty(0), gpus=(one,))) for one in (bare, full))
     [(name, labels)] = {sample for sample in after if before.get(sample) != after[sample]}
     assert name.startswith("pd_appliance_gpu_")
@@ -134,3 +137,21 @@ def test_every_figure_of_a_gpu_is_exposed(figure: str) -> None:
 def test_why_a_clock_is_down_is_told() -> None:
     place = {"gpu": "GPU-sim2", "engine": "e1"}
     assert one(made.large(0), "gpu_clock_reason", **place, reason="hw_thermal_slowdown") == 1
+
+
+def test_how_long_a_clock_was_down_is_told_by_reason() -> None:
+    held = (Throttled(reason="sw_power_cap", total_s=12.5), Throttled(reason="hw_thermal_slowdown", total_s=0.0))
+    gpu = GpuSnapshot(index=0, uuid="GPU-1", name="H100", throttled=held)
+    snapshot = msgspec.structs.replace(made.empty(0), gpus=(gpu,))
+    place = {"gpu": "GPU-1", "engine": ""}
+    assert one(snapshot, "gpu_throttled_seconds_total", **place, reason="sw_power_cap") == 12.5
+    assert one(snapshot, "gpu_throttled_seconds_total", **place, reason="hw_thermal_slowdown") == 0
+    assert one(snapshot, "gpu_throttled_seconds_total", **place, reason="hw_power_brake") is None
+
+
+def test_who_else_is_on_a_gpu_is_not_told_where_that_is_not_known() -> None:
+    gpu = GpuSnapshot(index=0, uuid="GPU-1", name="H100")
+    place = {"gpu": "GPU-1", "engine": ""}
+    for others, said in ((None, None), ((), 0.0)):
+        snapshot = msgspec.structs.replace(made.empty(0), gpus=(msgspec.structs.replace(gpu, others=others),))
+        assert one(snapshot, "gpu_other_processes", **place) == said

@@ -77,6 +77,9 @@ def test_clocks_slow_down_a_prefill_engine_and_hardly_one_that_decodes() -> None
     assert hot.temperature_c is not None
     assert other.temperature_c is not None
     assert hot.temperature_c > 80 > other.temperature_c
+    [held], [free] = hot.throttled, other.throttled
+    assert (held.reason, free.total_s) == ("hw_thermal_slowdown", 0.0)
+    assert held.total_s == pytest.approx(40, abs=0.1), "as long as it lasts"
     made.node.fault("e0", Fault(kind="clocks", severity=0.0))
     assert step_s(made, "e0") == pytest.approx(before, rel=0.05)
     decoding = house(asked=DECODE)
