@@ -140,11 +140,11 @@ def prefill_saturated(signs: Signs) -> Finding | None:
 
 def decode_saturated(signs: Signs) -> Finding | None:
     """Tokens come late because too many are decoded at once, and no engine is slower than it should be."""
-    pool = [engine for engine in signs.decode if engine.itl_late > 0.1]
+    pool = [engine for engine in signs.decode if engine.itl_s > signs.now.slo_itl_s]
     if not pool or signs.itl_late < 0.1:
         return None
-    worst = max(pool, key=lambda engine: engine.now.itl_s or 0.0)
-    itl_s = worst.now.itl_s or 0.0
+    worst = max(pool, key=lambda engine: engine.itl_s)
+    itl_s = worst.itl_s
     others = [engine for engine in signs.prefill if not engine.decodes]
     idle = bool(others) and max(engine.busy for engine in others) < _IDLE
     return Finding(

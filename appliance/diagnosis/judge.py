@@ -61,7 +61,7 @@ def impact(read: Signs, share: float, standing: bool) -> str | None:
     if read.ttft_late > allowed:
         return f"{read.ttft_late:.0%} of the first tokens come later than {now.slo_ttft_s:g} s"
     if read.itl_late > allowed:
-        return f"{read.itl_late:.0%} of the tokens come later than {now.slo_itl_s * 1e3:g} ms after the one before"
+        return f"{read.itl_late:.0%} of the tokens come at a pace of more than {now.slo_itl_s * 1e3:g} ms each"
     if read.failing_s > 0:
         return f"{read.failing_s:.1f} requests fail per second"
     if read.queue_growth_s > _GROWING and (now.queue.oldest_s or 0.0) > now.slo_ttft_s / 2:  # soon it will be too late

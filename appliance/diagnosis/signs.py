@@ -34,7 +34,7 @@ class Engine(msgspec.Struct, frozen=True, kw_only=True):
     fetching: float
     full: bool  # as many run as there are places
     preemptions_s: float
-    itl_late: float
+    itl_s: float  # mean; 0 where it decodes nothing
     hits: float | None  # of the prefix cache
     hits_before: float | None  # at its best
     gpu_trouble: str | None  # in words
@@ -70,7 +70,7 @@ class Signs(msgspec.Struct, frozen=True, kw_only=True):
     engines: tuple[Engine, ...]
     ttft_late: float  # share of first tokens
     waits_too_long: bool  # the oldest in the queue is over the target already
-    itl_late: float  # share of output tokens
+    itl_late: float  # share of output tokens, of engines whose tokens take longer than the target in the mean: one gap is no pace
     failing_s: float  # requests that failed, per second
     arrivals_s: float
     arrivals_before_s: float | None
@@ -109,7 +109,7 @@ def read(window: Sequence[NodeSnapshot]) -> Signs:
         engines=engines,
         ttft_late=latest.ttft_late or 0.0 if latest else 0.0,
         waits_too_long=(now.queue.oldest_s or 0.0) > now.slo_ttft_s,
-        itl_late=_weighted(engines),
+        itl_late=_late(engines, now.slo_itl_s),
         failing_s=(now.requests.failed - trend[0].requests.failed) / seconds,
         arrivals_s=(now.requests.total - trend[0].requests.total) / seconds,
         arrivals_before_s=_rate([one for one in before if now.time - one.time <= _USUAL_S]),
@@ -145,7 +145,7 @@ def _engine(
         fetching=_of_all(mine, "fetching"),
         full=bool(slots) and _of_all(mine, "running") >= 0.95 * (slots or 1),
         preemptions_s=max(0, (now.preemptions or 0) - (first.preemptions or 0)) / seconds,
-        itl_late=now.itl_late or 0.0,
+        itl_s=_of_all(mine, "itl_s"),
         hits=_mean([value for found in mine if (value := found.prefix_hit_rate) is not None]),
         hits_before=_high([value for found in older if (value := found.prefix_hit_rate) is not None]),
         gpu_trouble=_gpu_trouble(now, trend),
@@ -230,10 +230,10 @@ def _neighbour(gpu: GpuSnapshot) -> str | None:
     return f"also works for {busiest.name or 'another process'} (pid {busiest.pid}), {busiest.busy:.0%} of the time"
 
 
-def _weighted(engines: Sequence[Engine]) -> float:
-    """Share of all output tokens that came late."""
+def _late(engines: Sequence[Engine], target_s: float) -> float:
     tokens = sum(engine.output_tokens_s for engine in engines)
-    return sum(engine.itl_late * engine.output_tokens_s for engine in engines) / tokens if tokens else 0.0
+    late = sum(engine.output_tokens_s for engine in engines if engine.itl_s > target_s)
+    return late / tokens if tokens else 0.0
 
 
 def _rate(snapshots: Sequence[NodeSnapshot]) -> float | None:

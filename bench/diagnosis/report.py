@@ -10,20 +10,20 @@ from typing import Final
 import msgspec
 
 from bench.diagnosis.cases import USUAL, World
-from bench.diagnosis.score import Scored, wilson
+from bench.diagnosis.score import Alarm, Scored, wilson
 
 _BANDS: Final = ((0.1, 0.2), (0.2, 0.4), (0.4, 0.6), (0.6, 1.01))
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """All that was played. ``alarms``: verdicts on healthy nodes, in words."""
+    """All that was played. ``alarms``: verdicts on nodes that nothing was done to."""
 
     seeds: str
     world: World = USUAL
     scored: tuple[Scored, ...]
     doubles: tuple[Scored, ...] = ()
     healthy_hours: float
-    alarms: tuple[str, ...]
+    alarms: tuple[Alarm, ...]
 
 
 def markdown(report: Report) -> str:
@@ -58,14 +58,29 @@ def markdown(report: Report) -> str:
         *_followed(hurt),
         *_two(report.doubles),
         *_other_verdicts(calm),
-        f"Nothing was done for {report.healthy_hours:.1f} simulated hours: {len(report.alarms)} verdicts, so with 95 % confidence at most "
-        f"{_poisson_bound(len(report.alarms)) / max(report.healthy_hours, 1e-9):.2f} per hour.",
+        *_calm(report),
     ]
     wrong = [row for row in hurt if not row.cause_right]
     if wrong:
         lines += ["", "What was wrong:", ""]
         lines += [f"- {row.node}, {row.name}, seed {row.seed}, {row.lost:.0%} lost: said {row.said}" for row in wrong]
-    return "\n".join([*lines, *(f"- false alarm: {alarm}" for alarm in report.alarms)]) + "\n"
+    lines += [
+        f"- {'false alarm' if alarm.is_false else f'{alarm.missed:.0%} missed the targets'}: {alarm.sentence}"
+        for alarm in report.alarms
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _calm(report: Report) -> list[str]:
+    if not report.healthy_hours:
+        return []
+    wrong = sum(alarm.is_false for alarm in report.alarms)
+    bound = _poisson_bound(wrong) / report.healthy_hours
+    return [
+        f"Nothing was done for {report.healthy_hours:.1f} simulated hours. {len(report.alarms)} verdicts, "
+        f"{len(report.alarms) - wrong} of them while more requests missed the targets than [slo] allows; "
+        f"{wrong} false alarms, so with 95 % confidence at most {bound:.2f} per hour.",
+    ]
 
 
 def _rules(rows: Sequence[Scored]) -> list[str]:

@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from bench.diagnosis.cases import USUAL, Case, World, cases, doubles, healthy
 from bench.diagnosis.play import Played, play
 from bench.diagnosis.report import Report
-from bench.diagnosis.score import Scored, score
+from bench.diagnosis.score import Scored, alarms, score
 
 HEALTHY_S: Final = 600.0
 T = TypeVar("T")
@@ -57,19 +57,13 @@ def run(wanted: Wanted, kept: Path | None = None) -> Report:
     scored = _all("injections", [*_jobs(todo, wanted.follow)], kept, list[Scored])
     twos = _all("two at once", [*_jobs(pairs, False)], kept, list[Scored])
     calm = _all("healthy", [(_name("calm", case), quiet, (case,)) for case in well], kept, Played)
-    alarms = [
-        f"{played.case.node}, {played.case.name}, seed {played.case.seed}, at {said.at_s:.0f} s: {said.summary}"
-        for played in calm
-        for said in played.said
-        if said.state != "ok"
-    ]
     return Report(
         seeds=f"{wanted.seeds.start} to {wanted.seeds.stop - 1}",
         world=wanted.world,
         scored=tuple(row for rows in scored for row in rows),
         doubles=tuple(row for rows in twos for row in rows),
         healthy_hours=len(calm) * HEALTHY_S / 3600,
-        alarms=tuple(alarms),
+        alarms=tuple(alarm for played in calm for alarm in alarms(played)),
     )
 
 

@@ -96,6 +96,35 @@ def score(played: Played, without: Played, followed: Played | None = None) -> Sc
     )
 
 
+class Alarm(msgspec.Struct, frozen=True, kw_only=True):
+    """Something was said of a node that nothing was done to. ``missed``: share of the requests around that time that missed the targets."""
+
+    sentence: str
+    missed: float
+
+    @property
+    def is_false(self) -> bool:
+        """No more were late than ``[slo]`` allows."""
+        return self.missed <= 0.05
+
+
+def alarms(played: Played) -> list[Alarm]:
+    """By what clients saw from ten seconds before to five after."""
+    return [
+        Alarm(
+            sentence=f"{played.case.node}, {played.case.name}, seed {played.case.seed}, at {said.at_s:.0f} s: {said.summary}",
+            missed=_missed(played, said.at_s - 10, said.at_s + 5),
+        )
+        for said in played.said
+        if said.state != "ok"
+    ]
+
+
+def _missed(played: Played, from_s: float, to_s: float) -> float:
+    asked = _sum(played.asked, max(0.0, from_s), to_s)
+    return 1 - _sum(played.good, max(0.0, from_s), to_s) / asked if asked else 0.0
+
+
 def _right(case: Case, said: Said) -> bool:
     return any(truth.is_said(said.engine, said.cause) for truth in case.truths)
 
