@@ -9,14 +9,14 @@ from typing import Final
 import msgspec
 
 from appliance.diagnosis.finding import ms
-from appliance.diagnosis.why import DECODE, Findings, Part, examine, place
+from appliance.diagnosis.why import DECODE, TOGETHER_S, Findings, Part, examine, place
 from appliance.records import Timeline, Verdict
 
 _SPENT: Final = {
     "queue": "it waited {time} in the queue",
     "prefill_wait": "it waited {time} for {first} to begin with its prompt",
     "prefill_compute": "computing its prompt on {first} took {time}",
-    "handoff_wait": "its KV waited {time} on {first} until {second} fetched it",
+    "handoff_wait": "its KV waited on {first} for {second} to fetch it, {time}",
     "transfer": "moving its KV from {first} to {second} took {time}",
     "decode_wait": "it waited {time} for {second} to begin with its answer",
     "first_step": "its first step on {second} took {time}",
@@ -36,8 +36,8 @@ _WAS: Final = {
     "decode_saturated": "{who} had more to decode than they can within the target",
     "pool_imbalance": "{who} had all that they can do, and engines of the other role little",
     "prefill_budget_small": "steps of {who} were kept too small",
-    "prefill_straggler_gpu": "{who} {were} slow, for its GPU's sake",
-    "decode_straggler_gpu": "{who} {were} slow, for its GPU's sake",
+    "prefill_straggler_gpu": "{who} {were} slowed down by {its} GPU",
+    "decode_straggler_gpu": "{who} {were} slowed down by {its} GPU",
     "prefill_straggler_cpu": "{who} {were} slow for want of CPU time",
     "decode_straggler_cpu": "{who} {were} slow for want of CPU time",
     "cache_miss_storm": "the prefix cache of {who} missed",
@@ -49,9 +49,10 @@ _WAS: Final = {
     "frontend_bound": "the API process of {who} was too busy",
     "engine_hung": "{who} hung",
     "engine_crashed": "{who} had ended",
-    "routing_skew": "{who} got more of the work than its like",
+    "routing_skew": "{who} got more of the work than {its} like",
 }
 _LARGE: Final = 2.0  # times the usual prompt
+_SOME: Final = 3  # that have something in common
 
 
 class Why(Findings, frozen=True, kw_only=True):
@@ -144,8 +145,8 @@ def _against(part: Part) -> str:
     if part.usual_s is None:
         return ""
     if part.duration_s > 1.5 * part.usual_s:
-        return f", where {ms(part.usual_s)} is usual"
-    return f", as others did then ({ms(part.usual_s)})"
+        return f", where {_fine(part.usual_s)} is usual"
+    return f", as others did then ({_fine(part.usual_s)})"
 
 
 def _slow(found: Findings) -> str:
@@ -180,11 +181,15 @@ def _was(verdict: Verdict) -> str:
     who = "the node" if not names else " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
     producer, consumer = verdict.link or (who, "its peer")
     text = _WAS.get(verdict.cause or "", "{who} held the node back")
-    said = text.format(who=who, were="was" if len(names) < 2 else "were", producer=producer, consumer=consumer)
+    were, its = ("was", "its") if len(names) < 2 else ("were", "their")
+    said = text.format(who=who, were=were, its=its, producer=producer, consumer=consumer)
     return f"{said} ({verdict.cause or 'a bottleneck'} since {clock(verdict.since)})"
 
 
 def _company(found: Findings, stage: str) -> str | None:
+    if found.together.held >= max(_SOME, found.together.came / 2):
+        together = found.together
+        return f"{together.held} of the {together.came} others that came within {TOGETHER_S:g} s of it were held up there, too"
     if not found.beside:
         return None
     others = "1 other" if found.beside == 1 else f"{found.beside:,} others"

@@ -16,7 +16,9 @@ from appliance.records import Stage, Timeline, Verdict
 
 DECODE: Final = "decode"  # what comes after the stages
 _NEAR_S: Final = 30.0
+TOGETHER_S: Final = 2.0
 _FEW: Final = 5  # others, by which nothing is usual
+_OF_A_SIZE: Final = 2.0
 _UNUSUAL: Final = 1.5  # times what is usual
 _MATERIAL_S: Final = 0.05  # what nobody notices holds nobody up
 _MATERIAL_PIECES: Final = 5
@@ -56,6 +58,13 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     ratio: float  # time that it took, of what the others took
 
 
+class Together(msgspec.Struct, frozen=True, kw_only=True):
+    """Others that came at nearly the same time, and how many of them were held up in the same stage."""
+
+    came: int
+    held: int
+
+
 class Findings(msgspec.Struct, frozen=True, kw_only=True):
     """All that can be told of one request."""
 
@@ -72,6 +81,7 @@ class Findings(msgspec.Struct, frozen=True, kw_only=True):
     transfer: Transfer | None
     usual_prompt_tokens: float | None
     compared: int  # others that say what is usual
+    together: Together
     beside: int  # others that were at the same place while it was held up
     slower: Comparison | None  # of its engine, where it was
     verdict: Verdict | None  # that stood then
@@ -110,6 +120,7 @@ def examine(
         transfer=_transfer(timeline, alike),
         usual_prompt_tokens=_median(other.prompt_tokens for other in alike),
         compared=len(alike),
+        together=_together(timeline, held_by, rest, found),
         beside=_beside(timeline, held_by, rest, now),
         slower=_slower(timeline, held_by, [timeline, *alike]),
         verdict=stood,
@@ -180,7 +191,7 @@ def _transfer(timeline: Timeline, alike: Sequence[Timeline]) -> Transfer | None:
         bytes=timeline.transfer_bytes,
         copies=timeline.transfer_copies,
         bytes_s=_rate(timeline),
-        usual_bytes_s=_median(map(_rate, alike)),
+        usual_bytes_s=_median(_rate(other) for other in alike if _of_a_size(timeline, other)),
     )
 
 
@@ -188,6 +199,12 @@ def _rate(timeline: Timeline) -> float | None:
     """Bytes per second, while they were copied."""
     seconds = duration(timeline.stages, "transfer")
     return timeline.transfer_bytes / seconds if timeline.transfer_bytes and seconds else None
+
+
+def _of_a_size(one: Timeline, other: Timeline) -> bool:
+    """Small copies have low rates, whatever the link."""
+    moved, against = one.transfer_bytes or 0, other.transfer_bytes or 0
+    return against / _OF_A_SIZE <= moved <= against * _OF_A_SIZE
 
 
 def _median(values: Iterable[float | None]) -> float | None:
@@ -280,6 +297,16 @@ def _beside(timeline: Timeline, held_by: str | None, others: Sequence[Timeline],
     engine = place(timeline, held_by)
     there = [other for other in others if engine is None or place(other, group[0]) == engine]
     return sum(_overlap(mine, _span(other, group, now)) for other in there)
+
+
+def _together(timeline: Timeline, held_by: str | None, others: Sequence[Timeline], found: Sequence[Part]) -> Together:
+    usual_s = next((part.usual_s for part in found if part.stage == held_by), None)
+    near = [other for other in others if abs(other.arrived - timeline.arrived) <= TOGETHER_S]
+    if held_by is None or usual_s is None:
+        return Together(came=len(near), held=0)
+    took = [duration(other.stages, held_by) or 0.0 for other in near]
+    held = sum(_unusual(took_s, usual_s) and took_s - usual_s > _MATERIAL_S for took_s in took)
+    return Together(came=len(near), held=held)
 
 
 def _span(timeline: Timeline, names: Sequence[str], now: float) -> tuple[float, float]:

@@ -69,7 +69,9 @@ def _line(texts: Sequence[str], styles: Sequence[str], gap: int) -> Text:
 def wrapped(said: str, width: int, *, style: str = "", indent: str = "", first: str | None = None) -> list[Text]:
     """A sentence in lines; ``first``: what stands before its first line instead of the indentation."""
     head = indent if first is None else first
-    found = textwrap.wrap(plain(said), max(10, width), initial_indent=head, subsequent_indent=indent)
+    found = textwrap.wrap(
+        plain(said), max(10, width), initial_indent=head, subsequent_indent=indent, break_on_hyphens=False
+    )
     return [Text(line, style) for line in found]
 
 

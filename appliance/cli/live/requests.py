@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from rich.text import Text
@@ -25,9 +25,11 @@ def requests(snapshot: NodeSnapshot, width: int) -> Section:
     return Section.of(*sizes) if snapshot.recent else Section([])
 
 
-def listed(timelines: Sequence[Timeline], width: int, target_s: float) -> list[Text]:
-    """A head and a row for each. Ids are as short as they can be told apart, and as ``why`` takes them."""
-    ids = shortened([timeline.id for timeline in timelines])
+def listed(
+    timelines: Sequence[Timeline], width: int, target_s: float, short: Mapping[str, str] | None = None
+) -> list[Text]:
+    """A head and a row for each. ``short``: ids as short as they can be told apart, which ``why`` takes."""
+    ids = short or shortened([timeline.id for timeline in timelines])
 
     def late(timeline: Timeline) -> str:
         return "yellow" if timeline.ttft_s is not None and timeline.ttft_s > target_s else ""
