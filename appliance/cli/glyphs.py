@@ -44,7 +44,7 @@ def bar(share: float | None, width: int) -> str:
 
 def span(start: float, length: float, width: int) -> str:
     """A part of a whole, both as shares of 1, at its place; at least one thin stroke."""
-    first = min(width - 1, int(start * width))
+    first = min(width - 1, round(start * width))
     cells = max(1, round((start + length) * width) - first)
     drawn = _EIGHTHS[-1] * cells if length * width >= 0.5 else _EIGHTHS[0]
     return (" " * first + drawn)[:width].ljust(width)

@@ -22,7 +22,7 @@ def waterfall(why: Why, width: int) -> list[Text]:
     """Lines of at most ``width`` characters."""
     lines = [*_head(why.timeline, width), Text(), *wrapped(why.sentence, width, style="bold")]
     lines += [Text(), *_stages(why, width), *_after(why)]
-    details = [*_handoff(why), *_legs(why.timeline), *_notes(why, width)]
+    details = [*_handoff(why, width), *_legs(why.timeline, width), *_notes(why, width)]
     lines += [Text(), *details] if details else []
     lines += [Text(), *wrapped(_compared(why), width, style="dim")]
     return [*lines, *_verdict(why, width)]
@@ -82,18 +82,19 @@ def _row(name: str, took_s: float, usual_s: float | None, *, held: bool = False)
     return line
 
 
-def _handoff(why: Why) -> list[Text]:
-    moved, timeline = why.transfer, why.timeline
+def _handoff(why: Why, width: int) -> list[Text]:
+    moved = why.transfer
     if moved is None:
         return []
     copies = "" if not moved.copies else " in 1 copy" if moved.copies == 1 else f" in {moved.copies:,} copies"
     usual = "" if moved.usual_bytes_s is None else f" (usual {words.traffic_rate(moved.usual_bytes_s)})"
-    said = f"{timeline.prefill_engine} → {timeline.decode_engine}, {words.traffic(moved.bytes)}{copies}"
-    return [_detail("hand-off", f"{said}, {words.traffic_rate(moved.bytes_s)}{usual}")]
+    said = f"{path(why.timeline)}, {words.traffic(moved.bytes)}{copies}, {words.traffic_rate(moved.bytes_s)}{usual}"
+    return _detail("hand-off", said, width)
 
 
-def _legs(timeline: Timeline) -> list[Text]:
-    return [_detail("" if at else "legs", _leg(leg)) for at, leg in enumerate(timeline.legs)]
+def _legs(timeline: Timeline, width: int) -> list[Text]:
+    legs = enumerate(timeline.legs)
+    return [line for at, leg in legs for line in _detail("" if at else "legs", _leg(leg), width)]
 
 
 def _leg(leg: Leg) -> str:
@@ -108,8 +109,8 @@ def _notes(why: Why, width: int) -> list[Text]:
     return [line for one in said for line in wrapped(one, width, indent="    ", first="  ")]
 
 
-def _detail(label: str, said: str) -> Text:
-    return Text(f"  {label:<{_LABEL}}", "dim").append(glyphs.plain(said))
+def _detail(label: str, said: str, width: int) -> list[Text]:
+    return wrapped(said, width, indent=" " * (_LABEL + 4), first=f"  {label:<{_LABEL}}")
 
 
 def _compared(why: Why) -> str:

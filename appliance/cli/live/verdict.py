@@ -68,7 +68,7 @@ def _condition(view: View) -> tuple[str, str, str]:
         return (
             "▲",
             "STALE",
-            f": the node answers, and says nothing new for {age(view.silent_s)}; all of this is as old.",
+            f": it answers, but has said nothing new for {age(view.silent_s)}: all of this is as old.",
         )
     if not snapshot.ready:
         return _not_serving(snapshot)
