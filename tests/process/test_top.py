@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import fcntl
+import json
 import os
 import pty
 import re
@@ -13,13 +13,14 @@ import signal
 import struct
 import subprocess
 import sys
+import tempfile
 import termios
 import time
-from collections.abc import AsyncIterator
+import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-import aiohttp
 import pytest
 
 ROOT: Final = Path(__file__).parents[2]
@@ -40,43 +41,49 @@ class Node:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
+        self._log = directory / "log"
         self.port = 0
-        self.url = ""
 
-    async def start(self) -> None:
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
         arguments = ["--port", str(self.port), "--state-dir", str(self._directory / "state")]
-        runtime = {"RUNTIME_DIRECTORY": str(self._directory)}
-        self._process = await asyncio.create_subprocess_exec(
-            *SERVE, *arguments, env=environment(**runtime), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-        )
-        assert self._process.stdout is not None
-        line = (await self._process.stdout.readline()).decode()
-        found = re.search(r"http://\S+:(\d+)", line)
-        assert found is not None, line
-        self.url, self.port = found[0], int(found[1])
-        self._reading = asyncio.create_task(self._process.stdout.read())
-        async with asyncio.timeout(60), aiohttp.ClientSession() as session:
-            while True:
-                async with session.get(f"{self.url}/ready") as answer:
-                    if answer.status == 200:
-                        return
-                await asyncio.sleep(0.1)
+        own = environment(RUNTIME_DIRECTORY=str(self._directory))
+        with self._log.open("w") as log:
+            self._process = subprocess.Popen([*SERVE, *arguments], env=own, stdout=log, stderr=log)
+        wait(lambda: self._process.poll() is not None or self._serves(), "the node did not start", 60)
+        assert self._process.poll() is None, self._log.read_text()
 
-    async def stop(self) -> None:
-        if self._process.returncode is None:
-            self._process.send_signal(signal.SIGTERM)
-            await self._process.wait()
-        self._reading.cancel()
+    def _serves(self) -> bool:
+        found = re.search(r"http://\S+:(\d+)", self._log.read_text())
+        if found is None:
+            return False
+        self.port = int(found[1])
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"{self.url}/ready", timeout=5) as answer:
+            return bool(answer.status == 200)
+        return False
+
+    def stop(self) -> None:
+        self._process.terminate()
+        self._process.wait(30)
 
 
-@contextlib.asynccontextmanager
-async def served(directory: Path) -> AsyncIterator[Node]:
-    node = Node(directory)
-    await node.start()
-    try:
-        yield node
-    finally:
-        await node.stop()
+@pytest.fixture(scope="module")
+def node() -> Iterator[Node]:
+    with tempfile.TemporaryDirectory(prefix="pd-", dir="/tmp") as directory:
+        made = Node(Path(directory))
+        made.start()
+        yield made
+        made.stop()
+
+
+def wait(until: Callable[[], bool], otherwise: str, seconds: float = 15.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not until():
+        assert time.monotonic() < deadline, otherwise
+        time.sleep(0.02)
 
 
 class Terminal:
@@ -87,7 +94,7 @@ class Terminal:
         self.said = b""
         self.resize(columns, rows)
         self.before = termios.tcgetattr(slave)
-        self._process = subprocess.Popen(
+        self.process = subprocess.Popen(
             [*COMMAND, *arguments], stdin=slave, stdout=slave, stderr=slave, env=environment(**more),
             preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0), start_new_session=True,
         )  # fmt: skip
@@ -99,27 +106,40 @@ class Terminal:
     def type(self, keys: bytes) -> None:
         os.write(self._master, keys)
 
-    def read(self, seconds: float) -> None:
+    def read(self, seconds: float = 0.05) -> None:
         if select.select([self._master], [], [], seconds)[0]:
             self.said += os.read(self._master, 65536)
 
-    async def until(self, text: str, seconds: float = 30.0) -> None:
+    def until(self, text: str, seconds: float = 30.0) -> None:
         """Something drawn from now on."""
-        began, seen = time.monotonic(), len(self.said)
-        while text not in plain(self.said[seen:]):
-            assert time.monotonic() - began < seconds, f"{text!r} did not come: {plain(self.said)[-3000:]}"
-            self.read(0.05)
-            await asyncio.sleep(0)
+        seen = len(self.said)
 
-    async def ended(self, seconds: float = 15.0) -> int:
+        def drawn() -> bool:
+            self.read()
+            return text in plain(self.said[seen:])
+
+        wait(drawn, f"{text!r} did not come", seconds)
+
+    def ends(self) -> int:
         """Its exit code."""
-        deadline = time.monotonic() + seconds
-        while self._process.poll() is None:
-            assert time.monotonic() < deadline, "it did not end"
-            self.read(0.05)
-            await asyncio.sleep(0)
-        self.read(0.1)
-        return self._process.returncode
+
+        def ended() -> bool:
+            self.read()
+            return self.process.poll() is not None
+
+        wait(ended, "it did not end")
+        self.read(0.2)
+        return int(self.process.returncode)
+
+    @property
+    def modes(self) -> list[Any]:
+        return termios.tcgetattr(self._slave)
+
+    @property
+    def stopped(self) -> bool:
+        """By a signal."""
+        self.read()
+        return Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
     @property
     def restored(self) -> bool:
@@ -127,19 +147,19 @@ class Terminal:
         screen = self.said.rfind(NORMAL) > self.said.rfind(ALTERNATE) and self.said.count(ALTERNATE) == self.said.count(
             NORMAL
         )
-        return screen and self.said.rfind(CURSOR) >= 0 and termios.tcgetattr(self._slave) == self.before
+        return screen and self.said.rfind(CURSOR) >= 0 and self.modes == self.before
 
     def close(self) -> None:
-        if self._process.poll() is None:
-            self._process.kill()
-            self._process.wait()
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
         os.close(self._master)
         os.close(self._slave)
 
 
 @contextlib.contextmanager
-def terminal(*arguments: str, **more: object) -> AsyncIterator[Terminal]:  # type: ignore[misc]
-    made = Terminal(*arguments, **more)  # type: ignore[arg-type]
+def terminal(*arguments: str, **more: Any) -> Iterator[Terminal]:
+    made = Terminal(*arguments, **more)
     try:
         yield made
     finally:
@@ -150,100 +170,93 @@ def plain(said: bytes) -> str:
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", said.decode(errors="replace"))
 
 
-async def test_top_lives_and_a_key_or_a_signal_ends_it_with_the_terminal_as_it_was(short: Path) -> None:
-    """One node for all of it: it takes long to start."""
-    async with served(short) as node:
-        for keys in (b"q", b"\x03", b"\x1b"):
-            with terminal("top", "--url", node.url) as screen:
-                await screen.until("OK No bottleneck")
-                assert "SIMULATED" in plain(screen.said)
-                assert "\x1b[1;32m" in screen.said.decode(), "in colour"
-                assert termios.tcgetattr(screen._slave) != screen.before, "keys come one by one"
-                screen.type(b"\x1b[A")  # an arrow is no Escape
-                screen.type(b"x")
-                await screen.until("OK No bottleneck")
-                screen.type(keys)
-                assert await screen.ended() == 0, plain(screen.said)
-                assert screen.restored
-        with terminal("top", "--url", node.url, columns=150, rows=40, NO_COLOR="1") as screen:
-            await screen.until("prompt tok/s")
-            assert not re.search(rb"\x1b\[[0-9;]*3[0-7]m", screen.said), "no colour"
-            screen.resize(60, 12)
-            await screen.until("KV out/s")
-            screen._process.send_signal(signal.SIGTERM)
-            assert await screen.ended() == 0
-            assert screen.restored
-        with terminal("top", "--url", node.url, TERM="dumb") as screen:
-            assert await screen.ended() == 0, "a terminal that can't be drawn on gets it once"
-            assert b"\x1b" not in screen.said
-            assert "OK No bottleneck" in plain(screen.said)
-        await _suspended(node)
-        await _lost_and_found(node)
-
-
-async def _suspended(node: Node) -> None:
-    """Ctrl-Z gives the screen back, and it goes on where it was."""
+@pytest.mark.parametrize("keys", [b"q", b"\x03", b"\x1b"], ids=["q", "Ctrl-C", "Escape"])
+def test_a_key_ends_it_with_the_terminal_as_it_was(node: Node, keys: bytes) -> None:
     with terminal("top", "--url", node.url) as screen:
-        await screen.until("OK No bottleneck")
-        screen._process.send_signal(signal.SIGTSTP)
-        deadline = time.monotonic() + 10
-        while not screen.said.endswith(NORMAL):
-            assert time.monotonic() < deadline, screen.said[-200:]
-            screen.read(0.1)
-        while Path(f"/proc/{screen._process.pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
-            assert time.monotonic() < deadline
-            await asyncio.sleep(0.02)
-        assert termios.tcgetattr(screen._slave) == screen.before
-        screen._process.send_signal(signal.SIGCONT)
-        await screen.until("OK No bottleneck")
-        screen.type(b"q")
-        assert await screen.ended() == 0
+        screen.until("OK No bottleneck")
+        assert "SIMULATED" in plain(screen.said)
+        assert b"\x1b[1;32m" in screen.said, "in colour"
+        assert screen.modes != screen.before, "keys come one by one"
+        screen.type(b"\x1b[Ax")  # an arrow is no Escape
+        screen.until("OK No bottleneck")
+        screen.type(keys)
+        assert screen.ends() == 0
         assert screen.restored
 
 
-async def _lost_and_found(node: Node) -> None:
+def test_no_colour_another_size_and_the_end_by_a_signal(node: Node) -> None:
+    with terminal("top", "--url", node.url, columns=150, rows=40, NO_COLOR="1") as screen:
+        screen.until("prompt tok/s")
+        assert not re.search(rb"\x1b\[[0-9;]*3[0-7]m", screen.said)
+        screen.resize(60, 12)
+        screen.until("KV out/s")
+        screen.process.send_signal(signal.SIGTERM)
+        assert screen.ends() == 0
+        assert screen.restored
+
+
+def test_a_terminal_that_can_not_be_drawn_on_gets_it_once(node: Node) -> None:
+    with terminal("top", "--url", node.url, TERM="dumb") as screen:
+        assert screen.ends() == 0
+        assert b"\x1b" not in screen.said
+        assert "OK No bottleneck" in plain(screen.said)
+
+
+def test_suspended_it_gives_the_terminal_back_and_it_goes_on_where_it_was(node: Node) -> None:
+    with terminal("top", "--url", node.url) as screen:
+        screen.until("OK No bottleneck")
+        screen.process.send_signal(signal.SIGTSTP)
+        wait(lambda: screen.stopped, "it did not stop")
+        assert screen.restored
+        screen.process.send_signal(signal.SIGCONT)
+        screen.until("OK No bottleneck")
+        assert screen.modes != screen.before
+        screen.type(b"q")
+        assert screen.ends() == 0
+        assert screen.restored
+
+
+def test_a_node_that_goes_away_is_told_and_comes_back_by_itself(node: Node) -> None:
     with terminal("top", "--url", node.url, "--interval", "0.3", rows=30) as screen:
-        await screen.until("OK No bottleneck")
-        await node.stop()
-        await screen.until("NO ANSWER from")
-        await screen.until("as of ")
-        await node.start()
-        await screen.until("OK No bottleneck")
+        screen.until("OK No bottleneck")
+        node.stop()
+        screen.until("NO ANSWER from")
+        screen.until("as of ")
+        node.start()
+        screen.until("OK No bottleneck")
         screen.type(b"q")
-        assert await screen.ended() == 0
+        assert screen.ends() == 0
         assert screen.restored
 
 
-async def test_what_is_piped_is_one_frame_and_why_knows_a_real_request(short: Path) -> None:
-    async with served(short) as node:
-        done = await _run("top", "--url", node.url)
-        assert done.startswith("● OK No bottleneck")
-        assert "\x1b" not in done
-        async with aiohttp.ClientSession() as session:
-            body = {"prompt": "Once upon a time", "max_tokens": 8}
-            headers = {"x-request-id": "asked-by-a-test"}
-            async with session.post(f"{node.url}/v1/completions", json=body, headers=headers) as answer:
-                assert answer.status == 200, await answer.text()
-        said = await _run("why", "asked-by", "--url", node.url)
-        assert "its first token came after" in " ".join(said.split()) or "It waited" in said or "took" in said
-        assert "asked-by-a-test · /v1/completions · in one piece · ok" in said
-        assert all(stage in said for stage in ("queue", "prefill", "transfer", "first step", "first token"))
+def test_what_is_piped_is_one_frame(node: Node) -> None:
+    said = run("top", "--url", node.url)
+    assert said.startswith("● OK No bottleneck")
+    assert "\x1b" not in said
 
 
-async def _run(*arguments: str) -> str:
-    process = await asyncio.create_subprocess_exec(
-        *COMMAND, *arguments, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    output, errors = await process.communicate()
-    assert process.returncode == 0, errors.decode()
-    return output.decode()
+def test_why_knows_a_real_request(node: Node) -> None:
+    body = json.dumps({"prompt": "Once upon a time", "max_tokens": 8}).encode()
+    headers = {"x-request-id": "asked-by-a-test", "content-type": "application/json"}
+    urllib.request.urlopen(urllib.request.Request(f"{node.url}/v1/completions", body, headers), timeout=30).close()
+    said = run("why", "asked-by", "--url", node.url)
+    assert said.startswith("asked-by-a-test · /v1/completions · in one piece · ok")
+    assert all(stage in said for stage in ("queue", "prefill", "transfer", "first step", "first token"))
+    assert "e0 → e1" in said
+    explained = json.loads(run("why", "--slowest", "--json", "--url", node.url))
+    assert explained["timeline"]["id"] == "asked-by-a-test"
+    assert sum(part["duration_s"] for part in explained["parts"]) == pytest.approx(explained["first_s"])
+
+
+def run(*arguments: str) -> str:
+    done = subprocess.run([*COMMAND, *arguments], env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 @pytest.mark.parametrize("arguments", [("top", "--once"), ("why", "--slowest")])
-async def test_no_node_is_one_line_with_the_remedy(arguments: tuple[str, ...]) -> None:
-    process = await asyncio.create_subprocess_exec(
-        *COMMAND, *arguments, "--url", "http://127.0.0.1:1", env=environment(), stderr=subprocess.PIPE
-    )
-    _, errors = await process.communicate()
-    assert process.returncode == 2
-    assert re.fullmatch(r"pd-appliance: no node answers at .*--url\n", errors.decode())
+def test_no_node_is_one_line_with_the_remedy(arguments: tuple[str, ...]) -> None:
+    command = [*COMMAND, *arguments, "--url", "http://127.0.0.1:1"]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(r"pd-appliance: no node answers at .*--url\n", done.stderr)

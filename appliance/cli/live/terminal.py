@@ -30,6 +30,7 @@ class Screen:
         self._console = console
         self._wake = wake
         self._keys = sys.stdin.isatty()
+        self._before: list[Any] | None = None  # the terminal's modes, while they are ours
         self._live = Live(console=console, screen=True, auto_refresh=False)
 
     def draw(self, view: View) -> None:
@@ -62,12 +63,16 @@ class Screen:
         if not self._keys:
             yield False
             return
-        before = termios.tcgetattr(sys.stdin)
+        self._before = termios.tcgetattr(sys.stdin)
         tty.setcbreak(sys.stdin)
         try:
             yield True
         finally:
-            termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
+            self._put_back()
+
+    def _put_back(self) -> None:
+        if self._before is not None:
+            termios.tcsetattr(sys.stdin, termios.TCSADRAIN, self._before)
 
     def _key(self) -> None:
         typed = os.read(sys.stdin.fileno(), 64)
@@ -82,9 +87,9 @@ class Screen:
     def _stop(self) -> None:
         """Ctrl-Z: the shell gets its terminal back as it was, and ``fg`` goes on here."""
         self._live.stop()
-        ours = termios.tcgetattr(sys.stdin) if self._keys else None
+        self._put_back()
         os.kill(os.getpid(), signal.SIGSTOP)
-        if ours is not None:
-            termios.tcsetattr(sys.stdin, termios.TCSADRAIN, ours)
+        if self._before is not None:
+            tty.setcbreak(sys.stdin)
         self._live.start()
         self._wake()
