@@ -114,6 +114,8 @@ def _detail(label: str, said: str, width: int) -> list[Text]:
 
 
 def _compared(why: Why) -> str:
+    if not why.compared and why.usual_first_s is not None:
+        return "Usual: the means of those whose first token came in the last seconds; no other like it is kept."
     if not why.compared:
         return "Nothing is known of what is usual: no other request like it is kept."
     return f"Usual: the medians of {words.several(why.compared, 'other request')} of that time."
@@ -125,7 +127,11 @@ def _verdict(why: Why, width: int) -> list[Text]:
     if found is None or found.state == "ok":
         return []
     since = f"Since {clock(found.since)}: "
-    fits = "" if why.fits or why.held_by is None else " That does not explain what held this request up."
+    fits = (
+        ""
+        if why.fits or why.held_by is None or found.state != "bottleneck"
+        else " That explains nothing here, or came later."
+    )
     lines = wrapped(f"{found.summary}{fits}", width, indent="  ", first=since)
     action = found.action
     if action is None or not why.fits:

@@ -61,6 +61,7 @@ def explained_by(timeline: Timeline, kept: Sequence[Timeline], snapshot: NodeSna
         ttft_target_s=snapshot.slo_ttft_s,
         itl_target_s=snapshot.slo_itl_s,
         verdict=snapshot.verdict,
+        lately=snapshot.lately,
     )
 
 

@@ -10,7 +10,7 @@ import msgspec
 
 from appliance.diagnosis.finding import ms
 from appliance.diagnosis.why import DECODE, TOGETHER_S, Findings, Part, examine, place
-from appliance.records import Timeline, Verdict
+from appliance.records import Lately, Timeline, Verdict
 
 _SPENT: Final = {
     "queue": "it waited {time} in the queue",
@@ -70,6 +70,7 @@ def explain(
     ttft_target_s: float,
     itl_target_s: float,
     verdict: Verdict | None = None,
+    lately: Lately | None = None,
 ) -> Why:
     """Where a request's time went.
 
@@ -80,20 +81,31 @@ def explain(
         ttft_target_s: for the time to the first token.
         itl_target_s: from one token to the next.
         verdict: what held the node back then, or does now: one that began after the request had ended is left out.
+        lately: what is usual where no other like it is kept.
     """
-    found = examine(timeline, others, now=now, ttft_target_s=ttft_target_s, itl_target_s=itl_target_s, verdict=verdict)
+    found = examine(
+        timeline,
+        others,
+        now=now,
+        ttft_target_s=ttft_target_s,
+        itl_target_s=itl_target_s,
+        verdict=verdict,
+        lately=lately,
+    )
     return Why(**msgspec.structs.asdict(found), sentence=sentence(found), notes=notes(timeline))
 
 
 def sentence(found: Findings) -> str:
     """How it ended, and what held it up."""
     said = [_outcome(found)] if found.timeline.outcome != "ok" else []
-    if found.held_by is not None:
+    if said and len(found.parts) == 1 and found.held_by == found.parts[0].stage:  # how long, and in what, has been said
+        said += filter(None, [_beyond(found)])
+    elif found.held_by is not None:
         said.append(_held(found, found.held_by, because=True))
-        if found.also is not None:
-            said.append(f"besides, {_held(found, found.also, because=False)}")
     elif found.timeline.outcome == "ok":
         said.append(_well(found))
+    if found.also is not None:
+        said.append(f"besides, {_held(found, found.also, because=False)}")
     return " ".join(f"{_capital(part)}." for part in said)
 
 
@@ -132,6 +144,13 @@ def _held(found: Findings, stage: str, *, because: bool) -> str:
     said = _slow(found) if stage == DECODE else _waited(found, stage)
     reason = _reason(found, stage) if because else None
     return f"{said}: {reason}" if reason else said
+
+
+def _beyond(found: Findings) -> str | None:
+    """What is usual there, and why it took longer."""
+    part = found.parts[0]
+    usual = None if part.usual_s is None else f"{_fine(part.usual_s)} is usual"
+    return ": ".join(filter(None, (usual, _reason(found, part.stage)))) or None
 
 
 def _waited(found: Findings, stage: str) -> str:

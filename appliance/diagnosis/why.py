@@ -12,7 +12,7 @@ from typing import Final
 
 import msgspec
 
-from appliance.records import Stage, Timeline, Verdict
+from appliance.records import STAGES, Lately, Stage, Timeline, Verdict
 
 DECODE: Final = "decode"  # what comes after the stages
 _NEAR_S: Final = 30.0
@@ -97,12 +97,14 @@ def examine(
     ttft_target_s: float,
     itl_target_s: float,
     verdict: Verdict | None = None,
+    lately: Lately | None = None,
 ) -> Findings:
     """What there is to be found; see ``because.explain``."""
     rest = [other for other in others if (other.id, other.arrived) != (timeline.id, timeline.arrived)]
     alike = peers(timeline, rest)
-    found, first_s = parts(timeline, alike), first(timeline)
-    usual_first_s = _median(other.ttft_s for other in alike)
+    means = lately if lately is not None and not alike else None
+    found, first_s = parts(timeline, alike, means), first(timeline)
+    usual_first_s = means.ttft_s if means is not None else _median(other.ttft_s for other in alike)
     pace = _pace(timeline, alike, now, itl_target_s)
     held_by, also = _held(found, first_s, usual_first_s, ttft_target_s, pace)
     stood = verdict if verdict is not None and verdict.since <= _end(timeline, now) + _SOON_S else None
@@ -124,7 +126,7 @@ def examine(
         beside=_beside(timeline, held_by, rest, now),
         slower=_slower(timeline, held_by, [timeline, *alike]),
         verdict=stood,
-        fits=stood is not None and fits(timeline, held_by, stood),
+        fits=stood is not None and fits(timeline, held_by, stood, now),
         timeline=timeline,
     )
 
@@ -141,18 +143,24 @@ def peers(timeline: Timeline, others: Sequence[Timeline]) -> list[Timeline]:
     return near if len(near) >= _FEW else answered
 
 
-def parts(timeline: Timeline, alike: Sequence[Timeline]) -> tuple[Part, ...]:
-    """Its stages, each with its share and what is usual."""
+def parts(timeline: Timeline, alike: Sequence[Timeline], means: Lately | None = None) -> tuple[Part, ...]:
+    """Its stages, each with its share and what is usual: medians of those alike, or else means."""
     whole_s = first(timeline)
+    usual = {stage.name: stage.duration_s for stage in means.stages} if means is not None else _usual(alike)
     return tuple(
         Part(
             stage=stage.name,
             duration_s=stage.duration_s,
             share=stage.duration_s / whole_s if whole_s > 0 else None,
-            usual_s=_median(duration(other.stages, stage.name) for other in alike),
+            usual_s=usual.get(stage.name),
         )
         for stage in timeline.stages
     )
+
+
+def _usual(alike: Sequence[Timeline]) -> dict[str, float]:
+    found = ((name, _median(duration(other.stages, name) for other in alike)) for name in STAGES)
+    return {name: seconds for name, seconds in found if seconds is not None}
 
 
 def duration(stages: Sequence[Stage], name: str) -> float | None:
@@ -272,9 +280,11 @@ _EXPLAINS: Final = {
 """By a verdict's stage: what it makes requests wait in. All queues end in the router's."""
 
 
-def fits(timeline: Timeline, held_by: str | None, verdict: Verdict) -> bool:
-    """Whether a verdict explains what held a request up: it is about that stage, and about an engine that the request was on."""
+def fits(timeline: Timeline, held_by: str | None, verdict: Verdict, now: float) -> bool:
+    """Whether a verdict explains what held a request up: it is about that stage, stood by then, and is about an engine that it was on."""
     if held_by is None or verdict.state != "bottleneck" or held_by not in _EXPLAINS.get(verdict.stage or "", ()):
+        return False
+    if verdict.since > _span(timeline, (held_by,), now)[1] + _SOON_S:
         return False
     engines = {*verdict.engines, *(verdict.link or ())}
     on = {timeline.prefill_engine, timeline.decode_engine}

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from appliance.diagnosis.because import Why, explain
-from appliance.records import STAGES, Leg, Stage, Timeline, Verdict
+from appliance.records import STAGES, Lately, Leg, Stage, Timeline, Verdict
 
 _THEN = 1_700_000_000.0
 _WELL_MS = (2.0, 8.0, 150.0, 10.0, 5.0, 5.0, 20.0)  # 200 ms in all
@@ -123,10 +123,20 @@ def test_of_an_unusual_request_the_stage_that_is_unlike_others_counts_not_the_lo
         ("transfer", verdict("handoff_link_slow", "handoff", "e3", "e1", link=("e1", "e3")), False),
         ("first_step", verdict("frontend_bound", "frontend", "e2"), True),
         ("queue", verdict("prefill_saturated", "prefill", "e0", since=_THEN + 30), False),  # that came later
+        (
+            "queue",
+            verdict("prefill_saturated", "prefill", "e0", since=_THEN + 13),
+            True,
+        ),  # soon after the first were hurt
+        (
+            "queue",
+            verdict("prefill_saturated", "prefill", "e0", since=_THEN + 15),
+            False,
+        ),  # it had left the queue long before
     ],
 )
 def test_a_verdict_explains_what_it_is_about(held: str, given: Verdict, fits: bool) -> None:
-    found = why(request(0, stage(held, 4000)), verdict=given)
+    found = why(request(0, stage(held, 4000), total_s=40.0, output_chunks=2000), verdict=given)
     assert found.held_by == held
     assert found.fits is fits
     assert (f"({given.cause} since" in found.sentence) is fits
@@ -188,7 +198,7 @@ def test_one_that_failed_says_where_and_why() -> None:
     )  # fmt: skip
     assert found.sentence == (
         "It failed with 429 after 60.0 s, while it waited in the queue: nobody had room for it. "
-        "It waited 60.0 s in the queue, where 2.0 ms is usual: 40 others waited there in that time."
+        "2.0 ms is usual: 40 others waited there in that time."
     )
 
 
@@ -237,6 +247,14 @@ def test_what_is_usual_is_that_of_its_time() -> None:
     assert why(request(), [*before, *OTHERS]).compared == 40
     few = why(request(), [*before, *OTHERS[:3]])
     assert few.compared == 103, "where there are few of its time, all that are kept"
+
+
+def test_where_no_other_is_kept_means_of_the_last_seconds_are_usual() -> None:
+    lately = Lately(first_tokens=3, ttft_s=0.4, stages=(Stage("queue", 0.3), Stage("prefill_compute", 0.1)))
+    found = why(request(0, stage("queue", 3000)), [], lately=lately)
+    assert (found.compared, found.usual_first_s) == (0, 0.4)
+    assert found.sentence.endswith("in the queue, where 300 ms is usual.")
+    assert why(request(0, stage("queue", 3000)), lately=lately).usual_first_s == pytest.approx(0.2), "others are better"
 
 
 def test_alone_it_is_compared_with_nothing() -> None:
