@@ -71,15 +71,16 @@ def _after(why: Why) -> list[Text]:
     if why.pace is not None:
         each = _row("each piece", why.pace.each_s, why.pace.usual_s, held=DECODE in (why.held_by, why.also))
         lines.append(each.append(f"  target {glyphs.seconds(why.pace.target_s)}", "dim"))
-    return [*lines, _row("all of it", why.elapsed_s, None)]
+    lines.append(_row("all of it", why.elapsed_s, None))
+    for line in lines:
+        line.rstrip()
+    return lines
 
 
 def _row(name: str, took_s: float, usual_s: float | None, *, held: bool = False) -> Text:
     line = Text(f"{'▶' if held else ' '} {name:<{_NAME}}", "bold yellow" if held else "")
     line.append(f"{glyphs.seconds(took_s):>{_FIGURE}}").append(" " * _SHARE)
-    line.append(f"{'' if usual_s is None else glyphs.seconds(usual_s):>{_FIGURE}}", "dim")
-    line.rstrip()
-    return line
+    return line.append(f"{'' if usual_s is None else glyphs.seconds(usual_s):>{_FIGURE}}", "dim")
 
 
 def _handoff(why: Why, width: int) -> list[Text]:

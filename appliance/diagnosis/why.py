@@ -102,7 +102,7 @@ def examine(
     """What there is to be found; see ``because.explain``."""
     rest = [other for other in others if (other.id, other.arrived) != (timeline.id, timeline.arrived)]
     alike = peers(timeline, rest)
-    means = lately if lately is not None and not alike else None
+    means = lately if lately is not None and lately.first_tokens >= _FEW and not alike else None  # not itself alone
     found, first_s = parts(timeline, alike, means), first(timeline)
     usual_first_s = means.ttft_s if means is not None else _median(other.ttft_s for other in alike)
     pace = _pace(timeline, alike, now, itl_target_s)
@@ -135,10 +135,10 @@ def examine(
 
 
 def peers(timeline: Timeline, others: Sequence[Timeline]) -> list[Timeline]:
-    """Those that were answered, in the same way if it was; those of its time, if there are some."""
+    """Those that were answered, in the same way if it was and there are such; those of its time, if there are some."""
     answered = [other for other in others if other.outcome == "ok" and other.ttft_s is not None]
     if timeline.ttft_s is not None:
-        answered = [other for other in answered if other.split == timeline.split]
+        answered = [other for other in answered if other.split == timeline.split] or answered
     near = [other for other in answered if abs(other.arrived - timeline.arrived) <= _NEAR_S]
     return near if len(near) >= _FEW else answered
 

@@ -250,11 +250,22 @@ def test_what_is_usual_is_that_of_its_time() -> None:
 
 
 def test_where_no_other_is_kept_means_of_the_last_seconds_are_usual() -> None:
-    lately = Lately(first_tokens=3, ttft_s=0.4, stages=(Stage("queue", 0.3), Stage("prefill_compute", 0.1)))
+    lately = Lately(first_tokens=5, ttft_s=0.4, stages=(Stage("queue", 0.3), Stage("prefill_compute", 0.1)))
     found = why(request(0, stage("queue", 3000)), [], lately=lately)
     assert (found.compared, found.usual_first_s) == (0, 0.4)
     assert found.sentence.endswith("in the queue, where 300 ms is usual.")
     assert why(request(0, stage("queue", 3000)), lately=lately).usual_first_s == pytest.approx(0.2), "others are better"
+    itself = msgspec.structs.replace(lately, first_tokens=1)
+    assert why(request(0, stage("queue", 3000)), [], lately=itself).usual_first_s is None
+
+
+def test_one_that_alone_ran_whole_is_compared_with_those_that_did_not() -> None:
+    whole = request(0, stage("queue", 3000)[:3], split=False, decode_engine="e0", transfer_bytes=None)
+    found = why(whole)
+    assert found.compared == 40
+    assert "where 2.0 ms is usual" in found.sentence
+    alike = [request(number, _WELL_MS[:3], split=False) for number in range(50, 60)]
+    assert why(whole, [*OTHERS, *alike]).compared == 10
 
 
 def test_alone_it_is_compared_with_nothing() -> None:
