@@ -69,14 +69,14 @@ def _gpu(gpu: GpuSnapshot, engines: Sequence[EngineSnapshot]) -> GpuContext:
         dram_percent=_percent(gpu.dram),
         nvlink=words.traffic_rate(gpu.nvlink_bytes_s),
         clock=words.DASH if gpu.clock_mhz is None else f"{gpu.clock_mhz:,.0f} MHz",
-        slowed=_slowed(gpu),
+        slowed=slowed(gpu),
         held=_held(gpu),
         pcie=_pcie(gpu),
         narrow=_narrow(gpu),
         power=words.DASH if gpu.power_w is None else f"{gpu.power_w:.0f} W",
         temperature=words.DASH if gpu.temperature_c is None else f"{gpu.temperature_c:.0f} \u00b0C",
         memory=words.memory(gpu.memory_used_bytes),
-        errors=_errors(gpu),
+        errors=errors(gpu),
         others=_others(gpu),
     )
 
@@ -91,7 +91,8 @@ def _percent(share: float | None) -> int | None:
     return None if share is None else round(100 * min(1.0, share))
 
 
-def _slowed(gpu: GpuSnapshot) -> str | None:
+def slowed(gpu: GpuSnapshot) -> str | None:
+    """Why its clocks are down, where that is no good."""
     reasons = [
         _REASONS.get(reason, reason.replace("_", " ")) for reason in gpu.clock_reasons if reason not in _HARMLESS
     ]
@@ -133,7 +134,8 @@ def _others(gpu: GpuSnapshot) -> str | None:
     return f"shared with {words.listing(found)}" if found else None
 
 
-def _errors(gpu: GpuSnapshot) -> str | None:
+def errors(gpu: GpuSnapshot) -> str | None:
+    """Of its memory, and those that the driver has told of."""
     found = []
     if gpu.ecc_uncorrected:
         found.append(f"{gpu.ecc_uncorrected} ECC, uncorrected")

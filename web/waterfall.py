@@ -11,7 +11,7 @@ from web import words
 from web.contexts import TONES, Context
 
 ROWS: Final = 12
-_LABELS: Final = {
+LABELS: Final = {
     "queue": "queue",
     "prefill_wait": "prefill wait",
     "prefill_compute": "prefill",
@@ -85,7 +85,7 @@ def requests(snapshot: NodeSnapshot) -> RequestsContext:
     splits = any(engine.role is not Role.BOTH for engine in snapshot.engines)
     return RequestsContext(
         rows=tuple(row(timeline, scale_s, splits) for timeline in newest),
-        legend=tuple(LegendContext(stage=stage, label=_LABELS[stage]) for stage in STAGES),
+        legend=tuple(LegendContext(stage=stage, label=LABELS[stage]) for stage in STAGES),
         scale=words.duration(scale_s),
         target=words.duration(target),
         target_x=_share(target, scale_s) if target <= scale_s else None,
@@ -102,14 +102,14 @@ def row(timeline: Timeline, scale_s: float, splits: bool = True) -> RowContext:
     """One request on a scale of ``scale_s`` seconds, no shorter than it; ``splits``: on this node, requests are split as a rule."""
     tone = _OUTCOMES.get(timeline.outcome, "off")
     parts = [
-        f"{_LABELS.get(s.name, s.name)} {words.duration(s.duration_s)}" for s in timeline.stages if s.duration_s > 0
+        f"{LABELS.get(s.name, s.name)} {words.duration(s.duration_s)}" for s in timeline.stages if s.duration_s > 0
     ]
     return RowContext(
         key=f"{timeline.id}-{timeline.arrived * 1e6:.0f}",  # clients choose ids; one event loop takes requests in one by one
         id=timeline.id,
         clock=time.strftime("%H:%M:%S", time.localtime(timeline.arrived)),
         route=timeline.route.removeprefix("/v1/"),
-        path=_path(timeline),
+        path=path(timeline),
         marks=_marks(timeline, splits),
         outcome=_outcome(timeline),
         tone=tone,
@@ -118,7 +118,7 @@ def row(timeline: Timeline, scale_s: float, splits: bool = True) -> RowContext:
         mostly=_mostly(timeline),
         bars=_bars(timeline, scale_s),
         spoken=", ".join(parts) or "no stage yet",
-        stages=tuple(_detail(_LABELS.get(s.name, s.name), words.duration(s.duration_s)) for s in timeline.stages),
+        stages=tuple(_detail(LABELS.get(s.name, s.name), words.duration(s.duration_s)) for s in timeline.stages),
         details=_details(timeline),
         error=timeline.error,
     )
@@ -128,7 +128,7 @@ def _bars(timeline: Timeline, scale_s: float) -> tuple[BarContext, ...]:
     bars, start_s = [], 0.0
     for stage in timeline.stages:
         if stage.duration_s > 0:
-            title = f"{_LABELS.get(stage.name, stage.name)} {words.duration(stage.duration_s)}"
+            title = f"{LABELS.get(stage.name, stage.name)} {words.duration(stage.duration_s)}"
             x, width = _share(start_s, scale_s), _share(stage.duration_s, scale_s)
             bars.append(BarContext(stage=stage.name, title=title, x=x, width=width))
         start_s += stage.duration_s
@@ -139,7 +139,8 @@ def _share(part_s: float, whole_s: float) -> str:
     return f"{100 * part_s / whole_s:.2f}%"
 
 
-def _path(timeline: Timeline) -> str:
+def path(timeline: Timeline) -> str:
+    """The engines that it ran on."""
     if timeline.prefill_engine is None:
         return words.DASH
     if timeline.split:
@@ -171,7 +172,7 @@ def _mostly(timeline: Timeline) -> str | None:
     longest = max(timeline.stages, key=lambda stage: stage.duration_s, default=None)
     if longest is None or longest.duration_s <= 0:
         return None
-    return f"{_LABELS.get(longest.name, longest.name)} {words.duration(longest.duration_s)}"
+    return f"{LABELS.get(longest.name, longest.name)} {words.duration(longest.duration_s)}"
 
 
 def _details(timeline: Timeline) -> tuple[DetailContext, ...]:

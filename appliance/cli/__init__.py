@@ -10,7 +10,7 @@ from typing import Final
 import typer
 
 from appliance import __version__
-from appliance.cli import diagnose, remedy, serve, service, sim, simulate
+from appliance.cli import diagnose, remedy, serve, service, sim, simulate, top, why
 from appliance.errors import ApplianceError, NoEngineError, NotNowError
 from appliance.supervisor import notify
 
@@ -28,6 +28,8 @@ app.add_typer(service.app, name="service")
 app.add_typer(sim.app, name="sim")
 app.add_typer(remedy.app, name="remedy")
 app.command("diagnose")(diagnose.diagnose)
+app.command("top")(top.top)
+app.command("why")(why.why)
 app.command("simulate")(simulate.simulate)
 
 

@@ -11,7 +11,7 @@ import msgspec
 import typer
 from rich.console import Console
 
-from appliance.cli.ask import URL, ask, ask_for
+from appliance.cli.ask import URL, ask, read
 from appliance.errors import ActionError
 from appliance.records import Order, OrderKind, Remedy, RemedyState, Role, Verdict
 
@@ -27,7 +27,7 @@ _LOOK_S: Final = 1.0
 @app.command("list")
 def list_(url: Url = URL, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """Those that were given, the newest first."""
-    remedies = ask_for(url, list[Remedy], "api", "remedies")
+    remedies = read(url, list[Remedy], "api", "remedies")
     if as_json:
         _say(json.dumps(msgspec.to_builtins(remedies)))
     else:
@@ -39,7 +39,7 @@ def advised(
     yes: Annotated[bool, typer.Option("--yes", help="Without asking.")] = False, wait: Wait = True, url: Url = URL
 ) -> None:
     """Do what the verdict advises, after asking."""
-    verdict = ask_for(url, Verdict, "api", "diagnosis")
+    verdict = read(url, Verdict, "api", "diagnosis")
     _say(verdict.summary)
     action = verdict.action
     if action is None:
@@ -136,7 +136,7 @@ def _follow(url: str, answer: dict[str, Any], wait: bool) -> None:
 def _settled(url: str, remedy: Remedy) -> Remedy:
     while remedy.state is RemedyState.SETTLING:
         time.sleep(_LOOK_S)
-        remedy = next((one for one in ask_for(url, list[Remedy], "api", "remedies") if one.id == remedy.id), remedy)
+        remedy = next((one for one in read(url, list[Remedy], "api", "remedies") if one.id == remedy.id), remedy)
     return remedy
 
 

@@ -1,0 +1,1 @@
+"""What ``pd-appliance top`` shows. All of it is pure but ``terminal``: a ``View`` and a size make lines of text."""
