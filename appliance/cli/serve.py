@@ -36,6 +36,7 @@ from appliance.supervisor.process import adopt_orphans
 from appliance.supervisor.runtime import Runtime, parent_directory
 from appliance.telemetry import exposition
 from appliance.telemetry.collector import Collector
+from appliance.telemetry.fits import Fits
 from appliance.telemetry.host import Machine
 from appliance.telemetry.ledger import Ledger
 from appliance.telemetry.timeline import Timelines
@@ -78,7 +79,7 @@ class Appliance:
         """Check what can be checked before anything is started. Raises ``ConfigError``."""
         self._config = cast.adapt(config)
         self._cast = cast
-        state_directory(config, os.environ)
+        self._fits = Fits(state_directory(config, os.environ), cast.kinds)
         self._listener = _listen(config.server)
         self._served = False
         self._stopping = asyncio.Event()
@@ -117,6 +118,7 @@ class Appliance:
         async with asyncio.TaskGroup() as group:
             web = group.create_task(server.run())
             telemetry = group.create_task(collector.run())
+            keeping = group.create_task(self._fits.run(collector.updates()))
             await router.start()
             await node.start()
             telling = group.create_task(herald.run())
@@ -128,6 +130,7 @@ class Appliance:
             await self._finish(router)
             app.close_streams()
             telemetry.cancel()
+            keeping.cancel()
             await server.stop(web)
             await router.close()
             await node.stop(0.0 if self._hurry.is_set() else _ENGINE_GRACE_S)
@@ -150,6 +153,7 @@ class Appliance:
             hardware=control or Machine(),
             diagnose=Diagnoser(self._config.slo.share),
             kinds=self._cast.kinds,
+            models=self._fits.model,
             simulated=control is not None,
         )
 

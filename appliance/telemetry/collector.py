@@ -90,6 +90,7 @@ class Collector:
         version: str,
         hardware: HardwareSource | None = None,
         kinds: Mapping[str, str] | None = None,
+        models: Callable[[str], StepModel] = lambda _: StepModel(),
         diagnose: Callable[[NodeSnapshot], Verdict | None] = lambda _: None,
         simulated: bool = False,
         clock_ns: Callable[[], int] = time.monotonic_ns,
@@ -105,6 +106,7 @@ class Collector:
         self._hardware = hardware
         self._kinds = kinds or {}
         self._diagnose = diagnose
+        self._model_for = models
         self._models: dict[str, StepModel] = {}
         self._links = Links()
         self._simulated = simulated
@@ -131,7 +133,10 @@ class Collector:
 
     def _model_of(self, engine: str) -> StepModel:
         """Engines of one kind teach each other."""
-        return self._models.setdefault(self._kinds.get(engine, ""), StepModel())
+        kind = self._kinds.get(engine, "")
+        if kind not in self._models:
+            self._models[kind] = self._model_for(kind)
+        return self._models[kind]
 
     async def run(self) -> None:
         """Publish at every tick, until cancelled."""

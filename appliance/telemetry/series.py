@@ -14,8 +14,7 @@ from appliance.costs.fitted import StepModel
 WINDOW_NS: Final = 5 * 1_000_000_000
 LATELY_NS: Final = 2 * 1_000_000_000  # what diagnosis looks at: long enough for a mean, short enough to be quick
 _MOST_STEPS: Final = 20_000
-_WELL: Final = (0.8, 1.12)  # what steps take, of what they are expected to: then a model may learn from them
-_YOUNG: Final = 1_000  # steps, before which a model knows too little to say who is well
+WELL: Final = 1.12  # times what steps are expected to take: beyond it, a model must not learn from them
 _LEAST_KNOWN_S: Final = 0.2  # of steps with an expectation, for a slowdown to mean something
 
 
@@ -134,15 +133,15 @@ class Series:
             self._took_s += seconds
             self._should_s += expected_s
         self._forget(now_ns)
-        if seconds > 0 and self._may_teach(expected_s):
+        if seconds > 0 and self._may_teach():
             self._model.learn(*batch, seconds)
 
-    def _may_teach(self, expected_s: float | None) -> bool:
-        """A fault must not be learnt as what is normal."""
-        if expected_s is None or self._model.learnt < _YOUNG:
+    def _may_teach(self) -> bool:
+        """A fault must not be learnt as what is normal. (None makes steps quicker than they should be: what is quick is learnt.)"""
+        if self._model.young:
             return True
         slowdown = self.slowdown()
-        return slowdown is None or _WELL[0] <= slowdown <= _WELL[1]
+        return slowdown is None or slowdown <= WELL
 
     def _forget(self, now_ns: int) -> None:
         while self._made and now_ns - self._made[0].heard_ns > WINDOW_NS:

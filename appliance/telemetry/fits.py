@@ -1,0 +1,127 @@
+"""What steps take on the engines of this machine, kept from one process to the next.
+
+A process that knows it from the start finds slowness that is older than itself. One file for each kind of engine (``cli.kinds``): what a
+step takes depends on the model, the hardware, the software and its arguments, and with anything else it is another kind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from appliance.costs.fitted import FORM, KeptFit, StepModel
+from appliance.records import EngineSnapshot, NodeSnapshot, Verdict
+from appliance.telemetry.series import WELL
+
+VERSION: Final = 1  # of the file
+_DIRECTORY: Final = "fits"
+_EVERY_S: Final = 60.0
+_WORTH: Final = 500  # steps learnt, for which a file is written again
+_STRAGGLER: Final = "_straggler_"  # in the causes that name a slow engine
+_log = logging.getLogger("pd-appliance")
+
+
+class Kept(msgspec.Struct, frozen=True, kw_only=True):
+    """A file."""
+
+    version: int
+    form: int
+    kind: str
+    saved: float  # Unix seconds
+    fit: KeptFit
+
+
+class Fits:
+    """Those of one node."""
+
+    def __init__(self, state: Path, kinds: Mapping[str, str], unix_s: Callable[[], float] = time.time) -> None:
+        """``state``: the state directory. ``kinds``: by engine."""
+        self._directory = state / _DIRECTORY
+        self._kinds = kinds
+        self._unix_s = unix_s
+        self._models: dict[str, StepModel] = {}
+        self._saved: dict[str, int] = {}  # what each had learnt then
+        self._slow: set[str] = set()  # kinds of which an engine was, since the last look
+
+    def model(self, kind: str) -> StepModel:
+        """What is known of a kind; at first what was kept of it."""
+        if kind not in self._models:
+            self._models[kind] = self._load(kind)
+            self._saved[kind] = self._models[kind].learnt
+        return self._models[kind]
+
+    def see(self, snapshot: NodeSnapshot) -> None:
+        """A time in which an engine is slow is not one to be kept."""
+        self._slow |= {self._kinds.get(one.name, "") for one in snapshot.engines if _is_slow(one, snapshot.verdict)}
+
+    def save(self) -> None:
+        """Those that have learnt something since, from engines that were well."""
+        for kind, model in self._models.items():
+            if kind not in self._slow and not model.young and model.learnt >= self._saved[kind] + _WORTH:
+                self._write(kind, model)
+        self._slow.clear()
+
+    async def run(self, snapshots: AsyncIterator[NodeSnapshot]) -> None:
+        """Until cancelled. What was learnt last is saved then."""
+        due_s = time.monotonic() + _EVERY_S
+        try:
+            async for snapshot in snapshots:
+                self.see(snapshot)
+                if time.monotonic() >= due_s:
+                    due_s = time.monotonic() + _EVERY_S
+                    self.save()
+        except Exception:  # nobody waits for what is kept
+            _log.exception("what steps take is no longer kept")
+        finally:
+            self.save()
+
+    def path(self, kind: str) -> Path:
+        """Of a kind's file."""
+        return self._directory / f"{hashlib.sha256(kind.encode()).hexdigest()[:24]}.json"
+
+    def _load(self, kind: str) -> StepModel:
+        path = self.path(kind)
+        try:
+            kept = msgspec.json.decode(path.read_bytes(), type=Kept)
+            if (kept.version, kept.form, kept.kind) != (VERSION, FORM, kind):
+                raise ValueError("it is of another version, or of another kind of engine")
+            return StepModel(kept.fit)
+        except FileNotFoundError:
+            return StepModel()
+        except (OSError, ValueError) as error:  # msgspec's are ValueErrors
+            _log.warning("what was kept of steps in %s is not used, and learnt anew: %s", path, error)
+            return StepModel()
+
+    def _write(self, kind: str, model: StepModel) -> None:
+        """All of it or nothing."""
+        kept = Kept(version=VERSION, form=FORM, kind=kind, saved=self._unix_s(), fit=model.kept())
+        path = self.path(kind)
+        temporary = path.with_suffix(f".{os.getpid()}")
+        try:
+            self._directory.mkdir(mode=0o700, exist_ok=True)
+            temporary.write_bytes(msgspec.json.format(msgspec.json.encode(kept)))
+            temporary.replace(path)
+            self._saved[kind] = model.learnt
+        except OSError as error:
+            _log.warning("what steps take can't be kept in %s: %s", path, error)
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+
+
+def _is_slow(engine: EngineSnapshot, verdict: Verdict | None) -> bool:
+    """By its steps, or because it is called so."""
+    if engine.slowdown is not None and engine.slowdown > WELL:
+        return True
+    return (
+        verdict is not None
+        and _STRAGGLER in (verdict.cause or "")
+        and engine.name in (verdict.engine, *verdict.engines)
+    )
