@@ -88,6 +88,16 @@ class EngineSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     leased_blocks: int | None = None
     api_delay_s: float | None = None  # from a first token to its bytes, mean
     host: HostReading | None = None
+    calibration: CalibrationSnapshot | None = None
+
+
+class CalibrationSnapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """What an engine made of the steps that it was given when it had become ready."""
+
+    steps: int
+    slowdown: float | None = None  # time that they took, of what was known then that such steps take; None: nothing was
+    against_like: float | None = None  # time that they took, of what they took on engines of its kind
+    like: tuple[str, ...] = ()  # these engines
 
 
 class EngineView(msgspec.Struct, frozen=True, kw_only=True):

@@ -100,7 +100,7 @@ class Appliance:
         node = Node(config, cast.specs, runtime, topology=cast.layout)
         ledger = Ledger(send=node.send_core)
         timelines = Timelines(config.telemetry.recent_requests)
-        router = Router(config.router, node.views, ledger, timelines, model)
+        router = Router(config.router, node.views, ledger, timelines, model, calibrate_s=config.diagnosis.calibrate_s)
         control = cast.control(node)
         collector = self._collector(node, router, ledger, timelines, control)
         _connect(node, router, ledger, timelines, collector, control)
@@ -236,6 +236,7 @@ def _connect(
         collector.fold(engine, epoch, message, now_ns)
 
     node.on_message(fold)
+    router.calibration.told = collector.calibrating
     node.on_change(_report)
     node.on_change(lambda _: router.engines_changed())
     node.on_engine_lost(ledger.lost)

@@ -173,6 +173,10 @@ class StepModel:
         """All that it knows, for a later process."""
         return self._fit.kept()
 
+    def forget(self) -> None:
+        """Know nothing any more: it was learnt from an engine that is not well."""
+        self._fit = Fit(7)
+
     @property
     def learnt(self) -> int:
         return self._fit.learnt

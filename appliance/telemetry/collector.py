@@ -14,6 +14,7 @@ from appliance.channel import HandoffEnded, Step, Up
 from appliance.config import Config
 from appliance.costs.fitted import StepModel
 from appliance.records import (
+    CalibrationSnapshot,
     EngineSnapshot,
     EngineState,
     EngineView,
@@ -29,6 +30,7 @@ from appliance.records import (
     Timeline,
     Verdict,
 )
+from appliance.telemetry.calibration import compared
 from appliance.telemetry.host import CpuShare, own_memory_bytes, session_memory_bytes
 from appliance.telemetry.links import Links
 from appliance.telemetry.series import Load, Rates, Series
@@ -39,6 +41,7 @@ _MEMORY_S: Final = 15.0  # the kernel walks all pages of a process to say how la
 _NEWEST: Final = 12  # timelines in a snapshot
 _IN_SERVICE: Final = (EngineState.READY, EngineState.DRAINING, EngineState.SUSPECT)  # their rates mean something
 _ENDED: Final = (EngineState.BACKOFF, EngineState.FAILED, EngineState.STOPPED)
+_MUCH: Final = 1.3  # times what calibrations of others took: worth a line
 _OWN: Final = 0  # the supervisor's place among the memory readings; no engine has this pid
 
 
@@ -130,6 +133,28 @@ class Collector:
             series.add(message, now_ns)
         if isinstance(message, HandoffEnded):
             self._links.fold(engine, message, now_ns)
+
+    def calibrating(self, engine: str, epoch: int, under_way: bool) -> None:
+        """An engine is given steps of known sizes from now on, or no longer."""
+        series = self._series.get(engine)
+        if series is None or series.epoch != epoch:
+            return
+        series.calibrating = under_way
+        if not under_way:
+            self._compare(self._kinds.get(engine, ""))
+
+    def _compare(self, kind: str) -> None:
+        """Engines of a kind by their calibrations. While little is known, those that are slow from the start teach nothing."""
+        alike = {name: one for name, one in self._series.items() if self._kinds.get(name, "") == kind}
+        for name, found in compared({name: one.calibration for name, one in alike.items()}).items():
+            alike[name].calibrated = found
+            _tell(name, found)
+        well = [one for one in alike.values() if not one.slow_from_the_start]
+        model = self._models[kind]
+        if len(well) < len(alike) and model.young:
+            model.forget()
+            for series in well:
+                series.teach()
 
     def _model_of(self, engine: str) -> StepModel:
         """Engines of one kind teach each other."""
@@ -309,9 +334,20 @@ def engine_snapshot(
         leased_blocks=last.leased if last else None,
         api_delay_s=api_delay_s,
         host=host,
+        calibration=series.calibrated if series else None,
         **_figures(rates),
         **_figures(load),
     )
+
+
+def _tell(name: str, found: CalibrationSnapshot) -> None:
+    """What an owner should know before anybody waits."""
+    if (found.against_like or 1.0) > _MUCH:
+        _log.warning(
+            "%s took %.2f times as long as %s for the same steps", name, found.against_like, ", ".join(found.like)
+        )
+    elif (found.slowdown or 1.0) > _MUCH:
+        _log.warning("%s took %.2f times as long for its first steps as such steps took before", name, found.slowdown)
 
 
 def _figures(found: Rates | Load | None) -> dict[str, Any]:

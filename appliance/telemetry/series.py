@@ -10,6 +10,8 @@ import msgspec
 
 from appliance.channel import CoreReady, Heartbeat, Step, Up
 from appliance.costs.fitted import StepModel
+from appliance.records import CalibrationSnapshot
+from appliance.telemetry.calibration import SLOW, Made
 
 WINDOW_NS: Final = 5 * 1_000_000_000
 LATELY_NS: Final = 2 * 1_000_000_000  # what diagnosis looks at: long enough for a mean, short enough to be quick
@@ -56,6 +58,9 @@ class Series:
         self.core: CoreReady | None = None
         self.last: Step | Heartbeat | None = None
         self.last_step: Step | None = None
+        self.calibration: list[Made] = []
+        self.calibrating = False
+        self.calibrated: CalibrationSnapshot | None = None
         self._model = model or StepModel()
         self._made: deque[_Made] = deque(maxlen=_MOST_STEPS)
         self._before: Step | None = None  # the last one before the window
@@ -118,6 +123,17 @@ class Series:
         """What the latest steps took, of what such steps take; None where too few of them have an expectation."""
         return self._took_s / self._should_s if self._should_s >= _LEAST_KNOWN_S else None
 
+    @property
+    def slow_from_the_start(self) -> bool:
+        """By its calibration, against its like."""
+        return self.calibrated is not None and (self.calibrated.against_like or 1.0) > SLOW
+
+    def teach(self) -> None:
+        """Tell the model of the calibration once more: it has forgotten all."""
+        for one in self.calibration:
+            step = one.step
+            self._model.learn(step.prompt_tokens, step.decode_tokens, step.context_tokens, one.seconds)
+
     def _add_step(self, step: Step, now_ns: int) -> None:
         batch = step.prompt_tokens, step.decode_tokens, step.context_tokens
         seconds = (step.end_ns - step.start_ns) * 1e-9
@@ -128,6 +144,8 @@ class Series:
             gap_ns = step.end_ns - (step.start_ns if self._decoded_ns is None else self._decoded_ns)
         self._decoded_ns = step.end_ns
         self._made.append(_Made(now_ns, step, expected_s, gap_ns))
+        if self.calibrating:
+            self.calibration.append(Made(step, None if self._model.young else expected_s))
         if expected_s is not None:
             self._expected.append((now_ns, seconds, expected_s))
             self._took_s += seconds
@@ -139,7 +157,7 @@ class Series:
     def _may_teach(self) -> bool:
         """A fault must not be learnt as what is normal. (None makes steps quicker than they should be: what is quick is learnt.)"""
         if self._model.young:
-            return True
+            return not self.slow_from_the_start
         slowdown = self.slowdown()
         return slowdown is None or slowdown <= WELL
 
