@@ -100,6 +100,30 @@ class CalibrationSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     like: tuple[str, ...] = ()  # these engines
 
 
+class StepReading(msgspec.Struct, frozen=True, kw_only=True):
+    """One step of an engine, as it has told it."""
+
+    number: int  # counted since the engine's start
+    prompt_tokens: int
+    decode_tokens: int
+    context_tokens: int  # that its requests have by its end, all together
+    seconds: float
+    expected_s: float | None = None  # what such a step takes on engines that are well
+
+
+class KneeReading(msgspec.Struct, frozen=True, kw_only=True):
+    """The smallest prefill batch that saturates an engine. ``missing``: why it is not known, in words; all else is None then."""
+
+    tokens: int | None = None
+    low: int | None = None  # of the 95 % interval
+    high: int | None = None
+    tokens_s: float | None = None  # prompt tokens per second, with such batches
+    best_tokens_s: float | None = None
+    limit_tokens: int | None = None  # beyond it the rate falls again
+    steps: int | None = None  # that it is known from
+    missing: str | None = None
+
+
 class EngineView(msgspec.Struct, frozen=True, kw_only=True):
     """What routing needs to know of an engine; the node replaces it whenever it changes."""
 

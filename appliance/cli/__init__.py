@@ -10,7 +10,7 @@ from typing import Final
 import typer
 
 from appliance import __version__
-from appliance.cli import diagnose, serve, service, sim, simulate
+from appliance.cli import diagnose, serve, service, sim, simulate, tune
 from appliance.errors import ApplianceError, NoEngineError, NotNowError
 from appliance.supervisor import notify
 
@@ -28,6 +28,7 @@ app.add_typer(service.app, name="service")
 app.add_typer(sim.app, name="sim")
 app.command("diagnose")(diagnose.diagnose)
 app.command("simulate")(simulate.simulate)
+app.command("tune")(tune.tune)
 
 
 @app.callback(invoke_without_command=True)

@@ -22,6 +22,7 @@ import msgspec
 SATURATED: Final = 0.9  # of the highest rate
 ADVISED_GAIN: Final = 0.05
 _PURE: Final = 0.05  # decode tokens per prompt token: of steps with more the time is not the prompt's
+_SMALLEST: Final = 8  # tokens: what is smaller ends a prompt that came from elsewhere
 _PER_OCTAVE: Final = 4  # groups
 _LEAST_STEPS: Final = 3  # in a group: of two, a median is not robust
 _COUNTED: Final = 32  # steps, after which a group weighs no more
@@ -81,6 +82,11 @@ class Advice(msgspec.Struct, frozen=True, kw_only=True):
     budget: int
     gain: float
     why: str
+
+
+def usable(step: StepSeen) -> bool:
+    """It prefills, and hardly decodes."""
+    return step.prompt_tokens >= _SMALLEST and step.seconds > 0 and step.decode_tokens <= _PURE * step.prompt_tokens
 
 
 def find(steps: Iterable[StepSeen], chance: random.Random, trials: int = _TRIALS) -> Knee | None:
@@ -167,7 +173,7 @@ def _grouped(steps: Iterable[StepSeen]) -> list[_Group]:
     """Of like size, and with like context before them; in order of size."""
     found: dict[tuple[int, int], _Group] = defaultdict(list)
     for step in steps:
-        if step.prompt_tokens > 0 and step.seconds > 0 and step.decode_tokens <= _PURE * step.prompt_tokens:
+        if usable(step):
             tokens = step.prompt_tokens + step.decode_tokens
             ratio = max(1.0, step.context_tokens / tokens)
             found[int(_PER_OCTAVE * math.log2(tokens)), int(2 * math.log2(ratio))].append(step)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, Final, Protocol
@@ -12,6 +13,7 @@ import msgspec
 
 from appliance.channel import HandoffEnded, Step, Up
 from appliance.config import Config
+from appliance.costs import knee
 from appliance.costs.fitted import StepModel
 from appliance.records import (
     CalibrationSnapshot,
@@ -21,11 +23,13 @@ from appliance.records import (
     GpuSnapshot,
     HandoffSnapshot,
     HostReading,
+    KneeReading,
     LedgerSnapshot,
     NodeSnapshot,
     Pair,
     QueueSnapshot,
     RequestCounts,
+    StepReading,
     SupervisorSnapshot,
     Timeline,
     Verdict,
@@ -34,6 +38,7 @@ from appliance.telemetry.calibration import compared
 from appliance.telemetry.host import CpuShare, own_memory_bytes, session_memory_bytes
 from appliance.telemetry.links import Links
 from appliance.telemetry.series import Load, Rates, Series
+from appliance.telemetry.steps import reading
 from appliance.telemetry.timeline import Timelines
 
 _log = logging.getLogger("pd-appliance")
@@ -205,6 +210,27 @@ class Collector:
 
     def logs(self, engine: str) -> list[str] | None:
         return self._node.logs(engine)
+
+    def steps(self, engine: str, since: int, limit: int) -> tuple[StepReading, ...] | None:
+        """See ``web.ports.NodeView``."""
+        view = self._view(engine)
+        if view is None:
+            return None
+        series = self._living(view)
+        return series.steps.since(since, limit) if series else ()
+
+    async def knee(self, engine: str) -> KneeReading | None:
+        """See ``web.ports.NodeView``. It takes some tenths of a second, beside the loop."""
+        view = self._view(engine)
+        if view is None:
+            return None
+        series = self._living(view)
+        seen = series.steps.of_all_sizes() if series else []
+        found = await asyncio.to_thread(knee.find, seen, random.Random(len(seen)))
+        return reading(found, knee.missing(seen))
+
+    def _view(self, engine: str) -> EngineView | None:
+        return next((view for view in self._node.views() if view.name == engine), None)
 
     # ---- snapshots
 

@@ -12,6 +12,7 @@ from appliance.channel import CoreReady, Heartbeat, Step, Up
 from appliance.costs.fitted import StepModel
 from appliance.records import CalibrationSnapshot
 from appliance.telemetry.calibration import SLOW, Made
+from appliance.telemetry.steps import Steps
 
 WINDOW_NS: Final = 5 * 1_000_000_000
 LATELY_NS: Final = 2 * 1_000_000_000  # what diagnosis looks at: long enough for a mean, short enough to be quick
@@ -58,6 +59,7 @@ class Series:
         self.core: CoreReady | None = None
         self.last: Step | Heartbeat | None = None
         self.last_step: Step | None = None
+        self.steps = Steps()
         self.calibration: list[Made] = []
         self.calibrating = False
         self.calibrated: CalibrationSnapshot | None = None
@@ -144,6 +146,7 @@ class Series:
             gap_ns = step.end_ns - (step.start_ns if self._decoded_ns is None else self._decoded_ns)
         self._decoded_ns = step.end_ns
         self._made.append(_Made(now_ns, step, expected_s, gap_ns))
+        self.steps.add(step, seconds, expected_s)
         if self.calibrating:
             self.calibration.append(Made(step, None if self._model.young else expected_s))
         if expected_s is not None:

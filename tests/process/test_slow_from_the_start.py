@@ -21,16 +21,16 @@ START = re.compile(r" on (http://\S+)")
 
 class Node:
     def __init__(self, url: str, session: aiohttp.ClientSession) -> None:
-        self._url, self._session = url, session
+        self.url, self._session = url, session
 
     async def state(self) -> dict[str, Any]:
-        async with self._session.get(self._url + "/api/node") as answer:
+        async with self._session.get(self.url + "/api/node") as answer:
             found: dict[str, Any] = await answer.json()
             return found
 
     async def slow(self, engine: str) -> None:
         body = {"kind": "clocks", "severity": 0.5}
-        async with self._session.post(f"{self._url}/api/sim/engines/{engine}/fault", json=body) as answer:
+        async with self._session.post(f"{self.url}/api/sim/engines/{engine}/fault", json=body) as answer:
             assert answer.status == 202, await answer.text()
 
     async def until(self, holds: Callable[[dict[str, Any]], bool], patience_s: float = 30.0) -> dict[str, Any]:
