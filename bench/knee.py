@@ -224,7 +224,7 @@ def _feed(node: SimulatedNode, coming: Iterator[Arrival]) -> None:
 
 
 def _of_node(url: str, seconds: float) -> Table:
-    """``tune`` first, then brute force: sizes an eighth of an octave apart, ten steps of each, and nothing but their medians."""
+    """``tune`` first, then brute force: sizes an eighth of an octave apart, ten steps of each, medians of these, and of five neighbours."""
     tuned = tune.measured(url, seconds, None)
     node = ask(url, "GET", "api", "node")
     engines, budget = tune._engines(node)
@@ -237,9 +237,12 @@ def _of_node(url: str, seconds: float) -> Table:
             tune._prompt(url, node["model"], size, chance)
         for engine in engines:
             seen += tune._told(url, engine.name, last)
-    medians = {size: took_s for size, took_s, _ in tune._sizes(seen) if size in sizes}
-    best = max(size / took_s for size, took_s in medians.items())
-    truth = min(size for size, took_s in medians.items() if size / took_s >= knee.SATURATED * best)
+    medians = [(size, size / took_s) for size, took_s, _ in tune._sizes(seen) if size in sizes]
+    rates = {
+        size: statistics.median(rate for _, rate in medians[max(0, place - 2) : place + 3])
+        for place, (size, _) in enumerate(medians)
+    }
+    truth = min(size for size, rate in rates.items() if rate >= knee.SATURATED * max(rates.values()))
     table = Table(
         title=f"{'SIMULATED: ' if tuned.simulated else ''}{tuned.model}, up to {most:,} tokens per step (budget {budget:,})"
     )

@@ -22,7 +22,8 @@ def ask(url: str, method: str, *path: str, query: str = "", body: dict[str, Any]
     """
     target = f"{url.rstrip('/')}/{'/'.join(quote(part, safe='') for part in path)}{query}"
     try:
-        request = urllib.request.Request(target, None if body is None else json.dumps(body).encode(), method=method)
+        data, headers = None if body is None else json.dumps(body).encode(), {"content-type": "application/json"}
+        request = urllib.request.Request(target, data, headers, method=method)
         with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:
             found = json.load(answer)
     except urllib.error.HTTPError as error:

@@ -33,6 +33,7 @@ _RAMP: Final = 128.0  # tokens, by which all experts have been touched
 _FIRST_HINGE: Final = 128
 _GRID: Final = 16  # points per octave
 _TRIALS: Final = 100  # resampled
+_SURE: Final = 0.8  # of them show a limit, or there is none
 _SWEEPS: Final = 400  # of the solver
 _SETTLED: Final = 1e-9
 
@@ -100,14 +101,17 @@ def find(steps: Iterable[StepSeen], chance: random.Random, trials: int = _TRIALS
         return None
     rates = _rates(curve)
     tokens, best = _knee(rates), max(rates.values())
-    spread = sorted(found for _ in range(trials) if (found := _tried(groups, chance)) is not None)
+    tried = [found for _ in range(trials) if (found := _tried(groups, chance)) is not None]
+    spread = sorted(map(_knee, tried))
+    limits = [_limit(others) for others in tried if max(others) >= curve.most]  # of those that have seen as much
+    limited = sum(limit is not None for limit in limits) > _SURE * len(limits)
     return Knee(
         tokens=tokens,
         low=min(tokens, _quantile(spread, 0.025, tokens)),
         high=max(tokens, _quantile(spread, 0.975, tokens)),
         tokens_s=curve.rate(tokens),
         best_tokens_s=best,
-        limit_tokens=_limit(rates),
+        limit_tokens=_limit(rates) if limited else None,
         steps=sum(map(len, groups)),
         curve=curve,
     )
@@ -138,14 +142,20 @@ def ttft_s(curve: Curve, budget: int, prompt_tokens: float, requests_s: float) -
     what all of a prompt's steps take. Shorter prompts share a step with whatever has come during the one before: they wait for the rest of
     that one, and for others only as far as full steps hardly keep up, the less the more prompts a full step has.
     """
-    load = requests_s * prompt_tokens / curve.rate(budget)
+    full = _best_batch(curve, budget)
+    load = requests_s * prompt_tokens / curve.rate(full)
     if load >= 1:
         return None
     step_s = _prompt_s(curve, _usual_batch(curve, budget, prompt_tokens, requests_s), prompt_tokens)
     rest_s = min(1.0, requests_s * step_s) * step_s / 2
-    shared = max(1.0, budget / prompt_tokens)
-    backlog_s = load * load * _prompt_s(curve, budget, prompt_tokens) / (2 * (1 - load) * shared)
+    shared = max(1.0, full / prompt_tokens)
+    backlog_s = load * load * _prompt_s(curve, full, prompt_tokens) / (2 * (1 - load) * shared)
     return step_s + rest_s + backlog_s
+
+
+def _best_batch(curve: Curve, budget: int) -> float:
+    """Within the budget. (Where the rate falls with larger ones that is by attention, which several prompts in a step have less of.)"""
+    return max((*(tokens for tokens in _rates(curve) if tokens <= budget), float(budget)), key=curve.rate)
 
 
 def _prompt_s(curve: Curve, batch: float, prompt_tokens: float) -> float:
@@ -241,8 +251,8 @@ def _not_negative(products: Sequence[Sequence[float]], targets: Sequence[float])
 def _rates(curve: Curve) -> dict[float, float]:
     """By tokens, over all that was seen."""
     points = max(2, int(_GRID * math.log2(max(2.0, curve.most / curve.least))))
-    grid = [curve.least * (curve.most / curve.least) ** (place / points) for place in range(points + 1)]
-    return {tokens: curve.rate(tokens) for tokens in grid}
+    grid = [curve.least * (curve.most / curve.least) ** (place / points) for place in range(points)]
+    return {tokens: curve.rate(tokens) for tokens in (*grid, float(curve.most))}
 
 
 def _knee(rates: dict[float, float]) -> int:
@@ -280,11 +290,11 @@ def _lacking(groups: Sequence[_Group], curve: Curve | None) -> str | None:
     return None
 
 
-def _tried(groups: Sequence[_Group], chance: random.Random) -> int | None:
-    """The knee, had other groups been seen, and in them other steps."""
+def _tried(groups: Sequence[_Group], chance: random.Random) -> dict[float, float] | None:
+    """The rates, had other groups been seen, and in them other steps."""
     chosen = chance.choices(groups, k=len(groups))
     curve = _fitted([_middle(chance.choices(group, k=len(group))) for group in chosen])
-    return None if curve is None or curve.most <= curve.least else _knee(_rates(curve))
+    return None if curve is None or curve.most <= curve.least else _rates(curve)
 
 
 def _quantile(values: Sequence[int], share: float, default: int) -> int:

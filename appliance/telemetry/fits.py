@@ -11,6 +11,7 @@ import hashlib
 import logging
 import os
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Final
@@ -24,6 +25,7 @@ from appliance.telemetry.series import WELL
 VERSION: Final = 1  # of the file
 _DIRECTORY: Final = "fits"
 _EVERY_S: Final = 60.0
+_MOMENTS: Final = 0.25  # of the time
 _WORTH: Final = 500  # steps learnt, for which a file is written again
 _STRAGGLER: Final = "_straggler_"  # in the causes that name a slow engine
 _log = logging.getLogger("pd-appliance")
@@ -49,7 +51,9 @@ class Fits:
         self._unix_s = unix_s
         self._models: dict[str, StepModel] = {}
         self._saved: dict[str, int] = {}  # what each had learnt then
-        self._slow: set[str] = set()  # kinds of which an engine was, since the last look
+        self._looks: Counter[str] = Counter()  # since the last time, at engines of a kind that make steps
+        self._slow: Counter[str] = Counter()  # of them, at slow ones
+        self._named: set[str] = set()  # kinds of which one was called slow
 
     def model(self, kind: str) -> StepModel:
         """What is known of a kind; at first what was kept of it."""
@@ -60,14 +64,26 @@ class Fits:
 
     def see(self, snapshot: NodeSnapshot) -> None:
         """A time in which an engine is slow is not one to be kept."""
-        self._slow |= {self._kinds.get(one.name, "") for one in snapshot.engines if _is_slow(one, snapshot.verdict)}
+        for engine in snapshot.engines:
+            kind = self._kinds.get(engine.name, "")
+            if engine.slowdown is not None:
+                self._looks[kind] += 1
+                self._slow[kind] += engine.slowdown > WELL
+            if _is_named(engine, snapshot.verdict):
+                self._named.add(kind)
 
     def save(self) -> None:
         """Those that have learnt something since, from engines that were well."""
         for kind, model in self._models.items():
-            if kind not in self._slow and not model.young and model.learnt >= self._saved[kind] + _WORTH:
+            if self._was_well(kind) and not model.young and model.learnt >= self._saved[kind] + _WORTH:
                 self._write(kind, model)
+        self._looks.clear()
         self._slow.clear()
+        self._named.clear()
+
+    def _was_well(self, kind: str) -> bool:
+        """But for moments: what they had for slow steps was not learnt anyhow."""
+        return kind not in self._named and self._slow[kind] <= _MOMENTS * self._looks[kind]
 
     async def run(self, snapshots: AsyncIterator[NodeSnapshot]) -> None:
         """Until cancelled. What was learnt last is saved then."""
@@ -116,10 +132,8 @@ class Fits:
                 temporary.unlink()
 
 
-def _is_slow(engine: EngineSnapshot, verdict: Verdict | None) -> bool:
-    """By its steps, or because it is called so."""
-    if engine.slowdown is not None and engine.slowdown > WELL:
-        return True
+def _is_named(engine: EngineSnapshot, verdict: Verdict | None) -> bool:
+    """It is said to be slow."""
     return (
         verdict is not None
         and _STRAGGLER in (verdict.cause or "")

@@ -59,6 +59,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self._answer(200, {"steps": steps[-query.get("limit", 1000) :]})
 
     def do_POST(self) -> None:
+        assert self.headers["content-type"] == "application/json", "vLLM asks for it"
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         self._answer(*self.server.prompt(body))
 
