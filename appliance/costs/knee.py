@@ -279,9 +279,11 @@ def _lacking(groups: Sequence[_Group], curve: Curve | None) -> str | None:
         return f"no {_LEAST_STEPS} steps of like size have been seen that prefill and hardly decode"
     octaves = math.log2(curve.most / curve.least)
     sizes = {int(_PER_OCTAVE * math.log2(_middle(group)[0])) for group in groups}
-    if octaves < _LEAST_OCTAVES or len(sizes) < _LEAST_GROUPS:
-        seen = f"only steps of {curve.least:,} to {curve.most:,} tokens have been seen, in {len(sizes)} sizes"
-        return f"{seen}: it takes {_LEAST_GROUPS}, over a factor of eight"
+    seen = f"only steps of {curve.least:,} to {curve.most:,} tokens have been seen"
+    if octaves < _LEAST_OCTAVES:
+        return f"{seen}: the largest must have eight times as many as the smallest"
+    if len(sizes) < _LEAST_GROUPS:
+        return f"{seen}, in {len(sizes)} sizes: it takes {_LEAST_GROUPS}"
     rates = _rates(curve)
     if curve.rate(curve.most) > _RISES * curve.rate(curve.most / 2):
         return f"the rate still rises at {curve.most:,} tokens, the most that a step has had: the knee lies beyond what was seen"

@@ -133,7 +133,11 @@ def test_steps_that_decode_say_nothing_of_prompts() -> None:
     ("steps", "says"),
     [
         ([], "no 3 steps of like size"),
-        ([StepSeen(512, 0, 512, 0.01)] * 500, "only steps of 512 to 512 tokens have been seen, in 1 sizes"),
+        ([StepSeen(512, 0, 512, 0.01)] * 500, "only steps of 512 to 512 tokens have been seen: the largest"),
+        (
+            [StepSeen(n, 0, n, 0.01) for n in (16, 4096) for _ in range(9)],
+            "16 to 4,096 tokens have been seen, in 2 sizes",
+        ),
         (sweep("gpt-oss on h100", 1, most=1024), "still rises at 1,024 tokens"),
         ([StepSeen(n, 0, n, n * 1e-4) for n in SIZES for _ in range(9)], "saturate the engine already"),
     ],
