@@ -131,8 +131,8 @@ def test_every_figure_of_a_host_is_exposed(figure: str) -> None:
 
 @pytest.mark.parametrize("figure", ["steps", "slowdown", "against_like"])
 def test_every_figure_of_a_calibration_is_exposed(figure: str) -> None:
-    bare = made.engine("e0")
-    full = msgspec.structs.replace(bare, calibration=CalibrationSnapshot(**{"steps": 0, figure: 777}))
+    bare = msgspec.structs.replace(made.engine("e0"), calibration=CalibrationSnapshot(steps=1))
+    full = msgspec.structs.replace(bare, calibration=CalibrationSnapshot(**{"steps": 1, figure: 777}))
     before, after = (samples(msgspec.structs.replace(made.empty(0), engines=(one,))) for one in (bare, full))
     [(name, _)] = {sample for sample in after if before.get(sample) != after[sample]}
     assert after[name, frozenset({("engine", "e0")})] == 777
