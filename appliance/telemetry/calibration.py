@@ -51,14 +51,12 @@ def _medians(made: Iterable[Made]) -> dict[_Shape, float]:
 
 
 def _slowdown(made: Sequence[Made]) -> float | None:
-    """Of the steps that there was an expectation of: the worse of prompts and of decoding, as a fault may be of one only."""
-    ratios = []
-    for decoding in (False, True):
-        known = [one for one in made if one.expected_s is not None and (one.step.prompt_tokens == 0) is decoding]
-        should_s = sum(one.expected_s or 0.0 for one in known)
-        if should_s > 0:
-            ratios.append(sum(one.seconds for one in known) / should_s)
-    return max(ratios, default=None)
+    """Of steps that there was an expectation of: the worse of prompts and of decoding, as a fault may be of one only."""
+    ratios: dict[bool, list[float]] = defaultdict(list)
+    for one in made:
+        if one.expected_s:
+            ratios[one.step.prompt_tokens == 0].append(one.seconds / one.expected_s)
+    return max((statistics.median(values) for values in ratios.values() if len(values) >= _LEAST), default=None)
 
 
 def _against(mine: Mapping[_Shape, float], others: Sequence[Mapping[_Shape, float]]) -> float | None:

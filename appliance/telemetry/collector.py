@@ -153,7 +153,7 @@ class Collector:
         alike = {name: one for name, one in self._series.items() if self._kinds.get(name, "") == kind}
         for name, found in compared({name: one.calibration for name, one in alike.items()}).items():
             alike[name].calibrated = found
-            _tell(name, found)
+            _tell(name, found, self._models[kind].noise or 0.0)
         well = [one for one in alike.values() if not one.slow_from_the_start]
         model = self._models[kind]
         if len(well) < len(alike) and model.young:
@@ -366,13 +366,13 @@ def engine_snapshot(
     )
 
 
-def _tell(name: str, found: CalibrationSnapshot) -> None:
-    """What an owner should know before anybody waits."""
+def _tell(name: str, found: CalibrationSnapshot, noise: float) -> None:
+    """What an owner should know before anybody waits. ``noise``: around what was expected."""
     if (found.against_like or 1.0) > _MUCH:
         _log.warning(
             "%s took %.2f times as long as %s for the same steps", name, found.against_like, ", ".join(found.like)
         )
-    elif (found.slowdown or 1.0) > _MUCH:
+    elif (found.slowdown or 1.0) > _MUCH + noise:
         _log.warning("%s took %.2f times as long for its first steps as such steps took before", name, found.slowdown)
 
 

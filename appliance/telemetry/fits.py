@@ -25,6 +25,7 @@ from appliance.telemetry.series import WELL
 VERSION: Final = 1  # of the file
 _DIRECTORY: Final = "fits"
 _EVERY_S: Final = 60.0
+_NOISY: Final = 0.3  # around the line, relative: beyond it nobody can be called slow by it
 _MOMENTS: Final = 0.25  # of the time
 _WORTH: Final = 500  # steps learnt, for which a file is written again
 _STRAGGLER: Final = "_straggler_"  # in the causes that name a slow engine
@@ -75,7 +76,8 @@ class Fits:
     def save(self) -> None:
         """Those that have learnt something since, from engines that were well."""
         for kind, model in self._models.items():
-            if self._was_well(kind) and not model.young and model.learnt >= self._saved[kind] + _WORTH:
+            worth = model.learnt >= self._saved[kind] + _WORTH and not model.young and (model.noise or 0.0) <= _NOISY
+            if worth and self._was_well(kind):
                 self._write(kind, model)
         self._looks.clear()
         self._slow.clear()
