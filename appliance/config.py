@@ -91,7 +91,9 @@ class TelemetryConfig(Section, frozen=True, kw_only=True):
 
 
 class DiagnosisConfig(Section, frozen=True, kw_only=True):
-    """Nothing yet: there is nothing to set."""
+    calibrate_s: Annotated[float, msgspec.Meta(ge=0, le=60)] = (
+        3.0  # of steps for an engine that is new and idle; 0: none
+    )
 
 
 class Config(Section, frozen=True, kw_only=True):

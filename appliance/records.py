@@ -89,6 +89,40 @@ class EngineSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     leased_blocks: int | None = None
     api_delay_s: float | None = None  # from a first token to its bytes, mean
     host: HostReading | None = None
+    calibration: CalibrationSnapshot | None = None
+
+
+class CalibrationSnapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """What an engine made of the steps that it was given when it had become ready."""
+
+    steps: int
+    slowdown: float | None = None  # time that they took, of what was known then that such steps take; None: nothing was
+    against_like: float | None = None  # time that they took, of what they took on engines of its kind
+    like: tuple[str, ...] = ()  # these engines
+
+
+class StepReading(msgspec.Struct, frozen=True, kw_only=True):
+    """One step of an engine, as it has told it."""
+
+    number: int  # counted since the engine's start
+    prompt_tokens: int
+    decode_tokens: int
+    context_tokens: int  # that its requests have by its end, all together
+    seconds: float
+    expected_s: float | None = None  # what such a step takes on engines that are well
+
+
+class KneeReading(msgspec.Struct, frozen=True, kw_only=True):
+    """The smallest prefill batch that saturates an engine. ``missing``: why it is not known, in words; all else is None then."""
+
+    tokens: int | None = None
+    low: int | None = None  # of the 95 % interval
+    high: int | None = None
+    tokens_s: float | None = None  # prompt tokens per second, with such batches
+    best_tokens_s: float | None = None
+    limit_tokens: int | None = None  # beyond it the rate falls again
+    steps: int | None = None  # that it is known from
+    missing: str | None = None
 
 
 class EngineView(msgspec.Struct, frozen=True, kw_only=True):

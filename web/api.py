@@ -17,6 +17,7 @@ from web.stream import Feed, event, stream
 
 _LIMIT_DEFAULT: Final = 50
 _LIMIT_MAX: Final = 1000
+_NUMBER_MAX: Final = 10**15
 _RETRY_S: Final = 2
 _METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -51,6 +52,8 @@ class Api:
             Route("/api/requests", self.requests),
             Route("/api/requests/{id}", self.request),
             Route("/api/engines/{name}/logs", self.logs),
+            Route("/api/engines/{name}/steps", self.steps),
+            Route("/api/engines/{name}/knee", self.knee),
         ]
 
     async def health(self, request: Request) -> Response:
@@ -101,13 +104,34 @@ class Api:
             return PlainTextResponse("\n".join(lines) + "\n")
         return _json({"engine": name, "lines": lines})
 
+    async def steps(self, request: Request) -> Response:
+        """The latest steps, oldest first; ``?since=N`` for those after that number."""
+        name = request.path_params["name"]
+        since = _number(request.query_params.get("since"), "since", 0, _NUMBER_MAX, 0)
+        found = self._node.steps(name, since, _limit(request.query_params.get("limit"), _LIMIT_MAX))
+        if found is None:
+            raise _unknown("engine", name)
+        return _json({"engine": name, "simulated": self._node.latest().simulated, "steps": found})
 
-def _limit(text: str | None) -> int:
+    async def knee(self, request: Request) -> Response:
+        """The smallest prefill batch that saturates the engine, or why it is not known."""
+        name = request.path_params["name"]
+        found = await self._node.knee(name)
+        if found is None:
+            raise _unknown("engine", name)
+        return _json({"engine": name, "simulated": self._node.latest().simulated, "knee": found})
+
+
+def _limit(text: str | None, default: int = _LIMIT_DEFAULT) -> int:
+    return _number(text, "limit", 1, _LIMIT_MAX, default)
+
+
+def _number(text: str | None, name: str, least: int, most: int, default: int) -> int:
     if text is None:
-        return _LIMIT_DEFAULT
-    if text.isascii() and text.isdigit() and len(text) <= 4 and 1 <= int(text) <= _LIMIT_MAX:
+        return default
+    if text.isascii() and text.isdigit() and len(text) <= len(str(most)) and least <= int(text) <= most:
         return int(text)
-    raise RequestError(400, f"limit must be a whole number from 1 to {_LIMIT_MAX}.", param="limit")
+    raise RequestError(400, f"{name} must be a whole number from {least} to {most}.", param=name)
 
 
 def _unknown(what: str, name: str) -> RequestError:

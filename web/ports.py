@@ -7,7 +7,7 @@ from typing import Protocol
 
 import msgspec
 
-from appliance.records import NodeSnapshot, Order, Remedy, Timeline
+from appliance.records import KneeReading, NodeSnapshot, Order, Remedy, StepReading, Timeline
 
 
 class InferenceRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -102,4 +102,12 @@ class NodeView(Protocol):
 
     def logs(self, engine: str) -> list[str] | None:
         """The engine's last log lines, oldest first; None if there is no such engine."""
+        ...
+
+    def steps(self, engine: str, since: int, limit: int) -> Sequence[StepReading] | None:
+        """Its latest steps after that number, oldest first; None if there is no such engine."""
+        ...
+
+    async def knee(self, engine: str) -> KneeReading | None:
+        """The smallest prefill batch that saturates it, by the steps that it has made; None if there is no such engine."""
         ...

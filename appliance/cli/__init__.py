@@ -10,7 +10,7 @@ from typing import Final
 import typer
 
 from appliance import __version__
-from appliance.cli import diagnose, remedy, serve, service, sim, simulate, top, why
+from appliance.cli import diagnose, remedy, serve, service, sim, simulate, top, tune, why
 from appliance.errors import ApplianceError, NoEngineError, NotNowError
 from appliance.supervisor import notify
 
@@ -31,6 +31,7 @@ app.command("diagnose")(diagnose.diagnose)
 app.command("top")(top.top)
 app.command("why")(why.why)
 app.command("simulate")(simulate.simulate)
+app.command("tune")(tune.tune)
 
 
 @app.callback(invoke_without_command=True)

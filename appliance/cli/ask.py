@@ -61,7 +61,8 @@ def _fetch(url: str, method: str, *path: str, query: str = "", body: dict[str, A
     where = target(url, *path, query=query)
     try:
         data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(where, data, {"user-agent": f"pd-appliance/{__version__}"}, method=method)
+        headers = {"user-agent": f"pd-appliance/{__version__}", "content-type": "application/json"}
+        request = urllib.request.Request(where, data, headers, method=method)
         with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:
             found: bytes = answer.read()
             return found

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit, urlunsplit
 import msgspec
 import psutil
 
+from appliance.cli import kinds
 from appliance.config import Config, Loaded
 from appliance.errors import ConfigError, NotNowError
 from appliance.simulator import scenario
@@ -46,8 +47,8 @@ class Cast(msgspec.Struct, frozen=True, kw_only=True):
     def kinds(self) -> dict[str, str]:
         """By engine: those of one kind take as long for the same batch."""
         if self.plans:
-            return {plan.name: plan.kind for plan in self.plans}
-        return {spec.name: f"{len(spec.cores)} cores, {spec.tensor_parallel} ranks" for spec in self.specs}
+            return {plan.name: kinds.of_simulated(plan) for plan in self.plans}
+        return {spec.name: kinds.of(spec) for spec in self.specs}
 
     @property
     def remark(self) -> str:

@@ -39,6 +39,7 @@ from appliance.supervisor.process import adopt_orphans
 from appliance.supervisor.runtime import Runtime, parent_directory
 from appliance.telemetry import exposition
 from appliance.telemetry.collector import Collector
+from appliance.telemetry.fits import Fits
 from appliance.telemetry.host import Machine
 from appliance.telemetry.ledger import Ledger
 from appliance.telemetry.timeline import Timelines
@@ -81,7 +82,7 @@ class Appliance:
         """Check what can be checked before anything is started. Raises ``ConfigError``."""
         self._config = cast.adapt(config)
         self._cast = cast
-        state_directory(config, os.environ)
+        self._fits = Fits(state_directory(config, os.environ), cast.kinds)
         self._listener = _listen(config.server)
         self._gpus = Watch(Nvml(), config.telemetry.tick_s)
         self._served = False
@@ -104,7 +105,7 @@ class Appliance:
         node = Node(config, cast.specs, runtime)
         ledger = Ledger(send=node.send_core)
         timelines = Timelines(config.telemetry.recent_requests)
-        router = Router(config.router, node.views, ledger, timelines, model)
+        router = Router(config.router, node.views, ledger, timelines, model, calibrate_s=config.diagnosis.calibrate_s)
         control = cast.control(node)
         collector = self._collector(node, router, ledger, timelines, control)
         _connect(node, router, ledger, timelines, collector, control)
@@ -124,6 +125,7 @@ class Appliance:
             web = group.create_task(server.run())
             telemetry = group.create_task(collector.run())
             trials = group.create_task(remedies.run(collector.updates()))
+            keeping = group.create_task(self._fits.run(collector.updates()))
             await router.start()
             await node.start()
             telling = group.create_task(herald.run())
@@ -136,6 +138,7 @@ class Appliance:
             app.close_streams()
             trials.cancel()
             telemetry.cancel()
+            keeping.cancel()
             await server.stop(web)
             await router.close()
             await node.stop(0.0 if self._hurry.is_set() else _ENGINE_GRACE_S)
@@ -158,6 +161,7 @@ class Appliance:
             hardware=control or Machine(node.views, self._gpus.latest),
             diagnose=Diagnoser(self._config.slo.share),
             kinds=self._cast.kinds,
+            models=self._fits.model,
             simulated=control is not None,
         )
 
@@ -240,6 +244,7 @@ def _connect(
         collector.fold(engine, epoch, message, now_ns)
 
     node.on_message(fold)
+    router.calibration.told = collector.calibrating
     node.on_change(_report)
     node.on_change(lambda _: router.engines_changed())
     node.on_engine_lost(ledger.lost)

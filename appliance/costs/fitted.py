@@ -6,14 +6,30 @@ counting less and less. A batch unlike those that were seen has no expectation, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Final
 
+import msgspec
+
+FORM: Final = 1
+"""Of the figures. With others, what was kept of a fit means something else."""
 _RIDGE: Final = 1e-6  # of each figure's own weight: enough to solve for what has not varied yet
 _SOLVED_AFTER: Final = 100  # learnt, until the line is looked for again
 _HALF_LIFE: Final = 20_000  # learnt, after which one counts half
 _LEVERAGE: Final = 0.05  # of one batch on its own expectation: beyond it nothing like it has been seen
 _RESCALED_AT: Final = 1e12
+_YOUNG: Final = 1_000  # steps, before which a model knows too little to say who is well
+
+
+class KeptFit(msgspec.Struct, frozen=True, kw_only=True):
+    """All that a fit knows, its uncertainty included: ``products`` is the information matrix, ``noise`` what is left around the line."""
+
+    products: tuple[tuple[float, ...], ...]
+    targets: tuple[float, ...]
+    weight: float  # of all cases together
+    learnt: int
+    noise: float | None = None  # for those who read the file; it follows from the rest
 
 
 class Fit:
@@ -24,6 +40,7 @@ class Fit:
         self._products = [[0.0] * size for _ in range(size)]
         self._targets = [0.0] * size
         self._weight = 1.0
+        self._total = 0.0
         self._growth = 2 ** (1 / _HALF_LIFE)
         self._inverse: list[list[float]] | None = None
         self._scale = 1.0  # weight of the newest, when the inverse was made
@@ -40,6 +57,7 @@ class Fit:
                     row[place] += factor * other
         for place, value in enumerate(x):
             self._targets[place] += weight * y * value
+        self._total += self._weight
         self._weight *= self._growth
         self.learnt += 1
         if self.learnt % _SOLVED_AFTER == 0:
@@ -65,6 +83,38 @@ class Fit:
         )
         return y if spread * self._scale / (y * y) <= _LEVERAGE else None
 
+    @property
+    def noise(self) -> float | None:
+        """Standard deviation of a case around the line, relative; None while there is no line."""
+        if self._inverse is None:
+            return None
+        explained = sum(a * b for a, b in zip(self._line, self._targets, strict=True))
+        return math.sqrt(max(0.0, 1 - explained / self._total))
+
+    def kept(self) -> KeptFit:
+        """All that it knows."""
+        self._rescale()
+        return KeptFit(
+            products=tuple(map(tuple, self._products)),
+            targets=tuple(self._targets),
+            weight=self._total,
+            learnt=self.learnt,
+            noise=self.noise,
+        )
+
+    def take(self, kept: KeptFit) -> None:
+        """Know that and nothing else. Raises ``ValueError`` for what no fit of this size can have known."""
+        rows = [*kept.products, kept.targets]
+        if len(rows) != self._size + 1 or any(len(row) != self._size for row in rows) or kept.learnt < _SOLVED_AFTER:
+            raise ValueError(f"it is not a fit of {self._size} figures")
+        if not all(map(math.isfinite, (*(value for row in rows for value in row), kept.weight))) or kept.weight <= 0:
+            raise ValueError("it has figures that are no numbers")
+        if any(row[place] < 0 for place, row in enumerate(kept.products)):
+            raise ValueError("it has a square below 0")
+        self._products, self._targets = [list(row) for row in kept.products], list(kept.targets)
+        self._total, self._weight, self.learnt = kept.weight, 1.0, kept.learnt
+        self._solve()
+
     def _solve(self) -> None:
         if self._weight > _RESCALED_AT:
             self._rescale()
@@ -82,6 +132,10 @@ class Fit:
     def _rescale(self) -> None:
         self._products = [[value / self._weight for value in row] for row in self._products]
         self._targets = [value / self._weight for value in self._targets]
+        self._total /= self._weight
+        self._scale /= self._weight
+        if self._inverse is not None:
+            self._inverse = [[value * self._weight for value in row] for row in self._inverse]
         self._weight = 1.0
 
 
@@ -103,7 +157,29 @@ def _inverted(rows: list[list[float]], size: int) -> list[list[float]]:
 class StepModel:
     """Of all engines that run one model on like hardware with like arguments."""
 
-    def __init__(self) -> None:
+    def __init__(self, kept: KeptFit | None = None) -> None:
+        """``kept``: of an earlier process. Raises ``ValueError`` if it can't be that."""
+        self._fit = Fit(7)
+        self._tried = kept is not None
+        if kept is not None:
+            self._fit.take(kept)
+
+    @property
+    def young(self) -> bool:
+        """It knows too little to say who is well."""
+        return not self._tried and self._fit.learnt < _YOUNG
+
+    @property
+    def noise(self) -> float | None:
+        """Of a step around what is expected, relative: a standard deviation."""
+        return self._fit.noise
+
+    def kept(self) -> KeptFit:
+        """All that it knows, for a later process."""
+        return self._fit.kept()
+
+    def forget(self) -> None:
+        """Know nothing any more: it was learnt from an engine that is not well."""
         self._fit = Fit(7)
 
     @property

@@ -15,6 +15,7 @@ from appliance.config import RouterConfig
 from appliance.errors import RequestError
 from appliance.records import EngineView, Pair, QueueSnapshot, RequestCounts
 from appliance.router import legs, policy, routes, wire
+from appliance.router.calibration import Calibration
 from appliance.router.canary import Canary
 from appliance.router.client import Engines, Unreachable
 from appliance.router.journal import Journal
@@ -49,7 +50,10 @@ class Router:
         ledger: Ledger,
         timelines: Timelines,
         model_name: str,
+        *,
+        calibrate_s: float = 0.0,
     ) -> None:
+        """``calibrate_s``: for each life of an engine (``calibration``)."""
         self._pairs = Pairs(config.canary_s)
         self._all_views = views
         self._model = model_name
@@ -64,6 +68,7 @@ class Router:
             config, model_name, self._views, ledger, self._loads, self._queue, self._engines, self._journal
         )
         self._canary = Canary(model_name, views, self._engines, ledger, self._pairs, lambda: not self._serving)
+        self.calibration = Calibration(model_name, views, self._engines, calibrate_s, lambda: not self._serving)
         self._tasks: list[asyncio.Task[None]] = []
 
     def _views(self) -> Sequence[EngineView]:
@@ -74,6 +79,7 @@ class Router:
         self._tasks = [
             asyncio.create_task(self._poll(), name="router queue poll"),
             asyncio.create_task(self._canary.run(), name="canary"),
+            asyncio.create_task(self.calibration.run(), name="calibration"),
         ]
 
     async def close(self) -> None:
@@ -157,6 +163,7 @@ class Router:
         trace = self._timelines.begin(request.id, route.path, plan.stream, time.monotonic_ns())
         exchange = Exchange(self._desk, plan, request, reply, trace, timeout_s)
         self._serving += 1
+        self.calibration.interrupt()
         try:
             await self._traced(exchange, reply, trace)
         finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, Final, Protocol
@@ -12,26 +13,32 @@ import msgspec
 
 from appliance.channel import HandoffEnded, Step, Up
 from appliance.config import Config
+from appliance.costs import knee
 from appliance.costs.fitted import StepModel
 from appliance.records import (
+    CalibrationSnapshot,
     EngineSnapshot,
     EngineState,
     EngineView,
     GpuSnapshot,
     HandoffSnapshot,
     HostReading,
+    KneeReading,
     LedgerSnapshot,
     NodeSnapshot,
     Pair,
     QueueSnapshot,
     RequestCounts,
+    StepReading,
     SupervisorSnapshot,
     Timeline,
     Verdict,
 )
+from appliance.telemetry.calibration import compared
 from appliance.telemetry.host import CpuShare, own_memory_bytes, session_memory_bytes
 from appliance.telemetry.links import Links
 from appliance.telemetry.series import Load, Rates, Series
+from appliance.telemetry.steps import reading
 from appliance.telemetry.timeline import Timelines
 
 _log = logging.getLogger("pd-appliance")
@@ -39,6 +46,7 @@ _MEMORY_S: Final = 15.0  # the kernel walks all pages of a process to say how la
 _NEWEST: Final = 12  # timelines in a snapshot
 _IN_SERVICE: Final = (EngineState.READY, EngineState.DRAINING, EngineState.SUSPECT)  # their rates mean something
 _ENDED: Final = (EngineState.BACKOFF, EngineState.FAILED, EngineState.STOPPED)
+_MUCH: Final = 1.3  # times what calibrations of others took: worth a line
 _OWN: Final = 0  # the supervisor's place among the memory readings; no engine has this pid
 
 
@@ -90,6 +98,7 @@ class Collector:
         version: str,
         hardware: HardwareSource | None = None,
         kinds: Mapping[str, str] | None = None,
+        models: Callable[[str], StepModel] = lambda _: StepModel(),
         diagnose: Callable[[NodeSnapshot], Verdict | None] = lambda _: None,
         simulated: bool = False,
         clock_ns: Callable[[], int] = time.monotonic_ns,
@@ -105,6 +114,7 @@ class Collector:
         self._hardware = hardware
         self._kinds = kinds or {}
         self._diagnose = diagnose
+        self._model_for = models
         self._models: dict[str, StepModel] = {}
         self._links = Links()
         self._simulated = simulated
@@ -129,9 +139,34 @@ class Collector:
         if isinstance(message, HandoffEnded):
             self._links.fold(engine, message, now_ns)
 
+    def calibrating(self, engine: str, epoch: int, under_way: bool) -> None:
+        """An engine is given steps of known sizes from now on, or no longer."""
+        series = self._series.get(engine)
+        if series is None or series.epoch != epoch:
+            return
+        series.calibrating = under_way
+        if not under_way:
+            self._compare(self._kinds.get(engine, ""))
+
+    def _compare(self, kind: str) -> None:
+        """Engines of a kind by their calibrations. While little is known, those that are slow from the start teach nothing."""
+        alike = {name: one for name, one in self._series.items() if self._kinds.get(name, "") == kind}
+        for name, found in compared({name: one.calibration for name, one in alike.items()}).items():
+            alike[name].calibrated = found
+            _tell(name, found, self._models[kind].noise or 0.0)
+        well = [one for one in alike.values() if not one.slow_from_the_start]
+        model = self._models[kind]
+        if len(well) < len(alike) and model.young:
+            model.forget()
+            for series in well:
+                series.teach()
+
     def _model_of(self, engine: str) -> StepModel:
         """Engines of one kind teach each other."""
-        return self._models.setdefault(self._kinds.get(engine, ""), StepModel())
+        kind = self._kinds.get(engine, "")
+        if kind not in self._models:
+            self._models[kind] = self._model_for(kind)
+        return self._models[kind]
 
     async def run(self) -> None:
         """Publish at every tick, until cancelled."""
@@ -175,6 +210,27 @@ class Collector:
 
     def logs(self, engine: str) -> list[str] | None:
         return self._node.logs(engine)
+
+    def steps(self, engine: str, since: int, limit: int) -> tuple[StepReading, ...] | None:
+        """See ``web.ports.NodeView``."""
+        view = self._view(engine)
+        if view is None:
+            return None
+        series = self._living(view)
+        return series.steps.since(since, limit) if series else ()
+
+    async def knee(self, engine: str) -> KneeReading | None:
+        """See ``web.ports.NodeView``. It takes some tenths of a second, beside the loop."""
+        view = self._view(engine)
+        if view is None:
+            return None
+        series = self._living(view)
+        seen = series.steps.of_all_sizes() if series else []
+        found = await asyncio.to_thread(knee.find, seen, random.Random(len(seen)))
+        return reading(found, knee.missing(seen))
+
+    def _view(self, engine: str) -> EngineView | None:
+        return next((view for view in self._node.views() if view.name == engine), None)
 
     # ---- snapshots
 
@@ -304,9 +360,20 @@ def engine_snapshot(
         leased_blocks=last.leased if last else None,
         api_delay_s=api_delay_s,
         host=host,
+        calibration=series.calibrated if series else None,
         **_figures(rates),
         **_figures(load),
     )
+
+
+def _tell(name: str, found: CalibrationSnapshot, noise: float) -> None:
+    """What an owner should know before anybody waits. ``noise``: around what was expected."""
+    if (found.against_like or 1.0) > _MUCH:
+        _log.warning(
+            "%s took %.2f times as long as %s for the same steps", name, found.against_like, ", ".join(found.like)
+        )
+    elif (found.slowdown or 1.0) > _MUCH + noise:
+        _log.warning("%s took %.2f times as long for its first steps as such steps took before", name, found.slowdown)
 
 
 def _figures(found: Rates | Load | None) -> dict[str, Any]:

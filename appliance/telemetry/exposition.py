@@ -58,6 +58,17 @@ _ENGINE_GAUGES: Final[tuple[tuple[str, str, _Read], ...]] = (
     ("token_budget", "Tokens that a step may have.", lambda e: e.token_budget),
     ("busy_ratio", "Share of the last seconds in which it made steps with tokens.", lambda e: e.busy),
     ("slowdown_ratio", "Time of its steps, of what such steps take.", lambda e: e.slowdown),
+    ("calibration_steps", "Steps of its calibration.", lambda e: e.calibration.steps if e.calibration else None),
+    (
+        "calibration_slowdown_ratio",
+        "Time of its calibration, of what was known of such steps.",
+        lambda e: e.calibration.slowdown if e.calibration else None,
+    ),
+    (
+        "calibration_against_like_ratio",
+        "Time of its calibration, of that of engines of its kind.",
+        lambda e: e.calibration.against_like if e.calibration else None,
+    ),
     ("step_prompt_tokens", "Of a step with prompt tokens, mean.", lambda e: e.step_prompt_tokens),
     ("step_decode_tokens", "Of a step with decode tokens, mean.", lambda e: e.step_decode_tokens),
     ("itl_seconds", "From one step with decode tokens to the next, mean over their tokens.", lambda e: e.itl_s),

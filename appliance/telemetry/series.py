@@ -10,13 +10,15 @@ import msgspec
 
 from appliance.channel import CoreReady, Heartbeat, Step, Up
 from appliance.costs.fitted import StepModel
+from appliance.records import CalibrationSnapshot
+from appliance.telemetry.calibration import SLOW, Made
+from appliance.telemetry.steps import Steps
 
 WINDOW_NS: Final = 5 * 1_000_000_000
 LATELY_NS: Final = 2 * 1_000_000_000  # what diagnosis looks at: long enough for a mean, short enough to be quick
 _MOST_STEPS: Final = 20_000
-_WELL: Final = (0.8, 1.12)  # what steps take, of what they are expected to: then a model may learn from them
-_YOUNG: Final = 1_000  # steps, before which a model knows too little to say who is well
 _MOST_ROOM: Final = 4.0
+WELL: Final = 1.12  # times what steps are expected to take: beyond it, a model must not learn from them
 _LEAST_KNOWN_S: Final = 0.2  # of steps with an expectation, for a slowdown to mean something
 
 
@@ -59,6 +61,10 @@ class Series:
         self.core: CoreReady | None = None
         self.last: Step | Heartbeat | None = None
         self.last_step: Step | None = None
+        self.steps = Steps()
+        self.calibration: list[Made] = []
+        self.calibrating = False
+        self.calibrated: CalibrationSnapshot | None = None
         self._model = model or StepModel()
         self._made: deque[_Made] = deque(maxlen=_MOST_STEPS)
         self._before: Step | None = None  # the last one before the window
@@ -138,6 +144,17 @@ class Series:
         """What the latest steps took, of what such steps take; None where too few of them have an expectation."""
         return self._took_s / self._should_s if self._should_s >= _LEAST_KNOWN_S else None
 
+    @property
+    def slow_from_the_start(self) -> bool:
+        """By its calibration, against its like."""
+        return self.calibrated is not None and (self.calibrated.against_like or 1.0) > SLOW
+
+    def teach(self) -> None:
+        """Tell the model of the calibration once more: it has forgotten all."""
+        for one in self.calibration:
+            step = one.step
+            self._model.learn(step.prompt_tokens, step.decode_tokens, step.context_tokens, one.seconds)
+
     def _add_step(self, step: Step, now_ns: int) -> None:
         batch = step.prompt_tokens, step.decode_tokens, step.context_tokens
         seconds = (step.end_ns - step.start_ns) * 1e-9
@@ -148,20 +165,23 @@ class Series:
             gap_ns = step.end_ns - (step.start_ns if self._decoded_ns is None else self._decoded_ns)
         self._decoded_ns = step.end_ns
         self._made.append(_Made(now_ns, step, expected_s, gap_ns))
+        self.steps.add(step, seconds, expected_s)
+        if self.calibrating:
+            self.calibration.append(Made(step, None if self._model.young else expected_s))
         if expected_s is not None:
             self._expected.append((now_ns, seconds, expected_s))
             self._took_s += seconds
             self._should_s += expected_s
         self._forget(now_ns)
-        if seconds > 0 and self._may_teach(expected_s):
+        if seconds > 0 and self._may_teach():
             self._model.learn(*batch, seconds)
 
-    def _may_teach(self, expected_s: float | None) -> bool:
-        """A fault must not be learnt as what is normal."""
-        if expected_s is None or self._model.learnt < _YOUNG:
-            return True
+    def _may_teach(self) -> bool:
+        """A fault must not be learnt as what is normal. (None makes steps quicker than they should be: what is quick is learnt.)"""
+        if self._model.young:
+            return not self.slow_from_the_start
         slowdown = self.slowdown()
-        return slowdown is None or _WELL[0] <= slowdown <= _WELL[1]
+        return slowdown is None or slowdown <= WELL
 
     def _forget(self, now_ns: int) -> None:
         while self._made and now_ns - self._made[0].heard_ns > WINDOW_NS:

@@ -18,6 +18,7 @@ from appliance.records import (
     Evidence,
     GpuSnapshot,
     HandoffSnapshot,
+    KneeReading,
     Lease,
     LedgerSnapshot,
     Leg,
@@ -27,6 +28,7 @@ from appliance.records import (
     RequestCounts,
     Role,
     Stage,
+    StepReading,
     SupervisorSnapshot,
     Timeline,
     Verdict,
@@ -470,3 +472,13 @@ class FakeNode:
     def logs(self, engine: str) -> list[str] | None:
         known = {e.name for e in self.latest().engines}
         return [f"INFO {engine} one", f"ERROR {engine} two"] if engine in known else None
+
+    def steps(self, engine: str, since: int, limit: int) -> list[StepReading] | None:
+        made = [
+            StepReading(number=number, prompt_tokens=64, decode_tokens=0, context_tokens=64, seconds=0.02)
+            for number in range(since + 1, 6)
+        ]
+        return made[-limit:] if self.logs(engine) else None
+
+    async def knee(self, engine: str) -> KneeReading | None:
+        return KneeReading(tokens=608, low=550, high=690) if self.logs(engine) else None

@@ -166,11 +166,11 @@ class Ledger:
 class House:
     """A router over fake engines."""
 
-    def __init__(self, engines: list[Engine], config: RouterConfig) -> None:
+    def __init__(self, engines: list[Engine], config: RouterConfig, calibrate_s: float = 0.0) -> None:
         self.engines = {engine.view.name: engine for engine in engines}
         self.ledger = Ledger()
         self.timelines = Timelines(64)
-        self.router = Router(config, self.views, self.ledger, self.timelines, "demo")
+        self.router = Router(config, self.views, self.ledger, self.timelines, "demo", calibrate_s=calibrate_s)
 
     def __getitem__(self, name: str) -> Engine:
         return self.engines[name]
@@ -211,7 +211,7 @@ def asked(body: dict[str, Any] | bytes, **request: Any) -> InferenceRequest:
 
 
 @contextlib.asynccontextmanager
-async def house(directory: Path, layout: str = "pd", **config: Any) -> AsyncIterator[House]:
+async def house(directory: Path, layout: str = "pd", calibrate_s: float = 0.0, **config: Any) -> AsyncIterator[House]:
     """``layout`` has a letter per engine: p, d, or b for both."""
     roles = {"p": Role.PREFILL, "d": Role.DECODE, "b": Role.BOTH}
     names = [f"e{number}" for number in range(len(layout))]
@@ -221,7 +221,7 @@ async def house(directory: Path, layout: str = "pd", **config: Any) -> AsyncIter
     ]
     for engine in engines:
         await engine.start()
-    built = House(engines, RouterConfig(**{"canary_s": 0.0, **config}))
+    built = House(engines, RouterConfig(**{"canary_s": 0.0, **config}), calibrate_s)
     await built.router.start()
     try:
         yield built

@@ -264,6 +264,43 @@ def test_questions_about_requests_and_logs_are_passed_on(house: House) -> None:
     assert (house.collector.logs("e0"), house.collector.logs("e9")) == (["a line"], None)
 
 
+def test_steps_are_told_one_by_one_and_of_many_the_latest(house: House) -> None:
+    for number in range(2000):
+        prompt, decode = (300, 0) if number % 2 else (0, 7)
+        house.collector.fold("e0", 1, step(NOW, prompt_tokens=prompt, decode_tokens=decode), NOW)
+    found = house.collector.steps("e0", 1996, 100)
+    assert found is not None
+    assert [(one.number, one.prompt_tokens, one.decode_tokens) for one in found] == [
+        (1997, 0, 7), (1998, 300, 0), (1999, 0, 7), (2000, 300, 0)
+    ]  # fmt: skip
+    assert found[0].seconds == pytest.approx(0.01)
+    assert [one.number for one in house.collector.steps("e0", 0, 2) or ()] == [1999, 2000]
+    assert len(house.collector.steps("e0", 0, 9999) or ()) < 2000, "bounded"
+    assert (house.collector.steps("e1", 0, 9), house.collector.steps("e9", 0, 9)) == ((), None)
+
+
+async def test_the_knee_is_found_in_whatever_steps_there_were_and_rare_sizes_are_not_forgotten(house: House) -> None:
+    for tokens in (16, 32, 64, 128, 256, 512, 1024, 2048, 4096):
+        for _ in range(9):
+            took_ns = int(1e9 * max(0.02, tokens * 4e-5))
+            house.collector.fold(
+                "e0", 1, step(NOW, took_ns, prompt_tokens=tokens, decode_tokens=0, context_tokens=tokens), NOW
+            )
+    for _ in range(5000):
+        house.collector.fold("e0", 1, step(NOW, 20_000_000, prompt_tokens=64, decode_tokens=0, context_tokens=64), NOW)
+    found = await house.collector.knee("e0")
+    assert found is not None
+    assert found.tokens == pytest.approx(450, rel=0.15)
+    assert found.missing is None
+    unknown = await house.collector.knee("e1")
+    assert unknown is not None
+    assert (unknown.tokens, unknown.missing) == (
+        None,
+        "no 3 steps of like size have been seen that prefill and hardly decode",
+    )
+    assert await house.collector.knee("e9") is None
+
+
 # ---- ticks and readers
 
 

@@ -10,6 +10,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from appliance.records import (
+    CalibrationSnapshot,
     EngineSnapshot,
     GpuProcess,
     GpuSnapshot,
@@ -93,7 +94,18 @@ def test_labels_are_escaped() -> None:
     assert dict(labels)["model"] == model
 
 
-ELSEWHERE = {"name", "role", "state", "pid", "gpus", "cores", "stage", "cause", "host"}  # labels, or told otherwise
+ELSEWHERE = {
+    "name",
+    "role",
+    "state",
+    "pid",
+    "gpus",
+    "cores",
+    "stage",
+    "cause",
+    "host",
+    "calibration",
+}  # labels, or told otherwise
 
 
 @pytest.mark.parametrize("figure", sorted(set(EngineSnapshot.__struct_fields__) - ELSEWHERE))
@@ -117,6 +129,15 @@ def test_every_figure_of_a_host_is_exposed(figure: str) -> None:
     before, after = (samples(msgspec.structs.replace(made.empty(0), engines=(one,))) for one in (bare, full))
     [(name, _)] = {sample for sample in after if before.get(sample) != after[sample]}
     assert after[name, frozenset({("engine", "e0")})] == 0.777
+
+
+@pytest.mark.parametrize("figure", ["steps", "slowdown", "against_like"])
+def test_every_figure_of_a_calibration_is_exposed(figure: str) -> None:
+    bare = msgspec.structs.replace(made.engine("e0"), calibration=CalibrationSnapshot(steps=1))
+    full = msgspec.structs.replace(bare, calibration=CalibrationSnapshot(**{"steps": 1, figure: 777}))
+    before, after = (samples(msgspec.structs.replace(made.empty(0), engines=(one,))) for one in (bare, full))
+    [(name, _)] = {sample for sample in after if before.get(sample) != after[sample]}
+    assert after[name, frozenset({("engine", "e0")})] == 777
 
 
 NOT_FIGURES = {"index", "uuid", "name", "engine", "clock_reasons", "throttled"}  # labels

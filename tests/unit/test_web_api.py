@@ -117,6 +117,22 @@ def test_logs_as_json_and_as_text_or_a_404(client: TestClient) -> None:
     assert client.get("/api/engines/e9/logs").status_code == 404
 
 
+def test_steps_of_an_engine_after_a_number(client: TestClient) -> None:
+    found = client.get("/api/engines/e1/steps?since=2&limit=2").json()
+    assert (found["engine"], [one["number"] for one in found["steps"]]) == ("e1", [4, 5])
+    assert found["steps"][0]["seconds"] == 0.02
+    assert len(client.get("/api/engines/e1/steps").json()["steps"]) == 5
+    assert client.get("/api/engines/e9/steps").status_code == 404
+    for wrong in ("since=-1", "since=x", "limit=0", "limit=1001", "since=" + "9" * 40):
+        answer = client.get(f"/api/engines/e1/steps?{wrong}")
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, wrong.partition("=")[0])
+
+
+def test_the_knee_of_an_engine(client: TestClient) -> None:
+    assert client.get("/api/engines/e1/knee").json()["knee"]["tokens"] == 608
+    assert client.get("/api/engines/e9/knee").status_code == 404
+
+
 def test_metrics_are_what_the_exposition_made(client: TestClient) -> None:
     answer = client.get("/metrics")
     assert answer.text == "metric 1\n"
