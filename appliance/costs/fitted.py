@@ -1,7 +1,9 @@
 """What a step takes on the hardware at hand, learnt from the steps that engines make.
 
-A step's time is nearly linear in a few figures of its batch; which line is learnt by weighted least squares on relative errors, old steps
-counting less and less. A batch unlike those that were seen has no expectation, rather than a wrong one.
+A step's time is nearly linear in a few figures of its batch; which line is learnt by weighted least squares, old steps counting less and
+less. Errors count relative to what was *expected*: relative to what was measured, one step that was much too short would count more than
+all others, and the line would lie below the mean by as much as there is noise. A batch unlike those that were seen has no expectation,
+rather than a wrong one.
 """
 
 from __future__ import annotations
@@ -19,6 +21,9 @@ _SOLVED_AFTER: Final = 100  # learnt, until the line is looked for again
 _HALF_LIFE: Final = 20_000  # learnt, after which one counts half
 _LEVERAGE: Final = 0.05  # of one batch on its own expectation: beyond it nothing like it has been seen
 _RESCALED_AT: Final = 1e12
+_MOST: Final = 5.0  # times what is expected, that one case is taken for
+_LEAST: Final = 0.25  # of the median, that an error counts relative to while nothing is expected yet
+_AGAIN: Final = 3  # times that the first line is looked for, each time with the weights that follow from the last one
 _YOUNG: Final = 1_000  # steps, before which a model knows too little to say who is well
 
 
@@ -45,11 +50,36 @@ class Fit:
         self._inverse: list[list[float]] | None = None
         self._scale = 1.0  # weight of the newest, when the inverse was made
         self._line: list[float] = []
+        self._first: list[tuple[Sequence[float], float]] = []  # until there is a line
         self.learnt = 0
 
     def learn(self, x: Sequence[float], y: float) -> None:
-        """One more case. Its error counts relative to ``y``, which is above 0."""
-        weight = self._weight / (y * y)
+        """One more case; ``y`` is above 0."""
+        self.learnt += 1
+        if self._inverse is None:
+            self._first.append((x, y))
+            if len(self._first) == _SOLVED_AFTER:
+                self._begin()
+            return
+        usual = self.guessed(x) or y
+        self._add(x, min(y, _MOST * usual), usual)
+        if self.learnt % _SOLVED_AFTER == 0:
+            self._solve()
+
+    def _begin(self) -> None:
+        """The first line."""
+        median = sorted(y for _, y in self._first)[len(self._first) // 2]
+        for _ in range(_AGAIN):
+            usual = [max(self.guessed(x) or y, _LEAST * median) for x, y in self._first]
+            self._products = [[0.0] * self._size for _ in range(self._size)]
+            self._targets, self._total, self._weight = [0.0] * self._size, 0.0, 1.0
+            for (x, y), about in zip(self._first, usual, strict=True):
+                self._add(x, min(y, _MOST * about), about)
+            self._solve()
+        self._first = []
+
+    def _add(self, x: Sequence[float], y: float, usual: float) -> None:
+        weight = self._weight / (usual * usual)
         for row, value in zip(self._products, x, strict=True):
             if value:
                 factor = weight * value
@@ -57,11 +87,8 @@ class Fit:
                     row[place] += factor * other
         for place, value in enumerate(x):
             self._targets[place] += weight * y * value
-        self._total += self._weight
+        self._total += weight * y * y
         self._weight *= self._growth
-        self.learnt += 1
-        if self.learnt % _SOLVED_AFTER == 0:
-            self._solve()
 
     def guessed(self, x: Sequence[float]) -> float | None:
         """Also where little like it has been seen; None before the first line, and where the line has left what can be."""

@@ -5,13 +5,56 @@ from __future__ import annotations
 from collections import deque
 from typing import Final
 
+import msgspec
+
 from appliance.channel import CANARY, HandoffEnded
 from appliance.costs.fitted import CopyModel
 from appliance.records import LinkSnapshot
 
 _WINDOW_NS: Final = 5 * 1_000_000_000
-_WELL: Final = 1.3  # times what a copy takes: beyond it, nothing is learnt from it
+_WELL: Final = 1.3  # times what copies over a link take: beyond it, nothing is learnt from them
 _YOUNG: Final = 200
+_FADES: Final = 0.9  # from one copy over a link to the next
+_LEAST: Final = 3  # copies, to say that a link is slow
+_MOST: Final = 8.0  # times what it takes, that one copy is taken for
+
+
+class _Copied(msgspec.Struct, frozen=True):
+    heard_ns: int
+    bytes: int
+    seconds: float
+    expected_s: float | None
+
+
+class _Link:
+    """From one engine to another."""
+
+    def __init__(self) -> None:
+        self.recent: deque[_Copied] = deque()
+        self._took_s = self._should_s = 0.0  # of the last copies, however long ago these were
+
+    def add(self, copied: _Copied) -> None:
+        self.recent.append(copied)
+        if copied.expected_s is not None:
+            self._took_s = _FADES * self._took_s + min(copied.seconds, _MOST * copied.expected_s)
+            self._should_s = _FADES * self._should_s + copied.expected_s
+
+    @property
+    def is_well(self) -> bool:
+        """Then a model may learn from it. By the mean of several: from quick ones alone it would learn that copies are quick."""
+        return self._took_s <= _WELL * self._should_s
+
+    def forget(self, now_ns: int) -> None:
+        while self.recent and now_ns - self.recent[0].heard_ns > _WINDOW_NS:
+            self.recent.popleft()
+
+    def slowdown(self) -> float | None:
+        """None where too little was copied to say."""
+        compared = [one for one in self.recent if one.expected_s]
+        should_s = sum(one.expected_s or 0.0 for one in compared)
+        if len(compared) < _LEAST or should_s <= 0:
+            return None
+        return sum(min(one.seconds, _MOST * (one.expected_s or 0.0)) for one in compared) / should_s
 
 
 class Links:
@@ -19,34 +62,30 @@ class Links:
 
     def __init__(self) -> None:
         self._model = CopyModel()
-        self._recent: dict[tuple[str, str], deque[tuple[int, int, float, float | None]]] = {}
+        self._links: dict[tuple[str, str], _Link] = {}
 
     def fold(self, consumer: str, message: HandoffEnded, now_ns: int) -> None:
         """One is over. Those that failed, or had nothing to copy, tell nothing of links."""
         seconds = (message.end_ns - message.start_ns) * 1e-9
         if not message.ok or not message.bytes or seconds <= 0 or message.lease.startswith(CANARY):
             return
-        expected_s = self._model.expected_s(message.bytes)
-        known = self._recent.setdefault((message.producer, consumer), deque())
-        known.append((now_ns, message.bytes, seconds, expected_s))
-        if expected_s is None or self._model.learnt < _YOUNG or seconds < _WELL * expected_s:
+        link = self._links.setdefault((message.producer, consumer), _Link())
+        link.add(_Copied(now_ns, message.bytes, seconds, self._model.expected_s(message.bytes)))
+        if link.is_well or self._model.learnt < _YOUNG:
             self._model.learn(message.bytes, seconds)
 
     def snapshot(self, now_ns: int) -> tuple[LinkSnapshot, ...]:
         """Those over which something has come lately."""
-        for known in self._recent.values():
-            while known and now_ns - known[0][0] > _WINDOW_NS:
-                known.popleft()
-        return tuple(self._one(*link, known) for link, known in sorted(self._recent.items()) if known)
+        for link in self._links.values():
+            link.forget(now_ns)
+        return tuple(_said(*ends, link) for ends, link in sorted(self._links.items()) if link.recent)
 
-    def _one(self, producer: str, consumer: str, known: deque[tuple[int, int, float, float | None]]) -> LinkSnapshot:
-        took_s = sum(seconds for _, _, seconds, _ in known)
-        compared = [(seconds, expected_s) for _, _, seconds, expected_s in known if expected_s is not None]
-        should_s = sum(expected_s for _, expected_s in compared)
-        return LinkSnapshot(
-            producer=producer,
-            consumer=consumer,
-            handoffs_s=len(known) / (_WINDOW_NS * 1e-9),
-            bytes_s=sum(size for _, size, _, _ in known) / took_s,
-            slowdown=sum(seconds for seconds, _ in compared) / should_s if should_s > 0 else None,
-        )
+
+def _said(producer: str, consumer: str, link: _Link) -> LinkSnapshot:
+    return LinkSnapshot(
+        producer=producer,
+        consumer=consumer,
+        handoffs_s=len(link.recent) / (_WINDOW_NS * 1e-9),
+        bytes_s=sum(one.bytes for one in link.recent) / sum(one.seconds for one in link.recent),
+        slowdown=link.slowdown(),
+    )

@@ -19,6 +19,7 @@ LATELY_NS: Final = 2 * 1_000_000_000  # what diagnosis looks at: long enough for
 _MOST_STEPS: Final = 20_000
 _MOST_ROOM: Final = 4.0
 WELL: Final = 1.12  # times what steps are expected to take: beyond it, a model must not learn from them
+_FADES: Final = 0.98  # from step to step
 _LEAST_KNOWN_S: Final = 0.2  # of steps with an expectation, for a slowdown to mean something
 
 
@@ -73,6 +74,7 @@ class Series:
             deque()
         )  # when, seconds and expected seconds; of those that have any
         self._took_s = self._should_s = 0.0  # sums of these
+        self._usually_took_s = self._usually_should_s = 0.0  # the same, over the last steps however long ago these were
 
     def add(self, message: Up, now_ns: int) -> None:
         """Steps without tokens are no steps: an engine that only waits for KV makes many."""
@@ -84,7 +86,8 @@ class Series:
                 self._add_step(message, now_ns)
         elif isinstance(message, Heartbeat):
             self.last = message
-            self._decoded_ns = None
+            if not message.running:  # else somebody still waits for the next token
+                self._decoded_ns = None
 
     def last_sign_ns(self) -> int | None:
         if self.last is None:
@@ -172,6 +175,8 @@ class Series:
             self._expected.append((now_ns, seconds, expected_s))
             self._took_s += seconds
             self._should_s += expected_s
+            self._usually_took_s = _FADES * self._usually_took_s + seconds
+            self._usually_should_s = _FADES * self._usually_should_s + expected_s
         self._forget(now_ns)
         if seconds > 0 and self._may_teach():
             self._model.learn(*batch, seconds)
@@ -180,8 +185,7 @@ class Series:
         """A fault must not be learnt as what is normal. (None makes steps quicker than they should be: what is quick is learnt.)"""
         if self._model.young:
             return not self.slow_from_the_start
-        slowdown = self.slowdown()
-        return slowdown is None or slowdown <= WELL
+        return self._usually_took_s <= WELL * self._usually_should_s and self._took_s <= WELL * self._should_s
 
     def _forget(self, now_ns: int) -> None:
         while self._made and now_ns - self._made[0].heard_ns > WINDOW_NS:

@@ -44,3 +44,28 @@ def test_hand_offs_are_compared_by_their_size() -> None:
         size = chance.randrange(10**7, 10**9)
         model.learn(size, 5e-5 + size / 4e11)
     assert model.expected_s(5 * 10**8) == pytest.approx(5e-5 + 5e8 / 4e11, rel=0.02)
+
+
+@pytest.mark.parametrize("sigma", [0.02, 0.2, 0.4])
+def test_what_is_expected_is_the_mean_however_much_steps_scatter(sigma: float) -> None:
+    chance, model = random.Random(3), StepModel()
+    took = should = 0.0
+    for number in range(6000):
+        decode = chance.randrange(1, 200)
+        seconds_ = seconds(0, decode, decode * 500) * chance.lognormvariate(0, sigma)
+        expected = model.expected_s(0, decode, decode * 500)
+        if expected is not None and number > 2000:
+            took, should = took + seconds_, should + expected
+        model.learn(0, decode, decode * 500, seconds_)
+    assert took / should == pytest.approx(1.0, abs=0.05)
+
+
+@pytest.mark.parametrize("place", [5, 2000])
+@pytest.mark.parametrize("odd_s", [5e-5, 30.0])
+def test_one_odd_step_spoils_nothing(place: int, odd_s: float) -> None:
+    """One as short as where two results were ready at once, or one in which a kernel was compiled."""
+    chance, model = random.Random(4), StepModel()
+    for number in range(3000):
+        decode = chance.randrange(1, 200)
+        model.learn(0, decode, decode * 500, odd_s if number == place else seconds(0, decode, decode * 500))
+    assert model.expected_s(0, 50, 25_000) == pytest.approx(seconds(0, 50, 25_000), rel=0.03)
