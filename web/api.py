@@ -83,7 +83,7 @@ class Api:
 
     async def requests(self, request: Request) -> Response:
         """A list of timelines, newest first."""
-        return _json(self._node.timelines(_limit(request.query_params.get("limit"))))
+        return _json(self._node.timelines(limit_of(request.query_params.get("limit"))))
 
     async def request(self, request: Request) -> Response:
         timeline = self._node.timeline(request.path_params["id"])
@@ -102,7 +102,8 @@ class Api:
         return _json({"engine": name, "lines": lines})
 
 
-def _limit(text: str | None) -> int:
+def limit_of(text: str | None) -> int:
+    """What ``?limit=`` says. Raises ``RequestError`` for what is none."""
     if text is None:
         return _LIMIT_DEFAULT
     if text.isascii() and text.isdigit() and len(text) <= 4 and 1 <= int(text) <= _LIMIT_MAX:

@@ -27,6 +27,7 @@ from appliance.cli.herald import Herald
 from appliance.config import Config, ServerConfig, config_path_default, load, state_directory
 from appliance.diagnosis.verdicts import Diagnoser
 from appliance.errors import NoEngineError, NotNowError
+from appliance.incidents.keeper import Incidents
 from appliance.records import EngineState, EngineView, Role
 from appliance.remedies.apply import Remedies
 from appliance.router.router import Router
@@ -79,7 +80,7 @@ class Appliance:
         """Check what can be checked before anything is started. Raises ``ConfigError``."""
         self._config = cast.adapt(config)
         self._cast = cast
-        state_directory(config, os.environ)
+        self._state_directory = state_directory(config, os.environ)
         self._listener = _listen(config.server)
         self._served = False
         self._stopping = asyncio.Event()
@@ -106,7 +107,8 @@ class Appliance:
         _connect(node, router, ledger, timelines, collector, control)
         remedies = Remedies(node.actions, collector.latest)
         node.on_change(self._note)
-        app = self._app(router, remedies, collector, control)
+        incidents = Incidents(config, self._state_directory)
+        app = self._app(router, remedies, incidents, collector, control)
         server = _Web(app, self._listener)
         herald = Herald(
             config,
@@ -120,6 +122,7 @@ class Appliance:
             web = group.create_task(server.run())
             telemetry = group.create_task(collector.run())
             trials = group.create_task(remedies.run(collector.updates()))
+            watch = group.create_task(incidents.run(collector.updates()))
             await router.start()
             await node.start()
             telling = group.create_task(herald.run())
@@ -128,12 +131,15 @@ class Appliance:
                 failure = await self._until_stopped(node)
             router.drain()
             herald.stopping()
+            watch.cancel()
+            farewell = group.create_task(incidents.close(config.server.grace_s, self._hurry))
             await self._finish(router)
             app.close_streams()
             trials.cancel()
             telemetry.cancel()
             await server.stop(web)
             await router.close()
+            await farewell
             await node.stop(0.0 if self._hurry.is_set() else _ENGINE_GRACE_S)
             telling.cancel()
         _say("pd-appliance: stopped")
@@ -157,13 +163,21 @@ class Appliance:
             simulated=control is not None,
         )
 
-    def _app(self, router: Router, remedies: Remedies, collector: Collector, control: Control | None) -> Site:
+    def _app(
+        self,
+        router: Router,
+        remedies: Remedies,
+        incidents: Incidents,
+        collector: Collector,
+        control: Control | None,
+    ) -> Site:
         server = self._config.server
         return create_app(
             inference=router,
             node=collector,
             actions=remedies,
             simulation=control,
+            incidents=incidents,
             max_body_bytes=server.max_body_bytes,
             max_held_bytes=server.max_held_bytes,
             metrics=exposition.render,

@@ -200,8 +200,19 @@ def open_to_write(directory: Path) -> Database:
         raise
 
 
-def open_to_read(directory: Path) -> Database:
+@contextlib.contextmanager
+def reading(directory: Path) -> Iterator[Database]:
     """What is there, whether or not a node writes to it. Raises ``IncidentError``."""
+    found = _open_to_read(directory)
+    try:
+        yield found
+    except sqlite3.Error as error:
+        raise IncidentError(f"{directory / FILE} can't be read: {error}") from error
+    finally:
+        found.close()
+
+
+def _open_to_read(directory: Path) -> Database:
     path = directory / FILE
     if not path.is_file():
         raise IncidentError(f"no incidents are kept in {directory}: name a node's state directory with --state-dir")

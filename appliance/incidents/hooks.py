@@ -24,6 +24,7 @@ _WAITING: Final = 64  # notices; beyond that, new ones are not told
 _PAUSES_S: Final = (1.0, 4.0, 15.0)  # between tries of the webhook
 _ANSWER_S: Final = 10.0  # for one try
 _KEPT_BYTES: Final = 4000  # of what a command says, the end
+_LOOK_S: Final = 0.05
 _TERM_S: Final = 2.0  # from SIGTERM to SIGKILL
 _OWN: Final = "PD_APPLIANCE_"
 _NOT_FOR_IT: Final = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
@@ -154,13 +155,16 @@ async def run_command(
     said = bytearray()
     reading = asyncio.create_task(_read(process, said))
     try:
-        async with asyncio.timeout(within_s):
-            await _feed(process, body)
-            code = await process.wait()
-        await asyncio.wait({reading}, timeout=0.2)  # what it has left behind may hold its output open
-        return None if code == 0 else f"it ended with {_ending(code)}{_saying(said)}"
-    except TimeoutError:
-        return f"it did not end within {within_s:g} s{_saying(said)}"
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                await _feed(process, body)
+                await process.wait()
+                await reading  # until the last one that has its output has closed it
+                while _some_are_left(process.pid):
+                    await asyncio.sleep(_LOOK_S)
+        if process.returncode is None:
+            return f"it did not end within {within_s:g} s{_saying(said)}"
+        return None if process.returncode == 0 else f"it ended with {_ending(process.returncode)}{_saying(said)}"
     finally:
         reading.cancel()
         await asyncio.shield(_end(process))
@@ -191,7 +195,7 @@ async def _end(process: asyncio.subprocess.Process) -> None:
             async with asyncio.timeout(_TERM_S):
                 await process.wait()
                 while _some_are_left(process.pid):
-                    await asyncio.sleep(0.02)
+                    await asyncio.sleep(_LOOK_S)
                 return
 
 

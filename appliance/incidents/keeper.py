@@ -60,7 +60,7 @@ class Incidents:
             for event in self._tracker.end(self._last):
                 self._take(event.kind, event.incident, self._last.uptime_s)
             self._store.put_frames(*self._recorder.due(self._last.uptime_s, everything=True))
-        await self._store.flush()
+        await self._store.settle(_FLUSH_S)
         await self._hooks.finish(max(within_s, _LEAST_S), hurry)
         await self._store.close(_FLUSH_S)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Final
 
 import msgspec
@@ -113,5 +114,5 @@ def _new(before: Moment, after: Moment) -> bool:
 
 
 def _usual_gap_s(row: Sequence[NodeSnapshot]) -> float:
-    gaps = sorted(later.uptime_s - earlier.uptime_s for earlier, later in zip(row, row[1:], strict=False))
+    gaps = sorted(later.uptime_s - earlier.uptime_s for earlier, later in pairwise(row))
     return gaps[len(gaps) // 4] if gaps else 0.0

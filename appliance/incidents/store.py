@@ -71,13 +71,17 @@ class Store:
         """Write what has been put, until cancelled."""
         while True:
             await self._dirty.wait()
-            if not await self.flush():
+            if not await asyncio.shield(
+                asyncio.ensure_future(self.flush())
+            ):  # or what was written would be written again
                 await asyncio.sleep(_AGAIN_S)
 
     async def flush(self) -> bool:
         """Write what has been put. False if that failed, and all of it is still to be written."""
         self._dirty.clear()
         batch = self._waiting()
+        if batch == Batch():
+            return True
         over = any(incident.state is IncidentState.CLOSED for incident in batch.incidents)
         try:
             await self._run(lambda: self._write(batch, over))
@@ -91,12 +95,15 @@ class Store:
             self._said = ("", 0.0)
         return True
 
-    async def close(self, within_s: float) -> None:
-        """Write what is left, if that can be done in time. Nothing is kept any more."""
+    async def settle(self, within_s: float) -> None:
+        """Write what waits, if that can be done in time."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(within_s):
-                if self._dirty.is_set():
-                    await self.flush()
+                await self.flush()
+
+    async def close(self, within_s: float) -> None:
+        """Write what is left, if that can be done in time. Nothing is kept any more."""
+        await self.settle(within_s)
         self._closed = True
         if self._mutex.acquire(
             blocking=False
@@ -128,7 +135,8 @@ class Store:
         """Newest first, those that are not on disk included."""
         held = [one for one in self._incidents.values() if state is None or one.state.value == state]
         # One that is about to be closed on disk is open there still.
-        on_disk = await self._read(lambda kept: kept.incidents(limit + len(self._incidents), state), [])
+        nothing: list[Incident] = []
+        on_disk = await self._read(lambda kept: kept.incidents(limit + len(self._incidents), state), nothing)
         return database.newest([*held, *(one for one in on_disk if one.id not in self._incidents)], limit)
 
     async def incident(self, id: str) -> Incident | None:
@@ -137,10 +145,13 @@ class Store:
 
     async def chunks(self, id: str) -> list[bytes]:
         """The snapshots around it, as ``frames.snapshots`` reads them."""
-        on_disk = await self._read(lambda kept: kept.chunks(id), [])
+        nothing: list[bytes] = []
+        on_disk = await self._read(lambda kept: kept.chunks(id), nothing)
         return [*on_disk, *(frames.joined(chunk.frames) for chunk in self._chunks if chunk.incident == id)]
 
     async def _read(self, how: Callable[[Database], T], otherwise: T) -> T:
+        if self._closed:
+            return otherwise
         try:
             return await self._run(lambda: how(self._database) if self._database is not None else otherwise)
         except Failure as error:

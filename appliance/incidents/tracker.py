@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from enum import StrEnum
 from typing import Final, TypeVar
 
@@ -101,7 +101,8 @@ class Tracker:
             return []
         self._well_from = self._unknown_from = None
         if self._is_back(snapshot, verdict) and self._spell is not None:
-            self._spell.reopen()
+            closed = self._spell.incident.closed or 0.0
+            self._spell.reopen([one for one in self._changes if one.time > closed])
         else:
             self._spell = self._new(snapshot, verdict)
         self._spell.fold(snapshot, verdict, severity, self._impact)
@@ -175,8 +176,10 @@ class _Spell:
         self._seen_at: float | None = None  # uptime
         self._standing: Thing | None = None
 
-    def reopen(self) -> None:
+    def reopen(self, changes: Sequence[Change]) -> None:
+        """``changes``: since it was closed."""
         self._seen_at = None
+        self.note([one for one in changes if one not in self.incident.changes])
         self.incident = replace(
             self.incident,
             state=IncidentState.OPEN,
@@ -265,8 +268,10 @@ def thing(verdict: Verdict) -> Thing:
 
 def new_id(opened: float, taken: Collection[str]) -> str:
     """Short, in order of time, and to be said over a telephone: ``261126-1432``, and ``261126-1432b`` for a second one of that minute."""
-    name = time.strftime("%y%m%d-%H%M", time.gmtime(opened))
-    endings = itertools.chain(["", *"bcdefghijklmnopqrstuvwxyz"], (f"z{number}" for number in itertools.count(1)))
+    name: str = time.strftime("%y%m%d-%H%M", time.gmtime(opened))
+    endings: Iterator[str] = itertools.chain(
+        ["", *"bcdefghijklmnopqrstuvwxyz"], (f"z{number}" for number in itertools.count(1))
+    )
     return next(name + ending for ending in endings if name + ending not in taken)
 
 
