@@ -66,11 +66,14 @@ def _advice(one: Incident) -> Iterator[str]:
 def _time_line(one: Incident) -> list[str]:
     """What changed, what was said of it, and when it began and ended."""
     happened = [(change.time, f"  {change.sentence}") for change in one.changes]
-    happened += [(said.time, f"! {_verdict(said)}") for said in one.verdicts]
     happened.append((one.opened, "* it began"))
+    happened += [(said.time, f"! {_verdict(said)}") for said in one.verdicts]
     if one.closed is not None:
         happened.append((one.closed, f"* it was over: {one.ended}"))
-    return [f"  {_time(when)}  {_since(when - one.opened):>7}  {what}" for when, what in sorted(happened)]
+    return [
+        f"  {_time(when)}  {_since(when - one.opened):>7}  {what}"
+        for when, what in sorted(happened, key=lambda one: one[0])
+    ]
 
 
 def _verdict(said: Said) -> str:

@@ -131,12 +131,11 @@ def _read(lines: Iterator[bytes], path: Path) -> Bundle:
 
 
 def _snapshots(lines: Iterator[bytes]) -> Iterator[NodeSnapshot]:
-    """Until the last line."""
+    """To the very end, where gzip has its checksum."""
     for line in lines:
         one = msgspec.json.decode(line, type=_Line)
-        if one.snapshot is None:
-            return
-        yield one.snapshot
+        if one.snapshot is not None:
+            yield one.snapshot
 
 
 def _lines(file: gzip.GzipFile) -> Iterator[bytes]:

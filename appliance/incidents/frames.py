@@ -150,13 +150,13 @@ def thinned(data: bytes, apart_s: float) -> bytes | None:
 
 
 def _few(row: list[dict[str, Any]], apart_s: float) -> Iterator[dict[str, Any]]:
-    """The first of each stretch of that length. The stretch that a row begins in the middle of began in the row before."""
-    last: int | None = None
+    """The first of each stretch of that length. A stretch that a row begins in the middle of began in the row before."""
+    tick_s = row[1]["uptime_s"] - row[0]["uptime_s"] if len(row) > 1 else _APART_S
+    place = (row[0]["uptime_s"] - tick_s) // apart_s if row else 0
     for one in row:
-        place, within_s = divmod(float(one["uptime_s"]), apart_s)
-        if int(place) != last and (last is not None or within_s < _CHUNK_S / 2):
+        if one["uptime_s"] // apart_s != place:
+            place = one["uptime_s"] // apart_s
             yield one
-        last = int(place)
 
 
 # ---- what is left out
