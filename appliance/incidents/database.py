@@ -114,7 +114,7 @@ class Database:
                 "DELETE FROM changes WHERE time < ? OR number <= (SELECT MAX(number) FROM changes) - ?",
                 (now - days * _DAY_S, _CHANGES_KEPT),
             )
-        run("PRAGMA incremental_vacuum").fetchall()
+        self._connection.executescript("PRAGMA incremental_vacuum")  # ``execute`` would give back a single page
 
     def _put(self, incident: Incident, now: float) -> None:
         self._connection.execute(
