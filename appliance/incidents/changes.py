@@ -98,8 +98,8 @@ def _ended(was: EngineSnapshot, now: EngineSnapshot, time: float) -> Change | No
 
 
 def _restarted(was: EngineSnapshot, now: EngineSnapshot, time: float) -> Change | None:
-    """An end that came and went between two snapshots is told of with its cause here."""
-    if now.epoch <= was.epoch:
+    """An end that came and went between two snapshots is told of with its cause here. The first life is no restart."""
+    if now.epoch <= max(was.epoch, 1):
         return None
     unseen = "" if was.state in _GONE else _because(now)
     sentence = f"{now.name} was started again{unseen} (life {now.epoch})."

@@ -141,10 +141,11 @@ async def run_command(
     command: Sequence[str], body: bytes, environment: Mapping[str, str], within_s: float
 ) -> str | None:
     """Run it, in a session of its own. None if it ended well, else why not."""
+    told = _file(body)
     try:
         process = await asyncio.create_subprocess_exec(
             *command,
-            stdin=asyncio.subprocess.PIPE,
+            stdin=told,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
             start_new_session=True,
@@ -152,12 +153,13 @@ async def run_command(
         )
     except (OSError, ValueError) as error:
         return f"{command[0]} can't be run: {getattr(error, 'strerror', None) or error}"
+    finally:
+        os.close(told)
     said = bytearray()
     reading = asyncio.create_task(_read(process, said))
     try:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(within_s):
-                await _feed(process, body)
                 await process.wait()
                 await reading  # until the last one that has its output has closed it
                 while _some_are_left(process.pid):
@@ -170,12 +172,12 @@ async def run_command(
         await asyncio.shield(_end(process))
 
 
-async def _feed(process: asyncio.subprocess.Process, body: bytes) -> None:
-    assert process.stdin is not None
-    with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it need not read
-        process.stdin.write(body)
-        await process.stdin.drain()
-        process.stdin.close()
+def _file(body: bytes) -> int:
+    """A descriptor to read it from: whether and when the command does so is its own affair."""
+    descriptor = os.memfd_create("incident")
+    os.write(descriptor, body)
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return descriptor
 
 
 async def _read(process: asyncio.subprocess.Process, said: bytearray) -> None:

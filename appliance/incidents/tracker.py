@@ -232,7 +232,7 @@ class _Spell:
         self._last[what] = verdict
         if what not in self._worst or severity > self._worst[what][0]:
             self._worst[what] = (severity, verdict)
-        main = max(self.stood, key=self._weight)
+        main = self._main()
         worst, last = self._worst[main][1], self._last[main]
         self.incident = replace(
             self.incident,
@@ -248,9 +248,13 @@ class _Spell:
             next=last.next,
         )
 
-    def _weight(self, what: Thing) -> tuple[bool, bool, float]:
-        """What explains it best. A queue outlasts the engine that was gone, and what is known says more than what is not."""
-        return what[0] in _GONE, what != _UNKNOWN, self.stood[what]
+    def _main(self) -> Thing:
+        """What explains it best: an engine that was gone, else the first of those that stood long. What comes of a cause comes later,
+        and may outlast it: a queue is still there when the engine is back; and what is known says more than what is not."""
+        known = [one for one in self.stood if one != _UNKNOWN] or [*self.stood]
+        gone = [one for one in known if one[0] in _GONE]
+        longest_s = max(self.stood[one] for one in known)
+        return gone[0] if gone else next(one for one in known if self.stood[one] >= longest_s / 2)
 
 
 _OK: Final[Thing] = ("ok", "")

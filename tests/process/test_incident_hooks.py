@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
+import uvloop
 from aiohttp import web
 
 from appliance.config import IncidentsConfig, load
@@ -85,7 +86,7 @@ open({str(tmp_path / "log")!r}, "a").write(json.dumps([told, own, session]) + "\
         (python("import os; os.kill(os.getpid(), 9)"), "ended with signal 9"),
         (python("import time; print('on it', flush=True); time.sleep(60)"), "did not end within 1 s, and said: on it"),
         (python("import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(60)"), "did not end within 1 s"),
-        (python("import os; os.close(0); os._exit(3)"), "exit status 3"),
+        (("/bin/sh", "-c", "exit 3"), "exit status 3"),
     ],
 )
 async def test_what_goes_wrong_is_logged_with_what_it_said(
@@ -96,6 +97,13 @@ async def test_what_goes_wrong_is_logged_with_what_it_said(
     [record] = caplog.records
     assert says in record.getMessage()
     assert "told that 261126-1432 was opened" in record.getMessage()
+
+
+@pytest.mark.parametrize("script", ["exit 0", "cat >/dev/null; sleep 0.2", "exec 0<&-; sleep 0.2", "echo a; sleep 60"])
+def test_so_it_is_on_the_loop_that_the_appliance_runs_on(caplog: pytest.LogCaptureFixture, script: str) -> None:
+    """uvloop's processes and pipes have manners of their own."""
+    uvloop.run(told(IncidentsConfig(command=("/bin/sh", "-c", script), command_timeout_s=1.0), OPENED, CLOSED))
+    assert len(caplog.records) == (2 if "60" in script else 0)
 
 
 async def test_one_that_talks_without_end_neither_waits_nor_fills_the_memory(caplog: pytest.LogCaptureFixture) -> None:

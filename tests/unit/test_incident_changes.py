@@ -35,6 +35,7 @@ def of(**e0: Any) -> NodeSnapshot:
             "e0 was started again (life 2).",
         ),
         ({"state": EngineState.STARTING}, {}, ["ready"], "e0 is ready (life 1)."),
+        ({"state": EngineState.STARTING, "epoch": 0}, {"epoch": 1}, ["ready"], "e0 is ready (life 1)."),
         ({}, {"epoch": 3, "cause": "killed"}, ["restarted", "ready"], "e0 was started again: killed (life 3)."),
     ],
 )

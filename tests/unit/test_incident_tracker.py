@@ -67,7 +67,13 @@ def test_the_unknown_is_one_only_after_a_while() -> None:
     assert (life.kinds, life.last.cause) == (["opened", "updated"], "prefill_straggler_gpu"), "what is known is told"
 
 
-def test_it_is_said_to_be_what_stood_longest() -> None:
+def test_it_is_said_to_be_the_first_of_what_stood_long() -> None:
+    """What comes of it may outlast it."""
+    life = Life().live(3, UNKNOWN).live(2, FULL).live(20, HOT).live(30, bottleneck("routing_skew", "e0")).live(20)
+    assert life.last.cause == "prefill_straggler_gpu"
+
+
+def test_what_stood_for_a_moment_is_not_it() -> None:
     life = Life().live(3, FULL, late=0.9).live(30, HOT, late=0.2).live(4, FULL, late=0.3).live(20)
     assert (life.last.cause, life.last.engine) == ("prefill_straggler_gpu", "e0")
     assert [said.cause for said in life.last.verdicts if said.cause] == [FULL.cause, HOT.cause, FULL.cause]
