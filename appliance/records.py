@@ -482,8 +482,9 @@ class IncidentState(StrEnum):
 class Incident(msgspec.Struct, frozen=True, kw_only=True):
     """A spell in which something held the node back. Times are in Unix seconds.
 
-    What it is said to be (engine, cause, evidence, action) is of the verdict that explains it best: an engine that was gone, else
-    the first of those that stood long. ``summary`` and ``evidence`` are as they were when that hurt most, ``action`` and ``next`` as they were said last.
+    What it is said to be (engine, cause, evidence, action) is of the verdict that explains it best: an engine that was gone, else the
+    first of those that stood long. ``summary`` and ``evidence`` are as they were when that hurt most, ``action`` and ``next`` as they
+    were said last.
     """
 
     id: str  # when it was opened, in UTC: 261126-1432

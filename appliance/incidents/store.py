@@ -133,11 +133,10 @@ class Store:
 
     async def incidents(self, limit: int, state: str | None) -> list[Incident]:
         """Newest first, those that are not on disk included."""
-        held = [one for one in self._incidents.values() if state is None or one.state.value == state]
-        # One that is about to be closed on disk is open there still.
-        nothing: list[Incident] = []
-        on_disk = await self._read(lambda kept: kept.incidents(limit + len(self._incidents), state), nothing)
-        return database.newest([*held, *(one for one in on_disk if one.id not in self._incidents)], limit)
+        waiting = dict(self._incidents)  # one that is about to be closed on disk is open there still
+        on_disk = await self._read(lambda kept: kept.incidents(limit + len(waiting), state), list[Incident]())
+        held = [one for one in waiting.values() if state is None or one.state.value == state]
+        return database.newest([*held, *(one for one in on_disk if one.id not in waiting)], limit)
 
     async def incident(self, id: str) -> Incident | None:
         """None if there is no such, or it is not kept any more."""
@@ -145,9 +144,9 @@ class Store:
 
     async def chunks(self, id: str) -> list[bytes]:
         """The snapshots around it, as ``frames.snapshots`` reads them."""
-        nothing: list[bytes] = []
-        on_disk = await self._read(lambda kept: kept.chunks(id), nothing)
-        return [*on_disk, *(frames.joined(chunk.frames) for chunk in self._chunks if chunk.incident == id)]
+        waiting = [chunk for chunk in self._chunks if chunk.incident == id]
+        on_disk = await self._read(lambda kept: kept.chunks(id), list[bytes]())
+        return [*on_disk, *(frames.joined(chunk.frames) for chunk in waiting)]
 
     async def _read(self, how: Callable[[Database], T], otherwise: T) -> T:
         if self._closed:
