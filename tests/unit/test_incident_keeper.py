@@ -74,13 +74,12 @@ async def scene(
         yield found
         assert not running.done(), running
     finally:
-        if not killed:
-            running.cancel()
-            await incidents.close(1.0, asyncio.Event())
+        running.cancel()
+        if killed:  # what was written is written, and nobody says good-bye
+            await asyncio.wait({running})
+            await incidents._store.close(1.0)
         else:
-            await incidents._store.flush()
-            incidents._store._shut()  # as the kernel would
-            running.cancel()
+            await incidents.close(1.0, asyncio.Event())
 
 
 async def one(incidents: Incidents) -> Incident:
