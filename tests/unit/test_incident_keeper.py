@@ -184,7 +184,9 @@ async def test_without_a_disk_all_but_the_restart_works(
     errors = [record for record in caplog.records if record.levelno == logging.ERROR]
     assert len(errors) == 1
     (tmp_path / "a.pdi").write_bytes(data)
-    assert len(bundle.read(tmp_path / "a.pdi").snapshots) == 2 * (160 + 20 + 30)
+    assert len(bundle.read(tmp_path / "a.pdi").snapshots) == 2 * (160 + 20 + 10 + 30) + 1, (
+        "until 30 s after it was closed"
+    )
 
 
 async def test_what_is_open_is_written_again_and_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
