@@ -56,7 +56,7 @@ def list_(
 ) -> None:
     """List them, the newest first."""
     if context.invoked_subcommand is not None:
-        return
+        return _refuse_lost(context)
     found = _source(url, state_dir).incidents(limit, state.value if state else None)
     if as_json:
         _say(json.dumps(msgspec.to_builtins(found)))
@@ -64,6 +64,17 @@ def list_(
         Console(file=sys.stdout, width=None if sys.stdout.isatty() else _WIDTH).print(table(found))
     else:
         _say("none")
+
+
+def _refuse_lost(context: typer.Context) -> None:
+    """What is said before the name of a command would be lost on it."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    given = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+    if given:
+        option = f"--{given[0].replace('_', '-').removeprefix('as-')}"
+        raise ActionError(
+            f"{option} comes after the command: pd-appliance incidents {context.invoked_subcommand} … {option}"
+        )
 
 
 @app.command()

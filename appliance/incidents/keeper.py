@@ -7,7 +7,7 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from pathlib import Path
 from typing import Final
 
@@ -46,7 +46,7 @@ class Incidents:
     async def run(self, snapshots: AsyncIterator[NodeSnapshot]) -> None:
         """Follow them. A fault in here must not end the node."""
         async with asyncio.TaskGroup() as group:
-            await self._begin()
+            await self._safely(self._begin())
             group.create_task(self._store.run())
             async for snapshot in snapshots:
                 try:
@@ -56,6 +56,9 @@ class Incidents:
 
     async def close(self, within_s: float, hurry: asyncio.Event) -> None:
         """Close what is open, have it told, and write what is left."""
+        await self._safely(self._close(within_s, hurry))
+
+    async def _close(self, within_s: float, hurry: asyncio.Event) -> None:
         if self._last is not None:
             for event in self._tracker.end(self._last):
                 self._take(event.kind, event.incident, self._last.uptime_s)
@@ -90,6 +93,12 @@ class Incidents:
         for incident in found.closed:
             _log.warning("incident %s was open when the appliance ended: it is closed", incident.id)
             self._hooks.tell(EventKind.CLOSED, incident)
+
+    async def _safely(self, what: Awaitable[None]) -> None:
+        try:
+            await what
+        except Exception:
+            _log.exception("incidents: what was to be done at the beginning or the end failed")
 
     def _fold(self, snapshot: NodeSnapshot) -> None:
         self._last = snapshot

@@ -89,6 +89,8 @@ class Store:
             self._dirty.set()
             self._complain(error)
             return False
+        except Exception:  # a fault of ours, that another try would not mend, must not end the node
+            _log.exception("what was to be kept of incidents is lost")
         self._written(batch)
         if self._said[0]:
             _log.warning("incidents are kept in %s again", self._directory)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +20,7 @@ import psutil
 import pytest
 
 ROOT = Path(__file__).parents[2]
+SECRET = "xyzzy-17"
 SCENARIO = f"""
 layout = "2p1d"
 compare = []
@@ -111,6 +114,16 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def ask(url: str) -> bytes:
+    """Somebody's request, under an id of their own."""
+    body = json.dumps({"model": "llama-3.1-8b", "prompt": f"{SECRET} in a prompt", "max_tokens": 8, "user": SECRET})
+    headers = {"content-type": "application/json", "x-request-id": SECRET, "user-agent": SECRET}
+    request = urllib.request.Request(f"{url}/v1/completions", body.encode(), headers)
+    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=60) as answer:
+        found: bytes = answer.read()
+        return found
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_hot_gpu_is_an_incident_that_outlives_the_appliance(short: Path) -> None:
@@ -127,6 +140,7 @@ def test_a_hot_gpu_is_an_incident_that_outlives_the_appliance(short: Path) -> No
             command("sim", "fault", "e0", "--kind", "clocks", "--severity", "0.8", "--url", first.url).returncode == 0
         )
         first.until(told.exists, 60)
+        said = ask(first.url)
         first.until(lambda: "straggler_gpu" in command("incidents", "--url", first.url).stdout, 60)
         assert command("sim", "mend", "e0", "--url", first.url).returncode == 0
         first.until(lambda: "closed" in told.read_text(), 90)
@@ -154,6 +168,9 @@ def test_a_hot_gpu_is_an_incident_that_outlives_the_appliance(short: Path) -> No
         assert [one["id"] for one in second.incidents()] == [id], "still there"
         path = short / "a.pdi"
         assert command("incidents", "export", id, "-o", str(path), "--url", second.url).returncode == 0
+    exported = gzip.decompress(path.read_bytes()).decode()
+    assert '"id":"client-' in exported, "its timeline is there"
+    assert SECRET not in exported, f"and nothing of what was asked, or by whom: {said}"
     done = command("incidents", "replay", str(path))
     assert (done.returncode, "says what it said then" in done.stdout) == (0, True), done.stdout
     assert f"{incident['cause']} of e0" in done.stdout

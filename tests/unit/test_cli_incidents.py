@@ -11,7 +11,6 @@ from typing import Any
 
 import msgspec
 import pytest
-from click.testing import Result
 from incident_scenes import NOON, TICK_S, bottleneck, crowded, diagnosed
 from msgspec.structs import replace
 from typer.testing import CliRunner
@@ -45,7 +44,7 @@ def greenwich(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     time.tzset()
 
 
-def ran(*arguments: object) -> Result:
+def ran(*arguments: object) -> Any:
     return CliRunner().invoke(app, ["incidents", *map(str, arguments)])
 
 
@@ -147,6 +146,12 @@ def test_what_is_not_there_is_one_line(directory: Path, tmp_path: Path) -> None:
         assert says in str(done.exception)
     done = ran("export", ONE.id, "-o", tmp_path / "no" / "such" / "a.pdi", "--state-dir", directory)
     assert isinstance(done.exception, ActionError) and "name another file with -o" in str(done.exception)
+
+
+def test_an_option_that_would_be_lost_is_refused(directory: Path) -> None:
+    done = ran("--state-dir", directory, "show", ONE.id)
+    assert isinstance(done.exception, ActionError)
+    assert "--state-dir comes after the command: pd-appliance incidents show … --state-dir" in str(done.exception)
 
 
 def test_without_a_node_the_state_directory_is_named_as_a_way() -> None:

@@ -320,6 +320,17 @@ async def test_memory_is_bounded_where_nothing_can_be_written(tmp_path: Path, mo
     await now.close(0.5)
 
 
+async def test_a_fault_of_ours_is_told_and_not_tried_for_ever(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with kept(tmp_path) as now:
+        now.put_frames([Chunk(incident="i0001", since_s=0, until_s=1, frames=(Frame(0.0, b"no such thing"),))], [])
+        assert await now.flush()
+        assert "what was to be kept of incidents is lost" in caplog.text
+        now.put(incident(1))
+        assert await now.flush()
+    with reading(tmp_path) as found:
+        assert [one.id for one in found.incidents(5)] == ["i0001"]
+
+
 async def test_what_another_version_has_written_into_a_row_is_passed_over(tmp_path: Path) -> None:
     async with kept(tmp_path) as now:
         now.put(incident(1))
