@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SECRET = "xyzzy-17"
+MODEL = ROOT / "tests" / "unit" / "configs" / "llama-3.1-8b"
 SCENARIO = f"""
 layout = "2p1d"
 compare = []
@@ -28,7 +29,7 @@ duration_s = 3600
 [hardware]
 gpus = 3
 [model]
-config = "{ROOT / "tests" / "unit" / "configs" / "llama-3.1-8b"}"
+config = "{MODEL}"
 [traffic]
 rate = 2.5
 prompt = {{ median = 6000, sigma = 0.2 }}
@@ -58,49 +59,47 @@ class Node:
         return found
 
     def ready(self) -> bool:
-        return " on http" in self._log.read_text() and self._log.read_text().count(" ready\n") >= 3
+        """Each of its engines has been."""
+        said = self._log.read_text()
+        engines = set(re.findall(r"^(e\d) .* starting", said, re.MULTILINE))
+        return bool(engines) and engines == set(re.findall(r"^(e\d) .* ready$", said, re.MULTILINE))
 
     def incidents(self) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = json.loads(command("incidents", "--url", self.url, "--json").stdout)
         return found
 
 
+SERVE = ("-m", "appliance")
+MISBEHAVING = (str(ROOT / "tests" / "process" / "scripted_appliance.py"),)
+
+
 @contextmanager
-def node(directory: Path, *arguments: str) -> Iterator[Node]:
+def node(
+    directory: Path, *arguments: str, program: Sequence[str] = SERVE, script: str = "", end: int = signal.SIGTERM
+) -> Iterator[Node]:
     log = directory / "log"
-    runtime = directory / "run"
     with log.open("w") as output:
         process = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "appliance",
-                "serve",
-                "--port",
-                "0",
-                "--state-dir",
-                str(directory / "state"),
-                *arguments,
-            ],
+            [sys.executable, *program, "serve", "--port", "0", "--state-dir", str(directory / "state"), *arguments],
             stdout=output,
             stderr=output,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "RUNTIME_DIRECTORY": str(runtime)},
+            env={**os.environ, "PYTHONPATH": str(ROOT), "RUNTIME_DIRECTORY": str(directory / "run"), "SCRIPT": script},
         )
     found = Node(process, log)
     try:
         found.until(found.ready, 60)
         yield found
     finally:
-        family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-        process.send_signal(signal.SIGTERM)
-        process.send_signal(signal.SIGTERM)  # nobody waits for answers
+        family = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(end)
         try:
             process.wait(30)
         finally:
-            for one in family:
-                if one.is_running() and one.status() != psutil.STATUS_ZOMBIE:
-                    one.kill()
-        assert process.returncode == 0, log.read_text()[-3000:]
+            process.kill()
+            process.wait()
+        _, alive = psutil.wait_procs(family, timeout=10)
+        assert not alive
+        assert process.returncode == (0 if end == signal.SIGTERM else -end), log.read_text()[-3000:]
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -112,6 +111,38 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
         timeout=60,
         check=False,
     )
+
+
+def hooked(directory: Path) -> tuple[str, Path]:
+    """A configuration whose command writes what it is told, and where."""
+    told = directory / "told"
+    hook = f"echo $PD_APPLIANCE_EVENT $PD_APPLIANCE_INCIDENT $PD_APPLIANCE_ENGINE $PD_APPLIANCE_CAUSE >> {told}"
+    (directory / "c.toml").write_text(
+        f"[incidents]\ncommand = {json.dumps(['/bin/sh', '-c', hook])}\n[server]\ngrace_s = 10\n"
+    )
+    return str(directory / "c.toml"), told
+
+
+def events(told: Path) -> list[str]:
+    return [line.split()[0] for line in told.read_text().splitlines()] if told.exists() else []
+
+
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
+def test_one_that_is_open_when_the_appliance_ends_is_closed_then_or_at_the_next_start(short: Path, end: int) -> None:
+    """Engines die again and again; that is a bottleneck though nobody asks for anything."""
+    config, told = hooked(short)
+    arguments = ("--engine", "sim", "--model", str(MODEL), "--topology", "2b", "--config", config)
+    with node(short, *arguments, program=MISBEHAVING, script="dies", end=end) as first:
+        first.until(lambda: events(told) == ["opened"], 30)
+        [incident] = first.incidents()
+        assert (incident["state"], incident["cause"]) == ("open", "engine_crashed")
+        assert "of old age" in json.dumps(incident["changes"]), "why it ended"
+    assert events(told) == (["opened", "closed"] if end == signal.SIGTERM else ["opened"])
+    with node(short, *arguments, program=MISBEHAVING) as second:
+        second.until(lambda: events(told) == ["opened", "closed"], 20)
+        [closed] = second.incidents()
+    assert (closed["id"], closed["state"]) == (incident["id"], "closed")
+    assert closed["ended"] == "open when the appliance ended"
 
 
 def ask(url: str) -> bytes:
