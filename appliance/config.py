@@ -25,6 +25,8 @@ NotNegative = Annotated[float, msgspec.Meta(ge=0)]
 Count = Annotated[int, msgspec.Meta(gt=0)]
 HostName = Annotated[str, msgspec.Meta(pattern=r"^([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]+)?$")]
 
+WebAddress = Annotated[str, msgspec.Meta(pattern=r"^(https?://[^\s/]+(/\S*)?)?$")]
+
 
 class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Base of the sections: unknown keys are refused."""
@@ -96,6 +98,14 @@ class DiagnosisConfig(Section, frozen=True, kw_only=True):
     )
 
 
+class IncidentsConfig(Section, frozen=True, kw_only=True):
+    keep: Count = 200  # incidents
+    keep_days: Positive = 90.0
+    command: tuple[str, ...] = ()  # run when one opens and when one closes; docs/incidents.md
+    command_timeout_s: Positive = 30.0
+    webhook: WebAddress = ""  # told the same by a POST
+
+
 class Config(Section, frozen=True, kw_only=True):
     """Everything the supervisor needs to know."""
 
@@ -107,6 +117,7 @@ class Config(Section, frozen=True, kw_only=True):
     router: RouterConfig = RouterConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
     diagnosis: DiagnosisConfig = DiagnosisConfig()
+    incidents: IncidentsConfig = IncidentsConfig()
 
 
 class Loaded(msgspec.Struct, frozen=True):

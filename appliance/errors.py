@@ -6,6 +6,7 @@ ApplianceError
  ├ NoEngineError          no engine can start; exit code 3
  ├ ChannelError           a frame that can't be read, or a peer of another version
  ├ ActionError            an engine can't be told to do that now
+ ├ IncidentError          what is kept of incidents can't be read or written
  ├ HandoffError           KV can't be shared between two engines
  └ RequestError           an answer in OpenAI's error shape, with an HTTP status
 """
@@ -43,6 +44,10 @@ class ActionError(ApplianceError):
         super().__init__(message)
         self.unknown = unknown
         self.invalid = invalid
+
+
+class IncidentError(ApplianceError):
+    """What is kept of incidents can't be read or written, or isn't there. Says why, and what would help."""
 
 
 class HandoffError(ApplianceError):

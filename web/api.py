@@ -86,7 +86,7 @@ class Api:
 
     async def requests(self, request: Request) -> Response:
         """A list of timelines, newest first."""
-        return _json(self._node.timelines(_limit(request.query_params.get("limit"))))
+        return _json(self._node.timelines(limit_of(request.query_params.get("limit"))))
 
     async def request(self, request: Request) -> Response:
         timeline = self._node.timeline(request.path_params["id"])
@@ -108,7 +108,7 @@ class Api:
         """The latest steps, oldest first; ``?since=N`` for those after that number."""
         name = request.path_params["name"]
         since = _number(request.query_params.get("since"), "since", 0, _NUMBER_MAX, 0)
-        found = self._node.steps(name, since, _limit(request.query_params.get("limit"), _LIMIT_MAX))
+        found = self._node.steps(name, since, limit_of(request.query_params.get("limit"), _LIMIT_MAX))
         if found is None:
             raise _unknown("engine", name)
         return _json({"engine": name, "simulated": self._node.latest().simulated, "steps": found})
@@ -122,7 +122,8 @@ class Api:
         return _json({"engine": name, "simulated": self._node.latest().simulated, "knee": found})
 
 
-def _limit(text: str | None, default: int = _LIMIT_DEFAULT) -> int:
+def limit_of(text: str | None, default: int = _LIMIT_DEFAULT) -> int:
+    """What ``?limit=`` says. Raises ``RequestError`` for what is none."""
     return _number(text, "limit", 1, _LIMIT_MAX, default)
 
 

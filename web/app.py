@@ -19,9 +19,10 @@ from web import assets, errors
 from web.actions import ActionRoutes
 from web.api import Api, encoded_snapshot
 from web.door import Door
+from web.incidents import IncidentRoutes
 from web.openai import OpenAI
 from web.pages import Pages
-from web.ports import Actions, Inference, NodeView, Simulation
+from web.ports import Actions, IncidentView, Inference, NodeView, Simulation
 from web.simulation import SimulationRoutes
 from web.stream import Feed
 
@@ -46,6 +47,7 @@ def create_app(
     node: NodeView,
     actions: Actions,
     simulation: Simulation | None = None,
+    incidents: IncidentView | None = None,
     max_body_bytes: int,
     max_held_bytes: int,
     metrics: Callable[[NodeSnapshot], bytes],
@@ -59,6 +61,7 @@ def create_app(
         node: everything else shows what this says.
         actions: is told what an owner wants done.
         simulation: of a simulated node; every answer then says that it is one.
+        incidents: what is kept of them.
         max_body_bytes: of a request to ``/v1/*``.
         max_held_bytes: of all these requests under way.
         metrics: a snapshot as Prometheus text (``appliance.telemetry.exposition.render``).
@@ -67,7 +70,7 @@ def create_app(
     return Site(
         OpenAI(inference, max_body_bytes, max_held_bytes, _MARK if simulation else ()),
         node,
-        [*ActionRoutes(actions).routes(), *SimulationRoutes(simulation).routes()],
+        [*ActionRoutes(actions).routes(), *SimulationRoutes(simulation).routes(), *IncidentRoutes(incidents).routes()],
         metrics,
         Door(bound_to, allowed_hosts),
         Middleware(Guard, {**_GUARDS, **({"x-simulated": "true"} if simulation else {})}),

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import msgspec
 
-from appliance.records import KneeReading, NodeSnapshot, Order, Remedy, StepReading, Timeline
+from appliance.records import Incident, KneeReading, NodeSnapshot, Order, Remedy, StepReading, Timeline
 
 
 class InferenceRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,6 +82,20 @@ class Simulation(Protocol):
 
     def mend(self, engine: str, kind: str | None = None) -> None:
         """All faults of an engine end, or those of one kind."""
+        ...
+
+
+class IncidentView(Protocol):
+    """What is kept of incidents."""
+
+    async def incidents(self, limit: int, state: str | None) -> Sequence[Incident]:
+        """Newest first. ``state``: open or closed ones only."""
+        ...
+
+    async def incident(self, id: str) -> Incident | None: ...
+
+    async def bundle(self, id: str) -> bytes | None:
+        """One file with all that was seen around it; None if there is no such incident."""
         ...
 
 

@@ -10,7 +10,7 @@ from typing import Final
 import typer
 
 from appliance import __version__
-from appliance.cli import diagnose, remedy, serve, service, sim, simulate, top, tune, why
+from appliance.cli import diagnose, incidents, remedy, serve, service, sim, simulate, top, tune, why
 from appliance.errors import ApplianceError, NoEngineError, NotNowError
 from appliance.supervisor import notify
 
@@ -27,6 +27,7 @@ app.command("serve", context_settings={"allow_extra_args": False})(serve.serve)
 app.add_typer(service.app, name="service")
 app.add_typer(sim.app, name="sim")
 app.add_typer(remedy.app, name="remedy")
+app.add_typer(incidents.app, name="incidents")
 app.command("diagnose")(diagnose.diagnose)
 app.command("top")(top.top)
 app.command("why")(why.why)

@@ -29,6 +29,7 @@ from appliance.diagnosis.verdicts import Diagnoser
 from appliance.errors import NoEngineError, NotNowError
 from appliance.gpu.nvml import Nvml
 from appliance.gpu.watch import Watch
+from appliance.incidents.keeper import Incidents
 from appliance.records import EngineState, EngineView, Role
 from appliance.remedies.apply import Remedies
 from appliance.router.router import Router
@@ -82,7 +83,8 @@ class Appliance:
         """Check what can be checked before anything is started. Raises ``ConfigError``."""
         self._config = cast.adapt(config)
         self._cast = cast
-        self._fits = Fits(state_directory(config, os.environ), cast.kinds)
+        self._state_directory = state_directory(config, os.environ)
+        self._fits = Fits(self._state_directory, cast.kinds)
         self._listener = _listen(config.server)
         self._gpus = Watch(Nvml(), config.telemetry.tick_s)
         self._served = False
@@ -111,7 +113,8 @@ class Appliance:
         _connect(node, router, ledger, timelines, collector, control)
         remedies = Remedies(node.actions, collector.latest)
         node.on_change(self._note)
-        app = self._app(router, remedies, collector, control)
+        incidents = Incidents(config, self._state_directory)
+        app = self._app(router, remedies, incidents, collector, control)
         server = _Web(app, self._listener)
         herald = Herald(
             config,
@@ -126,6 +129,7 @@ class Appliance:
             telemetry = group.create_task(collector.run())
             trials = group.create_task(remedies.run(collector.updates()))
             keeping = group.create_task(self._fits.run(collector.updates()))
+            watch = group.create_task(incidents.run(collector.updates()))
             await router.start()
             await node.start()
             telling = group.create_task(herald.run())
@@ -134,6 +138,8 @@ class Appliance:
                 failure = await self._until_stopped(node)
             router.drain()
             herald.stopping()
+            watch.cancel()
+            farewell = group.create_task(incidents.close(config.server.grace_s, self._hurry))
             await self._finish(router)
             app.close_streams()
             trials.cancel()
@@ -141,6 +147,7 @@ class Appliance:
             keeping.cancel()
             await server.stop(web)
             await router.close()
+            await farewell
             await node.stop(0.0 if self._hurry.is_set() else _ENGINE_GRACE_S)
             telling.cancel()
         _say("pd-appliance: stopped")
@@ -165,13 +172,21 @@ class Appliance:
             simulated=control is not None,
         )
 
-    def _app(self, router: Router, remedies: Remedies, collector: Collector, control: Control | None) -> Site:
+    def _app(
+        self,
+        router: Router,
+        remedies: Remedies,
+        incidents: Incidents,
+        collector: Collector,
+        control: Control | None,
+    ) -> Site:
         server = self._config.server
         return create_app(
             inference=router,
             node=collector,
             actions=remedies,
             simulation=control,
+            incidents=incidents,
             max_body_bytes=server.max_body_bytes,
             max_held_bytes=server.max_held_bytes,
             metrics=exposition.render,

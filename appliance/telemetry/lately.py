@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
-from appliance.records import STAGES, Lately, Stage
+from appliance.records import LATELY_S, STAGES, Lately, Stage
 
 if TYPE_CHECKING:
     from appliance.telemetry.timeline import Trace
 
 _NS: Final = 1e-9
-_WINDOW_NS: Final = 3 * 1_000_000_000
+_WINDOW_NS: Final = int(LATELY_S * 1e9)
 _KEPT: Final = 300  # of them, the newest: enough for a mean
 
 

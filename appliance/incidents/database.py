@@ -1,0 +1,324 @@
+"""Incidents in SQLite: one file in the state directory, written by one process at a time. Everything here blocks."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import sqlite3
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final, TypeVar
+
+import msgspec
+
+from appliance.errors import IncidentError
+from appliance.incidents import frames
+from appliance.incidents.frames import Chunk, Thin
+from appliance.records import Change, Incident, IncidentState
+
+T = TypeVar("T")
+FILE: Final = "incidents.db"
+SCHEMA: Final = 1
+_LOCK: Final = "incidents.lock"
+_OURS: Final = 0x50444149  # SQLite's application_id: PDAI
+_BUSY_S: Final = 2.0  # a lock of somebody else's is waited for
+_CHANGES_KEPT: Final = 5000
+_DAY_S: Final = 86_400.0
+_RUINED: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+_TABLES: Final = """
+CREATE TABLE incidents (id TEXT PRIMARY KEY, opened REAL NOT NULL, state TEXT NOT NULL, updated REAL NOT NULL, data TEXT NOT NULL);
+CREATE INDEX incidents_opened ON incidents (opened);
+CREATE TABLE changes (number INTEGER PRIMARY KEY, time REAL NOT NULL, kind TEXT NOT NULL, data TEXT NOT NULL);
+CREATE TABLE chunks (
+    number INTEGER PRIMARY KEY, incident TEXT NOT NULL, since REAL NOT NULL, until REAL NOT NULL, thinned INTEGER NOT NULL DEFAULT 0,
+    data BLOB NOT NULL
+);
+CREATE INDEX chunks_incident ON chunks (incident, since);
+"""
+_log = logging.getLogger("pd-appliance.incidents")
+
+
+class Batch(msgspec.Struct, frozen=True, kw_only=True):
+    """What is to be written at once."""
+
+    incidents: tuple[Incident, ...] = ()
+    changes: tuple[Change, ...] = ()
+    chunks: tuple[Chunk, ...] = ()
+    thins: tuple[Thin, ...] = ()
+
+
+class Database:
+    """An open file. Used by one thread at a time; all may raise ``sqlite3.Error``."""
+
+    def __init__(self, connection: sqlite3.Connection, lock: int = -1) -> None:
+        self._connection = connection
+        self._lock = lock  # descriptor; held for as long as it is open
+
+    def close(self) -> None:
+        """Harmless a second time."""
+        with contextlib.suppress(sqlite3.Error):
+            self._connection.close()
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    # ---- written
+
+    def write(self, batch: Batch, now: float) -> None:
+        """All of it, or nothing."""
+        with self._transaction():
+            for incident in batch.incidents:
+                self._put(incident, now)
+            for change in batch.changes:
+                row = (change.time, change.kind.value, _text(change))
+                self._connection.execute("INSERT INTO changes (time, kind, data) VALUES (?, ?, ?)", row)
+            for chunk in batch.chunks:
+                row_of = (chunk.incident, chunk.since_s, chunk.until_s, frames.joined(chunk.frames))
+                self._connection.execute(
+                    "INSERT INTO chunks (incident, since, until, data) VALUES (?, ?, ?, ?)", row_of
+                )
+            for thin in batch.thins:
+                self._thin(thin)
+
+    def end_open(self, ended: str) -> list[Incident]:
+        """Close what the last process left open, at the time at which it was last heard of."""
+        left = self._connection.execute(
+            "SELECT updated, data FROM incidents WHERE state = ?", (IncidentState.OPEN.value,)
+        ).fetchall()
+        closed = []
+        for updated, data in left:
+            incident = _record(data, Incident)
+            if incident is not None:
+                over = max(updated, incident.opened)
+                change = {"state": IncidentState.CLOSED, "closed": over, "ended": ended}
+                closed.append(msgspec.structs.replace(incident, **change))
+        with self._transaction():
+            for incident in closed:
+                self._put(incident, incident.closed or incident.opened)
+        return closed
+
+    def prune(self, keep: int, days: float, now: float) -> None:
+        """Forget what is too old or too many, and give its room back. What is open stays."""
+        run = self._connection.execute
+        with self._transaction():
+            run(
+                "DELETE FROM incidents WHERE state != ? AND (opened < ? OR id NOT IN "
+                "(SELECT id FROM incidents ORDER BY opened DESC LIMIT ?))",
+                (IncidentState.OPEN.value, now - days * _DAY_S, keep),
+            )
+            run("DELETE FROM chunks WHERE incident NOT IN (SELECT id FROM incidents)")
+            run(
+                "DELETE FROM changes WHERE time < ? OR number <= (SELECT MAX(number) FROM changes) - ?",
+                (now - days * _DAY_S, _CHANGES_KEPT),
+            )
+        self._connection.executescript("PRAGMA incremental_vacuum")  # ``execute`` would give back a single page
+
+    def _put(self, incident: Incident, now: float) -> None:
+        self._connection.execute(
+            "INSERT INTO incidents (id, opened, state, updated, data) VALUES (?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE "
+            "SET state = excluded.state, updated = excluded.updated, data = excluded.data",
+            (incident.id, incident.opened, incident.state.value, now, _text(incident)),
+        )
+
+    def _thin(self, thin: Thin) -> None:
+        which = "FROM chunks WHERE incident = ? AND thinned = 0 AND since >= ? AND until <= ?"
+        rows = self._connection.execute(
+            f"SELECT number, data {which}", (thin.incident, thin.since_s, thin.until_s)
+        ).fetchall()
+        for number, data in rows:
+            left = frames.thinned(data, thin.apart_s)
+            if left is None:
+                self._connection.execute("DELETE FROM chunks WHERE number = ?", (number,))
+            else:
+                self._connection.execute("UPDATE chunks SET thinned = 1, data = ? WHERE number = ?", (left, number))
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._connection.execute("COMMIT")
+        except BaseException:
+            with contextlib.suppress(sqlite3.Error):  # SQLite may have rolled back already
+                self._connection.execute("ROLLBACK")
+            raise
+
+    # ---- read
+
+    def incidents(self, limit: int, state: str | None = None) -> list[Incident]:
+        """Newest first."""
+        where, values = ("WHERE state = ?", [state]) if state else ("", [])
+        rows = self._connection.execute(
+            f"SELECT data FROM incidents {where} ORDER BY opened DESC, id DESC LIMIT ?", [*values, limit]
+        )
+        return [one for (data,) in rows if (one := _record(data, Incident)) is not None]
+
+    def incident(self, id: str) -> Incident | None:
+        row = self._connection.execute("SELECT data FROM incidents WHERE id = ?", (id,)).fetchone()
+        return None if row is None else _record(row[0], Incident)
+
+    def ids(self) -> set[str]:
+        return {id for (id,) in self._connection.execute("SELECT id FROM incidents")}
+
+    def changes(self, since: float) -> list[Change]:
+        """Oldest first."""
+        rows = self._connection.execute("SELECT data FROM changes WHERE time >= ? ORDER BY number", (since,))
+        return [one for (data,) in rows if (one := _record(data, Change)) is not None]
+
+    def last_change(self, kind: str) -> Change | None:
+        row = self._connection.execute(
+            "SELECT data FROM changes WHERE kind = ? ORDER BY number DESC LIMIT 1", (kind,)
+        ).fetchone()
+        return None if row is None else _record(row[0], Change)
+
+    def chunks(self, id: str) -> list[bytes]:
+        """What was seen around it, in the order in which it was seen."""
+        rows = self._connection.execute("SELECT data FROM chunks WHERE incident = ? ORDER BY since, number", (id,))
+        return [data for (data,) in rows]
+
+
+def open_to_write(directory: Path) -> Database:
+    """Make it if need be; an unreadable one is set aside.
+
+    Raises ``IncidentError`` where another node has it, or a newer version has written it; ``OSError`` and ``sqlite3.Error`` where the
+    disk can't.
+    """
+    lock = _locked(directory)
+    try:
+        try:
+            return Database(_opened(directory / FILE), lock)
+        except sqlite3.DatabaseError as error:
+            if not is_ruined(error):
+                raise
+            set_aside(directory, str(error))
+            return Database(_opened(directory / FILE), lock)
+    except BaseException:
+        os.close(lock)
+        raise
+
+
+@contextlib.contextmanager
+def reading(directory: Path) -> Iterator[Database]:
+    """What is there, whether or not a node writes to it. Raises ``IncidentError``."""
+    found = _open_to_read(directory)
+    try:
+        yield found
+    except sqlite3.Error as error:
+        raise IncidentError(f"{directory / FILE} can't be read: {error}") from error
+    finally:
+        found.close()
+
+
+def _open_to_read(directory: Path) -> Database:
+    path = directory / FILE
+    if not path.is_file():
+        raise IncidentError(f"no incidents are kept in {directory}: name a node's state directory with --state-dir")
+    address = f"{path.resolve().as_uri()}?mode=ro"
+    try:
+        try:
+            connection = _checked(sqlite3.connect(address, uri=True, timeout=_BUSY_S), path)
+        except sqlite3.OperationalError:  # a directory that can't be written to, and nobody who writes
+            connection = _checked(sqlite3.connect(f"{address}&immutable=1", uri=True), path)
+        if _number(connection, "user_version") != SCHEMA:
+            raise IncidentError(f"{path} has no incidents")
+        return Database(connection)
+    except sqlite3.Error as error:
+        raise IncidentError(f"{path} can't be read: {error}") from error
+
+
+def set_aside(directory: Path, why: str) -> None:
+    """What can't be read stays there under another name, for whoever wants to try."""
+    aside = f"{FILE}.unreadable-{time.strftime('%y%m%d-%H%M%S', time.gmtime())}"
+    for ending in ("", "-wal", "-shm"):
+        with contextlib.suppress(FileNotFoundError):
+            (directory / (FILE + ending)).rename(directory / (aside + ending))
+    _log.error("%s can't be read (%s): it is kept as %s, and a new one is begun", directory / FILE, why, aside)
+
+
+def is_ruined(error: Exception) -> bool:
+    """Whether it is the file that is wrong, and not the disk or the moment."""
+    return (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF in _RUINED
+
+
+def _locked(directory: Path) -> int:
+    """The descriptor that holds the lock: two nodes with one state directory would close each other's incidents."""
+    descriptor = os.open(directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise IncidentError(
+            f"another node keeps its incidents in {directory}: give each a server.state_dir of its own"
+        ) from None
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _opened(path: Path) -> sqlite3.Connection:
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))  # for nobody else to read
+    connection = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
+    try:
+        _checked(connection, path)
+        if _number(connection, "user_version") == 0:
+            _make(connection)
+        connection.execute("PRAGMA journal_mode = WAL").fetchall()
+        connection.execute("PRAGMA synchronous = NORMAL")
+        return connection
+    except BaseException:
+        connection.close()
+        raise
+
+
+def _checked(connection: sqlite3.Connection, path: Path) -> sqlite3.Connection:
+    """Raises ``IncidentError`` for a newer one, ``sqlite3.DatabaseError`` for one that is no longer whole, or is not ours."""
+    version = _number(connection, "user_version")
+    if version > SCHEMA:
+        raise IncidentError(
+            f"{path} was written by a newer pd-appliance (format {version}, and this one knows {SCHEMA}): "
+            "update, or move that file away"
+        )
+    said = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+    foreign = _number(connection, "application_id") not in (0, _OURS) or (version == 0 and _has_tables(connection))
+    if said != "ok" or foreign:
+        error = sqlite3.DatabaseError("it is somebody else's" if foreign else said)
+        error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+        raise error
+    return connection
+
+
+def _make(connection: sqlite3.Connection) -> None:
+    connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+    connection.executescript(
+        f"BEGIN IMMEDIATE; {_TABLES} PRAGMA application_id = {_OURS}; PRAGMA user_version = {SCHEMA}; COMMIT;"
+    )
+
+
+def _has_tables(connection: sqlite3.Connection) -> bool:
+    return connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone() is not None
+
+
+def _number(connection: sqlite3.Connection, pragma: str) -> int:
+    return int(connection.execute(f"PRAGMA {pragma}").fetchone()[0])
+
+
+def _text(record: msgspec.Struct) -> str:
+    return msgspec.json.encode(record).decode()
+
+
+def _record(data: str, kind: type[T]) -> T | None:
+    """None, and a word in the log, for what an older or a newer version has written in a way that this one can't read."""
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except msgspec.MsgspecError as error:
+        _log.warning("a record of incidents can't be read and is passed over: %s", error)
+        return None
+
+
+def newest(some: Sequence[Incident], limit: int) -> list[Incident]:
+    """As ``Database.incidents`` orders them."""
+    return sorted(some, key=lambda one: (one.opened, one.id), reverse=True)[:limit]

@@ -1,0 +1,134 @@
+"""Holds it together: follows the snapshots, keeps what is an incident, and has the owner told."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable
+from pathlib import Path
+from typing import Final
+
+from msgspec.structs import replace
+
+from appliance.config import Config
+from appliance.incidents import bundle
+from appliance.incidents.changes import Changes
+from appliance.incidents.frames import Recorder
+from appliance.incidents.hooks import Hooks
+from appliance.incidents.store import Store
+from appliance.incidents.tracker import BEFORE_S, STOPPED, EventKind, Tracker
+from appliance.records import Change, ChangeKind, Incident, NodeSnapshot
+
+_log = logging.getLogger("pd-appliance.incidents")
+_LEAST_S: Final = 2.0  # to tell of the end, whatever grace there is
+_FLUSH_S: Final = 3.0
+_SAVED_S: Final = 10.0  # what is open, in between
+
+
+class Incidents:
+    """Implements ``web.ports.IncidentView``. ``run`` follows the node until cancelled, then ``close`` says good-bye."""
+
+    def __init__(self, config: Config, directory: Path) -> None:
+        """``directory``: where they are kept."""
+        self._store = Store(directory, config.incidents, STOPPED)
+        self._hooks = Hooks(config.incidents, os.environ)
+        self._changes = Changes()
+        self._tracker = Tracker(config.slo.share)
+        self._recorder = Recorder(secrets.token_bytes(16))
+        self._slo_share = config.slo.share
+        self._last_start: Change | None = None
+        self._last: NodeSnapshot | None = None
+        self._saved_s = 0.0  # uptime
+
+    async def run(self, snapshots: AsyncIterator[NodeSnapshot]) -> None:
+        """Follow them. A fault in here must not end the node."""
+        async with asyncio.TaskGroup() as group:
+            await self._safely(self._begin())
+            group.create_task(self._store.run())
+            async for snapshot in snapshots:
+                try:
+                    self._fold(snapshot)
+                except Exception:
+                    _log.exception("this snapshot's part in incidents is lost")
+
+    async def close(self, within_s: float, hurry: asyncio.Event) -> None:
+        """Close what is open, have it told, and write what is left."""
+        await self._safely(self._close(within_s, hurry))
+
+    async def _close(self, within_s: float, hurry: asyncio.Event) -> None:
+        if self._last is not None:
+            for event in self._tracker.end(self._last):
+                self._take(event.kind, event.incident, self._last.uptime_s)
+            self._store.put_frames(*self._recorder.due(self._last.uptime_s, everything=True))
+        await self._store.settle(_FLUSH_S)
+        await self._hooks.finish(max(within_s, _LEAST_S), hurry)
+        await self._store.close(_FLUSH_S)
+
+    # ---- what is asked
+
+    async def incidents(self, limit: int, state: str | None) -> list[Incident]:
+        """Newest first. ``state``: open or closed only."""
+        return await self._store.incidents(limit, state)
+
+    async def incident(self, id: str) -> Incident | None:
+        """None if there is no such, or it is not kept any more."""
+        return await self._store.incident(id)
+
+    async def bundle(self, id: str) -> bytes | None:
+        """The file of it."""
+        incident = await self._store.incident(id)
+        if incident is None:
+            return None
+        return await asyncio.to_thread(bundle.write, incident, await self._store.chunks(id))
+
+    # ---- what happens
+
+    async def _begin(self) -> None:
+        found = await self._store.open(time.time() - BEFORE_S)
+        self._tracker = Tracker(self._slo_share, taken=found.ids, changes=found.changes)
+        self._last_start = found.last_start
+        for incident in found.closed:
+            _log.warning("incident %s was open when the appliance ended: it is closed", incident.id)
+            self._hooks.tell(EventKind.CLOSED, incident)
+
+    async def _safely(self, what: Awaitable[None]) -> None:
+        try:
+            await what
+        except Exception:
+            _log.exception("incidents: what was to be done at the beginning or the end failed")
+
+    def _fold(self, snapshot: NodeSnapshot) -> None:
+        self._last = snapshot
+        changes = [self._after_start(one) for one in self._changes.fold(snapshot)]
+        self._store.put_changes(changes)
+        self._recorder.fold(snapshot)
+        for event in self._tracker.fold(snapshot, changes):
+            self._take(event.kind, event.incident, snapshot.uptime_s)
+        self._store.put_frames(*self._recorder.due(snapshot.uptime_s))
+        incident = self._tracker.open
+        if incident is not None and snapshot.uptime_s - self._saved_s >= _SAVED_S:
+            self._save(incident, snapshot.uptime_s)
+
+    def _take(self, event: EventKind, incident: Incident, now_s: float) -> None:
+        self._save(incident, now_s)
+        if event is EventKind.OPENED:
+            self._recorder.begin(incident.id, now_s)
+        elif event is EventKind.CLOSED:
+            self._recorder.end(incident.id, now_s)
+        if event is not EventKind.UPDATED:
+            _log.warning("incident %s %s: %s", incident.id, event, incident.summary)
+            self._hooks.tell(event, incident)
+
+    def _save(self, incident: Incident, now_s: float) -> None:
+        self._saved_s = now_s
+        self._store.put(incident)
+
+    def _after_start(self, change: Change) -> Change:
+        """A start with other settings than the last one's says so."""
+        last = self._last_start
+        if change.kind is not ChangeKind.STARTED or last is None or last.after == change.after:
+            return change
+        return replace(change, before=last.after, sentence=f"{change.sentence} Before, it was {last.after}.")

@@ -1,0 +1,279 @@
+"""The owner's command and webhook: real processes, a real server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import uvloop
+from aiohttp import web
+
+from appliance.config import IncidentsConfig, load
+from appliance.errors import ConfigError
+from appliance.incidents import hooks
+from appliance.incidents.hooks import Hooks, origin, text
+from appliance.incidents.tracker import EventKind
+from appliance.records import Incident, IncidentState
+
+ONE = Incident(id="261126-1432", opened=1000.0, engine="e1", cause="decode_straggler_gpu", summary="e1 is slow.")
+OVER = Incident(
+    id="261126-1432", opened=1000.0, closed=1060.0, state=IncidentState.CLOSED, ended="well again", late=12, failed=3,
+    engine="e1", cause="decode_straggler_gpu", summary="e1 is slow.", simulated=True,
+)  # fmt: skip
+SECRET = "T0KEN-fit-for-nobody"
+
+
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "*")
+    monkeypatch.setattr(hooks, "_TERM_S", 0.3)
+
+
+def python(script: str) -> tuple[str, ...]:
+    return (sys.executable, "-c", script)
+
+
+async def told(config: IncidentsConfig, *events: tuple[EventKind, Incident], within_s: float = 20.0) -> None:
+    """Until all is over, and no process is left."""
+    made = Hooks(config, {**os.environ, "PD_APPLIANCE_INCIDENTS_WEBHOOK": SECRET, "NOTIFY_SOCKET": "x"}, (0.05, 0.05))
+    for event, incident in events:
+        made.tell(event, incident)
+    await made.finish(within_s, asyncio.Event())
+    assert not psutil.Process().children(recursive=True)
+
+
+OPENED, CLOSED = (EventKind.OPENED, ONE), (EventKind.CLOSED, OVER)
+
+# ---- the command
+
+
+async def test_a_command_is_told_on_its_input_and_in_its_environment(tmp_path: Path) -> None:
+    script = f"""
+import json, os, sys
+told = json.load(sys.stdin)
+own = {{name: value for name, value in os.environ.items() if name.startswith(("PD_APPLIANCE_", "NOTIFY"))}}
+session = os.getsid(0) == os.getpid()
+open({str(tmp_path / "log")!r}, "a").write(json.dumps([told, own, session]) + "\\n")
+"""
+    await told(IncidentsConfig(command=python(script)), OPENED, CLOSED)
+    first, second = map(json.loads, (tmp_path / "log").read_text().splitlines())
+    assert (first[0]["event"], second[0]["event"]) == ("opened", "closed"), "in order"
+    assert first[0]["incident"]["engine"] == "e1"
+    assert first[1] == {
+        "PD_APPLIANCE_EVENT": "opened",
+        "PD_APPLIANCE_INCIDENT": "261126-1432",
+        "PD_APPLIANCE_ENGINE": "e1",
+        "PD_APPLIANCE_CAUSE": "decode_straggler_gpu",
+        "PD_APPLIANCE_TEXT": "Incident 261126-1432 is open: e1 is slow.",
+    }, "and none of our own settings"
+    assert first[2], "a session of its own"
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        (("/no/such/command",), "can't be run: No such file"),
+        (python("import sys; print('out of paper'); sys.exit(7)"), "exit status 7, and said: out of paper"),
+        (python("import os; os.kill(os.getpid(), 9)"), "ended with signal 9"),
+        (python("import time; print('on it', flush=True); time.sleep(60)"), "did not end within 1 s, and said: on it"),
+        (python("import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(60)"), "did not end within 1 s"),
+        (("/bin/sh", "-c", "exit 3"), "exit status 3"),
+    ],
+)
+async def test_what_goes_wrong_is_logged_with_what_it_said(
+    caplog: pytest.LogCaptureFixture, command: tuple[str, ...], says: str
+) -> None:
+    timeout_s = 1.0 if "within" in says else 20.0
+    await told(IncidentsConfig(command=command, command_timeout_s=timeout_s), OPENED)
+    [record] = caplog.records
+    assert says in record.getMessage()
+    assert "told that 261126-1432 was opened" in record.getMessage()
+
+
+@pytest.mark.parametrize("script", ["exit 0", "cat >/dev/null; sleep 0.2", "exec 0<&-; sleep 0.2", "echo a; sleep 60"])
+def test_so_it_is_on_the_loop_that_the_appliance_runs_on(caplog: pytest.LogCaptureFixture, script: str) -> None:
+    """uvloop's processes and pipes have manners of their own."""
+    uvloop.run(told(IncidentsConfig(command=("/bin/sh", "-c", script), command_timeout_s=1.0), OPENED, CLOSED))
+    assert len(caplog.records) == (2 if "60" in script else 0)
+
+
+async def test_one_that_talks_without_end_neither_waits_nor_fills_the_memory(caplog: pytest.LogCaptureFixture) -> None:
+    script = "import sys; sys.stdout.write('x' * 20_000_000 + 'the end'); sys.exit(1)"
+    await told(IncidentsConfig(command=python(script)), OPENED)
+    [record] = caplog.records
+    assert record.getMessage().endswith("the end")
+    assert len(record.getMessage()) < 5000
+
+
+async def test_what_it_leaves_behind_may_finish_until_the_deadline(tmp_path: Path) -> None:
+    late, never = tmp_path / "late", tmp_path / "never"
+    script = f"(sleep 0.3; touch {late}) & (sleep 60; touch {never}) >/dev/null 2>&1 & exit 0"
+    await told(IncidentsConfig(command=("/bin/sh", "-c", script), command_timeout_s=1.5), OPENED)
+    assert late.exists() and not never.exists()
+
+
+async def test_never_more_than_a_few_at_once(tmp_path: Path) -> None:
+    script = f"""
+import os, time
+mine = os.path.join({str(tmp_path)!r}, str(os.getpid()))
+open(mine + ".on", "w").close()
+count = len([name for name in os.listdir({str(tmp_path)!r}) if name.endswith(".on")])
+open(mine + "." + str(count), "w").close()
+time.sleep(0.2)
+os.remove(mine + ".on")
+"""
+    events = [(EventKind.OPENED, Incident(id=f"i{number}", opened=0.0)) for number in range(12)]
+    await told(IncidentsConfig(command=python(script)), *events)
+    counts = [int(path.suffix[1:]) for path in tmp_path.iterdir()]
+    assert (len(counts), max(counts)) == (12, 4)
+
+
+async def test_too_many_that_wait_are_not_told_and_that_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    events = [(EventKind.OPENED, Incident(id=f"i{number}", opened=0.0)) for number in range(70)]
+    await told(IncidentsConfig(command=("/no/such/command",)), *events)
+    assert sum("nobody is told" in record.getMessage() for record in caplog.records) == 6
+
+
+async def test_at_the_end_of_the_appliance_what_still_runs_is_ended(caplog: pytest.LogCaptureFixture) -> None:
+    slow = IncidentsConfig(command=python("import time; time.sleep(60)"))
+    began = time.monotonic()
+    await told(slow, OPENED, CLOSED, within_s=0.5)
+    assert time.monotonic() - began < 10
+    assert "2 notices of incidents are given up" in caplog.text
+    made = Hooks(slow, os.environ)
+    made.tell(*OPENED)
+    hurry = asyncio.Event()
+    asyncio.get_running_loop().call_later(0.3, hurry.set)
+    began = time.monotonic()
+    await made.finish(60.0, hurry)
+    assert time.monotonic() - began < 10
+    assert not psutil.Process().children(recursive=True)
+
+
+async def test_without_either_nothing_is_done() -> None:
+    made = Hooks(IncidentsConfig(), os.environ)
+    made.tell(*OPENED)
+    assert not made._running
+
+
+# ---- the webhook
+
+
+class Hooked:
+    """A server that answers as it is told to."""
+
+    def __init__(self, *answers: int) -> None:
+        self.answers = list(answers)
+        self.got: list[dict[str, Any]] = []
+
+    async def take(self, request: web.Request) -> web.Response:
+        self.got.append(await request.json())
+        status = self.answers.pop(0) if self.answers else 200
+        if status == 0:
+            assert request.transport is not None
+            request.transport.abort()
+        if status == 1:
+            await asyncio.sleep(60)
+        return web.Response(status=status or 200, headers={"location": "/elsewhere"}, text=f"no: {request.path_qs}")
+
+    @asynccontextmanager
+    async def served(self) -> AsyncIterator[str]:
+        app = web.Application()
+        app.router.add_route("*", "/{rest:.*}", self.take)
+        runner = web.AppRunner(app, shutdown_timeout=0.1)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        port = runner.addresses[0][1]
+        try:
+            yield f"http://owner:{SECRET}@127.0.0.1:{port}/services/{SECRET}?key={SECRET}"
+        finally:
+            await runner.cleanup()
+
+
+async def test_a_webhook_is_told_of_both_in_order() -> None:
+    hooked = Hooked(200, 204)
+    async with hooked.served() as url:
+        await told(IncidentsConfig(webhook=url), OPENED, CLOSED)
+    assert [one["event"] for one in hooked.got] == ["opened", "closed"]
+    assert hooked.got[0]["text"] == "Incident 261126-1432 is open: e1 is slow."
+    assert hooked.got[1]["incident"]["closed"] == 1060.0
+
+
+@pytest.mark.parametrize("answers", [(503, 200), (429, 0, 200), (500, 500, 200)])
+async def test_what_may_end_better_is_tried_again(answers: tuple[int, ...], caplog: pytest.LogCaptureFixture) -> None:
+    hooked = Hooked(*answers)
+    async with hooked.served() as url:
+        await told(IncidentsConfig(webhook=url), OPENED)
+    assert len(hooked.got) == len(answers)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("answers", "tries", "says"),
+    [
+        ((500, 500, 500), 3, "it answered 500"),
+        ((404,), 1, "it answered 404"),
+        ((302,), 1, "it answered 302"),
+        ((0, 0, 0), 3, "it can't be told"),
+        ((1, 1, 1), 3, "did not answer within 0.2 s"),
+    ],
+)
+async def test_what_fails_is_logged_and_no_secret_with_it(
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    answers: tuple[int, ...],
+    tries: int,
+    says: str,
+) -> None:
+    if answers[0] == 1:
+        monkeypatch.setattr(hooks, "_ANSWER_S", 0.2)
+    hooked = Hooked(*answers)
+    async with hooked.served() as url:
+        await told(IncidentsConfig(webhook=url), OPENED)
+    assert len(hooked.got) == tries
+    [record] = caplog.records
+    assert says in record.getMessage()
+    assert "http://127.0.0.1:" in record.getMessage()
+    assert SECRET not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "url", [f"http://127.0.0.1:1/{SECRET}", f"http://no-such-host.invalid/{SECRET}", f"http://:99999999/{SECRET}"]
+)
+async def test_what_can_not_be_reached_is_logged_without_its_secret(caplog: pytest.LogCaptureFixture, url: str) -> None:
+    await told(IncidentsConfig(webhook=url), OPENED)
+    assert len(caplog.records) == 1
+    assert SECRET not in caplog.text
+
+
+async def test_a_command_that_fails_does_not_keep_the_webhook_from_being_told() -> None:
+    hooked = Hooked()
+    async with hooked.served() as url:
+        await told(IncidentsConfig(webhook=url, command=("/no/such/command",)), OPENED)
+    assert len(hooked.got) == 1
+
+
+def test_an_address_that_is_none_is_refused_at_the_start_and_not_repeated(tmp_path: Path) -> None:
+    for bad in (f"ftp://{SECRET}", f"hooks.example/{SECRET}", f"https:///{SECRET}", f"https://a b/{SECRET}"):
+        with pytest.raises(ConfigError, match=r"incidents\.webhook") as caught:
+            load(None, {"PD_APPLIANCE_INCIDENTS_WEBHOOK": bad}, {})
+        assert SECRET not in str(caught.value)
+    good = load(None, {"PD_APPLIANCE_INCIDENTS_WEBHOOK": "https://hooks.example:8443/a/b?c=d"}, {}).config
+    assert origin(good.incidents.webhook) == "https://hooks.example:8443"
+
+
+def test_the_line_that_people_read() -> None:
+    assert text(*CLOSED) == (
+        "Incident 261126-1432 (simulated) is over after 60 s: well again; about 12 first tokens were late, 3 requests failed. "
+        "It was: e1 is slow."
+    )
