@@ -289,6 +289,7 @@ class RequestCounts(msgspec.Struct, frozen=True, kw_only=True):
     total: int = 0
     ok: int = 0
     failed: int = 0
+    refused: int = 0  # of these, for what the client had asked, or how often (4xx)
     cancelled: int = 0
     split: int = 0  # a decode leg was sent; however it ended
     retried: int = 0

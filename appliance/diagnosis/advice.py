@@ -14,7 +14,8 @@ from appliance.remedies.catalogue import advise
 _LEAST_WEIGHT: Final = 0.05
 _NOTHING: Final = 0.15  # of its work: an engine that can do no more can as well do nothing
 _MOST: Final = 2.0  # times what it does that an engine is trusted with
-_ROOM: Final = 0.6  # loaded so much or more, an engine has no time for another role
+_ROOM: Final = 0.75  # of its capacity, that an engine should be loaded at most
+_SETTLED_S: Final = 40.0  # until then a node has only begun: caches are cold, and nothing is usual
 
 
 def less_work(engine: Engine, signs: Signs, times: float, until: str) -> Action:
@@ -25,20 +26,36 @@ def less_work(engine: Engine, signs: Signs, times: float, until: str) -> Action:
     bears = min(1.0, engine.now.room) if engine.decodes and engine.now.room is not None else 1 / times
     if _spare(like) < 1 - bears:
         return Action(
-            sentence=f"{until[:1].upper()}{until[1:]}, or send fewer requests: other engines have no room for the work of {engine.name}."
+            sentence=f"{_upper(until)}, or send fewer requests: other engines have no room for the work of {engine.name}."
         )
     if bears < _NOTHING:
         return no_work(engine, signs, until)
-    share = (
-        bears / (1 + (1 - bears) / len(like)) if engine.decodes else bears
-    )  # of what others then have; or of what they can
-    weight = max(_LEAST_WEIGHT, round(_usual_weight(like) * share, 2))
+    weight = max(_LEAST_WEIGHT, round(_weight(engine, like, bears), 2))
     if engine.now.weight <= 1.1 * weight:
-        return Action(sentence=f"{until[:1].upper()}{until[1:]}: {engine.name} has less of the work already.")
+        return Action(sentence=f"{_upper(until)}: {engine.name} has as little of the work as it can do in time.")
     return advise(
         f"Give {engine.name} less of the work, and {until}.",
         Order(kind=OrderKind.WEIGHT, engine=engine.name, weight=weight),
     )
+
+
+def _weight(engine: Engine, like: Sequence[Engine], bears: float) -> float:
+    """Beside that of others. What decodes keeps that share of the work that it has, and others get the rest; prompts go by speed."""
+    usual = _usual_weight(like)
+    if not engine.decodes:
+        return usual * bears
+    has = engine.now.weight / usual
+    return usual * has * bears / (1 + has * (1 - bears) / len(like))
+
+
+def no_work(engine: Engine, signs: Signs, until: str) -> Action:
+    """For an engine that others can do without."""
+    like = _like(engine, signs)
+    if not like:
+        return _without(engine, until)
+    if _spare(like) < 1:
+        return Action(sentence=f"{_upper(until)}: other engines have no room for the work of {engine.name}.")
+    return advise(f"Take new work off {engine.name}, and {until}.", Order(kind=OrderKind.DRAIN, engine=engine.name))
 
 
 def _spare(engines: Sequence[Engine]) -> float:
@@ -47,11 +64,23 @@ def _spare(engines: Sequence[Engine]) -> float:
     return sum(1.0 if room is None else max(0.0, min(room, _MOST) - 1) for room in rooms) if rooms else 1.0
 
 
-def no_work(engine: Engine, signs: Signs, until: str) -> Action:
-    """For an engine that others can do without."""
-    if not _like(engine, signs):
-        return _without(engine, until)
-    return advise(f"Take new work off {engine.name}, and {until}.", Order(kind=OrderKind.DRAIN, engine=engine.name))
+def off_link(ends: Sequence[Engine], signs: Signs) -> Action:
+    """No hand-offs over a link, by doing without one of its ends."""
+    found = [no_work(end, signs, "see to the link") for end in ends]
+    return next(
+        (one for one in found if one.order is not None), found[0] if found else Action(sentence="See to the link.")
+    )
+
+
+def resume(signs: Signs, stage: str) -> Action | None:
+    """An engine that rests, and is missed."""
+    for engine in signs.resting:
+        if engine.prefills if stage == "prefill" else engine.decodes:
+            return advise(
+                f"Let {engine.name} take work again: it was told not to, and is missed.",
+                Order(kind=OrderKind.RESUME, engine=engine.name),
+            )
+    return None
 
 
 def even_out(engine: Engine, pool: Sequence[Engine], times: float) -> Action:
@@ -73,13 +102,12 @@ def re_role(signs: Signs, stage: str) -> Action | None:
     """Another engine for a stage that has too few: of those of the other role the one with the least to do, if it can be spared."""
     others = signs.decode if stage == "prefill" else signs.prefill
     spare = [engine for engine in others if not (engine.prefills and engine.decodes)]
-    other_stage = "decode" if stage == "prefill" else "prefill"
-    if len(spare) < 2:
+    if len(spare) < 2 or signs.now.uptime_s < _SETTLED_S:
+        return None
+    other_stage, more = "decode" if stage == "prefill" else "prefill", len(spare) / (len(spare) - 1)
+    if not all(_takes_more(engine, other_stage, more) for engine in spare):
         return None
     least = min(spare, key=lambda engine: load(engine, other_stage))
-    after = sum(load(engine, other_stage) for engine in spare) / (len(spare) - 1)
-    if after >= _ROOM or least.kv * len(spare) / (len(spare) - 1) >= _ROOM:
-        return None
     role = Role.PREFILL if stage == "prefill" else Role.DECODE
     return advise(
         f"Let {least.name} {role.value} instead of {other_stage}: it has little to do.",
@@ -87,8 +115,19 @@ def re_role(signs: Signs, stage: str) -> Action | None:
     )
 
 
+def _takes_more(engine: Engine, stage: str, times: float) -> bool:
+    """So many times what it has to do now, in time. Of decoding that has to be known."""
+    if stage == "decode" and (engine.now.room is None or engine.now.room < times / _ROOM):
+        return engine.running < 1
+    return load(engine, stage) * times < _ROOM and engine.kv * times < _ROOM
+
+
 def _without(engine: Engine, until: str) -> Action:
-    return Action(sentence=f"{until[:1].upper()}{until[1:]}: no other engine can take the work of {engine.name}.")
+    return Action(sentence=f"{_upper(until)}: no other engine can take the work of {engine.name}.")
+
+
+def _upper(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _usual_weight(engines: Sequence[Engine]) -> float:
@@ -101,7 +140,7 @@ def _like(engine: Engine, signs: Signs) -> list[Engine]:
         other
         for other in signs.engines
         if other is not engine
-        and other.serves
+        and other.takes
         and (other.prefills or not engine.prefills)
         and (other.decodes or not engine.decodes)
     ]

@@ -16,6 +16,7 @@ from appliance.records import Action, Evidence
 
 _FULL: Final = 0.95  # of KV
 _SATURATED: Final = 0.9  # of the time
+_SOME: Final = 0.02  # of the tokens
 _IDLE: Final = 0.3
 _FEWER: Final = 0.75
 
@@ -54,10 +55,11 @@ def kv_full(signs: Signs) -> Finding | None:
                 sentence=f"{worst.name} preempts {worst.preemptions_s:.1f} requests per second.",
             ),
         ),
-        action=advice.re_role(signs, "decode")
+        action=advice.resume(signs, "decode")
+        or advice.re_role(signs, "decode")
         or Action(
             sentence="Give decoding more KV: another decode engine, fp8 KV, or more memory.",
-            setting="[topology] layout with one more decode engine, or [engine.decode] args: --kv-cache-dtype fp8",
+            setting="[topology] layout with one more decode engine, or [engine] args: --kv-cache-dtype fp8 (of all, or they can't share)",
         ),
     )
 
@@ -93,9 +95,14 @@ def no_places(signs: Signs) -> Finding | None:
         ),
         action=Action(
             sentence="Raise the places of decode engines.",
-            setting=f"[engine.decode] args: --max-num-seqs {2 * places}",
+            setting=f"{_section(worst)} args: --max-num-seqs {2 * places}",
         ),
     )
+
+
+def _section(engine: Engine) -> str:
+    """Of the configuration, whose arguments it has been started with."""
+    return "[engine]" if engine.prefills else "[engine.decode]"
 
 
 def prefill_saturated(signs: Signs) -> Finding | None:
@@ -131,7 +138,8 @@ def prefill_saturated(signs: Signs) -> Finding | None:
                 sentence=f"{signs.queue:.0f} requests wait, {signs.queue_growth_s:+.1f} per second.",
             ),
         ),
-        action=advice.re_role(signs, "prefill")
+        action=advice.resume(signs, "prefill")
+        or advice.re_role(signs, "prefill")
         or Action(
             sentence="Send fewer requests, or add an engine that prefills: all that there are have as much as they can do."
         ),
@@ -141,7 +149,7 @@ def prefill_saturated(signs: Signs) -> Finding | None:
 def decode_saturated(signs: Signs) -> Finding | None:
     """Tokens come late because too many are decoded at once, and no engine is slower than it should be."""
     pool = [engine for engine in signs.decode if engine.itl_s > signs.now.slo_itl_s]
-    if not pool or signs.itl_late < 0.1:
+    if not pool or signs.itl_late < _SOME:
         return None
     worst = max(pool, key=lambda engine: engine.itl_s)
     itl_s = worst.itl_s
@@ -168,12 +176,15 @@ def decode_saturated(signs: Signs) -> Finding | None:
                 measured=worst.slowdown,
                 expected=1.0,
                 unit="times",
-                sentence=f"Its steps take {worst.slowdown:.2f} times what such steps do: it is not slow, it has much to do.",
+                sentence=f"Its steps take {worst.slowdown:.2f} times what such steps do: it is not slow, it has much to do."
+                if worst.now.slowdown is not None
+                else "What such steps take is not known yet.",
             ),
         ),
-        action=advice.re_role(signs, "decode")
+        action=advice.resume(signs, "decode")
+        or advice.re_role(signs, "decode")
         or Action(
             sentence="Let fewer run at once, so that those that do are in time; or add an engine that decodes.",
-            setting=f"[engine.decode] args: --max-num-seqs {max(1, int(worst.running * 0.8))}",
+            setting=f"{_section(worst)} args: --max-num-seqs {max(1, int(worst.running * 0.8))}",
         ),
     )

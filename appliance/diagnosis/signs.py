@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Final
 
 import msgspec
 
-from appliance.records import EngineSnapshot, EngineState, GpuSnapshot, NodeSnapshot, Stage
+from appliance.records import LATELY_S, EngineSnapshot, EngineState, GpuSnapshot, NodeSnapshot, Stage
 
 WINDOW_S: Final = 90.0
 _TREND_S: Final = 6.0  # in which a queue has to grow
@@ -15,6 +16,8 @@ _LATELY_S: Final = 1.6  # over which gauges are averaged
 _BEFORE_S: Final = 10.0  # ago, and earlier: how it was before what happens now
 _USUAL_S: Final = 30.0  # ago, and later: how many come in usual times
 _SERVING: Final = (EngineState.READY, EngineState.DRAINING, EngineState.SUSPECT)
+_ENOUGH: Final = 20  # first tokens, for a share of them to mean something
+_FEW_S: Final = 30.0  # that are looked through for as many
 _HARMLESS: Final = ("gpu_idle", "application_clocks", "sync_boost")
 _ORDINARY: Final = "sw_power_cap"  # a GPU at full work is held by its power limit, as its like are
 _BELOW: Final = 0.9  # of their clock, from where on it is worse off than they are
@@ -62,16 +65,23 @@ class Engine(msgspec.Struct, frozen=True, kw_only=True):
     def serves(self) -> bool:
         return self.now.state in _SERVING
 
+    @property
+    def takes(self) -> bool:
+        """New work."""
+        return self.now.state is EngineState.READY
+
 
 class Signs(msgspec.Struct, frozen=True, kw_only=True):
     """The node, over the last moments."""
 
     now: NodeSnapshot
     engines: tuple[Engine, ...]
-    ttft_late: float  # share of first tokens
+    first_tokens: int  # of the last seconds, more of these where there were few
+    ttft_late: float  # share of these
     waits_too_long: bool  # the oldest in the queue is over the target already
     itl_late: float  # share of output tokens, of engines whose tokens take longer than the target in the mean: one gap is no pace
-    failing_s: float  # requests that failed, per second
+    failing: float  # share of requests that failed, and not for what clients had asked
+    failed: int
     arrivals_s: float
     arrivals_before_s: float | None
     queue: float
@@ -85,36 +95,46 @@ class Signs(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def prefill(self) -> list[Engine]:
-        """Those that serve and prefill."""
-        return [engine for engine in self.engines if engine.prefills and engine.serves]
+        """Those that prefill what comes."""
+        return [engine for engine in self.engines if engine.prefills and engine.takes]
 
     @property
     def decode(self) -> list[Engine]:
-        """Those that serve and decode."""
-        return [engine for engine in self.engines if engine.decodes and engine.serves]
+        """Those that decode what comes."""
+        return [engine for engine in self.engines if engine.decodes and engine.takes]
+
+    @property
+    def resting(self) -> list[Engine]:
+        """Those that somebody has told to take no new work."""
+        return [engine for engine in self.engines if engine.now.state is EngineState.DRAINING]
 
 
 def read(window: Sequence[NodeSnapshot]) -> Signs:
     """Of at least one snapshot, oldest first."""
     now = window[-1]
-    lately = [one for one in window if now.time - one.time <= _LATELY_S]
-    trend = [one for one in window if now.time - one.time <= _TREND_S]
-    before = [one for one in window if now.time - one.time >= _BEFORE_S]
-    seconds = max(1e-3, now.time - trend[0].time)
+    lately = [one for one in window if now.uptime_s - one.uptime_s <= _LATELY_S]
+    trend = [one for one in window if now.uptime_s - one.uptime_s <= _TREND_S]
+    before = [one for one in window if now.uptime_s - one.uptime_s >= _BEFORE_S]
+    seconds = max(1e-3, now.uptime_s - trend[0].uptime_s)
     told = [one.lately for one in lately if one.lately is not None and one.lately.first_tokens]
     latest = told[-1] if told else None
+    first_tokens, ttft_late = _first_tokens(window)
+    ended = _ended(now) - _ended(trend[0])
+    failed = _failed(now) - _failed(trend[0])
     engines = tuple(_engine(engine, lately, trend, before) for engine in now.engines)
     return Signs(
         now=now,
         engines=engines,
-        ttft_late=latest.ttft_late or 0.0 if latest else 0.0,
+        first_tokens=first_tokens,
+        ttft_late=ttft_late,
         waits_too_long=(now.queue.oldest_s or 0.0) > now.slo_ttft_s,
         itl_late=_late(engines, now.slo_itl_s),
-        failing_s=(now.requests.failed - trend[0].requests.failed) / seconds,
+        failing=failed / ended if ended > 0 else 0.0,
+        failed=failed,
         arrivals_s=(now.requests.total - trend[0].requests.total) / seconds,
-        arrivals_before_s=_rate([one for one in before if now.time - one.time <= _USUAL_S]),
+        arrivals_before_s=_rate([one for one in before if now.uptime_s - one.uptime_s <= _USUAL_S]),
         queue=_mean([float(one.queue.depth) for one in lately]) or 0.0,
-        queue_growth_s=_slope([(one.time, float(one.queue.depth)) for one in trend]),
+        queue_growth_s=_slope([(one.uptime_s, float(one.queue.depth)) for one in trend]),
         stages=_stages(latest.stages if latest else ()),
         prompt_tokens=latest.prompt_tokens if latest else None,
         prompt_tokens_before=_low(
@@ -126,13 +146,36 @@ def read(window: Sequence[NodeSnapshot]) -> Signs:
     )
 
 
+def _first_tokens(window: Sequence[NodeSnapshot]) -> tuple[int, float]:
+    """How many of the last seconds, and the share that was late; of up to half a minute, where there were few."""
+    count, late, until_s = 0, 0.0, math.inf
+    for one in reversed(window):
+        if one.uptime_s > until_s or one.lately is None:
+            continue
+        if count >= _ENOUGH or window[-1].uptime_s - one.uptime_s > _FEW_S:
+            break
+        count += one.lately.first_tokens
+        late += one.lately.first_tokens * (one.lately.ttft_late or 0.0)
+        until_s = one.uptime_s - LATELY_S
+    return count, late / count if count else 0.0
+
+
+def _ended(snapshot: NodeSnapshot) -> int:
+    counts = snapshot.requests
+    return counts.ok + counts.failed - counts.refused
+
+
+def _failed(snapshot: NodeSnapshot) -> int:
+    return snapshot.requests.failed - snapshot.requests.refused
+
+
 def _engine(
     now: EngineSnapshot, lately: Sequence[NodeSnapshot], trend: Sequence[NodeSnapshot], before: Sequence[NodeSnapshot]
 ) -> Engine:
     mine = [found for one in lately if (found := _of(one, now))]
     older = [found for one in before if (found := _of(one, now))]
     first = next((found for one in trend if (found := _of(one, now))), now)
-    seconds = max(1e-3, trend[-1].time - trend[0].time)
+    seconds = max(1e-3, trend[-1].uptime_s - trend[0].uptime_s)
     slots = now.max_running
     host = [found.host for found in mine if found.host is not None]
     return Engine(
@@ -171,7 +214,7 @@ def _of_all(engines: Sequence[EngineSnapshot], field: str) -> float:
 def _gpu_trouble(engine: EngineSnapshot, trend: Sequence[NodeSnapshot]) -> str | None:
     """What its GPUs say that would make them slow."""
     first, now = {gpu.uuid: gpu for gpu in trend[0].gpus}, trend[-1]
-    seconds = max(1e-3, now.time - trend[0].time)
+    seconds = max(1e-3, now.uptime_s - trend[0].uptime_s)
     for gpu in now.gpus:
         if gpu.engine != engine.name and gpu.uuid not in engine.gpus:
             continue
@@ -237,9 +280,11 @@ def _late(engines: Sequence[Engine], target_s: float) -> float:
 
 
 def _rate(snapshots: Sequence[NodeSnapshot]) -> float | None:
-    if len(snapshots) < 2 or snapshots[-1].time - snapshots[0].time < 5:
+    if len(snapshots) < 2 or snapshots[-1].uptime_s - snapshots[0].uptime_s < 5:
         return None
-    return (snapshots[-1].requests.total - snapshots[0].requests.total) / (snapshots[-1].time - snapshots[0].time)
+    return (snapshots[-1].requests.total - snapshots[0].requests.total) / (
+        snapshots[-1].uptime_s - snapshots[0].uptime_s
+    )
 
 
 def _stages(stages: Sequence[Stage]) -> dict[str, float]:

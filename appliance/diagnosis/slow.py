@@ -13,7 +13,8 @@ from typing import Final
 from appliance.diagnosis import advice
 from appliance.diagnosis.finding import Finding, first, ms, share
 from appliance.diagnosis.signs import Engine, Signs
-from appliance.records import Action, EngineState, Evidence
+from appliance.records import Action, EngineState, Evidence, Order, OrderKind
+from appliance.remedies.catalogue import advise
 
 _SLOW: Final = 1.08  # times what steps take: beyond noise and drift, where GPUs or cores tell of a reason
 _SLOW_FOR_NO_REASON: Final = 1.3  # where they do not
@@ -21,6 +22,10 @@ _SLOW_LINK: Final = 1.5
 _WORKING: Final = 0.2
 _STARVED: Final = 0.08  # of the time waiting for a core
 _THROTTLED: Final = 0.1  # of the time without any, for a quota that is used up
+_FELT: Final = 0.05  # of the time to the first token
+_NEARLY_FULL: Final = 0.9  # of KV
+_OLD_S: Final = 60.0
+_SILENT: Final = (EngineState.HUNG, EngineState.SUSPECT)
 _API_FULL: Final = 0.7
 _CORE_FULL: Final = 0.9  # of the one core that the supervisor's event loop can use
 _LATE_S: Final = 0.01  # its loop, where its core is full
@@ -29,43 +34,69 @@ _DOWN: Final = (EngineState.HUNG, EngineState.SUSPECT, EngineState.BACKOFF, Engi
 
 
 def down(signs: Signs) -> Finding | None:
-    """An engine hangs, or has ended, and is not back yet."""
-    for engine in signs.engines:
-        state, cause = engine.now.state, engine.now.cause or ""
-        again = state is EngineState.STARTING and engine.now.restarts > 0
-        if state not in _DOWN and not again:
-            continue
-        hung = state in (EngineState.HUNG, EngineState.SUSPECT) or "sign of life" in cause
-        what = "makes no progress" if hung else "has ended"
-        doing = "is being started again" if state is not EngineState.FAILED else "was given up"
-        because = f": {cause}" if cause else ""
-        return Finding(
-            cause="engine_hung" if hung else "engine_crashed",
-            stage=_stage(engine),
-            sentence=f"{engine.name} {what}{because}, and {doing}.",
-            confidence=0.99,
-            engines=(engine.name,),
-            evidence=(
-                Evidence(
-                    measured=engine.now.last_step_age_s or engine.now.in_state_s,
-                    expected=1.0,
-                    unit="s",
-                    sentence=f"{engine.name} is {state.value} since {engine.now.in_state_s:.0f} s.",
-                ),
+    """An engine hangs, or has ended, and is not back yet. One that was told to start again is not missed."""
+    gone = [engine for engine in signs.engines if _is_gone(engine)]
+    if not gone:
+        return None
+    engine = min(gone, key=lambda one: one.now.in_state_s)
+    state, cause = engine.now.state, engine.now.cause or ""
+    hung = state in _SILENT or "sign of life" in cause
+    return Finding(
+        cause="engine_hung" if hung else "engine_crashed",
+        stage=_stage(engine),
+        sentence=_gone(engine, cause),
+        confidence=0.8 if state is EngineState.SUSPECT else 0.99,
+        engines=first(engine, gone),
+        evidence=(
+            Evidence(
+                measured=engine.now.last_step_age_s or engine.now.in_state_s,
+                expected=1.0,
+                unit="s",
+                sentence=f"{engine.name} is {state.value} since {engine.now.in_state_s:.0f} s.",
             ),
-            action=Action(
-                sentence=f"Nothing, while {engine.name} is started again; its log says why it ended."
-                if state is not EngineState.FAILED
-                else f"Mend what its log says, then resume {engine.name}.",
-                call=f"POST /api/engines/{engine.name}/resume" if state is EngineState.FAILED else None,
-            ),
+        ),
+        action=_back(engine),
+    )
+
+
+def is_old(signs: Signs) -> bool:
+    """What is gone was given up a while ago."""
+    gone = [engine for engine in signs.engines if _is_gone(engine)]
+    return all(one.now.state is EngineState.FAILED and one.now.in_state_s > _OLD_S for one in gone)
+
+
+def _is_gone(engine: Engine) -> bool:
+    again = engine.now.state is EngineState.STARTING and engine.now.restarts > 0 and bool(engine.now.cause)
+    return engine.now.state in _DOWN or again
+
+
+def _gone(engine: Engine, cause: str) -> str:
+    state = engine.now.state
+    because = f": {cause}" if cause else ""
+    if state is EngineState.SUSPECT:
+        return f"{engine.name} has not been heard of for {engine.now.last_step_age_s or 0:.1f} s; nothing new is sent to it."
+    if state is EngineState.HUNG:
+        return f"{engine.name} makes no progress{because}, and is ended to be started again."
+    if state is EngineState.FAILED:
+        return f"{engine.name} has ended{because}, and was given up."
+    return f"{engine.name} has ended{because}, and is being started again."
+
+
+def _back(engine: Engine) -> Action:
+    if engine.now.state is EngineState.FAILED:
+        return advise(
+            f"Mend what its log says, then resume {engine.name}.", Order(kind=OrderKind.RESUME, engine=engine.name)
         )
-    return None
+    if engine.now.state is EngineState.SUSPECT:
+        return Action(sentence="Wait: if it stays silent, it is ended and started again by itself.")
+    return Action(sentence=f"Nothing, while {engine.name} is started again; its log says why it ended.")
 
 
 def frontend(signs: Signs) -> Finding | None:
     """An API process has no time for the tokens that its engine makes, or for the requests that it is sent."""
-    found = [engine for engine in signs.engines if engine.serves and engine.api_busy >= _API_FULL]
+    found = [
+        engine for engine in signs.engines if engine.serves and engine.api_busy >= _API_FULL and _waits(engine, signs)
+    ]
     if not found:
         return None
     worst = max(found, key=lambda engine: (engine.api_busy, engine.api_delay_s))
@@ -74,7 +105,7 @@ def frontend(signs: Signs) -> Finding | None:
         stage="frontend",
         sentence=(
             f"The API process of {worst.name} is busy {worst.api_busy:.0%} of the time; "
-            f"tokens wait {ms(worst.api_delay_s)} in it while the engine itself takes as long as ever."
+            f"tokens that the engine has made wait {ms(worst.api_delay_s)} in it."
         ),
         confidence=0.9,
         engines=first(worst, found),
@@ -97,6 +128,12 @@ def frontend(signs: Signs) -> Finding | None:
             setting="[engine] args: --renderer-num-workers 4",
         ),
     )
+
+
+def _waits(engine: Engine, signs: Signs) -> bool:
+    """For long enough that somebody feels it. (Where nothing has begun lately, nothing tells.)"""
+    ttft_s = sum(signs.stages.values())
+    return not ttft_s or engine.api_delay_s >= min(_FELT * ttft_s, signs.now.slo_itl_s)
 
 
 def supervisor(signs: Signs) -> Finding | None:
@@ -136,15 +173,19 @@ def supervisor(signs: Signs) -> Finding | None:
 def slow_link(signs: Signs) -> Finding | None:
     """Hand-offs over one link take longer than over others."""
     slow = [link for link in signs.now.links if (link.slowdown or 0.0) > _SLOW_LINK]
-    moving = signs.stages.get("transfer", 0.0) + signs.stages.get("handoff_wait", 0.0)
-    if not slow or not moving or moving < 0.1 * sum(signs.stages.values()):
+    copying = signs.stages.get("transfer", 0.0)
+    moving = copying + signs.stages.get("handoff_wait", 0.0)  # pulls wait for those before them
+    if not slow:
         return None
     worst = max(slow, key=lambda link: link.slowdown or 0.0)
+    if copying * (1 - 1 / (worst.slowdown or 1.0)) < _FELT * sum(signs.stages.values()):
+        return None
     rate = "" if worst.bytes_s is None else f" at {worst.bytes_s / 1e9:.1f} GB/s"
     ends = [name for link in slow for name in (link.producer, link.consumer)]
     common = max(sorted(set(ends)), key=ends.count)
     several = len(slow) > 1 and ends.count(common) == len(slow)
-    end = next((one for one in signs.engines if one.name == (common if several else worst.consumer)), None)
+    wanted = (common,) if several else (worst.consumer, worst.producer)
+    ends_of = [one for name in wanted for one in signs.engines if one.name == name]
     return Finding(
         cause="handoff_link_slow",
         stage="handoff",
@@ -170,7 +211,7 @@ def slow_link(signs: Signs) -> Finding | None:
                 sentence=f"A request waits {ms(moving)} for its KV.",
             ),
         ),
-        action=advice.no_work(end, signs, "see to the link") if end else Action(sentence="See to the link."),
+        action=advice.off_link(ends_of, signs),
         gain=share(moving * (1 - 1 / (worst.slowdown or 1.0)), sum(signs.stages.values())),
     )
 
@@ -178,13 +219,13 @@ def slow_link(signs: Signs) -> Finding | None:
 def straggler(signs: Signs) -> Finding | None:
     """Steps of one engine take longer than such steps do."""
     candidates = [engine for engine in signs.engines if engine.serves and engine.busy >= _WORKING]
-    found = [engine for engine in candidates if _is_slow(engine, candidates)]
+    found = [engine for engine in candidates if _is_slow(engine, candidates) and _matters(engine, signs)]
     if not found:
         return None
     worst = max(found, key=lambda engine: (engine.slowdown - 1) * engine.busy)
     stage, trouble = _slow_stage(worst, signs), worst.gpu_trouble
     starved = _starved(worst)
-    kind = "gpu" if trouble or not starved else "cpu"
+    kind = "cpu" if not trouble and (starved or not worst.now.gpus) else "gpu"
     why = trouble or _why_starved(worst) or "nothing that its GPUs or its cores tell explains it"
     evidence = [
         Evidence(
@@ -211,8 +252,10 @@ def straggler(signs: Signs) -> Finding | None:
             f"see to its GPU ({trouble})"
             if trouble
             else _relief(worst)
-            if kind == "cpu"
-            else "look at what else runs on its GPU",
+            if starved
+            else "look at what else runs on its GPU"
+            if worst.now.gpus
+            else "look at what else runs on its cores",
         ),
         gain=1 - 1 / worst.slowdown,
     )
@@ -263,8 +306,19 @@ def _share_of(measured: float, what: str, expected: float | None) -> Evidence:
 def _is_slow(engine: Engine, others: Sequence[Engine]) -> bool:
     rest = [other.slowdown for other in others if other is not engine and _alike(other, engine)]
     usual = max(1.0, statistics.median(rest)) if rest else 1.0
-    told = engine.gpu_trouble is not None or _starved(engine)
-    return engine.slowdown > (_SLOW if told else _SLOW_FOR_NO_REASON) * usual
+    if engine.gpu_trouble is not None or _starved(
+        engine
+    ):  # all of a kind may be slow together, and are no excuse for each other
+        return engine.slowdown > _SLOW * (usual if usual < _SLOW else 1.0)
+    return engine.slowdown > _SLOW_FOR_NO_REASON * usual
+
+
+def _matters(engine: Engine, signs: Signs) -> bool:
+    """To those who are hurt: a slow engine that does its work in time is not what they wait for."""
+    prompts = signs.ttft_late > 0 or signs.waits_too_long or signs.queue >= 1
+    tokens = engine.itl_s > signs.now.slo_itl_s or engine.full or engine.kv >= _NEARLY_FULL
+    waiting = engine.waiting + engine.fetching >= 1
+    return (engine.prefills and prompts) or (engine.decodes and (tokens or waiting))
 
 
 def _slow_stage(engine: Engine, signs: Signs) -> str:

@@ -17,6 +17,7 @@ from appliance.records import Action, Evidence
 _UNEVEN: Final = 1.5
 _LEAST_LOAD: Final = 0.3  # of its capacity: less is never too much
 _MORE: Final = 1.3  # times the requests that are usual
+_WARM_S: Final = 60.0  # from an engine's start
 _MISSED: Final = 0.15  # of the prompt tokens
 
 
@@ -95,10 +96,13 @@ def cache(signs: Signs) -> Finding | None:
 
 def _usual_hits(engine: Engine, signs: Signs, more: bool) -> float | None:
     """What its like find now; where it has none, what it found before, unless more is asked by now."""
+    if engine.now.in_state_s < _WARM_S:
+        return None  # its cache has only begun to fill
     others = [other.hits for other in signs.prefill if other is not engine and other.hits is not None]
-    if others:
-        return statistics.median(others)
-    return None if more else engine.hits_before
+    usual = [statistics.median(others)] if others else []
+    if engine.hits_before is not None and not more:
+        usual.append(engine.hits_before)
+    return max(usual, default=None)
 
 
 def _missed(engine: Engine, usual: float) -> bool:

@@ -12,6 +12,9 @@ from appliance.records import NodeSnapshot, Verdict
 
 _SEEN_FOR_S: Final = 1.0  # the same cause of the same engine, until it is said
 _CHANGED_FOR_S: Final = 2.5  # another one, until it takes the place of what was said
+_MOVED_FOR_S: Final = 5.0  # the same cause of another engine
+_FADES: Final = 0.5  # for each second in which something else is seen
+_MOST_S: Final = 10.0
 _UNKNOWN_FOR_S: Final = 4.0  # somebody is hurt and nothing tells why, until that is said
 _WELL_FOR_S: Final = 5.0  # nobody is hurt, until it is over
 
@@ -19,7 +22,7 @@ Key = tuple[str, str]
 
 
 class Diagnoser:
-    """Is given each snapshot, and says what holds the node back."""
+    """Is given each snapshot, and says what holds the node back. Time is the snapshots' ``uptime_s``: no clock that somebody can set."""
 
     def __init__(self, share: float) -> None:
         """``share``: of requests that must meet the targets."""
@@ -27,49 +30,60 @@ class Diagnoser:
         self._window: deque[NodeSnapshot] = deque()
         self._verdict: Verdict | None = None
         self._said: Key | None = None
-        self._candidate: Key | None = None
-        self._candidate_since = 0.0
+        self._seen: dict[Key, float] = {}  # for how long each has been seen; what is not seen fades
         self._well_since: float | None = None
 
     def __call__(self, snapshot: NodeSnapshot) -> Verdict:
         """The verdict as of this snapshot."""
-        if self._window and snapshot.time < self._window[-1].time:
-            self._window.clear()  # somebody has set the clock back
+        now = snapshot.uptime_s
+        if self._window and now < self._window[-1].uptime_s:
+            self._window.clear()  # it is of another node, or another life of it
+        since_last = min(now - self._window[-1].uptime_s, _SEEN_FOR_S) if self._window else 0.0
         self._window.append(snapshot)
-        while snapshot.time - self._window[0].time > signs.WINDOW_S:
+        while now - self._window[0].uptime_s > signs.WINDOW_S:
             self._window.popleft()
         judgement = judge(self._window, self._share, standing=self._said is not None)
-        self._verdict = self._steady(judgement, snapshot.time)
+        self._verdict = self._steady(judgement, snapshot, since_last)
         return self._verdict
 
-    def _steady(self, judgement: Judgement, now: float) -> Verdict:
+    def _steady(self, judgement: Judgement, snapshot: NodeSnapshot, since_last: float) -> Verdict:
         if judgement.hurt is None:
-            return self._is_well(now)
+            return self._is_well(snapshot, since_last)
         self._well_since = None
-        finding = judgement.finding
-        key = _key(finding)
-        if key != self._candidate:
-            self._candidate, self._candidate_since = key, now
-        seen_s = now - self._candidate_since
+        key = _key(judgement.finding)
+        self._see(key, since_last)
         if key == self._said and self._verdict is not None:
             return _said(judgement, self._verdict.since)
-        needed_s = _SEEN_FOR_S if self._said is None else _CHANGED_FOR_S
-        if finding is None:
-            needed_s = max(needed_s, _UNKNOWN_FOR_S)
-        if seen_s < needed_s:
-            return self._verdict or _ok(now)
+        if self._seen[key] < self._needed_s(key):
+            return self._verdict or _ok(snapshot.time)
         self._said = key
-        return _said(judgement, self._candidate_since)
+        return _said(judgement, snapshot.time - self._seen[key])
 
-    def _is_well(self, now: float) -> Verdict:
-        self._well_since = now if self._well_since is None else self._well_since
-        self._candidate = None
-        if self._said is not None and now - self._well_since < _WELL_FOR_S and self._verdict is not None:
-            return self._verdict
-        if self._said is not None or self._verdict is None:
-            self._said = None
-            return _ok(now)
-        return self._verdict
+    def _see(self, key: Key | None, since_last: float) -> None:
+        self._seen = {
+            other: seen_s - _FADES * since_last if other != key else min(_MOST_S, seen_s + since_last)
+            for other, seen_s in self._seen.items()
+            if other == key or seen_s > _FADES * since_last
+        }
+        if key is not None:
+            self._seen.setdefault(key, 0.0)
+
+    def _needed_s(self, key: Key) -> float:
+        if key == _NOTHING:
+            return _UNKNOWN_FOR_S
+        if self._said is None:
+            return _SEEN_FOR_S
+        return _MOVED_FOR_S if self._said[0] == key[0] else _CHANGED_FOR_S
+
+    def _is_well(self, snapshot: NodeSnapshot, since_last: float) -> Verdict:
+        self._well_since = snapshot.uptime_s if self._well_since is None else self._well_since
+        self._see(None, since_last)
+        if self._said is not None and self._verdict is not None:
+            if snapshot.uptime_s - self._well_since < _WELL_FOR_S:
+                return self._verdict
+            self._said, self._seen = None, {}
+            return _ok(snapshot.time)
+        return self._verdict or _ok(snapshot.time)
 
 
 _NOTHING: Final[Key] = ("", "")

@@ -35,6 +35,7 @@ class _Totals(msgspec.Struct):
     total: int = 0
     ok: int = 0
     failed: int = 0
+    refused: int = 0
     cancelled: int = 0
     split: int = 0
     retried: int = 0
@@ -159,6 +160,7 @@ class Router:
             timeout_s = wire.timeout_s(request.headers, self._desk.config.request_timeout_s)
         except RequestError:
             self._totals.failed += 1
+            self._totals.refused += 1
             raise
         trace = self._timelines.begin(request.id, route.path, plan.stream, time.monotonic_ns())
         exchange = Exchange(self._desk, plan, request, reply, trace, timeout_s)
@@ -188,6 +190,7 @@ class Router:
         totals = self._totals
         totals.ok += trace.outcome == "ok"
         totals.failed += trace.outcome == "failed"
+        totals.refused += trace.outcome == "failed" and 400 <= (trace.status or 0) < 500
         totals.cancelled += trace.outcome == "cancelled"
         totals.split += trace.split
         totals.retried += trace.attempts > 1

@@ -179,6 +179,7 @@ class SimulatedNode:
     def ask(self, asked: Asked) -> None:
         """A request arrives now."""
         number = next(self._number)
+        self._counts["total"] += 1
         trace = self.timelines.begin(f"r{number}", "/v1/completions", True, self.clock.now_ns)
         Request(self, asked, trace, f"r{number}").begin()
 
@@ -344,7 +345,6 @@ class SimulatedNode:
             self._requests[key] = request
 
     def answer(self, answered: Answered) -> None:
-        self._counts["total"] += 1
         self._counts["ok" if answered.error is None else "failed"] += 1
         self._counts["split"] += answered.split
         self._on_answer(answered)

@@ -22,6 +22,7 @@ from appliance.records import (
     GpuProcess,
     GpuSnapshot,
     HostReading,
+    Lately,
     NodeSnapshot,
     QueueSnapshot,
     SupervisorSnapshot,
@@ -64,7 +65,7 @@ def late(at_s: float, depth: int = 40, slowdown: float = 1.0) -> NodeSnapshot:
     prefill = made.engine("e0", busy=1.0, slowdown=slowdown, waiting=3, max_running=64, token_budget=8192)
     decode = made.engine("e1", made.Role.DECODE, busy=0.9, slowdown=1.0, running=30, max_running=64)
     queue = QueueSnapshot(depth=depth, capacity=1024, oldest_s=5.0 if depth else None)
-    return replace(made.node((prefill, decode), 0, queue=queue), time=at_s)
+    return replace(made.node((prefill, decode), 0, queue=queue), time=at_s, uptime_s=at_s)
 
 
 def test_what_was_seen_once_is_no_verdict_and_what_is_over_is_gone() -> None:
@@ -95,31 +96,35 @@ def test_an_engine_gets_less_of_the_work_where_others_can_take_it_and_has_it_not
     def action(weight: float) -> Action | None:
         queue = QueueSnapshot(depth=40, capacity=1024, oldest_s=5.0)
         engines = (replace(slow, weight=weight), decode, like)
-        finding = judge([replace(made.node(engines, 0, queue=queue), time=100.0)], 0.95).finding
+        finding = judge([replace(made.node(engines, 0, queue=queue), time=100.0, uptime_s=100.0)], 0.95).finding
         return finding.action if finding is not None else None
 
     assert (found := action(1.0)) is not None
     assert (found.call, found.order and found.order.weight) == ('POST /api/engines/e0/weight {"weight": 0.5}', 0.5)
     assert (again := action(0.5)) is not None
-    assert (again.order, "less of the work already" in again.sentence) == (None, True)
+    assert (again.order, "as little of the work as it can do" in again.sentence) == (None, True)
 
 
 def test_only_an_engine_that_can_be_spared_gets_another_role() -> None:
-    def action(running: int) -> Action | None:
+    def action(running: int, room: float) -> Action | None:
         others = [
             made.engine(f"e{n}", made.Role.DECODE, busy=0.9, slowdown=1.0, running=running, max_running=64)
             for n in (1, 2)
         ]
-        others = [replace(one, kv_usage=0.1, waiting=0, fetching=0) for one in others]
+        others = [replace(one, kv_usage=0.1, waiting=0, fetching=0, room=room) for one in others]
         prefill = made.engine("e0", busy=1.0, slowdown=1.0, waiting=3, token_budget=8192)
         queue = QueueSnapshot(depth=40, capacity=1024, oldest_s=5.0)
-        finding = judge([replace(made.node((prefill, *others), 0, queue=queue), time=100.0)], 0.95).finding
+        finding = judge(
+            [replace(made.node((prefill, *others), 0, queue=queue), time=100.0, uptime_s=100.0)], 0.95
+        ).finding
         return finding.action if finding is not None else None
 
-    assert (found := action(4)) is not None
+    assert (found := action(4, 3.0)) is not None
     assert found.call == 'POST /api/engines/e1/role {"role": "prefill"}'
-    assert (busy := action(40)) is not None
+    assert (busy := action(40, 3.0)) is not None
     assert (busy.order, "Send fewer requests" in busy.sentence) == (None, True)
+    assert (late_already := action(4, 1.1)) is not None
+    assert late_already.order is None, "the other one could not decode for both in time"
 
 
 def window(
@@ -245,7 +250,7 @@ def test_a_clock_that_is_set_back_makes_no_failures() -> None:
     diagnose = Diagnoser(0.95)
     diagnose(late(1000.0, depth=0))
     failed = replace(late(100.0, depth=0), requests=made.RequestCounts(total=9, failed=9))
-    assert [diagnose(replace(failed, time=100 + n / 2)).state for n in range(12)] == ["ok"] * 12
+    assert [diagnose(replace(failed, uptime_s=100 + n / 2)).state for n in range(12)] == ["ok"] * 12
 
 
 def test_an_engine_that_is_gone_is_told_of_though_nobody_is_hurt() -> None:
@@ -258,7 +263,7 @@ def test_an_engine_that_is_gone_is_told_of_though_nobody_is_hurt() -> None:
 def test_whoever_is_hurt_for_no_known_reason_is_told_that_nothing_tells() -> None:
     idle = replace(made.node((made.engine("e0"),), 0), queue=QueueSnapshot(depth=3, oldest_s=9.0))
     diagnose = Diagnoser(0.95)
-    said = [diagnose(replace(idle, time=100 + n / 2)) for n in range(20)]
+    said = [diagnose(replace(idle, uptime_s=100 + n / 2)) for n in range(20)]
     assert said[2].state == "ok"
     assert (said[-1].state, said[-1].cause, said[-1].engine) == ("unknown", None, None)
 
@@ -322,3 +327,69 @@ def test_the_terminal_says_the_same() -> None:
 def test_an_interval_holds_its_share() -> None:
     low, high = wilson(86, 95)
     assert 0.82 < low < 86 / 95 < high < 0.96
+
+
+def wait(at_s: float, first_tokens: int, share: float, **more: object) -> NodeSnapshot:
+    """A node of which so many first tokens have come lately, a share of them late."""
+    lately = Lately(first_tokens=first_tokens, ttft_late=share, ttft_s=1.0)
+    engines = (made.engine("e0", busy=1.0, waiting=2), made.engine("e1", made.Role.DECODE))
+    queue = QueueSnapshot(depth=2, capacity=1024, oldest_s=0.5)
+    return replace(made.node(engines, 0, queue=queue, lately=lately), time=at_s, uptime_s=at_s, **more)
+
+
+def test_one_late_answer_of_few_tells_nothing_and_many_do() -> None:
+    assert judge([wait(100.0, 1, 1.0)], 0.95).hurt is None
+    assert judge([wait(97.0, 20, 0.05), wait(100.0, 20, 0.1)], 0.95).hurt is None, "chance would have it so"
+    assert judge([wait(100.0, 40, 0.25)], 0.95).hurt is not None
+    few = [wait(100.0 + 3 * n, 2, 1.0) for n in range(4)]
+    assert judge(few, 0.95).hurt is not None, "all of eight within some seconds"
+
+
+def test_what_clients_ask_wrongly_is_no_failure_of_the_node() -> None:
+    before = wait(95.0, 20, 0.0, requests=made.RequestCounts(total=100, ok=100))
+    wrong = wait(100.0, 20, 0.0, requests=made.RequestCounts(total=120, ok=110, failed=10, refused=10))
+    assert judge([before, wrong], 0.95).hurt is None
+    broken = wait(100.0, 20, 0.0, requests=made.RequestCounts(total=120, ok=110, failed=10))
+    assert judge([before, broken], 0.95).hurt == "50% of the requests fail"
+
+
+def test_an_engine_that_rests_is_asked_back_where_it_is_missed() -> None:
+    rests = made.engine("e2", state=EngineState.DRAINING, busy=0.0, waiting=0)
+    snapshot = late(100.0)
+    finding = judge([replace(snapshot, engines=(*snapshot.engines, rests))], 0.95).finding
+    assert finding is not None
+    assert (finding.cause, finding.engines) == ("prefill_saturated", ("e0",)), "and e0 is no skew of it"
+    assert finding.action.call == "POST /api/engines/e2/resume"
+
+
+def test_a_slow_engine_that_is_in_time_is_not_what_others_wait_for() -> None:
+    snapshot = late(100.0)
+    slow = replace(snapshot.engines[1], slowdown=1.6, itl_s=0.001, kv_usage=0.2, waiting=0, fetching=0)
+    finding = judge([replace(snapshot, engines=(snapshot.engines[0], slow))], 0.95).finding
+    assert finding is not None
+    assert finding.cause == "prefill_saturated"
+
+
+def test_all_engines_that_are_hot_at_once_are_no_excuse_for_each_other() -> None:
+    hot = made.large(0).gpus[2]
+    engines = [made.engine(f"e{n}", busy=1.0, slowdown=1.5, waiting=3) for n in (0, 2)]
+    gpus = tuple(replace(hot, uuid=f"GPU-{one.name}", engine=one.name) for one in engines)
+    snapshot = late(100.0)
+    finding = judge([replace(snapshot, engines=(*engines, snapshot.engines[1]), gpus=gpus)], 0.95).finding
+    assert finding is not None
+    assert (finding.cause, set(finding.engines)) == ("prefill_straggler_gpu", {"e0", "e2"})
+
+
+def test_a_trouble_that_comes_and_goes_is_said_all_the_same() -> None:
+    diagnose = Diagnoser(0.95)
+    said = [diagnose(late(100 + n / 2, depth=0 if n % 3 == 2 else 40)).state for n in range(24)]
+    assert "bottleneck" in said
+    assert "ok" not in said[said.index("bottleneck") :]
+
+
+def test_an_engine_told_to_start_again_has_not_crashed() -> None:
+    again = made.engine("e1", state=EngineState.STARTING, restarts=1, cause=None)
+    assert judge([made.node((made.engine("e0"), again), 0)], 0.95).finding is None
+    crashed = replace(again, cause="ended by SIGSEGV")
+    assert (found := judge([made.node((made.engine("e0"), crashed), 0)], 0.95).finding) is not None
+    assert found.cause == "engine_crashed"
