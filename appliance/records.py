@@ -84,6 +84,7 @@ class EngineSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     slowdown: float | None = None  # time that these took, of what such steps take on engines that are well
     step_prompt_tokens: float | None = None  # of a step with prompt tokens, mean
     step_decode_tokens: float | None = None  # of a step with decode tokens, mean
+    fuller: float | None = None  # prompt tokens/s in full steps, times those in half-full ones; 1: more brings nothing
     itl_s: float | None = None  # from one step with decode tokens to the next, mean over their tokens
     itl_late: float | None = None  # share of these tokens whose step came later than the target
     room: float | None = None  # times what it decodes now that it could decode in time, predicted; 1: just so much
@@ -344,6 +345,10 @@ class Lately(msgspec.Struct, frozen=True, kw_only=True):
     ttft_s: float | None = None  # mean
     stages: tuple[Stage, ...] = ()  # means; they sum to ``ttft_s``
     prompt_tokens: float | None = None  # mean
+    behind_long: float | None = (
+        None  # of the time that late ones waited for an engine, the share behind prompts many times as long
+    )
+    long_tokens: float | None = None  # of such prompts, mean
 
 
 class Evidence(msgspec.Struct, frozen=True, kw_only=True):

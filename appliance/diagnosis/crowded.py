@@ -1,4 +1,4 @@
-"""There is not enough: KV, places, or engines for what is asked. Pure.
+"""There is not enough to decode with: KV, places, or engines for what is asked. Pure.
 
 Each test says what speaks for its cause and what to do, or None where it is not so. Thresholds are of two kinds: what is material to a
 request, and what is beyond the noise of a figure. They were chosen on the tuning seeds of ``bench/diagnosis``.
@@ -10,12 +10,11 @@ from collections.abc import Sequence
 from typing import Final
 
 from appliance.diagnosis import advice
-from appliance.diagnosis.finding import Finding, first, load, ms, names
+from appliance.diagnosis.finding import Finding, first, ms, names
 from appliance.diagnosis.signs import Engine, Signs
 from appliance.records import Action, Evidence
 
 _FULL: Final = 0.95  # of KV
-_SATURATED: Final = 0.9  # of the time
 _SOME: Final = 0.02  # of the tokens
 _IDLE: Final = 0.3
 _FEWER: Final = 0.75
@@ -100,52 +99,6 @@ def no_places(signs: Signs) -> Finding | None:
     )
 
 
-def _section(engine: Engine) -> str:
-    """Of the configuration, whose arguments it has been started with."""
-    return "[engine]" if engine.prefills else "[engine.decode]"
-
-
-def prefill_saturated(signs: Signs) -> Finding | None:
-    """All engines that prefill do so all of the time."""
-    pool = signs.prefill
-    if not pool or min(engine.busy for engine in pool) < _SATURATED or signs.queue + sum(e.waiting for e in pool) < 1:
-        return None
-    others = [engine for engine in signs.decode if not engine.prefills]
-    idle = (
-        bool(others) and max(load(engine, "decode") for engine in others) < _IDLE and max(e.kv for e in others) < _IDLE
-    )
-    rate = sum(engine.prompt_tokens_s for engine in pool)
-    return Finding(
-        cause="pool_imbalance" if idle and len(others) > 1 else "prefill_saturated",
-        stage="prefill",
-        sentence=(
-            f"{names(pool)} prefill all of the time, {rate:,.0f} tokens/s, and {signs.queue:.0f} requests wait"
-            + (f", while {names(others)} have little to decode." if idle else ": more is asked than they can do.")
-        ),
-        confidence=0.85,
-        engines=tuple(engine.name for engine in pool),
-        evidence=(
-            Evidence(
-                measured=min(engine.busy for engine in pool),
-                expected=0.75,
-                unit="of the time",
-                sentence=f"Prefill engines are busy {min(engine.busy for engine in pool):.0%} of the time or more.",
-            ),
-            Evidence(
-                measured=signs.queue,
-                expected=0.0,
-                unit="requests",
-                sentence=f"{signs.queue:.0f} requests wait, {signs.queue_growth_s:+.1f} per second.",
-            ),
-        ),
-        action=advice.resume(signs, "prefill")
-        or advice.re_role(signs, "prefill")
-        or Action(
-            sentence="Send fewer requests, or add an engine that prefills: all that there are have as much as they can do."
-        ),
-    )
-
-
 def decode_saturated(signs: Signs) -> Finding | None:
     """Tokens come late because too many are decoded at once, and no engine is slower than it should be."""
     pool = [engine for engine in signs.decode if engine.itl_s > signs.now.slo_itl_s]
@@ -188,3 +141,8 @@ def decode_saturated(signs: Signs) -> Finding | None:
             setting=f"{_section(worst)} args: --max-num-seqs {max(1, int(worst.running * 0.8))}",
         ),
     )
+
+
+def _section(engine: Engine) -> str:
+    """Of the configuration, whose arguments it has been started with."""
+    return "[engine]" if engine.prefills else "[engine.decode]"

@@ -11,7 +11,7 @@ from typing import Final
 
 import msgspec
 
-from appliance.diagnosis import crowded, signs, slow, uneven
+from appliance.diagnosis import crowded, prompts, signs, slow, uneven
 from appliance.diagnosis.finding import Finding
 from appliance.diagnosis.signs import Signs
 from appliance.records import NodeSnapshot
@@ -23,10 +23,13 @@ TESTS: Final[tuple[Test, ...]] = (
     slow.slow_link,
     slow.straggler,
     crowded.kv_full,
+    prompts.kv_pinned,
     crowded.no_places,
     uneven.skew,
     uneven.cache,
-    crowded.prefill_saturated,
+    prompts.long_prompts,
+    prompts.budget_small,
+    prompts.prefill_saturated,
     crowded.decode_saturated,
 )
 _SOME: Final = 3  # of which one alone tells nothing

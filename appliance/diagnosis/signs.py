@@ -35,6 +35,7 @@ class Engine(msgspec.Struct, frozen=True, kw_only=True):
     waiting: float
     running: float
     fetching: float
+    busy_before: float  # over the last half minute
     full: bool  # as many run as there are places
     preemptions_s: float
     itl_s: float  # mean; 0 where it decodes nothing
@@ -87,6 +88,7 @@ class Signs(msgspec.Struct, frozen=True, kw_only=True):
     queue: float
     queue_growth_s: float  # per second
     stages: dict[str, float]  # mean seconds of the requests whose first token came lately
+    behind_long: float  # of the time that late ones waited to be prefilled, the share behind a few very long prompts
     prompt_tokens: float | None  # of a request, mean
     prompt_tokens_before: float | None  # in the times with the shorter ones
     split: bool
@@ -136,6 +138,7 @@ def read(window: Sequence[NodeSnapshot]) -> Signs:
         queue=_mean([float(one.queue.depth) for one in lately]) or 0.0,
         queue_growth_s=_slope([(one.uptime_s, float(one.queue.depth)) for one in trend]),
         stages=_stages(latest.stages if latest else ()),
+        behind_long=_mean([one.behind_long for one in told if one.behind_long is not None]) or 0.0,
         prompt_tokens=latest.prompt_tokens if latest else None,
         prompt_tokens_before=_low(
             [one.lately.prompt_tokens for one in before if one.lately and one.lately.prompt_tokens]
@@ -174,6 +177,9 @@ def _engine(
 ) -> Engine:
     mine = [found for one in lately if (found := _of(one, now))]
     older = [found for one in before if (found := _of(one, now))]
+    older_than_few = [
+        found for one in before if trend[-1].uptime_s - one.uptime_s <= _USUAL_S and (found := _of(one, now))
+    ]
     first = next((found for one in trend if (found := _of(one, now))), now)
     seconds = max(1e-3, trend[-1].uptime_s - trend[0].uptime_s)
     slots = now.max_running
@@ -181,6 +187,7 @@ def _engine(
     return Engine(
         now=now,
         busy=_of_all(mine, "busy"),
+        busy_before=_of_all([*older_than_few, *mine], "busy"),
         slowdown=now.slowdown if now.slowdown is not None else 1.0,
         kv=_of_all(mine, "kv_usage"),
         waiting=_of_all(mine, "waiting"),

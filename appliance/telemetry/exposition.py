@@ -73,6 +73,11 @@ _ENGINE_GAUGES: Final[tuple[tuple[str, str, _Read], ...]] = (
     ("step_decode_tokens", "Of a step with decode tokens, mean.", lambda e: e.step_decode_tokens),
     ("itl_seconds", "From one step with decode tokens to the next, mean over their tokens.", lambda e: e.itl_s),
     ("itl_late_ratio", "Share of these tokens whose step came later than the target.", lambda e: e.itl_late),
+    (
+        "budget_gain_ratio",
+        "Prompt tokens per second in full steps, times those in half-full ones, predicted.",
+        lambda e: e.fuller,
+    ),
     ("decode_room_ratio", "Times what it decodes now that it could decode in time, predicted.", lambda e: e.room),
     ("kv_blocks_leased", "KV blocks that are held for others, as the engine tells.", lambda e: e.leased_blocks),
     ("api_delay_seconds", "From a first token to its bytes, mean.", lambda e: e.api_delay_s),

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 
 _NS: Final = 1e-9
 _WINDOW_NS: Final = int(LATELY_S * 1e9)
+_LONG: Final = 8  # times the usual prompt
+_LONG_KEPT: Final = 64
+_ENOUGH: Final = 20  # prompts, to say which length is usual
 _KEPT: Final = 300  # of them, the newest: enough for a mean
 
 
@@ -20,9 +23,19 @@ class Begun:
 
     def __init__(self) -> None:
         self._traces: deque[tuple[int, Trace]] = deque(maxlen=_KEPT)
+        self._prompts: deque[int] = deque(maxlen=_KEPT)
+        self._usual: int | None = None  # tokens of a prompt, median
+        self._long: deque[Trace] = deque(maxlen=_LONG_KEPT)
+
+    def scheduled(self, trace: Trace) -> None:
+        """An engine has begun with a prompt."""
+        if trace.prompt_tokens and self._usual and trace.prompt_tokens >= _LONG * self._usual:
+            self._long.append(trace)
 
     def add(self, trace: Trace, now_ns: int) -> None:
         self._traces.append((now_ns, trace))
+        if trace.prompt_tokens:
+            self._prompts.append(trace.prompt_tokens)
 
     def lately(self, now_ns: int, ttft_target_s: float) -> Lately:
         """Means, and the share that came late."""
@@ -31,6 +44,12 @@ class Begun:
         if not ttfts:
             return Lately(first_tokens=0)
         prompts = [trace.prompt_tokens for trace in traces if trace.prompt_tokens]
+        if len(self._prompts) >= _ENOUGH:
+            self._usual = sorted(self._prompts)[len(self._prompts) // 2]
+        late = [trace for trace in traces if (trace.ttft_ns or 0) * _NS > ttft_target_s and trace not in self._long]
+        waited_ns = sum(end - begin for begin, end in map(_wait, late))
+        behind_ns = sum(self._behind_ns(trace, now_ns) for trace in late)
+        long = [trace.prompt_tokens for trace in self._long if trace.prompt_tokens]
         sums: dict[str, float] = {}
         for trace in traces:
             for stage in trace.stages(now_ns):
@@ -41,7 +60,16 @@ class Begun:
             ttft_s=sum(ttfts) / len(ttfts),
             stages=tuple(Stage(name, sums[name] / len(traces)) for name in STAGES if name in sums),
             prompt_tokens=sum(prompts) / len(prompts) if prompts else None,
+            behind_long=behind_ns / waited_ns if waited_ns else None,
+            long_tokens=sum(long) / len(long) if long else None,
         )
+
+    def _behind_ns(self, trace: Trace, now_ns: int) -> int:
+        """Of its wait, while the engine that it waited for computed a prompt many times as long as is usual."""
+        begin, end = _wait(trace)
+        engine = trace.prefill_engine or trace.decode_engine
+        spells = [_prefill(one, now_ns) for one in self._long if engine == (one.prefill_engine or one.decode_engine)]
+        return min(end - begin, sum(max(0, min(end, until) - max(begin, since)) for since, until in spells))
 
     def api_delays(self, now_ns: int) -> dict[str, float]:
         """By the engine that answered: seconds from its first token to that token's bytes, mean."""
@@ -56,3 +84,17 @@ class Begun:
         while self._traces and now_ns - self._traces[0][0] > _WINDOW_NS:
             self._traces.popleft()
         return [trace for _, trace in self._traces]
+
+
+def _wait(trace: Trace) -> tuple[int, int]:
+    """From its arrival until an engine began with it."""
+    marks = trace.marks
+    return marks.arrived, marks.arrived if marks.scheduled is None else max(marks.arrived, marks.scheduled)
+
+
+def _prefill(trace: Trace, now_ns: int) -> tuple[int, int]:
+    """While an engine computed its prompt."""
+    marks = trace.marks
+    begun = now_ns if marks.scheduled is None else marks.scheduled
+    done = marks.kept or marks.made or marks.first_token or now_ns
+    return begun, max(begun, done)

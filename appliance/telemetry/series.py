@@ -43,6 +43,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     itl_s: float | None
     itl_late: float | None
     room: float | None
+    fuller: float | None
 
 
 class _Made(msgspec.Struct):
@@ -126,7 +127,19 @@ class Series:
             itl_s=itl_s,
             itl_late=late / tokens if tokens else None,
             room=self._room(made, itl_s, itl_target_s),
+            fuller=self._fuller(made),
         )
+
+    def _fuller(self, made: Sequence[_Made]) -> float | None:
+        """What steps of the whole token budget do, of what such of half of it do; by what steps like the latest take."""
+        steps = [one.step for one in made if one.step.prompt_tokens]
+        if not steps or self.core is None:
+            return None
+        prompts = sum(step.prompt_tokens for step in steps)
+        context = sum(step.context_tokens for step in steps) / prompts
+        budget = self.core.max_batched_tokens
+        whole_s, half_s = (self._model.guessed_s(tokens, 0, context * tokens) for tokens in (budget, budget / 2))
+        return 2 * half_s / whole_s if whole_s and half_s else None
 
     def _room(self, made: Sequence[_Made], itl_s: float | None, target_s: float) -> float | None:
         """How many times what it decodes now it could decode in time, by what steps of other sizes take; see ``_fits``."""

@@ -253,6 +253,8 @@ class Trace:
             marks.decode_scheduled = message.at_ns if marks.decode_scheduled is None else marks.decode_scheduled
         elif marks.scheduled is None:
             marks.scheduled = message.at_ns
+            self.prompt_tokens = message.prompt_tokens or self.prompt_tokens
+            self._owner.begun.scheduled(self)
         self.prompt_tokens = message.prompt_tokens or self.prompt_tokens
         self._call(key, message)
 

@@ -8,6 +8,7 @@ from typing import Final
 import msgspec
 
 from appliance.config import SloConfig
+from appliance.records import Order, OrderKind
 from appliance.simulator.scenario import Engines, Hardware, Misfortune, Model, RoleSettings, Scenario
 from appliance.simulator.traffic import Lengths, Traffic
 
@@ -93,6 +94,7 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
     engines: Engines | None = None  # settings from the beginning, other than the node's
     traffic: Traffic | None = None  # other than the node's
     world: World = USUAL
+    orders: tuple[Order, ...] = ()  # given at the beginning
 
     @property
     def severity(self) -> float | None:
@@ -119,8 +121,15 @@ _CAUSES: Final = {
     "skew": "routing_skew",
 }
 _FAULTS: Final = ("clocks", "ecc", "cpu", "kv", "frontend", "hang", "crash", "link", "cache", "skew")
-_LOADS: Final = ("long prompts", "long answers", "few places")
-_PAIRS: Final = (("clocks", "ecc"), ("cpu", "kv"), ("frontend", "clocks"), ("ecc", "crash"))
+_LOADS: Final = ("long prompts", "long answers", "few places", "small budget")
+_BUDGETS: Final = {
+    "gpt-oss 4p4d": (96, 128),
+    "llama 3p1d@tp2": (80, 104),
+    "llama 2p2d@tp2 chats": (64, 96),
+    "gpt-oss 1p1d@tp4": (96, 128),
+}
+_PAIRS: Final = (("clocks", "ecc"), ("cpu", "kv"), ("frontend", "clocks"), ("crash", "ecc"))
+_ONCE: Final = ("hang", "crash")  # and over when the engine is back
 
 
 def cases(seeds: range, world: World = USUAL) -> list[Case]:
@@ -144,7 +153,7 @@ def doubles(seeds: range, world: World = USUAL) -> list[Case]:
 
 
 def healthy(seeds: range, world: World = USUAL) -> list[Case]:
-    """Nothing is done; and what may look as if: bursts, a rate that goes up and down, an engine that is given more of the work."""
+    """Nothing is done; and what may look as if: bursts, a rate that goes up and down, an engine with more of the work, or with none."""
     return [
         Case(
             node=node,
@@ -152,6 +161,7 @@ def healthy(seeds: range, world: World = USUAL) -> list[Case]:
             name=name,
             traffic=msgspec.structs.replace(NODES[node].traffic, rate=share * NODES[node].traffic.rate, **more),
             world=world,
+            orders=_ORDERS.get(name, ()) if "1p1d" not in node else (),
         )
         for seed in seeds
         for node in NODES
@@ -164,7 +174,15 @@ _CALM: Final[tuple[tuple[str, float, dict[str, float]], ...]] = (
     ("bursts", 0.65, {"burstiness": 2.5}),
     ("ramps", 0.65, {"swing": 0.4, "period_s": 200.0}),
     ("little", 0.05, {}),
+    ("uneven", 0.6, {}),  # the first engine is given half as much again as its like
+    ("drained", 0.4, {}),  # the first engine takes nothing, where another one can do without it
 )
+
+
+_ORDERS: Final = {
+    "uneven": (Order(kind=OrderKind.WEIGHT, engine="e0", weight=1.5),),
+    "drained": (Order(kind=OrderKind.DRAIN, engine="e0"),),
+}
 
 
 def _kinds(node: str) -> tuple[str, ...]:
@@ -196,7 +214,7 @@ def _case(node: str, seed: int, kind: str, chance: random.Random, world: World) 
 
 def _double(node: str, seed: int, kinds: tuple[str, str], chance: random.Random, world: World) -> Case:
     first, second = (_fault(node, kind, chance) for kind in kinds)
-    stays = msgspec.structs.replace(second[0], until_s=ONSET_S + _STAYS_S)
+    stays = msgspec.structs.replace(second[0], until_s=None if kinds[1] in _ONCE else ONSET_S + _STAYS_S)
     return Case(
         node=node,
         seed=seed,
@@ -209,6 +227,7 @@ def _double(node: str, seed: int, kinds: tuple[str, str], chance: random.Random,
 
 def _fault(node: str, kind: str, chance: random.Random) -> tuple[Misfortune, Truth]:
     prefill, decode = _pools(node)
+    # Where it hurts: prompts are bound by arithmetic, decoding by memory.
     pools = {"clocks": prefill, "cache": prefill, "link": prefill, "ecc": decode, "kv": decode, "frontend": decode}
     pool = pools.get(kind, prefill + decode)
     if kind == "skew":  # of one engine among several
@@ -222,7 +241,7 @@ def _fault(node: str, kind: str, chance: random.Random) -> tuple[Misfortune, Tru
         kind=kind,
         severity=round(chance.uniform(low, high), 4),
         at_s=ONSET_S,
-        until_s=None if kind in ("hang", "crash") else ONSET_S + FAULT_S,
+        until_s=None if kind in _ONCE else ONSET_S + FAULT_S,
         peer=peer,
     )
     return fault, Truth(causes=_causes(kind, stages), engines=(engine,) if peer is None else (engine, peer))
@@ -238,6 +257,10 @@ def _load(node: str, seed: int, kind: str, chance: random.Random, world: World) 
     """Nothing is broken: too much of something is asked, or the settings do not fit it."""
     prefill, decode = _pools(node)
     rate = NODES[node].traffic.rate
+    if kind == "small budget":  # from the beginning
+        small = Engines(prefill=RoleSettings(max_batched_tokens=chance.choice(_BUDGETS[node])))
+        truth = Truth(causes=("prefill_budget_small",), engines=tuple(prefill))
+        return Case(node=node, seed=seed, name=kind, engines=small, truths=(truth,), world=world)
     if kind == "long prompts":
         surge = Traffic(
             rate=rate * chance.uniform(0.3, 1.0), prompt=Lengths(median=5000, sigma=0.3), output=Lengths(median=8)

@@ -103,7 +103,7 @@ def play(
     case: Case, *, injected: bool = True, watched: bool = True, follow: bool = False, duration_s: float = ALL_S
 ) -> Played:
     """``injected`` False: the same traffic, and nothing is done to it. ``follow``: somebody does what verdicts advise."""
-    scenario = _scenario(case)
+    scenario = _scenario(case, injected)
     clock = VirtualClock()
     origin_ns = clock.now_ns
     clients = _Clients((scenario.slo.ttft_s, scenario.slo.itl_s), int(duration_s), origin_ns)
@@ -114,6 +114,8 @@ def play(
     if injected:
         _injure(node, clock, case)
     look = _Look(node, clock, scenario.slo.share, follow)
+    for order in case.orders:
+        look.remedies.apply(order, "bench")
     if watched:
         look()
     clock.run(origin_ns + int(duration_s * 1e9))
@@ -136,7 +138,7 @@ class _Look:
         self._origin_ns = clock.now_ns
         self._diagnose = Diagnoser(share)
         self._latest = node.snapshot()
-        self._remedies = Remedies(node, lambda: self._latest)
+        self.remedies = Remedies(node, lambda: self._latest)
         self._ordered_s = 0.0
         self.said: list[Said] = []
         self.named: dict[str, Counter[str]] = {rule: Counter() for rule in RULES}
@@ -151,7 +153,7 @@ class _Look:
             self.said.append(_said(at_s, verdict))
         if ONSET_S < at_s <= ONSET_S + FAULT_S:
             self._ask_others(snapshot)
-        if self._follow:
+        if self._follow and at_s > ONSET_S:
             self._do(verdict, at_s)
         self._clock.at(self._clock.now_ns + int(TICK_S * 1e9), self)
 
@@ -168,7 +170,7 @@ class _Look:
         if self.orders and at_s - self._ordered_s < _AGAIN_S:
             return
         try:
-            remedy = self._remedies.apply(order, "bench")
+            remedy = self.remedies.apply(order, "bench")
         except ActionError:
             return
         self._ordered_s = at_s
@@ -191,12 +193,12 @@ def _changed(last: Said, verdict: Verdict) -> bool:
     return (last.state, last.engine, last.cause) != (verdict.state, verdict.engine, verdict.cause)
 
 
-def _scenario(case: Case) -> Scenario:
+def _scenario(case: Case, injected: bool) -> Scenario:
     scenario = NODES[case.node]
     return replace(
         scenario,
         seed=case.seed,
-        engine=case.engines or scenario.engine,
+        engine=case.engines if case.engines and injected else scenario.engine,
         traffic=case.traffic or scenario.traffic,
     )
 

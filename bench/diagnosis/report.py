@@ -55,7 +55,7 @@ def markdown(report: Report) -> str:
         *_by_kind(hurt),
         "",
         *_confusion(hurt),
-        *_followed(hurt),
+        *_followed(report.scored),
         *_two(report.doubles),
         *_other_verdicts(calm),
         *_calm(report),

@@ -13,6 +13,7 @@ from bench.diagnosis.cases import FAULT_S, ONSET_S, Case
 from bench.diagnosis.play import Played, Said
 
 _IMPACT: Final = 0.10  # of the goodput: what costs less is no injection, but a hard negative
+_SOON_S: Final = 10.0  # from the first one hurt, until which nothing need have been said
 _SETTLED_S: Final = 15.0  # after the onset, from which on advice that was followed has had time to help
 
 Key = tuple[str, str | None, str | None]  # state, engine, cause
@@ -63,12 +64,14 @@ def score(played: Played, without: Played, followed: Played | None = None) -> Sc
     if case.surge is not None:  # what the surge itself asked counts, too
         before = _sum(played.asked, ONSET_S, end_s)
     after = _sum(played.good, ONSET_S, end_s)
-    during = _while(played.said, ONSET_S, end_s)
+    during = _while(played.said, ONSET_S, end_s, quiet_from_s=(played.impact_s or ONSET_S) + _SOON_S)
     longest = max(during, key=during.__getitem__, default=("ok", None, None))
     said = next((one for one in reversed(played.said) if _key(one) == longest), None)
-    first = next((one.at_s for one in played.said if one.at_s > ONSET_S and _right(case, one)), None)
+    at_onset = next(one for one in reversed(played.said) if one.at_s <= ONSET_S)
+    later = next((one.at_s for one in played.said if one.at_s > ONSET_S and _right(case, one)), None)
+    first = ONSET_S if _right(case, at_onset) else later
     over = [one for one in played.said if one.at_s >= ONSET_S]
-    well = next((one.at_s for one in reversed(over) if one.state == "ok"), None)
+    well = played.said[-1].at_s if played.said[-1].state == "ok" and over else None
     engines = {engine for truth in case.truths for engine in truth.engines}
     return Scored(
         node=case.node,
@@ -132,7 +135,7 @@ def _right(case: Case, said: Said) -> bool:
 def _second(played: Played) -> bool:
     """Whether the fault that stayed was what stood longest, from ten seconds after the end of the other."""
     until_s = played.case.faults[1].until_s or math.inf
-    during = _while(played.said, ONSET_S + FAULT_S + 10, until_s)
+    during = _while(played.said, ONSET_S + FAULT_S + 10, until_s, quiet_from_s=ONSET_S + FAULT_S + 10)
     _, engine, cause = max(during, key=during.__getitem__, default=("ok", None, None))
     return played.case.truths[1].is_said(engine, cause)
 
@@ -151,13 +154,13 @@ def _key(said: Said) -> Key:
     return said.state, said.engine, said.cause
 
 
-def _while(said: Sequence[Said], begin_s: float, end_s: float) -> Counter[Key]:
-    """Milliseconds for which each verdict but ``ok`` stood."""
+def _while(said: Sequence[Said], begin_s: float, end_s: float, quiet_from_s: float) -> Counter[Key]:
+    """Milliseconds for which each verdict stood; silence counts as one from ``quiet_from_s`` on."""
     found: Counter[Key] = Counter()
     for number, one in enumerate(said):
         until = said[number + 1].at_s if number + 1 < len(said) else math.inf
-        overlap = min(until, end_s) - max(one.at_s, begin_s)
-        if overlap > 0 and one.state != "ok":
+        overlap = min(until, end_s) - max(one.at_s, quiet_from_s if one.state == "ok" else begin_s)
+        if overlap > 0:
             found[_key(one)] += round(overlap * 1000)
     return found
 
