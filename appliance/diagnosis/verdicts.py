@@ -93,12 +93,18 @@ _SAME: Final = {"pool_imbalance": "saturated", "prefill_saturated": "saturated",
 """Whether others have little to do meanwhile changes what to do, and is no other bottleneck."""
 
 
+_SHARED: Final = ("prefill_budget_small", "long_prompt_blocking", "handoff_decode_admission")
+"""All engines of a role have these: which of them has most of it for a moment is no other bottleneck."""
+
+
 def _key(finding: Finding | None) -> Key:
     """What makes it another verdict."""
     if finding is None:
         return _NOTHING
     if finding.cause in _SAME:
         return _SAME[finding.cause], finding.stage
+    if finding.cause in _SHARED:
+        return finding.cause, finding.stage
     return finding.cause, ("/".join(finding.link) if finding.link else finding.engines[0] if finding.engines else "")
 
 

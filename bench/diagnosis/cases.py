@@ -59,6 +59,14 @@ NODES: Final = {
         traffic=Traffic(rate=18, prompt=Lengths(median=1500, sigma=0.5), output=Lengths(median=250, sigma=0.5)),
         slo=SloConfig(ttft_s=1.0, itl_s=0.02),
     ),
+    "llama 1p1d@tp4": Scenario(
+        layout="1p1d@tp4",
+        hardware=Hardware(gpu="h100"),
+        model=Model(config="llama-3.3-70b-fp8"),
+        engine=Engines(max_model_len=131_072),
+        traffic=Traffic(rate=6, prompt=Lengths(median=800, sigma=0.5), output=Lengths(median=150, sigma=0.5)),
+        slo=SloConfig(ttft_s=1.0, itl_s=0.03),
+    ),
 }
 
 
@@ -190,10 +198,12 @@ def _kinds(node: str) -> tuple[str, ...]:
         return ("clocks", "ecc", "cpu", "frontend", "hang", "crash", "skew")
     if "chats" in node:
         return (*_FAULTS, *_LOADS)
+    if node == "llama 1p1d@tp4":
+        return ("cpu", "hang", "rare long prompts")
     if "1p1d" in node:
         return ("clocks", "ecc", "cpu", "kv", "frontend", "hang", "crash", "link", *_LOADS)
     if "3p1d" in node:
-        return (*(kind for kind in _FAULTS if kind != "cache"), *_LOADS, "rare long prompts")
+        return (*(kind for kind in _FAULTS if kind != "cache"), *_LOADS)
     return (*(kind for kind in _FAULTS if kind != "cache"), *_LOADS)
 
 
@@ -269,8 +279,8 @@ def _load(node: str, seed: int, kind: str, chance: random.Random, world: World) 
         return Case(node=node, seed=seed, name=kind, surge=surge, truths=(truth,), world=world)
     if kind == "rare long prompts":  # few, and each of them many times as long as others
         surge = Traffic(
-            rate=rate * chance.uniform(0.02, 0.04),
-            prompt=Lengths(median=28_000, sigma=0.1, most=31_000),
+            rate=rate * chance.uniform(0.02, 0.035),
+            prompt=Lengths(median=50_000, sigma=0.2, most=120_000),
             output=Lengths(median=8),
         )
         truth = Truth(causes=("long_prompt_blocking",), engines=tuple(prefill))
