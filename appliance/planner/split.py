@@ -1,0 +1,210 @@
+"""Every split of the node's engines and the aggregated layout, predicted for a demand; and which to take. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import msgspec
+
+from appliance.planner.node import Clock, Engines, Lengths, Targets, Unknown
+from appliance.planner.pools import Both, Decoders, Decoding, Prefillers
+from appliance.planner.waiting import Waits
+from appliance.records import Demand, Plan, Predicted, Role
+
+_NARROWED: Final = 12  # times that the interval of the highest rate is halved
+_AS_GOOD: Final = 0.02  # of the goodput: nobody would notice
+_CALM: Final = 0.75  # of prefill: beyond it queues get long with the least burst
+_WORTH: Final = 0.10  # by which the load must fall for a change
+NOT_WORTH: Final = "disaggregation_not_worth_it"
+
+
+class Advice(msgspec.Struct, frozen=True, kw_only=True):
+    """To change to another layout. All of it is predicted."""
+
+    plan: Plan
+    load_falls: float  # share
+    good_rises: float  # points of the share that meets both targets
+    rate_grows: float | None  # share of the highest rate; None where there was none
+    cause: str | None = None  # of ``Verdict.cause``, where the change is from split to aggregated
+
+
+class _Point(msgspec.Struct, frozen=True):
+    """A layout at one rate."""
+
+    waits: Waits
+    decoding: Decoding
+    ttft_s: float
+    ttft_share: float
+
+    @property
+    def good(self) -> float:
+        return self.ttft_share * self.decoding.itl_share
+
+
+def layouts(engines: Engines) -> list[tuple[int, int]]:
+    """Engines that prefill and that decode; of the aggregated layout, which is last, none are for one alone."""
+    return [(prefill, engines.count - prefill) for prefill in range(1, engines.count)] + [(0, 0)]
+
+
+def name(prefill: int, decode: int, engines: Engines) -> str:
+    """As ``[topology] layout`` takes it."""
+    size = f"@tp{engines.tensor_parallel}" if engines.tensor_parallel > 1 else ""
+    return (f"{prefill}p{decode}d" if prefill else f"{engines.count}b") + size
+
+
+def plans(demand: Demand, engines: Engines, targets: Targets) -> tuple[Plan, ...]:
+    """All of them, in the order of ``layouts``."""
+    return tuple(plan(demand, engines, targets, prefill, decode) for prefill, decode in layouts(engines))
+
+
+def plan(demand: Demand, engines: Engines, targets: Targets, prefill: int, decode: int) -> Plan:
+    """One layout."""
+    layout, clock = name(prefill, decode, engines), Clock(engines.step)
+    try:
+        found = (_split if prefill else _aggregated)(demand, engines, targets, clock, prefill, decode)
+    except Unknown as unknown:
+        return Plan(layout=layout, feasible=False, reason=str(unknown))
+    reason = _why_not(found, targets)
+    return Plan(layout=layout, feasible=reason is None, reason=reason, predicted=found)
+
+
+def choose(plans: Sequence[Plan], share: float) -> Plan | None:
+    """The one to take: of those that meet the targets, or else are as good as any, that with the least load.
+
+    DIAGNOSIS: prefill engines should be loaded to three quarters at the most; where there are such, others are left out.
+    """
+    known = [plan for plan in plans if plan.predicted is not None]
+    if not known:
+        return None
+    best = max(_good(plan, share) for plan in known)
+    known = [plan for plan in known if _good(plan, share) >= best - _AS_GOOD]
+    return min(known, key=_load)
+
+
+def advice(now: Plan, plans: Sequence[Plan], share: float) -> Advice | None:
+    """What to change to, if that is clearly better: by more than a tenth of the load, and by more than steps' times may be off."""
+    best = choose(plans, share)
+    if best is None or best.layout == now.layout or best.predicted is None or now.predicted is None:
+        return None
+    before, after = now.predicted, best.predicted
+    falls = 1 - _load(best) / _load(now) if math.isfinite(_load(now)) else 1.0
+    if falls <= max(_WORTH, after.error or 0.0, before.error or 0.0):
+        return None
+    return Advice(
+        plan=best,
+        load_falls=falls,
+        good_rises=after.good - before.good,
+        rate_grows=after.most_rate_s / before.most_rate_s - 1 if before.most_rate_s > 0 else None,
+        cause=NOT_WORTH if "b" in best.layout and "b" not in now.layout else None,
+    )
+
+
+def _good(plan: Plan, share: float) -> float:
+    """More than is asked for counts no more."""
+    return min(share, plan.predicted.good) if plan.predicted else 0.0
+
+
+def _load(plan: Plan) -> float:
+    return plan.predicted.load if plan.predicted else math.inf
+
+
+def _split(demand: Demand, engines: Engines, targets: Targets, clock: Clock, prefill: int, decode: int) -> Predicted:
+    lengths = Lengths(demand)
+    prefillers = Prefillers(clock, engines, prefill, lengths, demand.burstiness)
+    decoders = Decoders(clock, engines, decode, lengths)
+    copies = [_copy_s(engines, tokens) for tokens in demand.prompt_tokens]
+    alone = _alone_s(lengths, clock, engines.settings[Role.PREFILL].token_budget)
+
+    def at(rate_s: float) -> _Point:
+        waits, decoding = prefillers.waits(rate_s), decoders.at(rate_s, targets.itl_s)
+        # The decode engine's step under way, and the one in which it computes the last prompt token.
+        more_s = 1.5 * decoding.itl_s
+        offsets = [one_s + copy_s + more_s for one_s, copy_s in zip(alone, copies, strict=True)]
+        return _Point(waits, decoding, waits.mean_s + sum(offsets) / len(offsets), waits.within(targets.ttft_s, offsets))
+
+    most = min(prefillers.most_rate_s, decoders.most_rate_s)
+    return _predicted(demand, targets, at, most, decoders.rate_in_time_s(targets.itl_s), clock)
+
+
+def _aggregated(
+    demand: Demand, engines: Engines, targets: Targets, clock: Clock, prefill: int, decode: int
+) -> Predicted:
+    lengths = Lengths(demand)
+    pool = Both(clock, engines, engines.count, lengths, demand.burstiness)
+    alone = _alone_s(lengths, clock, engines.settings[Role.BOTH].token_budget)
+
+    def at(rate_s: float) -> _Point:
+        waits = pool.waits(rate_s)
+        return _Point(waits, pool.at(rate_s, targets.itl_s), waits.mean_s, waits.within(targets.ttft_s, alone))
+
+    return _predicted(demand, targets, at, pool.most_rate_s, pool.rate_in_time_s(targets.itl_s), clock)
+
+
+def _predicted(
+    demand: Demand, targets: Targets, at: Callable[[float], _Point], most_s: float, in_time_s: float, clock: Clock
+) -> Predicted:
+    point = at(demand.rate_s)
+    endless = point.waits.load >= 1 or point.decoding.at_once is None
+    return Predicted(
+        prefill_load=point.waits.load,
+        decode_load=demand.rate_s / in_time_s if in_time_s > 0 else math.inf,
+        kv_load=point.decoding.kv_load,
+        ttft_s=None if endless else point.ttft_s,
+        ttft_share=0.0 if endless else point.ttft_share,
+        itl_s=point.decoding.itl_s,
+        itl_share=point.decoding.itl_share,
+        good=0.0 if endless else point.good,
+        goodput_s=0.0 if endless else point.good * demand.rate_s,
+        most_rate_s=_highest(lambda rate_s: at(rate_s).good >= targets.share, most_s),
+        at_once=point.decoding.at_once,
+        error=clock.error,
+    )
+
+
+def _highest(meets: Callable[[float], bool], most_s: float) -> float:
+    """Requests per second; 0 where even a hundredth of what can be done is too much."""
+    low, high = 0.0, most_s
+    if not meets(most_s / 100):
+        return 0.0
+    for _ in range(_NARROWED):
+        middle = (low + high) / 2
+        low, high = (middle, high) if meets(middle) else (low, middle)
+    return low
+
+
+def _alone_s(lengths: Lengths, clock: Clock, budget: int) -> list[float]:
+    """By how much longer or less each prompt takes than all do on average, where there is no other."""
+    times = [_chunked_s(tokens, found, clock, budget) for tokens, found in zip(lengths.prompts, lengths.found, strict=True)]
+    mean_s = sum(times) / len(times)
+    return [time_s - mean_s for time_s in times]
+
+
+def _chunked_s(tokens: float, found: float, clock: Clock, budget: int) -> float:
+    seconds = 0.0
+    while tokens > 0:
+        seconds += clock.seconds([(min(tokens, budget), found)])
+        tokens, found = tokens - budget, found + budget
+    return seconds
+
+
+def _copy_s(engines: Engines, tokens: float) -> float:
+    """Nothing where it is not known: on one node it is hardly ever of weight."""
+    found = engines.copy(tokens) if engines.copy is not None else None
+    return found.seconds if found is not None else 0.0
+
+
+def _why_not(found: Predicted, targets: Targets) -> str | None:
+    """In words; None where the targets are met."""
+    if found.prefill_load >= 1:
+        return f"more prompts come than can be computed: {found.prefill_load:.0%} of it"
+    if found.at_once is None:
+        return "more is to be decoded than there are places or KV for"
+    if found.itl_share < targets.share:
+        return f"{found.itl_s * 1e3:.0f} ms from token to token: {found.itl_share:.0%} of requests are within {targets.itl_s * 1e3:.0f} ms"
+    if found.ttft_share < targets.share:
+        return f"{found.ttft_share:.0%} of first tokens are within {targets.ttft_s:g} s"
+    if found.good < targets.share:
+        return f"{found.good:.0%} of requests meet both targets"
+    return None

@@ -1,0 +1,88 @@
+"""How long prompts wait for engines that take several of them at once. Pure.
+
+A step takes all prompts that wait, up to its token budget, and many take less time together than one by one: so a pool serves the faster
+the more wait, and is busy long before it is saturated. Requests in the pool are therefore a birth–death chain whose rate of service
+depends on their number; the time of a step is that of the batch at that number. Services and gaps are not exponential: in heavy traffic
+the number's tail falls as if ln ρ were divided by (ca² + cs²)/2, their squared coefficients of variation (Kingman, 1961), so each
+ratio of the chain is raised to the power 2/(ca² + cs²). With batches of one this is M/G/c; DistServe's formula (OSDI '24, section 3.1),
+TTFT = D + RD²/(2(1 − RD)), is its case of one engine, equal prompts and no batching.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import msgspec
+
+_MOST: Final = 4_000  # requests in a pool that are looked at
+_NEGLIGIBLE: Final = 1e-9
+
+
+class Line(msgspec.Struct, frozen=True, kw_only=True):
+    """A pool of ``engines`` and what comes to it. ``batch_s``: of a step with so many prompts."""
+
+    rate_s: float
+    engines: int
+    most: float  # prompts in a step; below 1 where one takes several steps
+    batch_s: Callable[[float], float]
+    variation: float  # (ca² + cs²)/2
+    idle_s: float = 0.0  # that the step under way has still to go where no prompt is in it
+
+
+class Waits(msgspec.Struct, frozen=True, kw_only=True):
+    """What becomes of it. ``shares``: how likely so many seconds are, until a mean prompt is computed."""
+
+    load: float
+    mean_s: float
+    shares: tuple[tuple[float, float], ...]
+
+    def within(self, target_s: float, offsets_s: Sequence[float]) -> float:
+        """Share that is done in time, of prompts that take so much longer or less than a mean one."""
+        return sum(self._within(target_s - offset_s) for offset_s in offsets_s) / len(offsets_s)
+
+    def _within(self, target_s: float) -> float:
+        """Each state stands for times around it: a share of one that is nearly in time is."""
+        return sum(share * min(1.0, max(0.0, 0.5 + (target_s - at_s) / (at_s or 1.0))) for at_s, share in self.shares)
+
+
+def waits(line: Line) -> Waits:
+    """Of a pool in the long run; where more comes than it can do, nobody is served in time."""
+    engines, power = line.engines, 1 / max(0.05, line.variation)
+    capacity_s = engines * line.most / line.batch_s(line.most)
+    load = line.rate_s / capacity_s
+    weights, weight = [1.0], 1.0
+    for number in range(1, _MOST):
+        ratio = line.rate_s / _service_s(line, number)
+        weight *= ratio if number <= engines else ratio**power
+        weights.append(weight)
+        if number > engines and weight < _NEGLIGIBLE * max(weights[-2], 1.0):
+            break
+        if weight > 1e250:
+            weights, weight = [value / weight for value in weights], 1.0
+    total = math.fsum(weights)
+    times = [(_until_done_s(line, number), value / total) for number, value in enumerate(weights)]
+    return Waits(load=load, mean_s=math.fsum(at_s * share for at_s, share in times), shares=tuple(times))
+
+
+def _batch(line: Line, each: float) -> float:
+    """Prompts in a step, of an engine that has so many, waiting ones included: over a step from as many to twice that."""
+    return min(line.most, max(1.0, each / 1.5))
+
+
+def _service_s(line: Line, number: int) -> float:
+    """Prompts per second of a pool with so many."""
+    each = max(1.0, number / line.engines)
+    batch = _batch(line, each)
+    return min(number, line.engines) * batch / line.batch_s(batch)
+
+
+def _until_done_s(line: Line, before: int) -> float:
+    """For one that finds so many in the pool: what is left of the step under way, the steps of those before it, and its own."""
+    if before < line.engines:
+        return line.idle_s + line.batch_s(min(1.0, line.most)) / min(1.0, line.most)
+    batch = _batch(line, before / line.engines)
+    step_s = line.batch_s(batch)
+    own = max(batch, 1 + before / line.engines - batch)  # prompts up to the end of the step that it is in
+    return step_s / 2 + (line.batch_s(own) if own <= line.most else own / line.most * line.batch_s(line.most))
