@@ -320,6 +320,17 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     predicted: Predicted | None = None  # None where nothing can be
 
 
+class Plans(msgspec.Struct, frozen=True, kw_only=True):
+    """What is predicted for each layout of the node's engines. ``time`` is in Unix seconds; ``reason`` says why there is nothing."""
+
+    time: float
+    now: str  # the layout that there is
+    best: str | None = None
+    demand: Demand | None = None
+    layouts: tuple[Plan, ...] = ()
+    reason: str | None = None
+
+
 class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     """Something measured that speaks for a verdict, beside what it would be if all were well."""
 

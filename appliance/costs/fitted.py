@@ -6,6 +6,7 @@ counting less and less. A batch unlike those that were seen has no expectation, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Final
 
@@ -14,6 +15,12 @@ _SOLVED_AFTER: Final = 100  # learnt, until the line is looked for again
 _HALF_LIFE: Final = 20_000  # learnt, after which one counts half
 _LEVERAGE: Final = 0.05  # of one batch on its own expectation: beyond it nothing like it has been seen
 _RESCALED_AT: Final = 1e12
+_DOUBLED: Final = (
+    0.05  # error of an estimate for twice as much as was seen, where a line is known; both as bench.split has it
+)
+_GUESSED: Final = 0.15  # the same where none is
+_LOST: Final = 0.10  # of the line's own error: then it says nothing, and twice as many prompts take twice as long
+_LEAST: Final = 0.02
 
 
 class Fit:
@@ -24,6 +31,7 @@ class Fit:
         self._products = [[0.0] * size for _ in range(size)]
         self._targets = [0.0] * size
         self._weight = 1.0
+        self._total = 0.0
         self._growth = 2 ** (1 / _HALF_LIFE)
         self._inverse: list[list[float]] | None = None
         self._scale = 1.0  # weight of the newest, when the inverse was made
@@ -40,6 +48,7 @@ class Fit:
                     row[place] += factor * other
         for place, value in enumerate(x):
             self._targets[place] += weight * y * value
+        self._total += self._weight
         self._weight *= self._growth
         self.learnt += 1
         if self.learnt % _SOLVED_AFTER == 0:
@@ -60,6 +69,30 @@ class Fit:
         )
         return y if spread * self._scale / (y * y) <= _LEVERAGE else None
 
+    @property
+    def noise(self) -> float | None:
+        """Standard deviation of a case around the line, relative; None while there is no line."""
+        if self._inverse is None:
+            return None
+        explained = sum(a * b for a, b in zip(self._line, self._targets, strict=True))
+        return math.sqrt(max(0.0, 1 - explained / self._total))
+
+    def estimate(self, x: Sequence[float]) -> tuple[float, float] | None:
+        """Also of an ``x`` unlike those learnt: what the line says, and its standard deviation there, relative.
+
+        That is the noise times the root of the case's leverage. That the line may bend where nobody has been is not in it. None while
+        there is no line, and where it is not above 0.
+        """
+        inverse, noise = self._inverse, self.noise
+        if inverse is None or noise is None:
+            return None
+        y = sum(a * b for a, b in zip(self._line, x, strict=True))
+        if y <= 0:
+            return None
+        products = (sum(a * b for a, b in zip(row, x, strict=True)) for row in inverse)
+        spread = sum(a * b for a, b in zip(x, products, strict=True))
+        return y, noise * math.sqrt(max(0.0, spread * self._scale)) / y
+
     def _solve(self) -> None:
         if self._weight > _RESCALED_AT:
             self._rescale()
@@ -75,6 +108,7 @@ class Fit:
         self._line = [sum(a * b for a, b in zip(row, self._targets, strict=True)) for row in self._inverse]
 
     def _rescale(self) -> None:
+        self._total /= self._weight
         self._products = [[value / self._weight for value in row] for row in self._products]
         self._targets = [value / self._weight for value in self._targets]
         self._weight = 1.0
@@ -100,6 +134,7 @@ class StepModel:
 
     def __init__(self) -> None:
         self._fit = Fit(7)
+        self._beyond = Beyond()
 
     @property
     def learnt(self) -> int:
@@ -108,10 +143,17 @@ class StepModel:
     def learn(self, prompt_tokens: int, decode_tokens: int, context_tokens: int, seconds: float) -> None:
         """A step that took so long, on an engine that is well."""
         self._fit.learn(_figures(prompt_tokens, decode_tokens, context_tokens), seconds)
+        self._beyond.learn(prompt_tokens, decode_tokens, context_tokens, seconds)
 
     def expected_s(self, prompt_tokens: int, decode_tokens: int, context_tokens: int) -> float | None:
         """None for a batch unlike those that were seen."""
         return self._fit.expected(_figures(prompt_tokens, decode_tokens, context_tokens))
+
+    def estimate(
+        self, prompt_tokens: float, prompt_context: float, decode_tokens: float, decode_context: float
+    ) -> tuple[float, float] | None:
+        """Also of a batch unlike those that were seen; see ``Beyond``."""
+        return self._beyond.estimate(prompt_tokens, prompt_context, decode_tokens, decode_context)
 
 
 def _figures(prompt_tokens: int, decode_tokens: int, context_tokens: int) -> tuple[float, ...]:
@@ -125,6 +167,67 @@ def _figures(prompt_tokens: int, decode_tokens: int, context_tokens: int) -> tup
         context_tokens * 1e-5,
         prompt_tokens * context_tokens * 1e-8,
         1.0 if prompt_tokens else 0.0,
+    )
+
+
+class Beyond:
+    """What a step would take that nobody has made yet: for plans. How far off that may be is always said.
+
+    ``StepModel`` says nothing of a batch unlike those that were seen, as it has to tell who is slow. A plan asks about other batches than
+    there are; so this line has more bends, for a mixture's experts, of which ever more are read, and goes on.
+    """
+
+    def __init__(self) -> None:
+        self._fit = Fit(9)
+        self._most = [1.0, 1.0]  # tokens of prompts, and sequences, in a step: seen
+
+    def learn(self, prompt_tokens: float, decode_tokens: float, context_tokens: float, seconds: float) -> None:
+        """A step that took so long, on an engine that is well."""
+        self._fit.learn(_more_figures(prompt_tokens, decode_tokens, context_tokens, context_tokens), seconds)
+        self._most = [max(self._most[0], prompt_tokens), max(self._most[1], decode_tokens)]
+
+    def estimate(
+        self, prompt_tokens: float, prompt_context: float, decode_tokens: float, decode_context: float
+    ) -> tuple[float, float] | None:
+        """Seconds, and their standard deviation, relative. None while nothing is known.
+
+        Prompts attend to ``prompt_context``, all that there is of them by the end of the step, and to nothing of what is decoded beside.
+        """
+        prompts, decodes = prompt_tokens / self._most[0], decode_tokens / self._most[1]
+        context = prompt_context + decode_context
+        found = self._fit.estimate(_more_figures(prompt_tokens, decode_tokens, context, prompt_context))
+        if prompts > 1 and (found is None or found[1] > _LOST):
+            return self._scaled(prompts, prompt_tokens, prompt_context, decode_tokens, decode_context)
+        if found is None:
+            return None
+        return found[0], math.hypot(_LEAST, found[1], _DOUBLED * math.log2(max(1.0, prompts, decodes)))
+
+    def _scaled(self, times: float, *batch: float) -> tuple[float, float] | None:
+        """As if so much less took so much less time: too long rather than too short."""
+        prompts, prompt_context, decodes, decode_context = (part / times for part in batch)
+        figures = _more_figures(prompts, decodes, prompt_context + decode_context, prompt_context)
+        found = self._fit.estimate(figures)
+        return None if found is None else (found[0] * times, math.hypot(_LEAST, found[1], _GUESSED * math.log2(times)))
+
+
+def _more_figures(
+    prompt_tokens: float, decode_tokens: float, context_tokens: float, prompt_context: float
+) -> tuple[float, ...]:
+    """The same, but that prompts attend to themselves only; and experts of which to read.
+
+    Of these, n tokens touch about 1 − e^(−n/32) where each goes to one of 32, 1 − e^(−n/10) where to one of ten.
+    """
+    tokens = prompt_tokens + decode_tokens
+    return (
+        1.0,
+        tokens * 1e-3,
+        max(0.0, tokens - 512) * 1e-3,
+        max(0.0, tokens - 2048) * 1e-3,
+        context_tokens * 1e-5,
+        prompt_tokens * prompt_context * 1e-8,
+        1.0 if prompt_tokens else 0.0,
+        -math.expm1(-tokens / 32),
+        -math.expm1(-tokens / 10),
     )
 
 
@@ -145,3 +248,7 @@ class CopyModel:
     def expected_s(self, size_bytes: int) -> float | None:
         """None for a size unlike those that were seen."""
         return self._fit.expected((1.0, size_bytes * 1e-9))
+
+    def estimate(self, size_bytes: float) -> tuple[float, float] | None:
+        """Also of a size unlike those that were seen: seconds, and their standard deviation, relative."""
+        return self._fit.estimate((1.0, size_bytes * 1e-9))

@@ -20,13 +20,15 @@ from typing import Final
 
 import msgspec
 
-from appliance.planner.node import Clock, Engines, Lengths, Targets
+from appliance.planner.node import Clock, Engines, Lengths
 from appliance.planner.waiting import Line, Waits, waits
 from appliance.records import Role
 
 _ROUNDS: Final = 60
 _CLOSE: Final = 1e-4
-_WITHIN_LIFE: Final = 0.74  # of the variance, left of a mean over a request's life: 2/e, as numbers change within about a life
+_WITHIN_LIFE: Final = (
+    0.74  # of the variance, left of a mean over a request's life: 2/e, as numbers change within about a life
+)
 _KV_FULL: Final = 0.95  # beyond it requests wait for blocks
 
 
@@ -137,14 +139,18 @@ class Both:
         """At which the mean time from token to token is the target, or more can't be done. 0 where one sequence alone is late."""
         if self.mixed_s(0.0, 1.0) > target_s:
             return 0.0
-        return _largest(lambda rate_s: (at := self.settled(rate_s)) is not None and at.itl_s <= target_s, self.most_rate_s)
+        return _largest(
+            lambda rate_s: (at := self.settled(rate_s)) is not None and at.itl_s <= target_s, self.most_rate_s
+        )
 
     def at(self, rate_s: float, target_s: float) -> Decoding:
         """In the steady state."""
         found = self.settled(rate_s)
         if found is None:
             itl_s = self.mixed_s(self.most_prompts(self.most), self.most)
-            return Decoding(at_once=None, itl_s=itl_s, itl_share=0.0, kv_load=_kv(self._engines, self.most, self._lengths))
+            return Decoding(
+                at_once=None, itl_s=itl_s, itl_share=0.0, kv_load=_kv(self._engines, self.most, self._lengths)
+            )
         return Decoding(
             at_once=found.number,
             itl_s=found.itl_s,

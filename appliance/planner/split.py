@@ -122,7 +122,9 @@ def _split(demand: Demand, engines: Engines, targets: Targets, clock: Clock, pre
         # The decode engine's step under way, and the one in which it computes the last prompt token.
         more_s = 1.5 * decoding.itl_s
         offsets = [one_s + copy_s + more_s for one_s, copy_s in zip(alone, copies, strict=True)]
-        return _Point(waits, decoding, waits.mean_s + sum(offsets) / len(offsets), waits.within(targets.ttft_s, offsets))
+        return _Point(
+            waits, decoding, waits.mean_s + sum(offsets) / len(offsets), waits.within(targets.ttft_s, offsets)
+        )
 
     most = min(prefillers.most_rate_s, decoders.most_rate_s)
     return _predicted(demand, targets, at, most, decoders.rate_in_time_s(targets.itl_s), clock)
@@ -176,7 +178,9 @@ def _highest(meets: Callable[[float], bool], most_s: float) -> float:
 
 def _alone_s(lengths: Lengths, clock: Clock, budget: int) -> list[float]:
     """By how much longer or less each prompt takes than all do on average, where there is no other."""
-    times = [_chunked_s(tokens, found, clock, budget) for tokens, found in zip(lengths.prompts, lengths.found, strict=True)]
+    times = [
+        _chunked_s(tokens, found, clock, budget) for tokens, found in zip(lengths.prompts, lengths.found, strict=True)
+    ]
     mean_s = sum(times) / len(times)
     return [time_s - mean_s for time_s in times]
 

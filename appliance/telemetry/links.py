@@ -18,7 +18,7 @@ class Links:
     """Of one node, whose links are alike."""
 
     def __init__(self) -> None:
-        self._model = CopyModel()
+        self.model = CopyModel()
         self._recent: dict[tuple[str, str], deque[tuple[int, int, float, float | None]]] = {}
 
     def fold(self, consumer: str, message: HandoffEnded, now_ns: int) -> None:
@@ -26,11 +26,11 @@ class Links:
         seconds = (message.end_ns - message.start_ns) * 1e-9
         if not message.ok or not message.bytes or seconds <= 0 or message.lease.startswith(CANARY):
             return
-        expected_s = self._model.expected_s(message.bytes)
+        expected_s = self.model.expected_s(message.bytes)
         known = self._recent.setdefault((message.producer, consumer), deque())
         known.append((now_ns, message.bytes, seconds, expected_s))
-        if expected_s is None or self._model.learnt < _YOUNG or seconds < _WELL * expected_s:
-            self._model.learn(message.bytes, seconds)
+        if expected_s is None or self.model.learnt < _YOUNG or seconds < _WELL * expected_s:
+            self.model.learn(message.bytes, seconds)
 
     def snapshot(self, now_ns: int) -> tuple[LinkSnapshot, ...]:
         """Those over which something has come lately."""

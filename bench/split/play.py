@@ -27,9 +27,7 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
 def play(case: Case, layout: str) -> Measured:
     """At the case's own rate."""
     found = run(case.loaded, layout)
-    return Measured(
-        layout=layout, good=found.good or 0.0, ttft_s=found.ttft_p50_s, itl_s=found.tpot_p50_s
-    )
+    return Measured(layout=layout, good=found.good or 0.0, ttft_s=found.ttft_p50_s, itl_s=found.tpot_p50_s)
 
 
 def most_rate_s(case: Case, layout: str, guess_s: float) -> float:
