@@ -6,6 +6,7 @@ snapshots and nothing else. Absent is ``None`` and shown as a dash; it is never 
 
 from __future__ import annotations
 
+import math
 from enum import StrEnum
 
 import msgspec
@@ -293,7 +294,9 @@ class Predicted(msgspec.Struct, frozen=True, kw_only=True):
     """How a layout would serve a demand. Loads are ρ: shares of what can be done, above 1 where more is asked."""
 
     prefill_load: float
-    decode_load: float  # 1: the mean time from token to token is the target, or all places are taken
+    decode_load: (
+        float | None
+    )  # 1: the mean time from token to token is the target, or all places are taken. None: one alone is late
     kv_load: float  # of one engine's KV, that those which decode take
     ttft_s: float | None  # means; None where a queue would grow without end
     ttft_share: float  # within the target
@@ -303,12 +306,13 @@ class Predicted(msgspec.Struct, frozen=True, kw_only=True):
     goodput_s: float  # of these, requests per second
     most_rate_s: float  # requests per second at which the share of ``[slo]`` meets both targets
     at_once: float | None  # sequences that an engine decodes at the same time, mean
-    error: float | None = None  # of steps' times, relative: a standard deviation
+    error: float | None = None  # of the times of such steps, relative: a standard deviation
 
     @property
     def load(self) -> float:
         """The highest."""
-        return max(self.prefill_load, self.decode_load, self.kv_load)
+        decode_load = math.inf if self.decode_load is None else self.decode_load
+        return max(self.prefill_load, decode_load, self.kv_load)
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):

@@ -21,7 +21,8 @@ from web.api import Api, encoded_snapshot
 from web.door import Door
 from web.openai import OpenAI
 from web.pages import Pages
-from web.ports import Actions, Inference, NodeView, Simulation
+from web.plans import PlanRoutes
+from web.ports import Actions, Inference, NodeView, Planning, Simulation
 from web.simulation import SimulationRoutes
 from web.stream import Feed
 
@@ -46,6 +47,7 @@ def create_app(
     node: NodeView,
     actions: Actions,
     simulation: Simulation | None = None,
+    planning: Planning | None = None,
     max_body_bytes: int,
     max_held_bytes: int,
     metrics: Callable[[NodeSnapshot], bytes],
@@ -59,6 +61,7 @@ def create_app(
         node: everything else shows what this says.
         actions: is told what an owner wants done.
         simulation: of a simulated node; every answer then says that it is one.
+        planning: what other layouts would bring.
         max_body_bytes: of a request to ``/v1/*``.
         max_held_bytes: of all these requests under way.
         metrics: a snapshot as Prometheus text (``appliance.telemetry.exposition.render``).
@@ -67,7 +70,7 @@ def create_app(
     return Site(
         OpenAI(inference, max_body_bytes, max_held_bytes, _MARK if simulation else ()),
         node,
-        [*ActionRoutes(actions).routes(), *SimulationRoutes(simulation).routes()],
+        [*ActionRoutes(actions).routes(), *SimulationRoutes(simulation).routes(), *PlanRoutes(planning).routes()],
         metrics,
         Door(bound_to, allowed_hosts),
         Middleware(Guard, {**_GUARDS, **({"x-simulated": "true"} if simulation else {})}),

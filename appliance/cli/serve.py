@@ -23,6 +23,7 @@ from appliance import __version__
 from appliance.channel import Up
 from appliance.cli.cast import Cast
 from appliance.cli.cast import cast as _cast
+from appliance.cli.forecast import Forecast
 from appliance.cli.herald import Herald
 from appliance.config import Config, ServerConfig, config_path_default, load, state_directory
 from appliance.diagnosis.verdicts import Diagnoser
@@ -106,7 +107,8 @@ class Appliance:
         _connect(node, router, ledger, timelines, collector, control)
         remedies = Remedies(node.actions, collector.latest)
         node.on_change(self._note)
-        app = self._app(router, remedies, collector, control)
+        forecast = Forecast(collector, config.slo.share)
+        app = self._app(router, remedies, collector, control, forecast)
         server = _Web(app, self._listener)
         herald = Herald(
             config,
@@ -119,6 +121,7 @@ class Appliance:
         async with asyncio.TaskGroup() as group:
             web = group.create_task(server.run())
             telemetry = group.create_task(collector.run())
+            planning = group.create_task(forecast.run())
             trials = group.create_task(remedies.run(collector.updates()))
             await router.start()
             await node.start()
@@ -130,6 +133,7 @@ class Appliance:
             herald.stopping()
             await self._finish(router)
             app.close_streams()
+            planning.cancel()
             trials.cancel()
             telemetry.cancel()
             await server.stop(web)
@@ -157,13 +161,16 @@ class Appliance:
             simulated=control is not None,
         )
 
-    def _app(self, router: Router, remedies: Remedies, collector: Collector, control: Control | None) -> Site:
+    def _app(
+        self, router: Router, remedies: Remedies, collector: Collector, control: Control | None, forecast: Forecast
+    ) -> Site:
         server = self._config.server
         return create_app(
             inference=router,
             node=collector,
             actions=remedies,
             simulation=control,
+            planning=forecast,
             max_body_bytes=server.max_body_bytes,
             max_held_bytes=server.max_held_bytes,
             metrics=exposition.render,

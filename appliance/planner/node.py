@@ -73,22 +73,21 @@ _NOT_KNOWN: Final = "how long a step of {} takes is not known yet"
 
 
 class Clock:
-    """Steps' times, remembering how uncertain those were that were asked for."""
+    """Steps' times. All raise ``Unknown``."""
 
     def __init__(self, step: StepTime) -> None:
         self._step = step
-        self.error: float | None = 0.0
 
     def seconds(self, chunks: Sequence[Chunk], sequences: float = 0.0, context: float = 0.0) -> float:
-        """Raises ``Unknown``."""
+        return self.estimate(chunks, sequences, context).seconds
+
+    def estimate(self, chunks: Sequence[Chunk], sequences: float = 0.0, context: float = 0.0) -> Estimate:
         found = self._step(chunks, sequences, context)
         if found is None:
             tokens = sum(chunk[0] for chunk in chunks)
             what = [f"{tokens:.0f} prompt tokens"] * bool(chunks) + [f"{sequences:.0f} sequences"] * bool(sequences)
             raise Unknown(_NOT_KNOWN.format(" and ".join(what)))
-        worst = self.error
-        self.error = None if worst is None or found.error is None else max(worst, found.error)
-        return found.seconds
+        return found
 
 
 class Lengths:

@@ -8,10 +8,9 @@ from typing import Final
 
 import msgspec
 
-from appliance.planner.node import Clock, Engines, Lengths, Targets, Unknown
-from appliance.planner.pools import Both, Decoders, Decoding, Prefillers
-from appliance.planner.waiting import Waits
-from appliance.records import Demand, Plan, Predicted, Role
+from appliance.planner.layouts import Aggregated, Layout, Split
+from appliance.planner.node import Engines, Targets, Unknown
+from appliance.records import Demand, Plan, Predicted
 
 _NARROWED: Final = 12  # times that the interval of the highest rate is halved
 _AS_GOOD: Final = 0.02  # of the goodput: nobody would notice
@@ -28,19 +27,6 @@ class Advice(msgspec.Struct, frozen=True, kw_only=True):
     good_rises: float  # points of the share that meets both targets
     rate_grows: float | None  # share of the highest rate; None where there was none
     cause: str | None = None  # of ``Verdict.cause``, where the change is from split to aggregated
-
-
-class _Point(msgspec.Struct, frozen=True):
-    """A layout at one rate."""
-
-    waits: Waits
-    decoding: Decoding
-    ttft_s: float
-    ttft_share: float
-
-    @property
-    def good(self) -> float:
-        return self.ttft_share * self.decoding.itl_share
 
 
 def layouts(engines: Engines) -> list[tuple[int, int]]:
@@ -61,9 +47,10 @@ def plans(demand: Demand, engines: Engines, targets: Targets) -> tuple[Plan, ...
 
 def plan(demand: Demand, engines: Engines, targets: Targets, prefill: int, decode: int) -> Plan:
     """One layout."""
-    layout, clock = name(prefill, decode, engines), Clock(engines.step)
+    layout = name(prefill, decode, engines)
     try:
-        found = (_split if prefill else _aggregated)(demand, engines, targets, clock, prefill, decode)
+        made = Split(demand, engines, targets, prefill, decode) if prefill else Aggregated(demand, engines, targets)
+        found = _predicted(demand, targets, made)
     except Unknown as unknown:
         return Plan(layout=layout, feasible=False, reason=str(unknown))
     reason = _why_not(found, targets)
@@ -110,58 +97,21 @@ def _load(plan: Plan) -> float:
     return plan.predicted.load if plan.predicted else math.inf
 
 
-def _split(demand: Demand, engines: Engines, targets: Targets, clock: Clock, prefill: int, decode: int) -> Predicted:
-    lengths = Lengths(demand)
-    prefillers = Prefillers(clock, engines, prefill, lengths, demand.burstiness)
-    decoders = Decoders(clock, engines, decode, lengths)
-    copies = [_copy_s(engines, tokens) for tokens in demand.prompt_tokens]
-    alone = _alone_s(lengths, clock, engines.settings[Role.PREFILL].token_budget)
-
-    def at(rate_s: float) -> _Point:
-        waits, decoding = prefillers.waits(rate_s), decoders.at(rate_s, targets.itl_s)
-        # The decode engine's step under way, and the one in which it computes the last prompt token.
-        more_s = 1.5 * decoding.itl_s
-        offsets = [one_s + copy_s + more_s for one_s, copy_s in zip(alone, copies, strict=True)]
-        return _Point(
-            waits, decoding, waits.mean_s + sum(offsets) / len(offsets), waits.within(targets.ttft_s, offsets)
-        )
-
-    most = min(prefillers.most_rate_s, decoders.most_rate_s)
-    return _predicted(demand, targets, at, most, decoders.rate_in_time_s(targets.itl_s), clock)
-
-
-def _aggregated(
-    demand: Demand, engines: Engines, targets: Targets, clock: Clock, prefill: int, decode: int
-) -> Predicted:
-    lengths = Lengths(demand)
-    pool = Both(clock, engines, engines.count, lengths, demand.burstiness)
-    alone = _alone_s(lengths, clock, engines.settings[Role.BOTH].token_budget)
-
-    def at(rate_s: float) -> _Point:
-        waits = pool.waits(rate_s)
-        return _Point(waits, pool.at(rate_s, targets.itl_s), waits.mean_s, waits.within(targets.ttft_s, alone))
-
-    return _predicted(demand, targets, at, pool.most_rate_s, pool.rate_in_time_s(targets.itl_s), clock)
-
-
-def _predicted(
-    demand: Demand, targets: Targets, at: Callable[[float], _Point], most_s: float, in_time_s: float, clock: Clock
-) -> Predicted:
-    point = at(demand.rate_s)
-    endless = point.waits.load >= 1 or point.decoding.at_once is None
+def _predicted(demand: Demand, targets: Targets, layout: Layout) -> Predicted:
+    point, in_time_s = layout.at(demand.rate_s), layout.rate_in_time_s
     return Predicted(
         prefill_load=point.waits.load,
-        decode_load=demand.rate_s / in_time_s if in_time_s > 0 else math.inf,
+        decode_load=demand.rate_s / in_time_s if in_time_s > 0 else None,
         kv_load=point.decoding.kv_load,
-        ttft_s=None if endless else point.ttft_s,
-        ttft_share=0.0 if endless else point.ttft_share,
+        ttft_s=None if point.endless else point.ttft_s,
+        ttft_share=0.0 if point.endless else point.ttft_share,
         itl_s=point.decoding.itl_s,
         itl_share=point.decoding.itl_share,
-        good=0.0 if endless else point.good,
-        goodput_s=0.0 if endless else point.good * demand.rate_s,
-        most_rate_s=_highest(lambda rate_s: at(rate_s).good >= targets.share, most_s),
+        good=point.good,
+        goodput_s=point.good * demand.rate_s,
+        most_rate_s=_highest(lambda rate_s: layout.at(rate_s).good >= targets.share, layout.most_rate_s),
         at_once=point.decoding.at_once,
-        error=clock.error,
+        error=layout.error(point),
     )
 
 
@@ -174,29 +124,6 @@ def _highest(meets: Callable[[float], bool], most_s: float) -> float:
         middle = (low + high) / 2
         low, high = (middle, high) if meets(middle) else (low, middle)
     return low
-
-
-def _alone_s(lengths: Lengths, clock: Clock, budget: int) -> list[float]:
-    """By how much longer or less each prompt takes than all do on average, where there is no other."""
-    times = [
-        _chunked_s(tokens, found, clock, budget) for tokens, found in zip(lengths.prompts, lengths.found, strict=True)
-    ]
-    mean_s = sum(times) / len(times)
-    return [time_s - mean_s for time_s in times]
-
-
-def _chunked_s(tokens: float, found: float, clock: Clock, budget: int) -> float:
-    seconds = 0.0
-    while tokens > 0:
-        seconds += clock.seconds([(min(tokens, budget), found)])
-        tokens, found = tokens - budget, found + budget
-    return seconds
-
-
-def _copy_s(engines: Engines, tokens: float) -> float:
-    """Nothing where it is not known: on one node it is hardly ever of weight."""
-    found = engines.copy(tokens) if engines.copy is not None else None
-    return found.seconds if found is not None else 0.0
 
 
 def _why_not(found: Predicted, targets: Targets) -> str | None:
