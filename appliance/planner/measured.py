@@ -41,7 +41,7 @@ def measured(window: Sequence[NodeSnapshot], steps: LearntSteps, copies: LearntC
         return Plans(time=now.time, now=now.topology, reason=reason)
     targets = Targets(ttft_s=now.slo_ttft_s, itl_s=now.slo_itl_s, share=share)
     found = split.plans(demand, engines, targets)
-    best = split.choose(found, share)
+    best = split.choose(found)
     return Plans(time=now.time, now=now.topology, demand=demand, best=best.layout if best else None, layouts=found)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Final, Protocol
 
@@ -104,12 +105,18 @@ class Lengths:
         self.spread = _mean([tokens * tokens for tokens in self.prompts]) / (self.prompt * self.prompt) - 1  # cv²
 
     def batch(self, prompts: float) -> list[Chunk]:
-        """So many of them, evenly taken from the short and the long ones, with as many tokens as so many have on average."""
-        count = max(1, round(prompts))
+        """So many of them, short and long ones, with as many tokens, and as much attention, as so many have on average."""
+        if prompts <= 1:
+            return [(self.prompt * prompts, _mean(self.found) + self.prompt * (1 - prompts) / 2)]
+        count = round(prompts)
         places = [int((number + 0.5) * len(self.prompts) / count) for number in range(count)]
-        chosen = [(self.prompts[place], self.found[place]) for place in places]
-        scale = prompts * self.prompt / sum(tokens for tokens, _ in chosen)
-        return [(tokens * scale, found) for tokens, found in chosen]
+        chosen = [self.prompts[place] for place in places]
+        mean = _mean(chosen)
+        spread = _mean([tokens * tokens for tokens in chosen]) / (mean * mean) - 1
+        stretch = math.sqrt(self.spread / spread) if spread > 1e-6 else 1.0
+        tokens = [max(1.0, mean + (tokens - mean) * stretch) for tokens in chosen]
+        scale = prompts * self.prompt / sum(tokens)
+        return [(one * scale, self.found[place]) for one, place in zip(tokens, places, strict=True)]
 
 
 def _mean(values: Sequence[float]) -> float:

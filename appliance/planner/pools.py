@@ -2,19 +2,19 @@
 
 Decoding: whoever decodes gets a token in every step, and steps take the longer the more do. So the number that decodes at once is a fixed
 point, n = rate · output tokens · step(n). Around it the number varies as in a processor-sharing queue whose speed depends on its number
-(insensitive to the answers' distribution): its variance is n/(1 − e), e being by how much per cent steps get longer for each per cent
-that n grows. Requests go to the engine with the fewest, so that this holds of the pool and is shared out.
+(insensitive to the answers' distribution): its variance is that of a Poisson number, n, divided by 1 − e, e being by how many per cent
+steps get longer where n is a per cent larger.
 
 Both: a step in which a prompt is computed is the longer for it, and all that decode on that engine wait. For them a prompt is an
-interruption, so the time to decode an answer is a busy period that begins with the answer's own steps: its mean is divided by the share of
-time without interruptions, 1 − ρ, its variance is λE[X²]/(1 − ρ)³ times it, and it is distributed as the first passage of a drifting
-Brownian motion, an inverse Gaussian.
+interruption, so the time to decode an answer is a busy period that begins with the answer's own steps, w. If each of the λ prompts per
+second delays by X, how many there are has Borel's and Tanner's distribution; where there are many, the time is distributed as the first
+passage of a drifting Brownian motion, an inverse Gaussian of mean w/(1 − λX) and variance λE[X²]w/(1 − λX)³.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Final
 
@@ -29,6 +29,8 @@ _CLOSE: Final = 1e-4
 _WITHIN_LIFE: Final = (
     0.74  # of the variance, left of a mean over a request's life: 2/e, as numbers change within about a life
 )
+_FEW: Final = 30.0  # interruptions of one answer, up to which they are counted one by one
+_MOST_TIMES: Final = 400
 _KV_FULL: Final = 0.95  # beyond it requests wait for blocks
 
 
@@ -65,14 +67,14 @@ class Decoders:
     def at(self, rate_s: float, target_s: float) -> Decoding:
         """In the steady state."""
         per_s, lengths, step_s = rate_s / self._count, self._lengths, self._step_s
-        number = _settled(lambda number: per_s * lengths.answer * step_s(max(1.0, number)), self._most)
+        number = _settled(lambda number: per_s * lengths.answer * step_s(beside(number, self._count)), self._most)
         if number is None:
             kv_load = _kv(self._engines, self._most, lengths)
             return Decoding(at_once=None, itl_s=step_s(self._most), itl_share=0.0, kv_load=kv_load)
-        at = max(1.0, number)
+        at = beside(number, self._count)
         slope_s = (step_s(1.1 * at) - step_s(at)) / (0.1 * at)
         grows = min(0.95, number * slope_s / step_s(at))
-        variance = _WITHIN_LIFE * slope_s**2 * number / self._count / (1 - grows)
+        variance = _WITHIN_LIFE * slope_s**2 * varies(number, self._count) / (1 - grows)
         return Decoding(
             at_once=number,
             itl_s=step_s(at),
@@ -90,7 +92,7 @@ class Prefillers:
     def __init__(self, clock: Clock, engines: Engines, count: int, lengths: Lengths, burst: float) -> None:
         self._count = count
         self._most = engines.settings[Role.PREFILL].token_budget / lengths.prompt
-        self._variation = (burst**2 + lengths.spread) / 2
+        self._burst, self._spread = burst**2, lengths.spread
         self._batch_s = lru_cache(None)(lambda prompts: clock.seconds(lengths.batch(prompts)))
 
     @property
@@ -105,7 +107,8 @@ class Prefillers:
             engines=self._count,
             most=self._most,
             batch_s=lambda prompts: self._batch_s(round(prompts, 2) or self._most),
-            variation=self._variation,
+            burst=self._burst,
+            spread=self._spread,
         )
         return waits(line)
 
@@ -116,7 +119,8 @@ class Mixing(msgspec.Struct, frozen=True):
     number: float  # that decode
     itl_s: float
     prompts: float  # in a step that has any
-    mixing: float  # share of the time in such steps
+    step_s: float  # of such a step
+    alone_s: float  # of one that has none
 
 
 class Both:
@@ -139,22 +143,25 @@ class Both:
         """At which the mean time from token to token is the target, or more can't be done. 0 where one sequence alone is late."""
         if self.mixed_s(0.0, 1.0) > target_s:
             return 0.0
-        return _largest(
-            lambda rate_s: (at := self.settled(rate_s)) is not None and at.itl_s <= target_s, self.most_rate_s
-        )
+
+        def in_time(rate_s: float) -> bool:
+            found = self.settled(rate_s)
+            return found is not None and self._answers(found, rate_s).itl_s(self._lengths.answers) <= target_s
+
+        return _largest(in_time, self.most_rate_s)
 
     def at(self, rate_s: float, target_s: float) -> Decoding:
         """In the steady state."""
-        found = self.settled(rate_s)
+        found, lengths = self.settled(rate_s), self._lengths.answers
         if found is None:
             itl_s = self.mixed_s(self.most_prompts(self.most), self.most)
-            return Decoding(
-                at_once=None, itl_s=itl_s, itl_share=0.0, kv_load=_kv(self._engines, self.most, self._lengths)
-            )
+            kv_load = _kv(self._engines, self.most, self._lengths)
+            return Decoding(at_once=None, itl_s=itl_s, itl_share=0.0, kv_load=kv_load)
+        answers = self._answers(found, rate_s)
         return Decoding(
             at_once=found.number,
-            itl_s=found.itl_s,
-            itl_share=self._in_time(found, rate_s, target_s),
+            itl_s=answers.itl_s(lengths),
+            itl_share=sum(answers.in_time(tokens - 1, target_s) for tokens in lengths) / len(lengths),
             kv_load=_kv(self._engines, found.number, self._lengths),
         )
 
@@ -170,7 +177,8 @@ class Both:
         per_s = rate_s / self._count
         if rate_s >= self.most_rate_s:
             return None
-        found = Mixing(0.0, self.mixed_s(0.0, 1.0), min(1.0, self.most_prompts(0.0)), 0.0)
+        alone_s = self.mixed_s(0.0, 1.0)
+        found = Mixing(0.0, alone_s, min(1.0, self.most_prompts(0.0)), 0.0, alone_s)
         for _ in range(_ROUNDS):
             after = self._next(found, per_s)
             if after is None or after.number > self.most:
@@ -181,29 +189,36 @@ class Both:
         return found
 
     def _next(self, at: Mixing, per_s: float) -> Mixing | None:
-        alone_s = self.mixed_s(0.0, at.number)
+        with_it = beside(at.number, self._count)
+        alone_s = self.mixed_s(0.0, with_it)
         expected = per_s * at.itl_s  # prompts that come within a step
         most = self.most_prompts(at.number)
         prompts = min(most, expected / -math.expm1(-expected) if expected > 1e-9 else 1.0)
-        step_s = self.mixed_s(prompts, at.number)
+        step_s = self.mixed_s(prompts, with_it)
         mixing = per_s * step_s / prompts
         if mixing >= 1.0 and prompts >= most:
             return None
         mixing = min(1.0, mixing)
         itl_s = 1 / (mixing / step_s + (1 - mixing) / alone_s)
-        return Mixing(per_s * self._lengths.answer * itl_s, itl_s, prompts, mixing)
+        delay_s = (step_s - alone_s) / prompts
+        at_once_s = per_s * step_s / min(1.0, prompts) * delay_s / max(0.02, 1 - per_s * delay_s)
+        return Mixing(per_s * (self._lengths.answer * itl_s + at_once_s), itl_s, prompts, step_s, alone_s)
 
-    def _in_time(self, at: Mixing, rate_s: float, target_s: float) -> float:
-        """Share of requests whose mean time per token is within the target."""
-        per_s, lengths = rate_s / self._count, self._lengths
-        alone_s = self.mixed_s(0.0, at.number)
-        delay_s = (self.mixed_s(at.prompts, at.number) - alone_s) / at.prompts  # of all others, by one prompt
-        free = max(0.02, 1 - per_s * delay_s)
-        slope_s = (self.mixed_s(at.prompts, 1.1 * at.number) - self.mixed_s(at.prompts, at.number)) / (0.1 * at.number)
-        numbers = _WITHIN_LIFE * slope_s**2 * at.number / self._count
-        interruptions = per_s * delay_s**2 * (self._burst**2 + lengths.spread) * alone_s / free**3
-        shares = [in_time(target_s, at.itl_s, numbers + interruptions / max(1.0, tokens)) for tokens in lengths.answers]
-        return sum(shares) / len(shares)
+    def _answers(self, at: Mixing, rate_s: float) -> Answers:
+        """That are decoded there."""
+        alone_s, number = at.alone_s, at.number
+        slope_s = (self.mixed_s(at.prompts, 1.1 * number) - self.mixed_s(at.prompts, number)) / (0.1 * number)
+        grows = min(0.95, number * slope_s / at.itl_s)
+        return Answers(
+            token_s=alone_s,
+            crowd=_WITHIN_LIFE * (slope_s / alone_s) ** 2 * varies(number, self._count) / (1 - grows),
+            per_s=rate_s / self._count,
+            before_s=at.step_s / min(1.0, at.prompts),
+            turns=self._count,
+            delay_s=(at.step_s - alone_s) / at.prompts,
+            spread=self._lengths.spread,
+            burst=self._burst**2,
+        )
 
     def waits(self, rate_s: float) -> Waits:
         """Of prompts, until they are computed, and the first token with them."""
@@ -215,7 +230,8 @@ class Both:
                 engines=self._count,
                 most=self.most_prompts(number),
                 batch_s=lambda prompts: self.mixed_s(prompts, number),
-                variation=(self._burst**2 + self._lengths.spread) / 2,
+                burst=self._burst**2,
+                spread=self._lengths.spread,
                 idle_s=self.mixed_s(0.0, number) / 2 if number >= 1 else 0.0,
             )
         )
@@ -223,6 +239,65 @@ class Both:
     def _step_s(self, prompts: float, number: float) -> float:
         lengths = self._lengths
         return self._clock.seconds(lengths.batch(prompts) if prompts else (), number, number * lengths.context)
+
+
+class Answers(msgspec.Struct, frozen=True, kw_only=True):
+    """Being decoded on an engine whose other prompts interrupt it."""
+
+    token_s: float  # per token, without interruptions
+    crowd: float  # squared coefficient of variation of that, as more or fewer decode beside it
+    per_s: float  # interruptions per second
+    before_s: float  # of its own prompt's step: who comes then interrupts at once
+    turns: int  # engines that take turns in getting requests
+    delay_s: float  # by each, mean
+    spread: float  # squared coefficient of variation of that
+    burst: float  # and of the gaps between them
+
+    def in_time(self, tokens: float, target_s: float) -> float:
+        """How likely so many tokens take at most so long each."""
+        if tokens < 1:
+            return 1.0
+        own_s = tokens * self.token_s
+        free, first_s = max(0.02, 1 - self.per_s * self.delay_s), self._first_s(own_s)
+        if self.per_s * first_s / free > _FEW:
+            interruptions = self.per_s * self.delay_s**2 * (self.burst + self.spread) * first_s / free**3
+            variance = interruptions + self.crowd * (own_s / free) ** 2
+            return in_time(tokens * target_s, self.mean_s(tokens), variance)
+        return self._few_in_time(own_s, tokens * target_s)
+
+    def itl_s(self, lengths: Sequence[float]) -> float:
+        """Mean of answers' mean times per token."""
+        times = [self.mean_s(tokens - 1) / (tokens - 1) for tokens in lengths if tokens >= 2]
+        return sum(times) / len(times) if times else self.token_s
+
+    def mean_s(self, tokens: float) -> float:
+        """Seconds for so many."""
+        own_s, free = tokens * self.token_s, max(0.02, 1 - self.per_s * self.delay_s)
+        return own_s + self.per_s * self._first_s(own_s) * self.delay_s / free
+
+    def _first_s(self, own_s: float) -> float:
+        """In which interruptions come that none brings with it. After its own request, those of others have their turn on other engines:
+        of N requests in this time, this one gets N/turns, rounded down.
+        """
+        came = self.turns * self.per_s * (own_s + self.before_s)
+        turned = (self.turns - 1) / 2
+        rounded = turned * -math.expm1(-came / turned) if turned else 0.0
+        return max(1e-6 * own_s, (came - rounded) / (self.turns * self.per_s))
+
+    def _few_in_time(self, own_s: float, until_s: float) -> float:
+        """By how many times it is interrupted, with w, in which the first interruptions come: Borel's and Tanner's distribution,
+        P(n) = λw(λ(w + nX))^(n−1)/n! · e^(−λ(w + nX)) (Haight and Breuer, 1960).
+        """
+        found, first_s = 0.0, self._first_s(own_s)
+        for times in range(_MOST_TIMES):
+            expected = self.per_s * (first_s + times * self.delay_s)
+            logarithm = math.log(self.per_s * first_s) + (times - 1) * math.log(expected) - math.lgamma(times + 1)
+            all_s = own_s + times * self.delay_s
+            deviation_s = math.hypot(math.sqrt(times * self.spread) * self.delay_s, math.sqrt(self.crowd) * all_s)
+            found += math.exp(logarithm - expected) * _normal((until_s - all_s) / max(1e-9, deviation_s))
+            if all_s > until_s + 4 * deviation_s:
+                break
+        return min(1.0, found)
 
 
 def in_time(target: float, mean: float, variance: float) -> float:
@@ -238,6 +313,20 @@ def in_time(target: float, mean: float, variance: float) -> float:
 
 def _normal(at: float) -> float:
     return 0.5 * math.erfc(-at / math.sqrt(2))
+
+
+def varies(number: float, count: int) -> float:
+    """Variance of the number that decodes on one of so many engines, which is so many on average.
+
+    All engines together have a Poisson number, which is shared out, as each request goes where the fewest are; answers that end make it
+    uneven again, by about one.
+    """
+    return number / count + (1 - 1 / count) * min(number, 1.0)
+
+
+def beside(number: float, count: int) -> float:
+    """How many decode where a sequence does, itself included: engines with more of them have more that see them."""
+    return max(1.0, number + varies(number, count) / number) if number > 0 else 1.0
 
 
 def _most(engines: Engines, role: Role, lengths: Lengths) -> float:

@@ -13,7 +13,6 @@ from appliance.planner.node import Engines, Targets, Unknown
 from appliance.records import Demand, Plan, Predicted
 
 _NARROWED: Final = 12  # times that the interval of the highest rate is halved
-_AS_GOOD: Final = 0.02  # of the goodput: nobody would notice
 _CALM: Final = 0.75  # of prefill: beyond it queues get long with the least burst
 _WORTH: Final = 0.10  # by which the load must fall for a change
 NOT_WORTH: Final = "disaggregation_not_worth_it"
@@ -57,22 +56,16 @@ def plan(demand: Demand, engines: Engines, targets: Targets, prefill: int, decod
     return Plan(layout=layout, feasible=reason is None, reason=reason, predicted=found)
 
 
-def choose(plans: Sequence[Plan], share: float) -> Plan | None:
-    """The one to take: of those that meet the targets, or else are as good as any, that with the least load.
-
-    DIAGNOSIS: prefill engines should be loaded to three quarters at the most; where there are such, others are left out.
-    """
+def choose(plans: Sequence[Plan]) -> Plan | None:
+    """The one to take: of those that meet the targets that with the least load; if none does, that which comes nearest to it."""
     known = [plan for plan in plans if plan.predicted is not None]
-    if not known:
-        return None
-    best = max(_good(plan, share) for plan in known)
-    known = [plan for plan in known if _good(plan, share) >= best - _AS_GOOD]
-    return min(known, key=_load)
+    meeting = [plan for plan in known if plan.feasible]
+    return min(meeting, key=_load) if meeting else max(known, key=_most_rate_s, default=None)
 
 
-def advice(now: Plan, plans: Sequence[Plan], share: float) -> Advice | None:
+def advice(now: Plan, plans: Sequence[Plan]) -> Advice | None:
     """What to change to, if that is clearly better: by more than a tenth of the load, and by more than steps' times may be off."""
-    best = choose(plans, share)
+    best = choose(plans)
     if best is None or best.layout == now.layout or best.predicted is None or now.predicted is None:
         return None
     before, after = now.predicted, best.predicted
@@ -88,9 +81,8 @@ def advice(now: Plan, plans: Sequence[Plan], share: float) -> Advice | None:
     )
 
 
-def _good(plan: Plan, share: float) -> float:
-    """More than is asked for counts no more."""
-    return min(share, plan.predicted.good) if plan.predicted else 0.0
+def _most_rate_s(plan: Plan) -> float:
+    return plan.predicted.most_rate_s if plan.predicted else 0.0
 
 
 def _load(plan: Plan) -> float:

@@ -27,7 +27,8 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
     engines: int
     most: float  # prompts in a step; below 1 where one takes several steps
     batch_s: Callable[[float], float]
-    variation: float  # (ca² + cs²)/2
+    burst: float  # squared coefficient of variation of the gaps between them
+    spread: float  # and of their lengths
     idle_s: float = 0.0  # that the step under way has still to go where no prompt is in it
 
 
@@ -49,7 +50,7 @@ class Waits(msgspec.Struct, frozen=True, kw_only=True):
 
 def waits(line: Line) -> Waits:
     """Of a pool in the long run; where more comes than it can do, nobody is served in time."""
-    engines, power = line.engines, 1 / max(0.05, line.variation)
+    engines, power = line.engines, 2 / max(0.1, line.burst + line.spread)
     capacity_s = engines * line.most / line.batch_s(line.most)
     load = line.rate_s / capacity_s
     weights, weight = [1.0], 1.0
@@ -61,14 +62,25 @@ def waits(line: Line) -> Waits:
             break
         if weight > 1e250:
             weights, weight = [value / weight for value in weights], 1.0
+    weights = _balanced(line, weights)
     total = math.fsum(weights)
     times = [(_until_done_s(line, number), value / total) for number, value in enumerate(weights)]
     return Waits(load=load, mean_s=math.fsum(at_s * share for at_s, share in times), shares=tuple(times))
 
 
+def _balanced(line: Line, weights: list[float]) -> list[float]:
+    """States in which all engines work, so much likelier that as many leave as come: raising ratios to a power has changed that."""
+    flows = [
+        weight * (line.rate_s - (_service_s(line, number) if number else 0.0)) for number, weight in enumerate(weights)
+    ]
+    coming, going = math.fsum(flows[: line.engines]), -math.fsum(flows[line.engines :])
+    times = coming / going if coming > 0 and going > 0 else 1.0
+    return [*weights[: line.engines], *(times * weight for weight in weights[line.engines :])]
+
+
 def _batch(line: Line, each: float) -> float:
-    """Prompts in a step, of an engine that has so many, waiting ones included: over a step from as many to twice that."""
-    return min(line.most, max(1.0, each / 1.5))
+    """Prompts in the step under way, of an engine that has so many: between steps about as many have come as were in the last one."""
+    return min(line.most, max(1.0, each / 2))
 
 
 def _service_s(line: Line, number: int) -> float:
@@ -79,10 +91,18 @@ def _service_s(line: Line, number: int) -> float:
 
 
 def _until_done_s(line: Line, before: int) -> float:
-    """For one that finds so many in the pool: what is left of the step under way, the steps of those before it, and its own."""
+    """For one that finds so many in the pool: what is left of the step under way, and the steps until it is done with those before it.
+
+    Whoever comes until the next step begins is in it, too, as far as the budget goes: a step is over for all of its prompts at once.
+    """
     if before < line.engines:
         return line.idle_s + line.batch_s(min(1.0, line.most)) / min(1.0, line.most)
-    batch = _batch(line, before / line.engines)
-    step_s = line.batch_s(batch)
-    own = max(batch, 1 + before / line.engines - batch)  # prompts up to the end of the step that it is in
-    return step_s / 2 + (line.batch_s(own) if own <= line.most else own / line.most * line.batch_s(line.most))
+    each = before / line.engines
+    batch = _batch(line, each)
+    left_s = line.batch_s(batch) / 2 * (1 + line.spread / max(1.0, batch))  # long steps are met more often
+    place = max(0.0, each - batch) + 1
+    together = place + line.rate_s / line.engines * left_s
+    if together <= line.most:
+        return left_s + line.batch_s(together)
+    steps = place / line.most + max(0.0, 1 - 1 / line.most) / 2  # that are begun until it is done, mean
+    return left_s + max(1.0, steps) * line.batch_s(line.most)

@@ -12,7 +12,7 @@ from appliance.records import Demand
 
 _WINDOW_NS: Final = 60 * 1_000_000_000
 _KEPT: Final = 4_000  # the newest: of more, lengths are known well enough
-_PARTS: Final = 10
+_PARTS: Final = 20
 _FEWEST: Final = 10  # answers and requests, to say anything of what will come
 _ANEW_NS: Final = 1_000_000_000  # after which it is worked out again
 

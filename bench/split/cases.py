@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import statistics
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +20,8 @@ from appliance.planner import split
 from appliance.planner.node import Chunk, Engines, Estimate, Lengths, Settings, Targets
 from appliance.records import Demand, Plan, Role
 from appliance.simulator.leg import Settings as EngineSettings
-from appliance.simulator.scenario import Hardware, Loaded, Model, Scenario, plans
+from appliance.simulator.request import Asked
+from appliance.simulator.scenario import BLOCK_TOKENS, Hardware, Loaded, Model, Scenario, plans
 from appliance.simulator.traffic import Lengths as Drawn
 from appliance.simulator.traffic import Traffic, arrivals
 from appliance.telemetry.demand import quantiles
@@ -35,8 +37,8 @@ _NODES: Final = (  # model, GPU, GPUs, tensor-parallel size
     ("gpt-oss-120b", "h100", 8, 2),
 )
 _WARM_S: Final = 12.0
-_REQUESTS: Final = 500  # of a run
-_SECONDS: Final = (40.0, 120.0)
+_REQUESTS: Final = 600  # of a run
+_SECONDS: Final = (50.0, 120.0)
 
 
 class Case(msgspec.Struct, frozen=True, kw_only=True):
@@ -121,13 +123,25 @@ class Predictable:
         self._link = closed.nvlink(self._gpu, case.size)
 
     @cached_property
+    def _drawn(self) -> list[Asked]:
+        traffic = msgspec.structs.replace(self.case.scenario.traffic, rate=10.0)
+        return [asked for _, asked in arrivals(traffic, 10**6, 200.0, BLOCK_TOKENS, MODELS)]
+
+    @property
+    def _drawn_prompts(self) -> list[int]:
+        return sorted(asked.prompt_tokens for asked in self._drawn)
+
+    @property
+    def _drawn_outputs(self) -> list[int]:
+        return [asked.output_tokens for asked in self._drawn]
+
+    @cached_property
     def demand(self) -> Demand:
         traffic = self.case.scenario.traffic
-        drawn = [asked for _, asked in arrivals(msgspec.structs.replace(traffic, rate=10.0), 10**6, 200.0, 16, MODELS)]
         return Demand(
             rate_s=traffic.rate,
-            prompt_tokens=quantiles([asked.prompt_tokens for asked in drawn]),
-            output_tokens=quantiles([asked.output_tokens for asked in drawn]),
+            prompt_tokens=quantiles(self._drawn_prompts),
+            output_tokens=quantiles(self._drawn_outputs),
             burstiness=traffic.fit().burstiness,
         )
 
@@ -156,7 +170,7 @@ class Predictable:
     @property
     def prompt_s(self) -> float:
         """That a long prompt takes."""
-        return self._roofline.step(Batch([(self.demand.prompt_tokens[-1], 0)])).total_s
+        return self._roofline.step(Batch([(self._drawn_prompts[int(0.95 * len(self._drawn_prompts))], 0)])).total_s
 
     @property
     def token_s(self) -> float:
@@ -167,11 +181,10 @@ class Predictable:
     @property
     def about_rate_s(self) -> float:
         """That all engines would come to if each worked at one thing after the other: no planner's word."""
-        lengths = Lengths(self.demand)
-        prompt_s = sum(self._roofline.step(Batch([(tokens, 0)])).total_s for tokens in lengths.prompts) / len(
-            lengths.prompts
-        )
-        answer_s = lengths.answer * self._roofline.step(Batch((), 48, 48 * lengths.context)).total_s / 48
+        prompt = statistics.fmean(self._drawn_prompts)
+        output = statistics.fmean(self._drawn_outputs)
+        prompt_s = self._roofline.step(Batch([(prompt, 0)])).total_s
+        answer_s = output * self._roofline.step(Batch((), 48, 48 * (prompt + output / 2))).total_s / 48
         return self.case.engines / (prompt_s + answer_s)
 
     def _step(self, chunks: Sequence[Chunk], sequences: float, context: float) -> Estimate:

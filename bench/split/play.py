@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
@@ -110,7 +111,7 @@ def after_a_minute(case: Case, layout: str) -> tuple[SimulatedNode, list[NodeSna
     return node, window[-60:]
 
 
-def chosen(plans: tuple[Plan, ...], share: float) -> str | None:
+def chosen(plans: Sequence[Plan]) -> str | None:
     """Of these plans."""
-    best = split.choose(plans, share)
+    best = split.choose(plans)
     return best.layout if best else None

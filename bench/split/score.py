@@ -21,14 +21,14 @@ BY: Final[tuple[tuple[str, Of], ...]] = (
 
 def right(played: Played, plans: Sequence[Plan]) -> bool:
     """The layout that would be taken is measured to be the best, or nearly as good."""
-    taken = chosen(tuple(plans), played.share)
+    taken = chosen(plans)
     goods = {one.layout: one.good for one in played.measured}
     return taken is not None and goods[taken] >= (1 - _AS_GOOD) * max(goods.values())
 
 
 def farthest(played: Played, plans: Sequence[Plan]) -> float | None:
     """The highest rate of the layout that would be taken, of that of the layout which has the highest."""
-    taken = chosen(tuple(plans), played.share)
+    taken = chosen(plans)
     rates = {one.layout: one.most_rate_s for one in played.measured if one.most_rate_s is not None}
     return rates[taken] / max(rates.values()) if taken in rates and max(rates.values()) > 0 else None
 
@@ -135,6 +135,6 @@ def _spread(found: Sequence[float]) -> str:
 
 
 def _told(played: Played) -> str:
-    taken = ", ".join(f"{name}: {chosen(of(played), played.share)}" for name, of in BY)
+    taken = ", ".join(f"{name}: {chosen(of(played))}" for name, of in BY)
     goods = ", ".join(f"{one.layout} {one.good:.0%}" for one in played.measured)
     return f"- seed {played.seed}, {played.words}: {taken}; measured {goods}"
