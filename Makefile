@@ -1,6 +1,6 @@
 # pd-appliance: `make serve` and `make test` each do all set-up on a fresh machine.
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint format bench bench-streams bench-diagnosis chaos wheel clean setup setup-test
+.PHONY: help serve test lint format bench bench-streams bench-diagnosis bench-split chaos wheel clean setup setup-test
 
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest -q
@@ -47,6 +47,9 @@ bench-streams: setup  ## what the supervisor can carry, over simulated engines; 
 
 bench-diagnosis: setup-test  ## whether faults of simulated nodes are named; ARGS="--seeds 100:117 --healthy 50" is passed on
 	$(BIN)/python -m bench.diagnosis $(ARGS)
+
+bench-split: setup-test  ## whether the layout that is predicted to be best is; ARGS="--seeds 100:121" is passed on
+	$(BIN)/python -m bench.split $(ARGS)
 
 chaos: setup-test  ## faults under load, every answer checked; ARGS="--minutes 30 --seed 1 --concurrency 16" is passed on
 	$(BIN)/python -m bench.chaos $(ARGS)

@@ -106,11 +106,12 @@ def _step(steps: LearntSteps) -> StepTime:
 
 
 def _copy(node: NodeSnapshot, copies: LearntCopies) -> CopyTime | None:
-    """By the bytes that a token has had so far; None where nothing was handed over yet."""
-    known = [(one.transfer_bytes, one.prompt_tokens) for one in node.recent if one.transfer_bytes and one.prompt_tokens]
-    if not known:
+    """By the bytes that a prompt has had so far; None where nothing was handed over yet."""
+    handoffs, demand = node.handoffs, node.demand
+    if demand is None or not handoffs.count or not handoffs.bytes:
         return None
-    token_bytes = sum(size for size, _ in known) / sum(tokens for _, tokens in known)
+    prompt = sum(demand.prompt_tokens) / len(demand.prompt_tokens)
+    token_bytes = handoffs.bytes / handoffs.count / prompt
 
     def copy(tokens: float) -> Estimate | None:
         found = copies.estimate(tokens * token_bytes)

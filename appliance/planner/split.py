@@ -13,7 +13,6 @@ from appliance.planner.node import Engines, Targets, Unknown
 from appliance.records import Demand, Plan, Predicted
 
 _NARROWED: Final = 12  # times that the interval of the highest rate is halved
-_CALM: Final = 0.75  # of prefill: beyond it queues get long with the least burst
 _WORTH: Final = 0.10  # by which the load must fall for a change
 NOT_WORTH: Final = "disaggregation_not_worth_it"
 
