@@ -19,7 +19,9 @@ _DOUBLED: Final = (
     0.05  # error of an estimate for twice as much as was seen, where a line is known; both as bench.split has it
 )
 _GUESSED: Final = 0.15  # the same where none is
-_LOST: Final = 0.10  # of the line's own error: then it says nothing, and twice as many prompts take twice as long
+_LOST: Final = 0.10  # of the line's own error: then it says nothing, and what is twice as much is taken to take
+# twice as long where it is prompts, and where it is sequences between nothing more (weights) and that (KV, experts).
+_GROWS: Final = 0.3  # exponent
 _LEAST: Final = 0.02
 
 
@@ -193,21 +195,22 @@ class Beyond:
 
         Prompts attend to ``prompt_context``, all that there is of them by the end of the step, and to nothing of what is decoded beside.
         """
-        prompts, decodes = prompt_tokens / self._most[0], decode_tokens / self._most[1]
-        context = prompt_context + decode_context
-        found = self._fit.estimate(_more_figures(prompt_tokens, decode_tokens, context, prompt_context))
-        if prompts > 1 and (found is None or found[1] > _LOST):
-            return self._scaled(prompts, prompt_tokens, prompt_context, decode_tokens, decode_context)
-        if found is None:
-            return None
-        return found[0], math.hypot(_LEAST, found[1], _DOUBLED * math.log2(max(1.0, prompts, decodes)))
+        prompts, decodes = max(1.0, prompt_tokens / self._most[0]), max(1.0, decode_tokens / self._most[1])
+        found = self._at(prompt_tokens, prompt_context, decode_tokens, decode_context)
+        beyond = max(prompts, decodes)
+        if beyond > 1 and (found is None or found[1] > _LOST):
+            found = self._at(
+                prompt_tokens / prompts, prompt_context / prompts, decode_tokens / decodes, decode_context / decodes
+            )
+            times = prompts if prompt_tokens else decodes**_GROWS
+            return None if found is None else (found[0] * times, math.hypot(found[1], _GUESSED * math.log2(beyond)))
+        return None if found is None else (found[0], math.hypot(found[1], _DOUBLED * math.log2(beyond)))
 
-    def _scaled(self, times: float, *batch: float) -> tuple[float, float] | None:
-        """As if so much less took so much less time: too long rather than too short."""
-        prompts, prompt_context, decodes, decode_context = (part / times for part in batch)
-        figures = _more_figures(prompts, decodes, prompt_context + decode_context, prompt_context)
-        found = self._fit.estimate(figures)
-        return None if found is None else (found[0] * times, math.hypot(_LEAST, found[1], _GUESSED * math.log2(times)))
+    def _at(
+        self, prompts: float, prompt_context: float, decodes: float, decode_context: float
+    ) -> tuple[float, float] | None:
+        found = self._fit.estimate(_more_figures(prompts, decodes, prompt_context + decode_context, prompt_context))
+        return None if found is None else (found[0], math.hypot(_LEAST, found[1]))
 
 
 def _more_figures(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -21,7 +20,7 @@ class Advice(msgspec.Struct, frozen=True, kw_only=True):
     """To change to another layout. All of it is predicted."""
 
     plan: Plan
-    load_falls: float  # share
+    load_falls: float  # share, of what is asked against the highest rate that meets the targets
     good_rises: float  # points of the share that meets both targets
     rate_grows: float | None  # share of the highest rate; None where there was none
     cause: str | None = None  # of ``Verdict.cause``, where the change is from split to aggregated
@@ -56,10 +55,11 @@ def plan(demand: Demand, engines: Engines, targets: Targets, prefill: int, decod
 
 
 def choose(plans: Sequence[Plan]) -> Plan | None:
-    """The one to take: of those that meet the targets that with the least load; if none does, that which comes nearest to it."""
+    """The one to take: that which meets the targets at the highest rate. Nearly always it is also that with the least load, if one meets
+    the targets at all; but where each is late for another reason, loads say little. ``docs/planner.md`` has the scores of both.
+    """
     known = [plan for plan in plans if plan.predicted is not None]
-    meeting = [plan for plan in known if plan.feasible]
-    return min(meeting, key=_load) if meeting else max(known, key=_most_rate_s, default=None)
+    return max(known, key=_most_rate_s, default=None)
 
 
 def advice(now: Plan, plans: Sequence[Plan]) -> Advice | None:
@@ -68,7 +68,7 @@ def advice(now: Plan, plans: Sequence[Plan]) -> Advice | None:
     if best is None or best.layout == now.layout or best.predicted is None or now.predicted is None:
         return None
     before, after = now.predicted, best.predicted
-    falls = 1 - _load(best) / _load(now) if math.isfinite(_load(now)) else 1.0
+    falls = 1 - before.most_rate_s / after.most_rate_s if after.most_rate_s > 0 else 0.0
     if falls <= max(_WORTH, after.error or 0.0, before.error or 0.0):
         return None
     return Advice(
@@ -82,10 +82,6 @@ def advice(now: Plan, plans: Sequence[Plan]) -> Advice | None:
 
 def _most_rate_s(plan: Plan) -> float:
     return plan.predicted.most_rate_s if plan.predicted else 0.0
-
-
-def _load(plan: Plan) -> float:
-    return plan.predicted.load if plan.predicted else math.inf
 
 
 def _predicted(demand: Demand, targets: Targets, layout: Layout) -> Predicted:

@@ -84,6 +84,10 @@ def _rights(all_played: Sequence[Played], of: Of) -> str:
     return _share([right(one, of(one)) for one in all_played])
 
 
+def _served(all_played: Sequence[Played], of: Of) -> str:
+    return _rights([one for one in all_played if max(found.good for found in one.measured) >= one.share], of)
+
+
 def _splits(all_played: Sequence[Played], of: Of) -> str:
     return _share([told for one in all_played if (told := split_or_not(one, of(one))) is not None])
 
@@ -113,6 +117,7 @@ def _others(all_played: Sequence[Played], of: Of) -> str:
 
 _ROWS: Final = (
     ("the layout taken is the best, or within 5 % of its goodput", _rights),
+    ("the same, of the traffics that any layout serves within the targets", _served),
     ("whether to split is told rightly, where that makes more than 5 %", _splits),
     ("highest rate of the layout taken, of the highest of all: median, a tenth of cases below", _farthest),
     ("highest rate, predicted against measured: error's median, nine of ten within", _rates),

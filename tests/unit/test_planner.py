@@ -172,58 +172,56 @@ def test_an_error_is_that_of_the_steps() -> None:
 # ---- what to take, and whether to change
 
 
-def plan(layout: str, load: float, good: float = 1.0, rate_s: float = 10.0, error: float | None = 0.02) -> Plan:
+def plan(layout: str, rate_s: float, good: float = 1.0, error: float | None = 0.02) -> Plan:
     found = predicted(planned("2p2d", demand()))
-    fields = {
-        "prefill_load": load,
-        "decode_load": 0.1,
-        "kv_load": 0.1,
-        "good": good,
-        "most_rate_s": rate_s,
-        "error": error,
-    }
-    return Plan(layout=layout, feasible=good >= 0.95, predicted=msgspec.structs.replace(found, **fields))
+    changed = msgspec.structs.replace(found, good=good, most_rate_s=rate_s, error=error)
+    return Plan(layout=layout, feasible=good >= 0.95, predicted=changed)
 
 
-def test_the_least_loaded_of_those_that_meet_the_targets_is_taken() -> None:
-    found = split.choose([plan("1p3d", 0.3, good=0.5), plan("2p2d", 0.6), plan("4b", 0.7)])
-    assert found is not None
-    assert found.layout == "2p2d"
-
-
-def test_where_none_does_the_one_that_goes_farthest_is_taken() -> None:
-    found = split.choose([plan("2p2d", 0.5, good=0.2, rate_s=3.0), plan("4b", 0.9, good=0.1, rate_s=4.0)])
+@pytest.mark.parametrize("good", [1.0, 0.1])
+def test_the_one_that_goes_farthest_is_taken_whether_or_not_the_targets_are_met(good: float) -> None:
+    found = split.choose([plan("2p2d", 3.0, good), plan("4b", 4.0, good), plan("1p3d", 2.0, good)])
     assert found is not None
     assert found.layout == "4b"
+
+
+def test_nothing_is_taken_of_what_nothing_is_known_of() -> None:
     assert split.choose([]) is None
     assert split.choose([Plan(layout="4b", feasible=False, reason="not known")]) is None
 
 
 def test_splitting_that_is_not_worth_it() -> None:
-    now = plan("2p2d", 0.9, good=0.7, rate_s=5.0)
-    found = split.advice(now, [now, plan("4b", 0.6, rate_s=8.0)])
+    now = plan("2p2d", 5.0, good=0.7)
+    found = split.advice(now, [now, plan("4b", 8.0)])
     assert found is not None
     assert (found.plan.layout, found.cause) == ("4b", "disaggregation_not_worth_it")
-    assert (found.load_falls, found.good_rises, found.rate_grows) == pytest.approx((1 / 3, 0.3, 0.6))
+    assert (found.load_falls, found.good_rises, found.rate_grows) == pytest.approx((3 / 8, 0.3, 0.6))
 
 
-def test_aggregated_engines_that_should_be_split_and_another_split_have_no_such_cause() -> None:
-    now = plan("4b", 0.9)
-    for better in ("1p3d", "2p2d"):
-        found = split.advice(now, [now, plan(better, 0.5)])
-        assert found is not None
-        assert (found.plan.layout, found.cause) == (better, None)
+@pytest.mark.parametrize("better", ["1p3d", "2p2d"])
+def test_aggregated_engines_that_should_be_split_are_no_such_cause(better: str) -> None:
+    now = plan("4b", 5.0)
+    found = split.advice(now, [now, plan(better, 8.0)])
+    assert found is not None
+    assert (found.plan.layout, found.cause) == (better, None)
 
 
-@pytest.mark.parametrize("better", [plan("4b", 0.83), plan("4b", 0.6, error=0.5)])
+@pytest.mark.parametrize("better", [plan("4b", 5.4), plan("4b", 8.0, error=0.5)])
 def test_no_change_for_a_tenth_or_for_less_than_may_be_wrong(better: Plan) -> None:
-    now = plan("2p2d", 0.9)
+    now = plan("2p2d", 5.0)
     assert split.advice(now, [now, better]) is None
 
 
-def test_no_change_to_what_there_is() -> None:
-    now = plan("2p2d", 0.4)
-    assert split.advice(now, [now, plan("4b", 0.9)]) is None
+def test_no_change_to_what_there_is_or_to_what_goes_less_far() -> None:
+    now = plan("2p2d", 5.0)
+    assert split.advice(now, [now, plan("4b", 3.0)]) is None
+
+
+def test_from_what_meets_the_targets_at_no_rate_any_change_is_one() -> None:
+    now = plan("2p2d", 0.0, good=0.0)
+    found = split.advice(now, [now, plan("4b", 3.0)])
+    assert found is not None
+    assert (found.load_falls, found.rate_grows) == (1.0, None)
 
 
 # ---- simulated nodes
