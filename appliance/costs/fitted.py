@@ -22,7 +22,8 @@ _GUESSED: Final = 0.15  # the same where none is
 _LOST: Final = 0.10  # of the line's own error: then it says nothing, and what is twice as much is taken to take
 # twice as long where it is prompts, and where it is sequences between nothing more (weights) and that (KV, experts).
 _GROWS: Final = 0.3  # exponent
-_LEAST: Final = 0.02
+_LEAST: Final = 0.03
+Chunk = tuple[float, float]
 
 
 class Fit:
@@ -151,11 +152,9 @@ class StepModel:
         """None for a batch unlike those that were seen."""
         return self._fit.expected(_figures(prompt_tokens, decode_tokens, context_tokens))
 
-    def estimate(
-        self, prompt_tokens: float, prompt_context: float, decode_tokens: float, decode_context: float
-    ) -> tuple[float, float] | None:
+    def estimate(self, chunks: Sequence[Chunk], sequences: float, context: float) -> tuple[float, float] | None:
         """Also of a batch unlike those that were seen; see ``Beyond``."""
-        return self._beyond.estimate(prompt_tokens, prompt_context, decode_tokens, decode_context)
+        return self._beyond.estimate(chunks, sequences, context)
 
 
 def _figures(prompt_tokens: int, decode_tokens: int, context_tokens: int) -> tuple[float, ...]:
@@ -185,38 +184,43 @@ class Beyond:
 
     def learn(self, prompt_tokens: float, decode_tokens: float, context_tokens: float, seconds: float) -> None:
         """A step that took so long, on an engine that is well."""
-        self._fit.learn(_more_figures(prompt_tokens, decode_tokens, context_tokens, context_tokens), seconds)
+        attention = prompt_tokens * context_tokens
+        self._fit.learn(_more_figures(prompt_tokens, decode_tokens, context_tokens, attention), seconds)
         self._most = [max(self._most[0], prompt_tokens), max(self._most[1], decode_tokens)]
 
-    def estimate(
-        self, prompt_tokens: float, prompt_context: float, decode_tokens: float, decode_context: float
-    ) -> tuple[float, float] | None:
+    def estimate(self, chunks: Sequence[Chunk], sequences: float, context: float) -> tuple[float, float] | None:
         """Seconds, and their standard deviation, relative. None while nothing is known.
 
-        Prompts attend to ``prompt_context``, all that there is of them by the end of the step, and to nothing of what is decoded beside.
+        Args:
+            chunks: of prompts: tokens computed in this step, and tokens of the same prompt that were there before.
+            sequences: that decode.
+            context: tokens that these attend to, all together.
         """
-        prompts, decodes = max(1.0, prompt_tokens / self._most[0]), max(1.0, decode_tokens / self._most[1])
-        found = self._at(prompt_tokens, prompt_context, decode_tokens, decode_context)
+        prompts = max(1.0, sum(new for new, _ in chunks) / self._most[0])
+        decodes = max(1.0, sequences / self._most[1])
         beyond = max(prompts, decodes)
+        found = self._at(chunks, sequences, context)
         if beyond > 1 and (found is None or found[1] > _LOST):
-            found = self._at(
-                prompt_tokens / prompts, prompt_context / prompts, decode_tokens / decodes, decode_context / decodes
-            )
-            times = prompts if prompt_tokens else decodes**_GROWS
+            fewer = [(new / prompts, before / prompts) for new, before in chunks]
+            found = self._at(fewer, sequences / decodes, context / decodes)
+            times = prompts if chunks else decodes**_GROWS
             return None if found is None else (found[0] * times, math.hypot(found[1], _GUESSED * math.log2(beyond)))
         return None if found is None else (found[0], math.hypot(found[1], _DOUBLED * math.log2(beyond)))
 
-    def _at(
-        self, prompts: float, prompt_context: float, decodes: float, decode_context: float
-    ) -> tuple[float, float] | None:
-        found = self._fit.estimate(_more_figures(prompts, decodes, prompt_context + decode_context, prompt_context))
+    def _at(self, chunks: Sequence[Chunk], sequences: float, context: float) -> tuple[float, float] | None:
+        """A step says only the sums of its chunks, whose product is more than they attend to, each to itself; and what was learnt is of
+        steps with one chunk and with several. So the attention is taken to be half-way between.
+        """
+        new, seen = sum(new for new, _ in chunks), sum(new + before for new, before in chunks)
+        attention = (new * seen + sum(new * (new + before) for new, before in chunks)) / 2
+        found = self._fit.estimate(_more_figures(new, sequences, seen + context, attention))
         return None if found is None else (found[0], math.hypot(_LEAST, found[1]))
 
 
 def _more_figures(
-    prompt_tokens: float, decode_tokens: float, context_tokens: float, prompt_context: float
+    prompt_tokens: float, decode_tokens: float, context_tokens: float, attention: float
 ) -> tuple[float, ...]:
-    """The same, but that prompts attend to themselves only; and experts of which to read.
+    """The same, with the attention of prompts alone; and experts of which to read.
 
     Of these, n tokens touch about 1 − e^(−n/32) where each goes to one of 32, 1 − e^(−n/10) where to one of ten.
     """
@@ -227,7 +231,7 @@ def _more_figures(
         max(0.0, tokens - 512) * 1e-3,
         max(0.0, tokens - 2048) * 1e-3,
         context_tokens * 1e-5,
-        prompt_tokens * prompt_context * 1e-8,
+        attention * 1e-8,
         1.0 if prompt_tokens else 0.0,
         -math.expm1(-tokens / 32),
         -math.expm1(-tokens / 10),

@@ -19,9 +19,7 @@ _UNEQUAL: Final = "engines differ in what they are: only layouts of equal ones a
 class LearntSteps(Protocol):
     """``costs.fitted.StepModel``"""
 
-    def estimate(
-        self, prompt_tokens: float, prompt_context: float, decode_tokens: float, decode_context: float
-    ) -> tuple[float, float] | None: ...
+    def estimate(self, chunks: Sequence[Chunk], sequences: float, context: float) -> tuple[float, float] | None: ...
 
 
 class LearntCopies(Protocol):
@@ -98,8 +96,7 @@ def _settings(engines: Sequence[EngineSnapshot], role: Role) -> Settings:
 
 def _step(steps: LearntSteps) -> StepTime:
     def step(chunks: Sequence[Chunk], sequences: float, context: float) -> Estimate | None:
-        tokens = sum(chunk[0] for chunk in chunks)
-        found = steps.estimate(tokens, sum(map(sum, chunks)), sequences, context)
+        found = steps.estimate(chunks, sequences, context)
         return None if found is None else Estimate(*found)
 
     return step
