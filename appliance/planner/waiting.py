@@ -17,7 +17,8 @@ from typing import Final
 import msgspec
 
 _MOST: Final = 4_000  # requests in a pool that are looked at
-_NEGLIGIBLE: Final = 1e-9
+_NEGLIGIBLE: Final = -20.0  # logarithm, against the likeliest
+_REGULAR: Final = 0.1  # ca² + cs² of what is as regular as can be
 
 
 class Line(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,22 +51,26 @@ class Waits(msgspec.Struct, frozen=True, kw_only=True):
 
 def waits(line: Line) -> Waits:
     """Of a pool in the long run; where more comes than it can do, nobody is served in time."""
-    engines, power = line.engines, 2 / max(0.1, line.burst + line.spread)
-    capacity_s = engines * line.most / line.batch_s(line.most)
-    load = line.rate_s / capacity_s
-    weights, weight = [1.0], 1.0
-    for number in range(1, _MOST):
-        ratio = line.rate_s / _service_s(line, number)
-        weight *= ratio if number <= engines else ratio**power
-        weights.append(weight)
-        if number > engines and weight < _NEGLIGIBLE * max(weights[-2], 1.0):
-            break
-        if weight > 1e250:
-            weights, weight = [value / weight for value in weights], 1.0
-    weights = _balanced(line, weights)
+    load = line.rate_s * line.batch_s(line.most) / (line.engines * line.most)
+    if load >= 1:
+        return Waits(load=load, mean_s=math.inf, shares=())
+    weights = _balanced(line, _weights(line))
     total = math.fsum(weights)
-    times = [(_until_done_s(line, number), value / total) for number, value in enumerate(weights)]
+    times = [(_until_done_s(line, number), weight / total) for number, weight in enumerate(weights)]
     return Waits(load=load, mean_s=math.fsum(at_s * share for at_s, share in times), shares=tuple(times))
+
+
+def _weights(line: Line) -> list[float]:
+    """How likely so many are in the pool, up to a factor. Few may be less likely than more, where steps of few can't keep up."""
+    power = 2 / max(_REGULAR, line.burst + line.spread)
+    logarithms = [0.0]
+    for number in range(1, _MOST):
+        ratio = math.log(line.rate_s / _service_s(line, number))
+        logarithms.append(logarithms[-1] + (ratio if number <= line.engines else ratio * power))
+        if number > line.engines and ratio < 0 and logarithms[-1] < max(logarithms) + _NEGLIGIBLE:
+            break
+    peak = max(logarithms)
+    return [math.exp(logarithm - peak) for logarithm in logarithms]
 
 
 def _balanced(line: Line, weights: list[float]) -> list[float]:

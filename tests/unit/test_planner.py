@@ -8,11 +8,13 @@ from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from appliance.planner import split
+from appliance.planner.answers import Answers, in_time
 from appliance.planner.measured import demand_of, engines_of, measured, present
 from appliance.planner.node import Chunk, Engines, Estimate, Lengths, Settings, Targets
-from appliance.planner.pools import Answers, in_time
 from appliance.planner.waiting import Line, waits
 from appliance.records import Demand, Plan, Predicted, Role
 from bench.split.cases import Case, cases
@@ -91,6 +93,32 @@ def test_shares_are_of_all_and_more_time_does_not_hurt() -> None:
     shares = [found.within(target_s, (0.0,)) for target_s in (0.5, 1, 2, 5, 50)]
     assert shares == sorted(shares)
     assert shares[-1] == pytest.approx(1, abs=1e-3)
+
+
+def test_of_more_than_can_be_done_nothing_is_in_time() -> None:
+    found = waits(line(1.01))
+    assert (found.mean_s, found.within(1e9, (0.0,))) == (math.inf, 0.0)
+
+
+@given(
+    load=st.floats(1e-3, 0.99),
+    most=st.floats(0.05, 64),
+    spread=st.floats(0, 20),
+    burst=st.floats(0, 20),
+    count=st.integers(1, 16),
+    fixed=st.floats(0, 1),
+)
+def test_a_line_of_any_kind_has_shares_and_no_wait_is_shorter_than_a_step(
+    load: float, most: float, spread: float, burst: float, count: int, fixed: float
+) -> None:
+    def batch_s(prompts: float) -> float:
+        return fixed + (1 - fixed) * prompts + 1e-3
+
+    rate_s = load * count * most / batch_s(most)
+    found = waits(Line(rate_s=rate_s, engines=count, most=most, batch_s=batch_s, burst=burst, spread=spread))
+    assert found.load == pytest.approx(load)
+    assert math.fsum(share for _, share in found.shares) == pytest.approx(1)
+    assert found.mean_s >= 0.99 * batch_s(min(1.0, most)) / min(1.0, most)
 
 
 # ---- answers
