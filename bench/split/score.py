@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Final
 
 from appliance.records import Plan, Predicted
@@ -97,8 +98,11 @@ def _farthest(all_played: Sequence[Played], of: Of) -> str:
     return f"{statistics.median(ordered):.0%}, {ordered[len(ordered) // 10]:.0%}" if ordered else "—"
 
 
-def _rates(all_played: Sequence[Played], of: Of) -> str:
-    return _spread(errors(all_played, of, lambda plan: plan.most_rate_s, lambda one: one.most_rate_s))
+def _rates(all_played: Sequence[Played], of: Of, whole: bool) -> str:
+    def rate_s(one: Measured) -> float | None:
+        return one.most_rate_s if ("b" in one.layout) == whole else None
+
+    return _spread(errors(all_played, of, lambda plan: plan.most_rate_s, rate_s))
 
 
 def _firsts(all_played: Sequence[Played], of: Of) -> str:
@@ -120,9 +124,10 @@ _ROWS: Final = (
     ("the same, of the traffics that any layout serves within the targets", _served),
     ("whether to split is told rightly, where that makes more than 5 %", _splits),
     ("highest rate of the layout taken, of the highest of all: median, a tenth of cases below", _farthest),
-    ("highest rate, predicted against measured: error's median, nine of ten within", _rates),
-    ("mean TTFT below 90 % prefill load: the same", _firsts),
-    ("mean time per token below a load of 1: the same", _others),
+    ("highest rate of split layouts: error's median, half within, nine of ten within", partial(_rates, whole=False)),
+    ("highest rate of aggregated layouts", partial(_rates, whole=True)),
+    ("mean TTFT below 90 % prefill load", _firsts),
+    ("mean time per token below a load of 1", _others),
 )
 
 
@@ -132,11 +137,12 @@ def _share(rights: Sequence[bool]) -> str:
 
 
 def _spread(found: Sequence[float]) -> str:
-    """Its sign tells whether too much is predicted."""
-    ordered = sorted(map(abs, found))
-    if not ordered:
+    """The sign of the median tells whether too much is predicted."""
+    if not found:
         return "—"
-    return f"{statistics.median(found):+.1%}, ±{ordered[int(0.9 * (len(ordered) - 1))]:.0%} (n = {len(ordered)})"
+    ordered = sorted(map(abs, found))
+    half, most = (ordered[int(share * (len(ordered) - 1))] for share in (0.5, 0.9))
+    return f"{statistics.median(found):+.1%}, ±{half:.0%}, ±{most:.0%} (n = {len(ordered)})"
 
 
 def _told(played: Played) -> str:
