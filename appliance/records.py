@@ -6,6 +6,7 @@ snapshots and nothing else. Absent is ``None`` and shown as a dash; it is never 
 
 from __future__ import annotations
 
+import math
 from enum import StrEnum
 from typing import Final
 
@@ -330,6 +331,7 @@ class NodeSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     ttft_p99_s: float | None = None
     itl_p50_s: float | None = None
     lately: Lately | None = None
+    demand: Demand | None = None
     recent: tuple[Timeline, ...] = ()  # newest first
     verdict: Verdict | None = None
 
@@ -349,6 +351,64 @@ class Lately(msgspec.Struct, frozen=True, kw_only=True):
         None  # of the time that late ones waited for an engine, the share behind prompts many times as long
     )
     long_tokens: float | None = None  # of such prompts, mean
+
+
+class Demand(msgspec.Struct, frozen=True, kw_only=True):
+    """What is asked of the node, over the last minute.
+
+    Lengths are quantiles: as many equally likely values, the least first; at least one each, and all above 0.
+    """
+
+    rate_s: float  # requests per second
+    prompt_tokens: tuple[float, ...]
+    output_tokens: tuple[float, ...]
+    burstiness: float = 1.0  # coefficient of variation of the gaps between requests; 1: Poisson
+    hit_share: float = 0.0  # of prompt tokens, found in a prefix cache
+
+
+class Predicted(msgspec.Struct, frozen=True, kw_only=True):
+    """How a layout would serve a demand. Loads are ρ: shares of what can be done, above 1 where more is asked."""
+
+    prefill_load: float
+    decode_load: (
+        float | None
+    )  # 1: the mean time from token to token is the target, or all places are taken. None: one alone is late
+    kv_load: float  # of one engine's KV, that those which decode take
+    ttft_s: float | None  # means; None where a queue would grow without end
+    ttft_share: float  # within the target
+    itl_s: float
+    itl_share: float  # of requests whose mean time per output token is within the target
+    good: float  # share that meets both targets
+    goodput_s: float  # of these, requests per second
+    most_rate_s: float  # requests per second at which the share of ``[slo]`` meets both targets
+    at_once: float | None  # sequences that an engine decodes at the same time, mean
+    error: float | None = None  # of the times of such steps, relative: a standard deviation
+
+    @property
+    def load(self) -> float:
+        """The highest."""
+        decode_load = math.inf if self.decode_load is None else self.decode_load
+        return max(self.prefill_load, decode_load, self.kv_load)
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """One layout of the node's engines for a demand. ``feasible``: the targets are met; else ``reason`` says why not."""
+
+    layout: str
+    feasible: bool
+    reason: str | None = None
+    predicted: Predicted | None = None  # None where nothing can be
+
+
+class Plans(msgspec.Struct, frozen=True, kw_only=True):
+    """What is predicted for each layout of the node's engines. ``time`` is in Unix seconds; ``reason`` says why there is nothing."""
+
+    time: float
+    now: str  # the layout that there is
+    best: str | None = None
+    demand: Demand | None = None
+    layouts: tuple[Plan, ...] = ()
+    reason: str | None = None
 
 
 class Evidence(msgspec.Struct, frozen=True, kw_only=True):

@@ -22,7 +22,8 @@ from web.door import Door
 from web.incidents import IncidentRoutes
 from web.openai import OpenAI
 from web.pages import Pages
-from web.ports import Actions, IncidentView, Inference, NodeView, Simulation
+from web.plans import PlanRoutes
+from web.ports import Actions, IncidentView, Inference, NodeView, Planning, Simulation
 from web.simulation import SimulationRoutes
 from web.stream import Feed
 
@@ -48,6 +49,7 @@ def create_app(
     actions: Actions,
     simulation: Simulation | None = None,
     incidents: IncidentView | None = None,
+    planning: Planning | None = None,
     max_body_bytes: int,
     max_held_bytes: int,
     metrics: Callable[[NodeSnapshot], bytes],
@@ -62,6 +64,7 @@ def create_app(
         actions: is told what an owner wants done.
         simulation: of a simulated node; every answer then says that it is one.
         incidents: what is kept of them.
+        planning: what other layouts would bring.
         max_body_bytes: of a request to ``/v1/*``.
         max_held_bytes: of all these requests under way.
         metrics: a snapshot as Prometheus text (``appliance.telemetry.exposition.render``).
@@ -70,7 +73,12 @@ def create_app(
     return Site(
         OpenAI(inference, max_body_bytes, max_held_bytes, _MARK if simulation else ()),
         node,
-        [*ActionRoutes(actions).routes(), *SimulationRoutes(simulation).routes(), *IncidentRoutes(incidents).routes()],
+        [
+            *ActionRoutes(actions).routes(),
+            *SimulationRoutes(simulation).routes(),
+            *IncidentRoutes(incidents).routes(),
+            *PlanRoutes(planning).routes(),
+        ],
         metrics,
         Door(bound_to, allowed_hosts),
         Middleware(Guard, {**_GUARDS, **({"x-simulated": "true"} if simulation else {})}),

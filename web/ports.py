@@ -7,7 +7,7 @@ from typing import Protocol
 
 import msgspec
 
-from appliance.records import Incident, KneeReading, NodeSnapshot, Order, Remedy, StepReading, Timeline
+from appliance.records import Incident, KneeReading, NodeSnapshot, Order, Plans, Remedy, StepReading, Timeline
 
 
 class InferenceRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,6 +64,14 @@ class Actions(Protocol):
 
     def remedies(self) -> Sequence[Remedy]:
         """Those that were given, and what they brought; newest first."""
+        ...
+
+
+class Planning(Protocol):
+    """What other layouts of the node's engines would bring."""
+
+    def plans(self) -> Plans | None:
+        """Predicted for each layout, at most some seconds ago; None before the first time."""
         ...
 
 

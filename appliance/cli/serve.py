@@ -23,6 +23,7 @@ from appliance import __version__
 from appliance.channel import Up
 from appliance.cli.cast import Cast
 from appliance.cli.cast import cast as _cast
+from appliance.cli.forecast import Forecast
 from appliance.cli.herald import Herald
 from appliance.config import Config, ServerConfig, config_path_default, load, state_directory
 from appliance.diagnosis.verdicts import Diagnoser
@@ -114,7 +115,8 @@ class Appliance:
         remedies = Remedies(node.actions, collector.latest)
         node.on_change(self._note)
         incidents = Incidents(config, self._state_directory)
-        app = self._app(router, remedies, incidents, collector, control)
+        forecast = Forecast(collector, config.slo.share)
+        app = self._app(router, remedies, incidents, collector, control, forecast)
         server = _Web(app, self._listener)
         herald = Herald(
             config,
@@ -127,6 +129,7 @@ class Appliance:
         async with asyncio.TaskGroup() as group:
             web = group.create_task(server.run())
             telemetry = group.create_task(collector.run())
+            planning = group.create_task(forecast.run())
             trials = group.create_task(remedies.run(collector.updates()))
             keeping = group.create_task(self._fits.run(collector.updates()))
             watch = group.create_task(incidents.run(collector.updates()))
@@ -142,6 +145,7 @@ class Appliance:
             farewell = group.create_task(incidents.close(config.server.grace_s, self._hurry))
             await self._finish(router)
             app.close_streams()
+            planning.cancel()
             trials.cancel()
             telemetry.cancel()
             keeping.cancel()
@@ -179,6 +183,7 @@ class Appliance:
         incidents: Incidents,
         collector: Collector,
         control: Control | None,
+        forecast: Forecast,
     ) -> Site:
         server = self._config.server
         return create_app(
@@ -187,6 +192,7 @@ class Appliance:
             actions=remedies,
             simulation=control,
             incidents=incidents,
+            planning=forecast,
             max_body_bytes=server.max_body_bytes,
             max_held_bytes=server.max_held_bytes,
             metrics=exposition.render,

@@ -25,6 +25,15 @@ _MOST: Final = 5.0  # times what is expected, that one case is taken for
 _LEAST: Final = 0.25  # of the median, that an error counts relative to while nothing is expected yet
 _AGAIN: Final = 3  # times that the first line is looked for, each time with the weights that follow from the last one
 _YOUNG: Final = 1_000  # steps, before which a model knows too little to say who is well
+_DOUBLED: Final = (
+    0.05  # error of an estimate for twice as much as was seen, where a line is known; both as bench.split has it
+)
+_GUESSED: Final = 0.15  # the same where none is
+_LOST: Final = 0.10  # of the line's own error: then it says nothing, and what is twice as much is taken to take
+# twice as long where it is prompts, and where it is sequences between nothing more (weights) and that (KV, experts).
+_GROWS: Final = 0.3  # exponent
+_LEAST_ERROR: Final = 0.03
+Chunk = tuple[float, float]
 
 
 class KeptFit(msgspec.Struct, frozen=True, kw_only=True):
@@ -142,6 +151,22 @@ class Fit:
         self._total, self._weight, self.learnt = kept.weight, 1.0, kept.learnt
         self._solve()
 
+    def estimate(self, x: Sequence[float]) -> tuple[float, float] | None:
+        """Also of an ``x`` unlike those learnt: what the line says, and its standard deviation there, relative.
+
+        That is the noise times the root of the case's leverage. That the line may bend where nobody has been is not in it. None while
+        there is no line, and where it is not above 0.
+        """
+        inverse, noise = self._inverse, self.noise
+        if inverse is None or noise is None:
+            return None
+        y = sum(a * b for a, b in zip(self._line, x, strict=True))
+        if y <= 0:
+            return None
+        products = (sum(a * b for a, b in zip(row, x, strict=True)) for row in inverse)
+        spread = sum(a * b for a, b in zip(x, products, strict=True))
+        return y, noise * math.sqrt(max(0.0, spread * self._scale)) / y
+
     def _solve(self) -> None:
         if self._weight > _RESCALED_AT:
             self._rescale()
@@ -187,6 +212,7 @@ class StepModel:
     def __init__(self, kept: KeptFit | None = None) -> None:
         """``kept``: of an earlier process. Raises ``ValueError`` if it can't be that."""
         self._fit = Fit(7)
+        self._beyond = Beyond()
         self._tried = kept is not None
         if kept is not None:
             self._fit.take(kept)
@@ -208,6 +234,7 @@ class StepModel:
     def forget(self) -> None:
         """Know nothing any more: it was learnt from an engine that is not well."""
         self._fit = Fit(7)
+        self._beyond = Beyond()
 
     @property
     def learnt(self) -> int:
@@ -216,6 +243,7 @@ class StepModel:
     def learn(self, prompt_tokens: int, decode_tokens: int, context_tokens: int, seconds: float) -> None:
         """A step that took so long, on an engine that is well."""
         self._fit.learn(_figures(prompt_tokens, decode_tokens, context_tokens), seconds)
+        self._beyond.learn(prompt_tokens, decode_tokens, context_tokens, seconds)
 
     def expected_s(self, prompt_tokens: int, decode_tokens: int, context_tokens: int) -> float | None:
         """None for a batch unlike those that were seen."""
@@ -224,6 +252,10 @@ class StepModel:
     def guessed_s(self, prompt_tokens: float, decode_tokens: float, context_tokens: float) -> float | None:
         """An extrapolation, where need be."""
         return self._fit.guessed(_figures(prompt_tokens, decode_tokens, context_tokens))
+
+    def estimate(self, chunks: Sequence[Chunk], sequences: float, context: float) -> tuple[float, float] | None:
+        """Also of a batch unlike those that were seen; see ``Beyond``."""
+        return self._beyond.estimate(chunks, sequences, context)
 
 
 def _figures(prompt_tokens: float, decode_tokens: float, context_tokens: float) -> tuple[float, ...]:
@@ -237,6 +269,73 @@ def _figures(prompt_tokens: float, decode_tokens: float, context_tokens: float) 
         context_tokens * 1e-5,
         prompt_tokens * context_tokens * 1e-8,
         1.0 if prompt_tokens else 0.0,
+    )
+
+
+class Beyond:
+    """What a step would take that nobody has made yet: for plans. How far off that may be is always said.
+
+    ``StepModel`` says nothing of a batch unlike those that were seen, as it has to tell who is slow. A plan asks about other batches than
+    there are; so this line has more bends, for a mixture's experts, of which ever more are read, and goes on.
+    """
+
+    def __init__(self) -> None:
+        self._fit = Fit(9)
+        self._most = [1.0, 1.0]  # tokens of prompts, and sequences, in a step: seen
+
+    def learn(self, prompt_tokens: float, decode_tokens: float, context_tokens: float, seconds: float) -> None:
+        """A step that took so long, on an engine that is well."""
+        attention = prompt_tokens * context_tokens
+        self._fit.learn(_more_figures(prompt_tokens, decode_tokens, context_tokens, attention), seconds)
+        self._most = [max(self._most[0], prompt_tokens), max(self._most[1], decode_tokens)]
+
+    def estimate(self, chunks: Sequence[Chunk], sequences: float, context: float) -> tuple[float, float] | None:
+        """Seconds, and their standard deviation, relative. None while nothing is known.
+
+        Args:
+            chunks: of prompts: tokens computed in this step, and tokens of the same prompt that were there before.
+            sequences: that decode.
+            context: tokens that these attend to, all together.
+        """
+        prompts = max(1.0, sum(new for new, _ in chunks) / self._most[0])
+        decodes = max(1.0, sequences / self._most[1])
+        beyond = max(prompts, decodes)
+        found = self._at(chunks, sequences, context)
+        if beyond > 1 and (found is None or found[1] > _LOST):
+            fewer = [(new / prompts, before / prompts) for new, before in chunks]
+            found = self._at(fewer, sequences / decodes, context / decodes)
+            times = prompts if chunks else decodes**_GROWS
+            return None if found is None else (found[0] * times, math.hypot(found[1], _GUESSED * math.log2(beyond)))
+        return None if found is None else (found[0], math.hypot(found[1], _DOUBLED * math.log2(beyond)))
+
+    def _at(self, chunks: Sequence[Chunk], sequences: float, context: float) -> tuple[float, float] | None:
+        """A step says only the sums of its chunks, whose product is more than they attend to, each to itself; and what was learnt is of
+        steps with one chunk and with several. So the attention is taken to be half-way between.
+        """
+        new, seen = sum(new for new, _ in chunks), sum(new + before for new, before in chunks)
+        attention = (new * seen + sum(new * (new + before) for new, before in chunks)) / 2
+        found = self._fit.estimate(_more_figures(new, sequences, seen + context, attention))
+        return None if found is None else (found[0], math.hypot(_LEAST_ERROR, found[1]))
+
+
+def _more_figures(
+    prompt_tokens: float, decode_tokens: float, context_tokens: float, attention: float
+) -> tuple[float, ...]:
+    """The same, with the attention of prompts alone; and experts of which to read.
+
+    Of these, n tokens touch about 1 − e^(−n/32) where each goes to one of 32, 1 − e^(−n/10) where to one of ten.
+    """
+    tokens = prompt_tokens + decode_tokens
+    return (
+        1.0,
+        tokens * 1e-3,
+        max(0.0, tokens - 512) * 1e-3,
+        max(0.0, tokens - 2048) * 1e-3,
+        context_tokens * 1e-5,
+        attention * 1e-8,
+        1.0 if prompt_tokens else 0.0,
+        -math.expm1(-tokens / 32),
+        -math.expm1(-tokens / 10),
     )
 
 
@@ -257,3 +356,7 @@ class CopyModel:
     def expected_s(self, size_bytes: int) -> float | None:
         """None for a size unlike those that were seen."""
         return self._fit.expected((1.0, size_bytes * 1e-9))
+
+    def estimate(self, size_bytes: float) -> tuple[float, float] | None:
+        """Also of a size unlike those that were seen: seconds, and their standard deviation, relative."""
+        return self._fit.estimate((1.0, size_bytes * 1e-9))

@@ -171,6 +171,7 @@ class Router:
         finally:
             self._serving -= 1
             self._queue.count_output(exchange.client, exchange.output_tokens)
+            self._timelines.wanted.answered(trace.prompt_tokens, exchange.output_tokens, time.monotonic_ns())
             self._count(trace)
 
     async def _traced(self, exchange: Exchange, reply: Reply, trace: Trace) -> None:

@@ -15,6 +15,7 @@ import msgspec
 from appliance import __version__
 from appliance.channel import Down, Fault, FirstToken, Release, Step, Up
 from appliance.config import Config
+from appliance.costs.fitted import CopyModel, StepModel
 from appliance.costs.gpus import gpu
 from appliance.records import (
     EngineState,
@@ -118,6 +119,10 @@ class SimulatedNode:
     def snapshot(self) -> NodeSnapshot:
         """How the node is now: the same that the real one would publish."""
         return self._collector.snapshot(self.clock.now_ns)
+
+    def learnt(self, engine: str) -> tuple[StepModel, CopyModel]:
+        """See ``Collector.learnt``."""
+        return self._collector.learnt(engine)
 
     @property
     def topology(self) -> str:
@@ -345,6 +350,10 @@ class SimulatedNode:
             self._requests[key] = request
 
     def answer(self, answered: Answered) -> None:
+        if answered.error is None:
+            self.timelines.wanted.answered(
+                answered.asked.prompt_tokens, answered.asked.output_tokens, self.clock.now_ns
+            )
         self._counts["ok" if answered.error is None else "failed"] += 1
         self._counts["split"] += answered.split
         self._on_answer(answered)

@@ -40,6 +40,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     good: float | None  # share that met both targets, of those that are over or have missed the first one already
     goodput_s: float  # of them, per second
     busy: dict[str, float]  # share of the time in which an engine made steps
+    ttft_s: float | None  # means
+    tpot_s: float | None
     unfinished: int  # still under way at the end
     ttft_by_time: tuple[float | None, ...]  # medians, of equal parts of the run
 
@@ -95,7 +97,7 @@ def run(loaded: Loaded, layout: str, *, quiet: bool = False) -> Result:
     node.on_message = meter.message
     _misfortunes(loaded, layout, node)
     block_tokens = engines[0].settings.block_tokens
-    _feed(
+    feed(
         clock,
         node,
         list(arrivals(scenario.traffic, scenario.seed, scenario.duration_s, block_tokens, loaded.directory)),
@@ -116,7 +118,7 @@ def _seldom_collected() -> Iterator[None]:
         gc.set_threshold(*before)
 
 
-def _feed(clock: VirtualClock, node: SimulatedNode, all_of_them: Sequence[Arrival]) -> None:
+def feed(clock: VirtualClock, node: SimulatedNode, all_of_them: Sequence[Arrival]) -> None:
     """Each arrival asks for the next one, so that the clock's heap stays small."""
     origin_ns, coming = clock.now_ns, iter(all_of_them)
 
@@ -166,9 +168,15 @@ def _result(loaded: Loaded, layout: str, meter: Meter, node: SimulatedNode) -> R
         good=len(good) / judged if judged else None,
         goodput_s=len(good) / seconds,
         busy={name: busy_ns / (meter.end_ns - meter.begin_ns) for name, busy_ns in sorted(meter.busy_ns.items())},
+        ttft_s=_mean_s(ttfts),
+        tpot_s=_mean_s(tpots),
         unfinished=queue.depth + node.under_way,
         ttft_by_time=_by_time(done, meter),
     )
+
+
+def _mean_s(values_ns: Sequence[int]) -> float | None:
+    return sum(values_ns) / len(values_ns) * 1e-9 if values_ns else None
 
 
 def _by_time(done: Sequence[Answered], meter: Meter, parts: int = 60) -> tuple[float | None, ...]:

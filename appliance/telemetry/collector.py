@@ -14,7 +14,7 @@ import msgspec
 from appliance.channel import HandoffEnded, Step, Up
 from appliance.config import Config
 from appliance.costs import knee
-from appliance.costs.fitted import StepModel
+from appliance.costs.fitted import CopyModel, StepModel
 from appliance.records import (
     CalibrationSnapshot,
     EngineSnapshot,
@@ -161,6 +161,10 @@ class Collector:
             for series in well:
                 series.teach()
 
+    def learnt(self, engine: str) -> tuple[StepModel, CopyModel]:
+        """What its steps and its hand-offs take, as far as that is known."""
+        return self._model_of(engine), self._links.model
+
     def _model_of(self, engine: str) -> StepModel:
         """Engines of one kind teach each other."""
         kind = self._kinds.get(engine, "")
@@ -274,6 +278,7 @@ class Collector:
             ttft_p99_s=percentiles.ttft_p99_s,
             itl_p50_s=percentiles.itl_p50_s,
             lately=self._timelines.begun.lately(now_ns, self._config.slo.ttft_s),
+            demand=self._timelines.wanted.demand(now_ns),
             recent=tuple(self._timelines.recent(_NEWEST, now_ns)),
         )
 

@@ -61,7 +61,7 @@ class Links:
     """Of one node, whose links are alike."""
 
     def __init__(self) -> None:
-        self._model = CopyModel()
+        self.model = CopyModel()
         self._links: dict[tuple[str, str], _Link] = {}
 
     def fold(self, consumer: str, message: HandoffEnded, now_ns: int) -> None:
@@ -70,9 +70,9 @@ class Links:
         if not message.ok or not message.bytes or seconds <= 0 or message.lease.startswith(CANARY):
             return
         link = self._links.setdefault((message.producer, consumer), _Link())
-        link.add(_Copied(now_ns, message.bytes, seconds, self._model.expected_s(message.bytes)))
-        if link.is_well or self._model.learnt < _YOUNG:
-            self._model.learn(message.bytes, seconds)
+        link.add(_Copied(now_ns, message.bytes, seconds, self.model.expected_s(message.bytes)))
+        if link.is_well or self.model.learnt < _YOUNG:
+            self.model.learn(message.bytes, seconds)
 
     def snapshot(self, now_ns: int) -> tuple[LinkSnapshot, ...]:
         """Those over which something has come lately."""

@@ -20,6 +20,7 @@ import msgspec
 
 from appliance.channel import FirstToken, HandoffEnded, LeaseGranted, Scheduled, Up
 from appliance.records import STAGES, Leg, Stage, Timeline
+from appliance.telemetry.demand import Wanted
 from appliance.telemetry.lately import Begun
 
 _NS: Final = 1e-9
@@ -307,11 +308,13 @@ class Timelines:
         self.keys: dict[str, Trace] = {}  # by the router's key; kept as long as the trace, for late messages
         self.gaps: deque[int] = deque(maxlen=_GAPS_KEPT)
         self.begun = Begun()
+        self.wanted = Wanted()
 
     def begin(self, id: str, route: str, stream: bool, now_ns: int) -> Trace:
         """A request has arrived."""
         trace = Trace(self, id, route, stream, now_ns, time.time())
         self._running[trace] = None
+        self.wanted.came(now_ns)
         self._by_id[id] = trace
         return trace
 

@@ -19,7 +19,7 @@ from bench.diagnosis.report import markdown
 from bench.diagnosis.run import Wanted, run
 
 
-def _seeds(text: str) -> range:
+def seeds(text: str) -> range:
     first, _, last = text.partition(":")
     return range(int(first), int(last or first) + (0 if last else 1))
 
@@ -27,7 +27,7 @@ def _seeds(text: str) -> range:
 def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(prog="bench.diagnosis", description="Whether the diagnoser names what is wrong.")
-    parser.add_argument("--seeds", type=_seeds, default=range(100, 102), help="first:last, the last one left out")
+    parser.add_argument("--seeds", type=seeds, default=range(100, 102), help="first:last, the last one left out")
     parser.add_argument(
         "--healthy", type=int, default=1, metavar="N", help="N runs of ten minutes of each node and traffic"
     )

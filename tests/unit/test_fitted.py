@@ -69,3 +69,63 @@ def test_one_odd_step_spoils_nothing(place: int, odd_s: float) -> None:
         decode = chance.randrange(1, 200)
         model.learn(0, decode, decode * 500, odd_s if number == place else seconds(0, decode, decode * 500))
     assert model.expected_s(0, 50, 25_000) == pytest.approx(seconds(0, 50, 25_000), rel=0.03)
+
+
+def test_beyond_what_was_seen_an_estimate_goes_on_and_says_how_uncertain_it_is() -> None:
+    model = taught()
+    within, beyond = model.estimate([(1500, 0)], 100, 90_000), model.estimate((), 1000, 900_000)
+    assert within is not None
+    assert beyond is not None
+    assert within[0] == pytest.approx(seconds(1500, 100, 91_500), rel=0.05)
+    assert beyond[0] == pytest.approx(seconds(0, 1000, 900_000), rel=0.15)
+    assert within[1] < 0.05 < beyond[1]
+
+
+def test_of_nothing_seen_nothing_is_estimated() -> None:
+    assert StepModel().estimate((), 1, 100) is None
+    assert CopyModel().estimate(1e9) is None
+
+
+def test_experts_of_which_ever_more_are_read_are_followed_beyond_what_was_seen() -> None:
+    """A mixture: seen with 1 to 24 sequences, asked for 128."""
+
+    def mixture_s(sequences: int) -> float:
+        return 0.003 + 0.02 * (1 - (1 - 4 / 128) ** sequences)
+
+    chance, model = random.Random(2), StepModel()
+    for _ in range(3000):
+        sequences = chance.randrange(1, 25)
+        model.learn(0, sequences, 500 * sequences, chance.gauss(1, 0.02) * mixture_s(sequences))
+    found = model.estimate((), 128, 64_000)
+    assert found is not None
+    assert found[0] == pytest.approx(mixture_s(128), rel=0.15)
+
+
+def test_prompts_many_times_as_long_as_those_seen_take_no_less_than_in_proportion() -> None:
+    chance, model = random.Random(3), StepModel()
+    for _ in range(500):
+        model.learn(256, 0, 256, chance.gauss(1, 0.02) * 0.02)  # nothing tells what is the step's and what the tokens'
+    found = model.estimate([(8192, 0)], 0, 0)
+    assert found is not None
+    assert found[0] == pytest.approx(32 * 0.02, rel=0.1)
+    assert found[1] > 0.5
+
+
+def test_a_hand_off_of_any_size_has_an_estimate() -> None:
+    chance, model = random.Random(4), CopyModel()
+    for _ in range(300):
+        size = chance.randrange(10**6, 10**8)
+        model.learn(size, chance.gauss(1, 0.02) * (1e-3 + size / 2e10))
+    found = model.estimate(1e9)
+    assert found is not None
+    assert found[0] == pytest.approx(1e-3 + 1e9 / 2e10, rel=0.05)
+
+
+def test_how_more_sequences_would_fare_than_were_ever_seen_is_guessed_with_a_wide_error() -> None:
+    chance, model = random.Random(5), StepModel()
+    for _ in range(500):
+        model.learn(0, 1, chance.randrange(400, 600), chance.gauss(1, 0.02) * 0.01)
+    found = model.estimate((), 32, 16_000)
+    assert found is not None
+    assert 0.01 <= found[0] <= 0.05
+    assert found[1] > 0.5

@@ -12,7 +12,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from appliance.errors import ActionError, RequestError
-from appliance.records import NodeSnapshot, Timeline
+from appliance.records import NodeSnapshot, Plan, Plans, Timeline
 from appliance.remedies.apply import Remedies
 from web import assets
 from web.app import Site, create_app
@@ -78,6 +78,22 @@ def test_ready_says_why_it_is_not(client: TestClient, node: FakeNode) -> None:
     assert answer.status_code == 503
     assert answer.json() == {"status": "not ready", "reason": "e0 and e1 are still starting."}
     assert int(answer.headers["retry-after"]) >= 1
+
+
+def test_plans_are_predictions_of_each_layout_and_nobody_has_to_plan(node: FakeNode) -> None:
+    class Planner:
+        found: Plans | None = None
+
+        def plans(self) -> Plans | None:
+            return self.found
+
+    planner = Planner()
+    client = TestClient(made(node, bound_to="0.0.0.0", planning=planner), raise_server_exceptions=False)
+    assert client.get("/api/plan").status_code == 503
+    plan = Plan(layout="2b", feasible=False, reason="not known")
+    planner.found = Plans(time=1.0, now="1p1d", layouts=(plan,))
+    assert msgspec.json.decode(client.get("/api/plan").content, type=Plans) == planner.found
+    assert TestClient(made(node, bound_to="0.0.0.0")).get("/api/plan").status_code == 404
 
 
 def test_the_snapshot_is_the_record_as_it_is(client: TestClient, node: FakeNode) -> None:

@@ -1,0 +1,58 @@
+"""Keeps plans of a running node up to date; see ``planner.measured``."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import logging
+from collections import deque
+from collections.abc import AsyncIterator
+from typing import Final, Protocol
+
+from appliance.costs.fitted import CopyModel, StepModel
+from appliance.planner.measured import measured
+from appliance.records import NodeSnapshot, Plans
+
+_log = logging.getLogger("pd-appliance")
+_EVERY_S: Final = 10.0  # what is asked is told over a minute, and does not change faster
+_WINDOW: Final = 6  # of these: that minute
+
+
+class Source(Protocol):
+    """The collector."""
+
+    def updates(self) -> AsyncIterator[NodeSnapshot]: ...
+    def learnt(self, engine: str) -> tuple[StepModel, CopyModel]: ...
+
+
+class Forecast:
+    """Implements ``web.ports.Planning``."""
+
+    def __init__(self, source: Source, share: float) -> None:
+        """``share``: ``[slo]``'s."""
+        self._source = source
+        self._share = share
+        self._window: deque[NodeSnapshot] = deque(maxlen=_WINDOW)
+        self._plans: Plans | None = None
+
+    def plans(self) -> Plans | None:
+        """The latest; None before there are any."""
+        return self._plans
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        async for snapshot in self._source.updates():
+            if self._window and snapshot.time - self._window[-1].time < _EVERY_S:
+                continue
+            self._window.append(snapshot)
+            if snapshot.engines:
+                self._plans = await self._made(snapshot)
+
+    async def _made(self, snapshot: NodeSnapshot) -> Plans | None:
+        """Off the loop, which has tokens to deliver, and so of copies of what goes on learning. A fault costs these plans and no more."""
+        steps, copies = copy.deepcopy(self._source.learnt(snapshot.engines[0].name))
+        try:
+            return await asyncio.to_thread(measured, tuple(self._window), steps, copies, self._share)
+        except Exception:
+            _log.exception("the plans of this moment failed")
+            return None

@@ -1,0 +1,69 @@
+"""Plans of a running node are kept up to date."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from appliance.cli import forecast as module
+from appliance.cli.forecast import Forecast
+from appliance.costs.fitted import CopyModel, StepModel
+from appliance.records import NodeSnapshot
+
+sys.path.append(str(Path(__file__).parents[1] / "browser"))
+import page_states as made
+
+
+class Source:
+    """Says these snapshots and no more."""
+
+    def __init__(self, *times: float) -> None:
+        node = made.node((made.engine("e0"), made.engine("e1")), 0)
+        self._snapshots = [msgspec.structs.replace(node, time=time) for time in times]
+
+    async def updates(self) -> AsyncIterator[NodeSnapshot]:
+        for snapshot in self._snapshots:
+            yield snapshot
+
+    def learnt(self, engine: str) -> tuple[StepModel, CopyModel]:
+        return StepModel(), CopyModel()
+
+
+async def test_plans_are_made_every_ten_seconds_of_a_minutes_snapshots(monkeypatch: pytest.MonkeyPatch) -> None:
+    windows: list[list[float]] = []
+
+    def noted(window: Any, *rest: Any) -> None:
+        windows.append([snapshot.time for snapshot in window])
+
+    monkeypatch.setattr(module, "measured", noted)
+    await Forecast(Source(*(100 + second / 2 for second in range(200))), 0.95).run()
+    assert [window[-1] for window in windows] == [100 + 10 * turn for turn in range(10)]
+    assert windows[-1] == [140, 150, 160, 170, 180, 190]
+
+
+async def test_before_anything_is_asked_the_reason_is_told() -> None:
+    forecast = Forecast(Source(100.0), 0.95)
+    assert forecast.plans() is None
+    await forecast.run()
+    plans = forecast.plans()
+    assert plans is not None
+    assert "too little is asked" in (plans.reason or "")
+
+
+async def test_a_fault_in_planning_is_logged_and_ends_nothing(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: Any) -> None:
+        raise ValueError("of no matter")
+
+    monkeypatch.setattr(module, "measured", broken)
+    with caplog.at_level(logging.ERROR):
+        await asyncio.wait_for(Forecast(Source(100.0, 200.0), 0.95).run(), 5)
+    assert len([record for record in caplog.records if "plans" in record.message]) == 2
