@@ -46,4 +46,4 @@ def load(engine: Engine, stage: str) -> float:
     if stage == "prefill":
         budget = engine.now.token_budget or 1
         return min(1.0, engine.busy) + engine.outstanding / budget
-    return engine.running / (engine.now.max_running or 256)
+    return max(engine.running / (engine.now.max_running or 256), engine.kv)

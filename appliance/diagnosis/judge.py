@@ -22,17 +22,19 @@ TESTS: Final[tuple[Test, ...]] = (
     slow.frontend,
     slow.slow_link,
     slow.straggler,
+    uneven.favoured,
     crowded.kv_full,
     prompts.kv_pinned,
     crowded.no_places,
-    uneven.skew,
-    uneven.cache,
     prompts.long_prompts,
     prompts.budget_small,
+    uneven.skew,
+    uneven.cache,
     prompts.prefill_saturated,
     crowded.decode_saturated,
 )
 _SOME: Final = 3  # of which one alone tells nothing
+_HELD: Final = 0.25  # of the target of first tokens
 _CHANCE: Final = 5e-4
 _GROWING: Final = 0.3  # requests per second, by which a queue grows
 
@@ -67,6 +69,10 @@ def impact(read: Signs, share: float, standing: bool) -> str | None:
         return f"{read.ttft_late:.0%} of the first tokens come later than {now.slo_ttft_s:g} s"
     if read.itl_late > (1 if standing else 2) * allowed:
         return f"{read.itl_late:.0%} of the tokens come at a pace of more than {now.slo_itl_s * 1e3:g} ms each"
+    if (
+        held := max((engine.api_delay_s for engine in read.engines if engine.api_full), default=0.0)
+    ) > _HELD * now.slo_ttft_s:
+        return f"tokens that are made wait for {held:.1f} s in an API process"
     if read.failed >= _SOME and read.failing > allowed:
         return f"{read.failing:.0%} of the requests fail"
     if read.queue_growth_s > _GROWING and (now.queue.oldest_s or 0.0) > now.slo_ttft_s / 2:  # soon it will be too late

@@ -15,7 +15,7 @@ from appliance.records import Action, Evidence
 
 _SATURATED: Final = 0.9  # of the time
 _PINNED: Final = 0.8  # of the token budget
-_FULLER: Final = 1.2  # see ``records.EngineSnapshot.fuller``
+_FULLER: Final = 1.15  # see ``records.EngineSnapshot.fuller``
 _BEHIND: Final = 0.5  # of the wait of those that are late
 _FULL: Final = 0.95  # of KV
 _HELD: Final = 0.7  # of the KV in use

@@ -16,6 +16,7 @@ _LATELY_S: Final = 1.6  # over which gauges are averaged
 _BEFORE_S: Final = 10.0  # ago, and earlier: how it was before what happens now
 _USUAL_S: Final = 30.0  # ago, and later: how many come in usual times
 _SERVING: Final = (EngineState.READY, EngineState.DRAINING, EngineState.SUSPECT)
+_API_FULL: Final = 0.7
 _ENOUGH: Final = 20  # first tokens, for a share of them to mean something
 _FEW_S: Final = 30.0  # that are looked through for as many
 _HARMLESS: Final = ("gpu_idle", "application_clocks", "sync_boost")
@@ -65,6 +66,11 @@ class Engine(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def serves(self) -> bool:
         return self.now.state in _SERVING
+
+    @property
+    def api_full(self) -> bool:
+        """Its API process has something to do nearly all of the time."""
+        return self.serves and self.api_busy >= _API_FULL
 
     @property
     def takes(self) -> bool:
@@ -177,6 +183,7 @@ def _engine(
 ) -> Engine:
     mine = [found for one in lately if (found := _of(one, now))]
     older = [found for one in before if (found := _of(one, now))]
+    trending = [found for one in trend if (found := _of(one, now))]
     older_than_few = [
         found for one in before if trend[-1].uptime_s - one.uptime_s <= _USUAL_S and (found := _of(one, now))
     ]
@@ -195,7 +202,7 @@ def _engine(
         fetching=_of_all(mine, "fetching"),
         full=bool(slots) and _of_all(mine, "running") >= 0.95 * (slots or 1),
         preemptions_s=max(0, (now.preemptions or 0) - (first.preemptions or 0)) / seconds,
-        itl_s=_of_all(mine, "itl_s"),
+        itl_s=_pace(trending) or 0.0,
         hits=_mean([value for found in mine if (value := found.prefix_hit_rate) is not None]),
         hits_before=_high([value for found in older if (value := found.prefix_hit_rate) is not None]),
         gpu_trouble=_gpu_trouble(now, trend),
@@ -278,6 +285,13 @@ def _neighbour(gpu: GpuSnapshot) -> str | None:
     if busiest is None or (busiest.busy or 0.0) < _NEIGHBOUR:
         return None
     return f"also works for {busiest.name or 'another process'} (pid {busiest.pid}), {busiest.busy:.0%} of the time"
+
+
+def _pace(engines: Sequence[EngineSnapshot]) -> float | None:
+    """Mean seconds per token. By tokens: in a spell in which they come slowly there are few."""
+    told = [(one.itl_s, one.output_tokens_s or 0.0) for one in engines if one.itl_s is not None]
+    tokens = sum(rate for _, rate in told)
+    return sum(itl_s * rate for itl_s, rate in told) / tokens if tokens else None
 
 
 def _late(engines: Sequence[Engine], target_s: float) -> float:

@@ -26,7 +26,6 @@ _FELT: Final = 0.05  # of the time to the first token
 _NEARLY_FULL: Final = 0.9  # of KV
 _OLD_S: Final = 60.0
 _SILENT: Final = (EngineState.HUNG, EngineState.SUSPECT)
-_API_FULL: Final = 0.7
 _CORE_FULL: Final = 0.9  # of the one core that the supervisor's event loop can use
 _LATE_S: Final = 0.01  # its loop, where its core is full
 _LATE_ANYWAY_S: Final = 0.1  # where it is not: it gets none
@@ -94,9 +93,7 @@ def _back(engine: Engine) -> Action:
 
 def frontend(signs: Signs) -> Finding | None:
     """An API process has no time for the tokens that its engine makes, or for the requests that it is sent."""
-    found = [
-        engine for engine in signs.engines if engine.serves and engine.api_busy >= _API_FULL and _waits(engine, signs)
-    ]
+    found = [engine for engine in signs.engines if engine.api_full and _waits(engine, signs)]
     if not found:
         return None
     worst = max(found, key=lambda engine: (engine.api_busy, engine.api_delay_s))

@@ -7,6 +7,7 @@ request, and what is beyond the noise of a figure. They were chosen on the tunin
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 from typing import Final
 
 from appliance.diagnosis import advice
@@ -21,40 +22,57 @@ _WARM_S: Final = 60.0  # from an engine's start
 _MISSED: Final = 0.15  # of the prompt tokens
 
 
+def favoured(signs: Signs) -> Finding | None:
+    """One engine has far more to do than its like, because routing gives it more."""
+    return _skew(signs, by_weight=True)
+
+
 def skew(signs: Signs) -> Finding | None:
     """One engine has far more to do than its like, and is not slower."""
+    return _skew(signs, by_weight=False)
+
+
+def _skew(signs: Signs, *, by_weight: bool) -> Finding | None:
     for stage, pool in (("prefill", signs.prefill), ("decode", signs.decode)):
         if len(pool) < 2:
             continue
         loads = {engine.name: load(engine, stage) for engine in pool}
         most = max(pool, key=lambda engine: loads[engine.name])
         rest = statistics.median(loads[engine.name] for engine in pool if engine is not most)
-        weights = [engine.now.weight for engine in pool]
-        favoured = most.now.weight >= _UNEVEN * statistics.median(weights)
-        if loads[most.name] < max(_UNEVEN * rest, _LEAST_LOAD) or (rest > 0.7 and not favoured):
+        usual = statistics.median(engine.now.weight for engine in pool)
+        heavier = most.now.weight >= _UNEVEN * usual
+        if loads[most.name] < max(_UNEVEN * rest, _LEAST_LOAD) or ((rest > 0.7 or by_weight) and not heavier):
             continue
-        heavy = (
-            f", for its weight in routing is {most.now.weight:g} and that of others {min(weights):g}"
-            if favoured
-            else ""
-        )
-        return Finding(
-            cause="routing_skew",
-            stage=stage,
-            sentence=f"{most.name} has {loads[most.name] / max(rest, 0.01):.1f} times the work of its like{heavy}.",
-            confidence=0.9 if favoured else 0.7,
-            engines=(most.name,),
-            evidence=(
-                Evidence(
-                    measured=loads[most.name],
-                    expected=rest,
-                    unit="of its capacity",
-                    sentence=f"{most.name} is {loads[most.name]:.0%} loaded, the others {rest:.0%}.",
-                ),
-            ),
-            action=advice.even_out(most, pool, loads[most.name] / max(rest, 0.01)),
-        )
+        return _uneven(most, pool, loads[most.name], rest, stage, usual if heavier else None)
     return None
+
+
+def _uneven(
+    most: Engine, pool: Sequence[Engine], its: float, rest: float, stage: str, usual_weight: float | None
+) -> Finding:
+    """``usual_weight``: of the others, where it is less."""
+    times = its / max(rest, 0.01)
+    heavy = (
+        ""
+        if usual_weight is None
+        else f", for its weight in routing is {most.now.weight:g} and that of others {usual_weight:g}"
+    )
+    return Finding(
+        cause="routing_skew",
+        stage=stage,
+        sentence=f"{most.name} has {times:.1f} times the work of its like{heavy}.",
+        confidence=0.7 if usual_weight is None else 0.9,
+        engines=(most.name,),
+        evidence=(
+            Evidence(
+                measured=its,
+                expected=rest,
+                unit="of its capacity",
+                sentence=f"{most.name} is {its:.0%} loaded, the others {rest:.0%}.",
+            ),
+        ),
+        action=advice.even_out(most, pool, times),
+    )
 
 
 def cache(signs: Signs) -> Finding | None:

@@ -31,6 +31,8 @@ class Diagnoser:
         self._verdict: Verdict | None = None
         self._said: Key | None = None
         self._seen: dict[Key, float] = {}  # for how long each has been seen; what is not seen fades
+        self._form: tuple[str | None, str | None] = (None, None)
+        self._form_seen = self._tick_s = 0.0
         self._well_since: float | None = None
 
     def __call__(self, snapshot: NodeSnapshot) -> Verdict:
@@ -38,46 +40,58 @@ class Diagnoser:
         now = snapshot.uptime_s
         if self._window and now < self._window[-1].uptime_s:
             self._window.clear()  # it is of another node, or another life of it
-        since_last = min(now - self._window[-1].uptime_s, _SEEN_FOR_S) if self._window else 0.0
+        self._tick_s = min(now - self._window[-1].uptime_s, _SEEN_FOR_S) if self._window else 0.0
         self._window.append(snapshot)
         while now - self._window[0].uptime_s > signs.WINDOW_S:
             self._window.popleft()
         judgement = judge(self._window, self._share, standing=self._said is not None)
-        self._verdict = self._steady(judgement, snapshot, since_last)
+        self._verdict = self._steady(judgement, snapshot)
         return self._verdict
 
-    def _steady(self, judgement: Judgement, snapshot: NodeSnapshot, since_last: float) -> Verdict:
+    def _steady(self, judgement: Judgement, snapshot: NodeSnapshot) -> Verdict:
         if judgement.hurt is None:
-            return self._is_well(snapshot, since_last)
+            return self._is_well(snapshot)
         self._well_since = None
         key = _key(judgement.finding)
-        self._see(key, since_last)
+        self._see(key)
         if key == self._said and self._verdict is not None:
-            return _said(judgement, self._verdict.since)
+            return self._again(judgement, self._verdict)
         if self._seen[key] < self._needed_s(key):
             return self._verdict or _ok(snapshot.time)
         self._said = key
         return _said(judgement, snapshot.time - self._seen[key])
 
-    def _see(self, key: Key | None, since_last: float) -> None:
+    def _again(self, judgement: Judgement, verdict: Verdict) -> Verdict:
+        """The same bottleneck. Which of several engines has most of it, or whether others are idle, is told anew only when it lasts."""
+        form = _form(judgement.finding)
+        if form != self._form:
+            self._form, self._form_seen = form, 0.0
+        elif form != (verdict.cause, verdict.engine):
+            self._form_seen += self._tick_s
+        if form != (verdict.cause, verdict.engine) and self._form_seen < _MOVED_FOR_S:
+            return verdict
+        return _said(judgement, verdict.since)
+
+    def _see(self, key: Key | None) -> None:
+        faded_s = _FADES * self._tick_s
         self._seen = {
-            other: seen_s - _FADES * since_last if other != key else min(_MOST_S, seen_s + since_last)
+            other: seen_s - faded_s if other != key else min(_MOST_S, seen_s + self._tick_s)
             for other, seen_s in self._seen.items()
-            if other == key or seen_s > _FADES * since_last
+            if other == key or seen_s > faded_s
         }
         if key is not None:
             self._seen.setdefault(key, 0.0)
 
     def _needed_s(self, key: Key) -> float:
         if key == _NOTHING:
-            return _UNKNOWN_FOR_S
+            return _UNKNOWN_FOR_S if self._said is None else 2 * _UNKNOWN_FOR_S
         if self._said is None:
             return _SEEN_FOR_S
         return _MOVED_FOR_S if self._said[0] == key[0] else _CHANGED_FOR_S
 
-    def _is_well(self, snapshot: NodeSnapshot, since_last: float) -> Verdict:
+    def _is_well(self, snapshot: NodeSnapshot) -> Verdict:
         self._well_since = snapshot.uptime_s if self._well_since is None else self._well_since
-        self._see(None, since_last)
+        self._see(None)
         if self._said is not None and self._verdict is not None:
             if snapshot.uptime_s - self._well_since < _WELL_FOR_S:
                 return self._verdict
@@ -106,6 +120,13 @@ def _key(finding: Finding | None) -> Key:
     if finding.cause in _SHARED:
         return finding.cause, finding.stage
     return finding.cause, ("/".join(finding.link) if finding.link else finding.engines[0] if finding.engines else "")
+
+
+def _form(finding: Finding | None) -> tuple[str | None, str | None]:
+    """How the verdict would say it."""
+    if finding is None:
+        return None, None
+    return finding.cause, finding.engines[0] if finding.engines else None
 
 
 def _ok(now: float) -> Verdict:
