@@ -180,20 +180,6 @@ def test_a_preferred_engine_gets_most_of_the_work() -> None:
     assert tokens["e1"] > 3 * tokens["e0"]
 
 
-def test_a_backlog_of_tokens_ends_soon_after_its_fault() -> None:
-    made = house(Role.BOTH, asked=DECODE, quiet=False)
-    before = len(made.answers)
-    made.run(20)
-    usual = len(made.answers) - before
-    made.node.fault("e0", Fault(kind="frontend", severity=0.995))
-    made.run(20)
-    made.node.fault("e0", Fault(kind="frontend", severity=0.0))
-    made.run(2)
-    before = len(made.answers)
-    made.run(20)
-    assert len(made.answers) - before == pytest.approx(usual, rel=0.2)
-
-
 def test_what_waits_in_an_api_process_is_lost_with_it_at_once() -> None:
     made = house(Role.BOTH, Role.BOTH, asked=DECODE, quiet=False)
     made.node.fault("e0", Fault(kind="frontend", severity=0.995))
