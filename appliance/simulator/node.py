@@ -283,6 +283,8 @@ class SimulatedNode:
         place.engine.die()
         place.epoch += 1
         place.frontend.end()
+        place.gpus.ended()
+        place.host.ended()
         self.clock.at(self.clock.now_ns + _RESTART_NS, lambda: self._live(place))
 
     def _faults(self, place: _Place) -> Faults:
