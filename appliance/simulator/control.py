@@ -32,6 +32,7 @@ class Control:
         self._weigh = weigh
         self._readings: dict[str, Hardware] = {}
         self._faults: dict[tuple[str, str, str | None], Fault] = {}  # by engine, kind and peer
+        self._bias = faults.Bias()
         self._links: dict[tuple[str, str], float] = {}  # what engines were told of their links to others
 
     # ---- what engines say
@@ -120,9 +121,8 @@ class Control:
         return max((fault.severity for name, peer, fault in links if (name, peer) in ends), default=0.0)
 
     def _skew(self) -> None:
-        roles = {plan.name: plan.role for plan in self._plans.values()}
         preferred = {name: fault.severity for (name, kind, _), fault in self._faults.items() if kind == "skew"}
-        for engine, weight in faults.weights(roles, preferred).items():
+        for engine, weight in self._bias.weights(self._views(), preferred).items():
             self._weigh(engine, weight)
 
     def _is_there(self, engine: str) -> bool:

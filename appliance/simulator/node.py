@@ -90,6 +90,7 @@ class SimulatedNode:
         self.timelines = Timelines(config.telemetry.recent_requests)
         self.loads = Loads()
         self.queue = Queue(config.router.queue_capacity, "simulated", self.views, self.loads, lambda: clock.now_ns)
+        self._bias = faults.Bias()
         self._requests: dict[str, Request] = {}
         self._number = itertools.count(1)
         self._counts = dict.fromkeys(("total", "ok", "failed", "split"), 0)
@@ -298,13 +299,12 @@ class SimulatedNode:
         )
 
     def _weigh(self) -> None:
-        roles = {name: place.role for name, place in self._places.items()}
         preferred = {
             name: place.faults["skew", None].severity
             for name, place in self._places.items()
             if ("skew", None) in place.faults
         }
-        for name, weight in faults.weights(roles, preferred).items():
+        for name, weight in self._bias.weights(self.views(), preferred).items():
             self.weight(name, weight)
 
     # ---- what happens between engines
