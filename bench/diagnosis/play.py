@@ -16,7 +16,8 @@ from appliance.simulator.clock import VirtualClock
 from appliance.simulator.node import SimulatedNode
 from appliance.simulator.request import Answered
 from appliance.simulator.scenario import BLOCK_TOKENS, Loaded, Scenario, config, plans
-from appliance.simulator.traffic import Arrival, arrivals
+from appliance.simulator.traces import Arrival
+from appliance.simulator.traffic import arrivals
 from bench.diagnosis.cases import AFTER_S, FAULT_S, NODES, ONSET_S, Case
 
 TICK_S: Final = 0.5
