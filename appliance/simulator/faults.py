@@ -124,7 +124,7 @@ class Bias:
             own = engine.weight  # its owner's doing
         if share >= 1:
             return own
-        self._made[engine.name] = own, max(_LEAST, own * share)
+        self._made[engine.name] = own, max(_LEAST, round(own * share, 4))
         return self._made[engine.name][1]
 
 

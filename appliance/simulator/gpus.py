@@ -87,7 +87,8 @@ class VirtualGpus:
         self._count_errors()
         seconds = max(1e-6, (now_ns - self._read_ns) * 1e-9)
         done = self._done(now_ns)
-        busy, tensor, dram = (min(1.0, done * one / seconds) for one in (self._busy_s, self._tensor_s, self._dram_s))
+        busy = min(1.0, done * self._busy_s / seconds)
+        tensor, dram = (min(busy, done * one / seconds) for one in (self._tensor_s, self._dram_s))
         rate = self._copied_bytes / seconds / len(self._temperatures)
         self._busy_s, self._tensor_s, self._dram_s = (
             (1 - done) * one for one in (self._busy_s, self._tensor_s, self._dram_s)

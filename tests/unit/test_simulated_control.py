@@ -183,3 +183,23 @@ def test_gpus_of_an_engine_that_is_gone_are_at_rest(house: House) -> None:
     assert [(gpu.engine, gpu.clock_reasons) for gpu in found[:2]] == [("e0", ("gpu_idle",))] * 2
     assert found[0].power_w is not None
     assert found[0].power_w < 100
+
+
+def test_what_a_gpu_has_counted_outlives_the_engine_on_it(house: House) -> None:
+    def read(corrected: int, *xids: int) -> tuple[int | None, int | None, tuple[int, ...]]:
+        reading = GpuSnapshot(
+            index=0, uuid="GPU-sim0", name="H100", ecc_corrected=corrected, ecc_uncorrected=len(xids), xids=xids
+        )
+        house.control.fold("e0", Hardware(gpus=(reading,), host=HostReading()))
+        return counted()
+
+    def counted() -> tuple[int | None, int | None, tuple[int, ...]]:
+        gpu = house.control.gpus()[0]
+        return gpu.ecc_corrected, gpu.ecc_uncorrected, gpu.xids
+
+    assert read(300, 94) == (300, 1, (94,))
+    house.control.lost("e0", 1)
+    house.control.lost("e0", 2)
+    assert counted() == (300, 1, (94,)), "also while nobody is there, and once for each"
+    assert read(0) == (300, 1, (94,))
+    assert read(5, 94) == (305, 2, (94, 94))
