@@ -34,7 +34,8 @@ from appliance.simulator.leg import Work
 from appliance.simulator.node import SimulatedNode
 from appliance.simulator.physics import Physics, RooflineCost
 from appliance.simulator.scenario import BLOCK_TOKENS, Loaded, config, load, plans
-from appliance.simulator.traffic import Arrival, arrivals
+from appliance.simulator.traces import Arrival
+from appliance.simulator.traffic import arrivals
 from appliance.telemetry.steps import Steps
 from bench.servers import ROOT
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import time
@@ -44,6 +45,7 @@ def _options(version: bool = typer.Option(False, "--version", help="Print the ve
 
 def main() -> None:
     """Run a command. What we refuse is one line, never a traceback."""
+    _say_what_can_be_said()
     try:
         app()
     except NoEngineError as error:
@@ -60,6 +62,13 @@ def main() -> None:
     except ApplianceError as error:
         _complain(error)
         sys.exit(EXIT_CONFIGURATION)
+
+
+def _say_what_can_be_said() -> None:
+    """Where the locale has no dash and no bar, a question mark stands for it."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # there may be none
+            stream.reconfigure(errors="replace")
 
 
 def _complain(error: ApplianceError) -> None:

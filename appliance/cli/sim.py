@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import Annotated, Any, Final
 from urllib.parse import quote
@@ -9,6 +10,7 @@ from urllib.parse import quote
 import typer
 
 from appliance.cli.ask import URL, ask
+from appliance.errors import ActionError
 from appliance.simulator.faults import KINDS, LASTING
 
 app = typer.Typer(help="Faults of a simulated node that runs.", no_args_is_help=True)
@@ -26,10 +28,17 @@ def fault(
     url: Url = URL,
 ) -> None:
     """Let an engine have a fault."""
+    if not math.isfinite(severity):
+        raise ActionError(f"severity {severity:g} is not from 0 to 1: it is the share of the capacity that is lost")
     body = {"kind": kind, "severity": severity, "peer": peer}
     ask(url, "POST", *_FAULTS, engine, "fault", body=body)
-    lasts = f", {severity:.0%} lost. pd-appliance sim mend {engine} ends it" if kind in LASTING else ""
-    sys.stdout.write(f"{engine}: {kind}{lasts}.\n")
+    sys.stdout.write(f"{engine}: {kind}{_lasts(engine, kind, severity)}.\n")
+
+
+def _lasts(engine: str, kind: str, severity: float) -> str:
+    if kind not in LASTING:
+        return ""
+    return f", {severity:.0%} lost. pd-appliance sim mend {engine} ends it" if severity else " mended"
 
 
 @app.command()

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Annotated, Final, NamedTuple
 
 import msgspec
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from appliance.engine.life import die_with
+from appliance.errors import NotNowError
 from appliance.simulator.report import Result, run
 from appliance.simulator.scenario import Loaded, Scenario, load
 
 _BARS: Final = " ▁▂▃▄▅▆▇█"
 _ALL_BARS, _FEW_BARS = 60, 20
-_WIDE: Final = 120  # characters that the whole table takes
+_WIDE, _NARROW = 122, 78  # characters that the whole table takes, and the narrow one
 _DASH: Final = "—"
 
 
@@ -44,34 +49,64 @@ def simulate(
         body = {"simulated": True, "results": results}
         sys.stdout.write(msgspec.json.format(msgspec.json.encode(body)).decode() + "\n")
         return
-    console = Console()
+    console = _console()
     narrow = console.width < _WIDE
     console.print(table(loaded.scenario, results, narrow=narrow))
     for result in results:
         console.print(plot(result, parts=_FEW_BARS if narrow else _ALL_BARS), highlight=False)
 
 
+def _console() -> Console:
+    """Files have room for all columns; a terminal that has none for any wraps lines, and nothing is left out of them."""
+    console = Console()
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        return Console(width=_WIDE)
+    return console if console.width >= _NARROW else Console(width=_NARROW)
+
+
 def _run_all(loaded: Loaded, layouts: Sequence[str]) -> list[Result]:
-    """In order; side by side on as many cores as there are. Raises ``ConfigError``."""
+    """In order; side by side on as many cores as there are. Raises ``ConfigError``, and ``NotNowError`` if a core's process ends."""
     if len(layouts) == 1:
         with Console(stderr=True).status("simulating"):
             return [run(loaded, layouts[0])]
-    cores = len(os.sched_getaffinity(0))
     columns = TextColumn("simulating"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     bar = Progress(*columns, console=Console(stderr=True), transient=True)
-    with bar, ProcessPoolExecutor(min(cores, len(layouts)), mp_context=get_context("spawn")) as pool:
+    workers = min(len(os.sched_getaffinity(0)), len(layouts))
+    with bar, ProcessPoolExecutor(workers, get_context("spawn"), die_with, (os.getpid(),)) as pool:
         task = bar.add_task("", total=len(layouts))
-        waiting = [pool.submit(run, loaded, one) for one in layouts]
-        for one in waiting:
-            one.add_done_callback(lambda _: bar.advance(task))
-        return [one.result() for one in waiting]
+        try:
+            waiting = _submit(pool, loaded, layouts)
+            for one in waiting:
+                one.add_done_callback(lambda _: bar.advance(task))
+            return [one.result() for one in waiting]
+        except BrokenProcessPool as error:
+            raise NotNowError("a process that simulated was ended, perhaps for want of memory") from error
+        except BaseException:
+            _end(pool)
+            raise
+
+
+def _submit(pool: ProcessPoolExecutor, loaded: Loaded, layouts: Sequence[str]) -> list[Future[Result]]:
+    """Processes that ignore Ctrl-C, as they inherit that from us: we are who ends them."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        return [pool.submit(run, loaded, one) for one in layouts]
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _end(pool: ProcessPoolExecutor) -> None:
+    """Nobody waits for what it has begun."""
+    pool.shutdown(wait=False, cancel_futures=True)
+    for process in active_children():
+        process.kill()
 
 
 def table(scenario: Scenario, results: Sequence[Result], *, narrow: bool = False) -> Table:
     """A row for each layout; with ``narrow`` only the columns that 80 characters have room for."""
     slo = scenario.slo
     caption = f"good: TTFT ≤ {slo.ttft_s:g} s and TPOT ≤ {slo.itl_s * 1e3:g} ms. Predicted by a cost model, with noise: docs/costs.md"
-    found = Table(title=f"SIMULATED: {scenario.title or scenario.layout}", caption=caption)
+    found = Table(title=escape(f"SIMULATED: {scenario.title or scenario.layout}"), caption=caption)
     columns = [column for column in _COLUMNS if column.always or not narrow]
     for column in columns:
         found.add_column(column.head, justify="left" if column is _COLUMNS[0] else "right", no_wrap=True)

@@ -68,7 +68,9 @@ def _load(path: Path) -> Mapping[str, Any]:
     file = path / "config.json" if path.is_dir() else path
     try:
         return msgspec.json.decode(file.read_bytes(), type=dict[str, Any])
-    except (OSError, msgspec.MsgspecError) as error:
+    except OSError as error:
+        raise ConfigError(f"{file} can't be read as a model's config.json: {error.strerror}") from error
+    except msgspec.MsgspecError as error:
         raise ConfigError(f"{file} can't be read as a model's config.json: {error}") from error
 
 

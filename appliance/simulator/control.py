@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import msgspec
+
 from appliance.channel import CoreReady, Down, Fault, Hardware, Up
 from appliance.costs.gpus import gpu
 from appliance.errors import ActionError, ConfigError
@@ -31,7 +33,9 @@ class Control:
         self._send = send
         self._weigh = weigh
         self._readings: dict[str, Hardware] = {}
+        self._past: dict[str, GpuSnapshot] = {}  # by UUID: what GPUs had read when the last life on them ended
         self._faults: dict[tuple[str, str, str | None], Fault] = {}  # by engine, kind and peer
+        self._bias = faults.Bias()
         self._links: dict[tuple[str, str], float] = {}  # what engines were told of their links to others
 
     # ---- what engines say
@@ -47,7 +51,8 @@ class Control:
             self._tell_links()
 
     def lost(self, engine: str, epoch: int) -> None:
-        """A life of an engine is over."""
+        """A life of an engine is over. What its GPUs have counted stays counted."""
+        self._past |= {one.uuid: one for one in self._of(self._plans[engine])}
         self._readings.pop(engine, None)
 
     def gpus(self) -> tuple[GpuSnapshot, ...]:
@@ -61,7 +66,8 @@ class Control:
 
     def _of(self, plan: EnginePlan) -> tuple[GpuSnapshot, ...]:
         known = self._readings.get(plan.name)
-        return known.gpus if known else at_rest(gpu(plan.gpu), plan.first_gpu, plan.tensor_parallel, plan.name)
+        present = known.gpus if known else at_rest(gpu(plan.gpu), plan.first_gpu, plan.tensor_parallel, plan.name)
+        return tuple(_with_past(one, self._past.get(one.uuid)) for one in present)
 
     # ---- what an owner says
 
@@ -120,11 +126,22 @@ class Control:
         return max((fault.severity for name, peer, fault in links if (name, peer) in ends), default=0.0)
 
     def _skew(self) -> None:
-        roles = {plan.name: plan.role for plan in self._plans.values()}
         preferred = {name: fault.severity for (name, kind, _), fault in self._faults.items() if kind == "skew"}
-        for engine, weight in faults.weights(roles, preferred).items():
+        for engine, weight in self._bias.weights(self._views(), preferred).items():
             self._weigh(engine, weight)
 
     def _is_there(self, engine: str) -> bool:
         serving = (EngineState.READY, EngineState.DRAINING, EngineState.SUSPECT)
         return any(view.name == engine and view.state in serving for view in self._views())
+
+
+def _with_past(now: GpuSnapshot, past: GpuSnapshot | None) -> GpuSnapshot:
+    """A GPU's counters outlive the engines on it."""
+    if past is None:
+        return now
+    return msgspec.structs.replace(
+        now,
+        ecc_corrected=(now.ecc_corrected or 0) + (past.ecc_corrected or 0),
+        ecc_uncorrected=(now.ecc_uncorrected or 0) + (past.ecc_uncorrected or 0),
+        xids=past.xids + now.xids,
+    )

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Final
 
 from msgspec.structs import replace
 
 from appliance.channel import Fault
 from appliance.errors import ConfigError
-from appliance.records import Role
+from appliance.records import EngineView, Role
 from appliance.simulator.engine import Engine
 from appliance.simulator.fabric import Shares
 from appliance.simulator.frontend import Frontend
@@ -100,16 +100,34 @@ class Faults:
                 pass  # skew is the router's
 
 
-def weights(roles: Mapping[str, Role], preferred: Mapping[str, float]) -> dict[str, float]:
-    """Of engines in routing, while the router prefers some, each by so much: those that do the same work get less."""
-    return {
-        engine: min(
-            (_weight(severity, roles[name], role, name == engine) for name, severity in preferred.items()), default=1.0
-        )
-        for engine, role in roles.items()
-    }
+class Bias:
+    """What a router that prefers engines makes of their weights: less of those that do the same work, by so much.
+
+    Weights are the owner's, too. Those that nobody has set otherwise meanwhile become again what they were.
+    """
+
+    def __init__(self) -> None:
+        self._made: dict[str, tuple[float, float]] = {}  # by engine: what it was, and what it was made
+
+    def weights(self, engines: Sequence[EngineView], preferred: Mapping[str, float]) -> dict[str, float]:
+        """That are to be other ones than now. ``preferred``: by engine, by how much."""
+        roles = {engine.name: engine.role for engine in engines}
+        wanted = {}
+        for engine in engines:
+            shares = (_share(severity, roles[name], engine, name) for name, severity in preferred.items())
+            wanted[engine.name] = self._weight(engine, min(shares, default=1.0))
+        return {engine.name: wanted[engine.name] for engine in engines if wanted[engine.name] != engine.weight}
+
+    def _weight(self, engine: EngineView, share: float) -> float:
+        own, made = self._made.pop(engine.name, (engine.weight, engine.weight))
+        if engine.weight != made:
+            own = engine.weight  # its owner's doing
+        if share >= 1:
+            return own
+        self._made[engine.name] = own, max(_LEAST, round(own * share, 4))
+        return self._made[engine.name][1]
 
 
-def _weight(severity: float, preferred: Role, role: Role, itself: bool) -> float:
-    alike = (role.prefills and preferred.prefills) or (role.decodes and preferred.decodes)
-    return max(_LEAST, 1 - severity) if alike and not itself else 1.0
+def _share(severity: float, preferred: Role, engine: EngineView, name: str) -> float:
+    alike = (engine.role.prefills and preferred.prefills) or (engine.role.decodes and preferred.decodes)
+    return max(_LEAST, 1 - severity) if alike and engine.name != name else 1.0

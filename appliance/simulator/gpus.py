@@ -47,17 +47,24 @@ class VirtualGpus:
         self._timer = timer
         self._read_ns = self._counted_ns = timer.now_ns
         self._temperatures = [_AMBIENT_C + _RISE_C * _IDLE_POWER] * count
-        self._busy_s = self._tensor_s = self._dram_s = 0.0
+        self._busy_s = self._tensor_s = self._dram_s = 0.0  # of steps that have begun; what comes later included
+        self._step_s, self._until_ns = 0.0, timer.now_ns  # the last one, and its end
         self._copied_bytes = 0
         self._corrected = self._hot_s = 0.0
         self._uncorrected = 0
         self.wear = Wear()
 
-    def ran(self, cost: StepCost, seconds: float) -> None:
-        """A step has begun that takes so long."""
+    def ran(self, cost: StepCost, seconds: float, late_s: float = 0.0) -> None:
+        """A step that takes so long begins ``late_s`` from now."""
         self._busy_s += seconds
         self._tensor_s += cost.matrix_s + cost.attention_s
         self._dram_s += cost.weights_s + cost.kv_s + cost.elementwise_s
+        self._step_s, self._until_ns = seconds, self._timer.now_ns + int((seconds + late_s) * 1e9)
+
+    def ended(self) -> None:
+        """Their engine is gone, in the middle of a step or not."""
+        self._busy_s = self._tensor_s = self._dram_s = 0.0
+        self._until_ns = self._timer.now_ns
 
     def copied(self, size_bytes: int) -> None:
         """KV has come or gone over NVLink, of all ranks together."""
@@ -83,10 +90,20 @@ class VirtualGpus:
         now_ns = self._timer.now_ns
         self._count()
         seconds = max(1e-6, (now_ns - self._read_ns) * 1e-9)
-        busy, tensor, dram = (min(1.0, one / seconds) for one in (self._busy_s, self._tensor_s, self._dram_s))
+        done = self._done(now_ns)
+        busy = min(1.0, done * self._busy_s / seconds)
+        tensor, dram = (min(busy, done * one / seconds) for one in (self._tensor_s, self._dram_s))
         rate = self._copied_bytes / seconds / len(self._temperatures)
-        self._read_ns, self._busy_s, self._tensor_s, self._dram_s, self._copied_bytes = now_ns, 0.0, 0.0, 0.0, 0
+        self._busy_s, self._tensor_s, self._dram_s = (
+            (1 - done) * one for one in (self._busy_s, self._tensor_s, self._dram_s)
+        )
+        self._read_ns, self._copied_bytes = now_ns, 0
         return tuple(self._one(place, seconds, busy, tensor, dram, rate) for place in range(len(self._temperatures)))
+
+    def _done(self, now_ns: int) -> float:
+        """Share of what has begun that is done by now: a step may outlast many readings."""
+        left_s = min(self._step_s, max(0.0, (self._until_ns - now_ns) * 1e-9))
+        return max(0.0, 1 - left_s / self._busy_s) if self._busy_s else 1.0
 
     def _one(self, place: int, seconds: float, busy: float, tensor: float, dram: float, rate: float) -> GpuSnapshot:
         """The others wait for the first one where it is slow."""

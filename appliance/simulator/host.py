@@ -34,5 +34,11 @@ class VirtualHost:
             core_busy=min(1.0, self._ran_s / seconds),
             api_busy=min(1.0, (api_s - self._api_s) / seconds),
         )
-        self._read_ns, self._api_s, self._ran_s, self._delayed_s = now_ns, api_s, 0.0, 0.0
+        # Of a wait that is longer than this, the rest is still to come.
+        self._read_ns, self._api_s, self._ran_s = now_ns, api_s, 0.0
+        self._delayed_s = max(0.0, self._delayed_s - seconds)
         return reading
+
+    def ended(self) -> None:
+        """Its processes are gone."""
+        self._ran_s = self._delayed_s = 0.0

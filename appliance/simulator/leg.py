@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Sequence as SequenceOf
 from typing import Protocol
 
 import msgspec
@@ -28,7 +29,7 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     phase: str  # prefill, decode or whole
     prompt_tokens: int
     output_tokens: int
-    digests: tuple[int, ...] = ()
+    digests: SequenceOf[int] = ()
     consumers: int = 1
     ttl_s: float = 60.0
     offer: Offer | None = None  # of a decode leg: where its prompt's KV is

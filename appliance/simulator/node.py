@@ -91,6 +91,7 @@ class SimulatedNode:
         self.timelines = Timelines(config.telemetry.recent_requests)
         self.loads = Loads()
         self.queue = Queue(config.router.queue_capacity, "simulated", self.views, self.loads, lambda: clock.now_ns)
+        self._bias = faults.Bias()
         self._requests: dict[str, Request] = {}
         self._number = itertools.count(1)
         self._counts = dict.fromkeys(("total", "ok", "failed", "split"), 0)
@@ -205,10 +206,13 @@ class SimulatedNode:
     # ---- what an owner says; see ``remedies.apply.Hands``
 
     def drain(self, name: str) -> None:
-        self._be(self._places[name], state=EngineState.DRAINING)
+        """One that is not there takes no work as it is."""
+        if self._places[name].view.state is EngineState.READY:
+            self._be(self._places[name], state=EngineState.DRAINING)
 
     def resume(self, name: str) -> None:
-        self._be(self._places[name], state=EngineState.READY)
+        if self._places[name].view.state is EngineState.DRAINING:
+            self._be(self._places[name], state=EngineState.READY)
 
     def restart(self, name: str) -> None:
         """Once what it has begun is done."""
@@ -262,7 +266,7 @@ class SimulatedNode:
             place.physics,
             self._fabric,
             lambda message: self._fold(place, epoch, message),
-            lambda outcome: place.frontend.tokens(0, lambda: self._ended(outcome)),
+            lambda outcome: place.frontend.tokens(0, lambda: self._ended(place, epoch, outcome)),
             epoch=epoch,
         )
         place.view = _view(place, self._places, epoch, self.clock.now_ns)
@@ -285,6 +289,9 @@ class SimulatedNode:
         self.ledger.lost(place.plan.name, place.epoch, self.clock.now_ns)
         place.engine.die()
         place.epoch += 1
+        place.frontend.end()
+        place.gpus.ended()
+        place.host.ended()
         self.clock.at(self.clock.now_ns + _RESTART_NS, lambda: self._live(place))
 
     def _faults(self, place: _Place) -> Faults:
@@ -298,13 +305,12 @@ class SimulatedNode:
         )
 
     def _weigh(self) -> None:
-        roles = {name: place.role for name, place in self._places.items()}
         preferred = {
             name: place.faults["skew", None].severity
             for name, place in self._places.items()
             if ("skew", None) in place.faults
         }
-        for name, weight in faults.weights(roles, preferred).items():
+        for name, weight in self._bias.weights(self.views(), preferred).items():
             self.weight(name, weight)
 
     # ---- what happens between engines
@@ -334,12 +340,15 @@ class SimulatedNode:
         self.ledger.fold(name, epoch, message, now_ns)
         self.timelines.fold(name, message)
         if isinstance(message, FirstToken) and message.request in self._requests:
-            place.frontend.tokens(1, self._requests[message.request].first_token)
+            request = self._requests[message.request]
+            place.frontend.tokens(1, lambda: request.first_token() if place.epoch == epoch else None)
 
-    def _ended(self, outcome: Outcome) -> None:
+    def _ended(self, place: _Place, epoch: int, outcome: Outcome) -> None:
+        """What its API process has not passed on when a life ends is lost with it."""
         request = self._requests.get(outcome.ask.key)
         if request is not None:
-            request.leg_ended(outcome)
+            lost = outcome.lost or place.epoch != epoch
+            request.leg_ended(msgspec.structs.replace(outcome, lost=lost))
 
     # ---- what requests call
 

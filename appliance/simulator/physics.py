@@ -64,7 +64,7 @@ class RooflineCost:
 class Gpus(Protocol):
     """They see what they do."""
 
-    def ran(self, cost: StepCost, seconds: float) -> None: ...
+    def ran(self, cost: StepCost, seconds: float, late_s: float) -> None: ...
 
 
 class Host(Protocol):
@@ -92,9 +92,9 @@ class Physics:
     def step_ns(self, work: Work, now_ns: int) -> int:
         cost = self._cost.step(work, self.speed)
         seconds = cost.total_s if not self._noise else self._lifelike(cost.total_s, work, now_ns)
-        if self._gpus is not None:
-            self._gpus.ran(cost, seconds)
         late_s = self._starved_s()
+        if self._gpus is not None:
+            self._gpus.ran(cost, seconds, late_s)
         if self._host is not None:
             self._host.stepped(late_s)
         return max(1, int((seconds + late_s) * 1e9))

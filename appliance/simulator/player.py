@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import hashlib
 import itertools
 import sys
 import time
@@ -70,7 +71,7 @@ class Player:
         """One request, read to its end. That it fails is the node's affair, which counts it."""
         body = {
             "model": self._model,
-            "prompt": list(prompt(asked, number)),
+            "prompt": prompt(asked, number),
             "max_tokens": asked.output_tokens,
             "ignore_eos": True,
             "stream": True,
@@ -105,12 +106,18 @@ class Player:
             await asyncio.sleep(_LOOK_S)
 
 
-def prompt(asked: Asked, number: int) -> Iterator[int]:
+def prompt(asked: Asked, number: int) -> list[int]:
     """Token ids: those of blocks with the same digest are the same, and all others are this request's own."""
-    for place in range(asked.prompt_tokens):
-        block, inner = divmod(place, BLOCK_TOKENS)
-        seed = asked.digests[block] if block < len(asked.digests) else (number << 16) + block + (1 << 60)
-        yield ((seed * BLOCK_TOKENS + inner) * 2654435761 >> 9) % VOCABULARY
+    own = range(len(asked.digests), -(-asked.prompt_tokens // BLOCK_TOKENS))
+    found = [token for digest in asked.digests for token in _block(f"shared {digest}")]
+    found += [token for block in own for token in _block(f"{number} {block}")]
+    return found[: asked.prompt_tokens]
+
+
+def _block(name: str) -> Iterator[int]:
+    """Its tokens. Hashed: were they anything simpler, blocks of different names would soon be alike, and found in prefix caches."""
+    hashed = hashlib.blake2b(name.encode(), digest_size=2 * BLOCK_TOKENS).digest()
+    return (token % VOCABULARY for token in memoryview(hashed).cast("H"))
 
 
 async def _at(when_s: float, what: Coroutine[Any, Any, None]) -> None:

@@ -15,7 +15,8 @@ from appliance.simulator.clock import VirtualClock
 from appliance.simulator.node import SimulatedNode
 from appliance.simulator.request import Answered
 from appliance.simulator.scenario import Loaded, check, config, misfortunes, plans
-from appliance.simulator.traffic import Arrival, arrivals
+from appliance.simulator.traces import Arrival
+from appliance.simulator.traffic import arrivals
 from appliance.supervisor.topology import parse
 from appliance.telemetry.timeline import percentile
 

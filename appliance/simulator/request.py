@@ -26,7 +26,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
 
     prompt_tokens: int
     output_tokens: int
-    digests: tuple[int, ...] = ()
+    digests: Sequence[int] = ()
     client: str = ""
 
 

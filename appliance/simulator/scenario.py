@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, get_args, get_type_hints
 
 import msgspec
 
@@ -24,6 +25,7 @@ from appliance.simulator.traffic import Traffic, arrivals
 from appliance.supervisor.topology import Place, parse
 
 BLOCK_TOKENS: Final = 16
+_SHORTEST_S: Final = 0.1
 _LONGEST_S: Final = 1e7  # four months
 
 
@@ -56,8 +58,8 @@ class Misfortune(Section, frozen=True, kw_only=True):
     engine: str
     kind: str
     severity: float = 0.5
-    at_s: NotNegative = 0.0
-    until_s: Positive | None = None  # None: it stays
+    at_s: Annotated[float, msgspec.Meta(ge=0, le=_LONGEST_S)] = 0.0
+    until_s: Annotated[float, msgspec.Meta(gt=0, le=_LONGEST_S)] | None = None  # None: it stays
     peer: str | None = None
 
     @property
@@ -97,22 +99,44 @@ class Loaded(msgspec.Struct, frozen=True):
 def load(path: Path) -> Loaded:
     """Raises ``ConfigError`` that names the file, what is wrong in it, and what would be right."""
     try:
-        values: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"), parse_float=_finite)
+        values: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8-sig"), parse_float=_finite)
         return Loaded(msgspec.convert(values, Scenario), path.parent)
     except OSError as error:
         raise ConfigError(f"scenario {path} can't be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"scenario {path} is not valid TOML: {error}") from error
     except msgspec.ValidationError as error:
-        raise ConfigError(f"scenario {path}: {error}") from error
+        raise ConfigError(f"scenario {path}: {_mistake(str(error))}") from error
 
 
 def _finite(text: str) -> float:
-    """What is neither is no number to simulate with. Raises ``tomllib.TOMLDecodeError``."""
+    """What is neither is no number to simulate with. Raises ``ConfigError``."""
     number = float(text)
     if not math.isfinite(number):
-        raise tomllib.TOMLDecodeError(f"{text} is no number that can be simulated")
+        raise ConfigError(f"scenario: {text} is no number that can be simulated")
     return number
+
+
+def _mistake(said: str) -> str:
+    """In the words of the file: ``Expected `float` >= 0.0 - at `$.traffic.rate` `` is ``traffic.rate: expected a float >= 0.0``."""
+    what, _, where = said.partition(" - at `$.")
+    section = where.rstrip("`")
+    setting = section.rstrip(".") + "." if section else ""
+    if unknown := re.fullmatch(r"Object contains unknown field `(.+)`", what):
+        return f"{setting}{unknown[1]}: there is no such setting; there are {', '.join(_settings(section))}"
+    if missing := re.fullmatch(r"Object missing required field `(.+)`", what):
+        return f"{setting}{missing[1]} is missing"
+    return f"{section}: {what[:1].lower()}{what[1:]}"
+
+
+def _settings(section: str) -> list[str]:
+    """That there are in a section, or in the file."""
+    kind: Any = Scenario
+    for name in filter(None, re.sub(r"\[.*?\]", "", section).split(".")):
+        hint = get_type_hints(kind)[name]
+        several = [one for one in get_args(hint) if hasattr(one, "__struct_fields__")]
+        kind = several[0] if several else hint
+    return list(kind.__struct_fields__)
 
 
 def config(scenario: Scenario) -> Config:
@@ -158,8 +182,8 @@ def misfortunes(loaded: Loaded, layout: str) -> tuple[Misfortune, ...]:
 def check(loaded: Loaded, layout: str) -> None:
     """All that can be wrong with a scenario as a whole. Raises ``ConfigError`` that says what would be right."""
     scenario = loaded.scenario
-    if not 0 < scenario.duration_s <= _LONGEST_S:
-        raise ConfigError(f"duration_s {scenario.duration_s:g} is not from 0 to {_LONGEST_S:g} seconds")
+    if not _SHORTEST_S <= scenario.duration_s <= _LONGEST_S:
+        raise ConfigError(f"duration_s {scenario.duration_s:g} is not from {_SHORTEST_S:g} to {_LONGEST_S:g} seconds")
     if scenario.warmup_s >= scenario.duration_s:
         raise ConfigError(
             f"warmup_s {scenario.warmup_s:g} is not shorter than duration_s {scenario.duration_s:g}: nothing would count"

@@ -2,37 +2,35 @@
 
 Lengths are lognormal within bounds, gaps between requests of a gamma distribution. The named kinds are fitted (mean and standard
 deviation of the logarithms; coefficient of variation of the gaps) to an hour each of three services: two of the Azure Public Dataset,
-AzureLLMInferenceTrace 2023 (used in Splitwise, ISCA '24), and Mooncake's conversations (FAST '25). A trace file of either format below
-can be replayed whole instead.
+AzureLLMInferenceTrace 2023 (used in Splitwise, ISCA '24), and Mooncake's conversations (FAST '25). A trace file of either format can be
+replayed whole instead (``traces``).
 """
 
 from __future__ import annotations
 
-import csv
-import datetime
-import json
 import math
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Final
 
 import msgspec
 
-from appliance.config import Count, NotNegative, Positive
+from appliance.config import Count, Positive
 from appliance.errors import ConfigError
 from appliance.simulator.request import Asked
+from appliance.simulator.traces import MOST_TOKENS, Arrival, replay
 
-MOONCAKE_BLOCK_TOKENS: Final = 512
+_MOST_REQUESTS: Final = 3_000_000  # of a scenario: each is held in memory
 
 
 class Lengths(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Lognormal: ``median`` tokens, ``sigma`` of the logarithm (0: all alike), within ``least`` and ``most``."""
 
-    median: Positive
-    sigma: NotNegative = 0.0
-    least: Count = 1
-    most: Count = 1_000_000
+    median: Annotated[float, msgspec.Meta(ge=1, le=MOST_TOKENS)]
+    sigma: Annotated[float, msgspec.Meta(ge=0, le=10)] = 0.0
+    least: Annotated[int, msgspec.Meta(ge=1, le=MOST_TOKENS)] = 1
+    most: Annotated[int, msgspec.Meta(ge=1, le=MOST_TOKENS)] = 1_000_000
 
     def draw(self, chance: random.Random) -> int:
         return round(min(max(self.median * math.exp(chance.gauss(0, self.sigma)), self.least), self.most))
@@ -70,15 +68,19 @@ class Traffic(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Requests per second and their lengths; or a trace, which has both."""
 
     rate: Annotated[float, msgspec.Meta(ge=0, le=1e6)] = 1.0  # requests per second, on average; 0: nobody asks
-    burstiness: Positive | None = None  # coefficient of variation of the gaps; 1: Poisson. None: the kind's, or 1
+    burstiness: Annotated[float, msgspec.Meta(ge=0.01, le=100)] | None = (
+        None  # coefficient of variation of the gaps; 1: Poisson. None: the kind's, or 1
+    )
     swing: Annotated[float, msgspec.Meta(ge=0, le=1)] = (
         0.0  # share by which the rate goes up and down over a ``period_s``
     )
     period_s: Positive = 86_400.0
     kind: str = ""  # one of FITTED
-    prompt: Lengths = Lengths(median=1000)
-    output: Lengths = Lengths(median=200)
-    turns: Count = 1  # of each conversation; each turn's prompt is all that was said before, and a new one
+    prompt: Lengths | None = None  # None: the kind's, or a median of 1,000
+    output: Lengths | None = None  # None: the kind's, or a median of 200
+    turns: Annotated[int, msgspec.Meta(ge=1, le=1000)] = (
+        1  # of each conversation; each one's prompt is all before, and new
+    )
     pause_s: Positive = 5.0  # from one turn to the next, at least; as much again on average
     clients: Count = 16  # that take turns in asking
     trace: str = ""  # a file; see ``replay``
@@ -88,16 +90,40 @@ class Traffic(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         """Raises ``ConfigError`` for a kind that isn't."""
         if self.kind and self.kind not in FITTED:
             raise ConfigError(f"traffic.kind {self.kind!r} is not one: there are {', '.join(FITTED)}")
-        found = FITTED[self.kind] if self.kind else Fit(self.prompt, self.output, 1.0)
-        return found if self.burstiness is None else msgspec.structs.replace(found, burstiness=self.burstiness)
+        usual = FITTED[self.kind] if self.kind else Fit(Lengths(median=1000), Lengths(median=200), 1.0)
+        burstiness = usual.burstiness if self.burstiness is None else self.burstiness
+        return Fit(self.prompt or usual.prompt, self.output or usual.output, burstiness)
 
+    def check(self, duration_s: float) -> None:
+        """All that can be wrong with it but its trace. Raises ``ConfigError``."""
+        fit = self.fit()
+        for name, lengths in (("prompt", fit.prompt), ("output", fit.output)):
+            if not lengths.least <= lengths.median <= lengths.most:
+                raise ConfigError(
+                    f"traffic.{name}: median {lengths.median:g} is not from least {lengths.least} to most {lengths.most}"
+                )
+        if self.trace:
+            if self.kind or self.prompt or self.output or self.turns > 1:
+                raise ConfigError(
+                    "traffic.trace has lengths of its own: leave kind, prompt, output and turns out, or it"
+                )
+            return
+        made = self.rate * (duration_s + self.lead_s)
+        if made > _MOST_REQUESTS:
+            raise ConfigError(
+                f"traffic makes about {made:.3g} requests, and at most {_MOST_REQUESTS:,} are possible:"
+                " lower rate, duration_s, turns or pause_s"
+            )
 
-Arrival = tuple[float, Asked]
-"""Seconds from the beginning, and what is asked."""
+    @property
+    def lead_s(self) -> float:
+        """Before the beginning, so that conversations are in all of their turns by then."""
+        return (self.turns - 1) * 2 * self.pause_s
 
 
 def arrivals(traffic: Traffic, seed: int, duration_s: float, block_tokens: int, directory: Path) -> Iterator[Arrival]:
     """In order of time. ``directory`` is what a trace's path is relative to. Raises ``ConfigError``."""
+    traffic.check(duration_s)
     if traffic.trace:
         return replay(directory / traffic.trace, traffic.speed, duration_s, block_tokens)
     return iter(sorted(_made(traffic, seed, duration_s, block_tokens), key=lambda arrival: arrival[0]))
@@ -122,7 +148,7 @@ def _times(traffic: Traffic, burstiness: float, chance: random.Random, duration_
         return
     shape = 1 / burstiness**2
     mean_s = traffic.turns / traffic.rate
-    now_s = -(traffic.turns - 1) * 2 * traffic.pause_s
+    now_s = -traffic.lead_s
     while True:
         wave = 1 + traffic.swing * math.sin(2 * math.pi * now_s / traffic.period_s)
         now_s += chance.gammavariate(shape, mean_s / shape) / max(wave, 0.01)
@@ -154,54 +180,5 @@ def _conversation(
             return
 
 
-def _own_digests(conversation: int, blocks: int) -> tuple[int, ...]:
-    return tuple(range(conversation << 32, (conversation << 32) + blocks))
-
-
-def replay(path: Path, speed: float, duration_s: float, block_tokens: int) -> Iterator[Arrival]:
-    """A published trace, or one of the owner's in the same form.
-
-    ``.csv``: ``TIMESTAMP,ContextTokens,GeneratedTokens`` (Azure). ``.jsonl``: ``timestamp`` in ms, ``input_length``, ``output_length`` and
-    ``hash_ids``, one for each 512 tokens (Mooncake, FAST '25). Raises ``ConfigError`` for what can't be read.
-    """
-    try:
-        with path.open(newline="") as file:
-            rows = _csv_rows(file) if path.suffix == ".csv" else _jsonl_rows(file, block_tokens)
-            yield from _in_time(rows, speed, duration_s)
-    except OSError as error:
-        raise ConfigError(f"traffic.trace: {path} can't be read: {error.strerror}") from error
-    except (KeyError, ValueError, TypeError) as error:
-        form = "TIMESTAMP,ContextTokens,GeneratedTokens" if path.suffix == ".csv" else "timestamp, input_length, …"
-        raise ConfigError(f"traffic.trace: {path} is not of the form {form}: {error!r}") from error
-
-
-def _in_time(rows: Iterable[Arrival], speed: float, duration_s: float) -> Iterator[Arrival]:
-    first_s: float | None = None
-    for at_s, asked in rows:
-        first_s = at_s if first_s is None else first_s
-        if (at_s - first_s) / speed >= duration_s:
-            return
-        yield (at_s - first_s) / speed, asked
-
-
-def _csv_rows(file: Iterable[str]) -> Iterator[Arrival]:
-    for row in csv.DictReader(file):
-        at_s = datetime.datetime.fromisoformat(row["TIMESTAMP"][:26]).replace(tzinfo=datetime.UTC).timestamp()
-        yield (
-            at_s,
-            Asked(prompt_tokens=max(1, int(row["ContextTokens"])), output_tokens=max(1, int(row["GeneratedTokens"]))),
-        )
-
-
-def _jsonl_rows(file: Iterable[str], block_tokens: int) -> Iterator[Arrival]:
-    per = MOONCAKE_BLOCK_TOKENS // block_tokens
-    for line in file:
-        row = json.loads(line)
-        digests = tuple(block * per + place for block in row["hash_ids"] for place in range(per))
-        prompt = max(1, int(row["input_length"]))
-        asked = Asked(
-            prompt_tokens=prompt,
-            output_tokens=max(1, int(row["output_length"])),
-            digests=digests[: prompt // block_tokens],
-        )
-        yield row["timestamp"] / 1000, asked
+def _own_digests(conversation: int, blocks: int) -> range:
+    return range(conversation << 32, (conversation << 32) + blocks)

@@ -24,7 +24,8 @@ from appliance.simulator.node import SimulatedNode
 from appliance.simulator.plan import EnginePlan
 from appliance.simulator.request import Answered
 from appliance.simulator.scenario import BLOCK_TOKENS, Loaded, Scenario, config, plans
-from appliance.simulator.traffic import Arrival, arrivals
+from appliance.simulator.traces import Arrival
+from appliance.simulator.traffic import arrivals
 from bench.diagnosis.baselines import RULES
 from bench.diagnosis.cases import AFTER_S, FAULT_S, NODES, ONSET_S, Case, World
 

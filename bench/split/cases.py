@@ -59,7 +59,8 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def words(self) -> str:
         traffic, slo = self.scenario.traffic, self.scenario.slo
-        lengths = traffic.kind or f"{traffic.prompt.median:.0f} in, {traffic.output.median:.0f} out"
+        fit = traffic.fit()
+        lengths = traffic.kind or f"{fit.prompt.median:.0f} in, {fit.output.median:.0f} out"
         return (
             f"{self.scenario.model.config}, {self.engines} × {self.size} {self.scenario.hardware.gpu}: {lengths}, "
             f"{traffic.rate:.2f}/s, {slo.ttft_s:.2f} s, {slo.itl_s * 1e3:.0f} ms"

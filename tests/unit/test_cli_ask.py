@@ -97,3 +97,22 @@ def test_whatever_is_no_node_is_told_with_the_remedy() -> None:
         threading.Thread(target=banner, daemon=True).start()
         with pytest.raises(ActionError, match="name the right one with --url"):
             ask(address, "GET", "api")
+
+
+@pytest.mark.parametrize(
+    ("severity", "says"),
+    [
+        ("0.5", "e0: clocks, 50% lost. pd-appliance sim mend e0 ends it.\n"),
+        ("0", "e0: clocks mended.\n"),
+    ],
+)
+def test_a_fault_that_is_begun_or_ended_is_said_to_be(node: Any, severity: str, says: str) -> None:
+    node.answers["/api/sim/engines/e0/fault"] = (200, {})
+    command = ["sim", "fault", "e0", "--kind", "clocks", "--severity", severity, "--url", url(node)]
+    assert CliRunner().invoke(app, command).output == says
+
+
+def test_a_severity_that_is_no_number_is_refused_in_words() -> None:
+    command = ["sim", "fault", "e0", "--kind", "clocks", "--severity", "nan"]
+    with pytest.raises(ActionError, match="severity nan is not from 0 to 1"):
+        CliRunner().invoke(app, command, catch_exceptions=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import statistics
 import subprocess
@@ -21,6 +22,8 @@ from appliance.simulator.report import Meter, Result, run
 from appliance.simulator.scenario import load, plans
 from appliance.simulator.traffic import FITTED, Lengths, Traffic, arrivals
 
+AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens\n"
+MOONCAKE = '{"timestamp": 0, "input_length": 700, "output_length": 5, "hash_ids": [0, 7]}'
 EXAMPLES = Path(__file__).parents[2] / "examples" / "scenarios"
 HERE = Path(".")
 
@@ -119,16 +122,43 @@ def test_traces_of_both_forms_are_replayed(tmp_path: Path) -> None:
     assert not set(first.digests[32:]) & set(second.digests)
 
 
+def test_traces_as_other_programs_write_them_are_read_and_come_in_order_of_time(tmp_path: Path) -> None:
+    at = "2023-11-16 18:15:4{}.6,374,44\r\n"
+    (tmp_path / "A.CSV").write_bytes(b"\xef\xbb\xbf" + (AZURE + at.format(8) + at.format(1)).encode())
+    assert [at_s for at_s, _ in arrivals(Traffic(trace="A.CSV"), 1, 100, 16, tmp_path)] == [0.0, 7.0]
+    assert len(list(arrivals(Traffic(trace="A.CSV"), 1, 7, 16, tmp_path))) == 1, (
+        "what comes after the end does not count"
+    )
+    (tmp_path / "b.jsonl").write_text('{"timestamp": 0, "input_length": 7, "output_length": 5}\n\n')
+    [(_, asked)] = arrivals(Traffic(trace="b.jsonl"), 1, 100, 16, tmp_path)
+    assert (asked.prompt_tokens, asked.digests) == (7, ())
+
+
+def test_lengths_that_are_given_win_over_those_of_a_kind() -> None:
+    rows = made(Traffic(rate=20, kind="azure-code", burstiness=1.0, output=Lengths(median=9)), 20)
+    assert {output for *_, output in rows} == {9}
+    assert len({prompt for _, prompt, _ in rows}) > 100
+
+
 @pytest.mark.parametrize(
     ("name", "text", "says"),
     [
         ("no.csv", None, "can't be read"),
-        ("a.csv", "time,tokens\n1,2\n", "not of the form TIMESTAMP,ContextTokens,GeneratedTokens"),
-        ("a.jsonl", '{"timestamp": 1}\n', "not of the form timestamp"),
-        ("a.jsonl", "rubbish\n", "not of the form"),
+        ("a.csv", "time,tokens\n1,2\n", "line 2: .* missing required field `TIMESTAMP`"),
+        ("a.csv", f"{AZURE}2023-11-16 18:15:46.68,3,4\n2023-11-16 18:15:47,x,4\n", "line 3: Expected `int`"),
+        ("a.csv", f"{AZURE}2023-11-16 18:15:46.68,-3,4\n", "line 2: Expected `int` >= 0"),
+        ("a.csv", f"{AZURE}2023-11-16 18:15:46.68,99999999999,4\n", "line 2: Expected `int` <= 10000000"),
+        ("a.csv", AZURE, "has no requests"),
+        ("a.csv", "\0\0", "has no requests|line 2|no text"),
+        ("a.txt", AZURE, "neither .csv"),
+        ("a.jsonl", "", "has no requests"),
+        ("a.jsonl", '{"timestamp": 1}\n', "line 1: .* missing required field `input_length`"),
+        ("a.jsonl", "rubbish\n", "line 1: JSON is malformed"),
+        ("a.jsonl", '{"timestamp": NaN, "input_length": 1, "output_length": 1, "hash_ids": []}\n', "line 1"),
+        ("a.jsonl", f'{MOONCAKE}\n{{"a": {"[" * 100_000}\n', "line 2"),
     ],
 )
-def test_a_trace_that_is_none(tmp_path: Path, name: str, text: str | None, says: str) -> None:
+def test_a_trace_that_is_none_says_which_line_and_why(tmp_path: Path, name: str, text: str | None, says: str) -> None:
     if text is not None:
         (tmp_path / name).write_text(text)
     with pytest.raises(ConfigError, match=says):
@@ -139,9 +169,24 @@ def test_a_trace_that_is_none(tmp_path: Path, name: str, text: str | None, says:
     ("text", "says"),
     [
         ("[model", "not valid TOML"),
-        ("", "missing required field `model`"),
-        ('[model]\nconfig = "x"\n[traffic]\nspeeed = 1', "unknown field `speeed`"),
-        ('[model]\nconfig = "x"\nlayout = 3', "unknown field `layout`"),
+        ("", "model is missing"),
+        ("[model]", "model.config is missing"),
+        (
+            '[model]\nconfig = "x"\n[traffic]\nspeeed = 1',
+            "traffic.speeed: there is no such setting; there are rate, .*speed",
+        ),
+        ('[model]\nconfig = "x"\nlayout = 3', "model.layout: there is no such setting; there are config, name"),
+        (
+            '[model]\nconfig = "x"\n[[faults]]\nengine = "e0"\nkind = "cpu"\nsince = 1',
+            "faults.0..since: .*at_s, until_s",
+        ),
+        ('[model]\nconfig = "x"\n[traffic.prompt]\nmean = 1\nmedian = 2', "traffic.prompt.mean: .*median, sigma"),
+        ('[model]\nconfig = "x"\n[engine.decode]\nslots = 1', "engine.decode.slots: .*max_batched_tokens, max_running"),
+        ('[model]\nconfig = "x"\n[traffic]\nrate = "2"', "traffic.rate: expected `float`, got `str`"),
+        ('[model]\nconfig = "x"\n[traffic]\nburstiness = 1e-200', "traffic.burstiness: expected `float` >= 0.01"),
+        ('[model]\nconfig = "x"\n[traffic]\nprompt = { median = 9, sigma = 1e9 }', "traffic.prompt.sigma"),
+        ('[model]\nconfig = "x"\n[traffic]\nturns = 1000000000', "traffic.turns"),
+        ('[model]\nconfig = "x"\n[[faults]]\nengine = "e0"\nkind = "cpu"\nat_s = 1e300', "faults.0..at_s"),
         ('[model]\nconfig = "x"\n[traffic]\nrate = nan', "nan is no number"),
         ('[model]\nconfig = "x"\n[traffic]\nrate = inf', "inf is no number"),
         ('[model]\nconfig = "x"\n[traffic]\nclients = 0', "traffic.clients"),
@@ -162,6 +207,11 @@ def test_a_scenario_that_is_wrong_says_where(tmp_path: Path, text: str, says: st
 @pytest.mark.parametrize(
     ("more", "says"),
     [
+        ("warmup_s = 0\nduration_s = 1e-12\n", "duration_s 1e-12 is not from 0.1"),
+        ("traffic = { rate = 1e6 }\n", "about 3e.08 requests, and at most 3,000,000"),
+        ("traffic = { turns = 3, pause_s = 1e300 }\n", "requests, and at most 3,000,000"),
+        ("traffic = { prompt = { median = 100, most = 20 } }\n", "median 100 is not from least 1 to most 20"),
+        ('traffic = { trace = "a.csv", kind = "azure-code" }\n', "leave kind, prompt, output and turns out"),
         ("duration_s = 20\n", "warmup_s 30 is not shorter than duration_s 20"),
         ('traffic = { kind = "foo" }\n', "traffic.kind 'foo' is not one"),
         ('traffic = { trace = "no.csv" }\n', "no.csv can't be read"),
@@ -212,6 +262,35 @@ def test_the_command_prints_a_table_that_says_simulated() -> None:
     assert "SIMULATED" in done.output
     assert "1p1d" in done.output
     assert "TTFT p50 over time" in done.output
+
+
+@pytest.mark.parametrize(("columns", "whole"), [("40", False), ("80", False), ("160", True), ("", True)])
+def test_no_figure_is_cut_short_in_whatever_width(tmp_path: Path, columns: str, whole: bool) -> None:
+    path = tmp_path / "s.toml"
+    text = (EXAMPLES / "llama-3.3-70b-nvfp4-b200.toml").read_text()
+    path.write_text(
+        text.replace("../models", str(EXAMPLES.parent / "models")).replace("title = ", 'title = "[/bold] x" #')
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "appliance",
+        "simulate",
+        "--scenario",
+        str(path),
+        "--duration",
+        "20",
+        "--layout",
+        "1p1d",
+    ]
+    environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+    environment |= {"COLUMNS": columns} if columns else {}
+    environment["PYTHONIOENCODING"] = "ascii"
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True, env=environment)
+    assert "SIMULATED: [/bold] x" in done.stdout
+    row = next(line for line in done.stdout.splitlines() if line.startswith("| 1p1d"))
+    assert row.count(" ms |") + row.count(" s |") == (5 if whole else 4)
+    assert "\u2026" not in done.stdout
 
 
 def test_and_json() -> None:

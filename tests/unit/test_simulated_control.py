@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from test_simulated_node import CONFIGS
 
 from appliance.channel import CoreReady, Down, Fault, Hardware
@@ -44,7 +45,11 @@ class House:
         ]
         self.told: list[tuple[str, Down]] = []
         self.weights: dict[str, float] = {}
-        self.control = Control("a scenario", plans, lambda: self.views, self._send, self.weights.__setitem__)
+        self.control = Control("a scenario", plans, lambda: self.views, self._send, self.weigh)
+
+    def weigh(self, engine: str, weight: float) -> None:
+        self.weights[engine] = weight
+        self.views = [replace(view, weight=weight) if view.name == engine else view for view in self.views]
 
     def _send(self, engine: str, message: Down) -> bool:
         self.told.append((engine, message))
@@ -105,11 +110,32 @@ def test_a_fault_at_either_end_of_a_link_counts_and_ends_alone(house: House) -> 
 
 def test_a_preferred_engine_has_more_weight_than_its_like_and_no_engine_is_told(house: House) -> None:
     house.control.fault("e0", "skew", 0.75)
-    assert house.weights == {"e0": 1.0, "e1": 0.25, "e2": 1.0}
+    assert house.weights == {"e1": 0.25}
     house.control.fold("e0", READY)
     assert house.told == []
     house.control.mend("e0", "skew")
-    assert set(house.weights.values()) == {1.0}
+    assert house.weights == {"e1": 1.0}
+
+
+def test_weights_that_an_owner_has_set_are_theirs_again_when_a_preference_ends(house: House) -> None:
+    house.weigh("e0", 3.0)
+    house.weigh("e1", 2.0)
+    house.control.fault("e0", "skew", 0.75)
+    assert house.weights == {"e0": 3.0, "e1": 0.5}
+    house.control.fault("e0", "skew", 0.5)
+    assert house.weights["e1"] == 1.0, "of what was, and not of what was made of it"
+    house.control.mend("e0")
+    assert house.weights == {"e0": 3.0, "e1": 2.0}
+    house.control.fault("e0", "skew", 0.75)
+    house.weigh("e1", 0.8)
+    house.control.mend("e0")
+    assert house.weights == {"e0": 3.0, "e1": 0.8}, "set meanwhile: it stays"
+
+
+def test_a_preferred_engine_is_preferred_to_those_that_do_now_what_it_does(house: House) -> None:
+    house.views[2] = replace(house.views[2], role=Role.BOTH)
+    house.control.fault("e0", "skew", 0.75)
+    assert house.weights == {"e1": 0.25, "e2": 0.25}
 
 
 def test_what_passes_is_not_told_again(house: House) -> None:
@@ -157,3 +183,23 @@ def test_gpus_of_an_engine_that_is_gone_are_at_rest(house: House) -> None:
     assert [(gpu.engine, gpu.clock_reasons) for gpu in found[:2]] == [("e0", ("gpu_idle",))] * 2
     assert found[0].power_w is not None
     assert found[0].power_w < 100
+
+
+def test_what_a_gpu_has_counted_outlives_the_engine_on_it(house: House) -> None:
+    def read(corrected: int, *xids: int) -> tuple[int | None, int | None, tuple[int, ...]]:
+        reading = GpuSnapshot(
+            index=0, uuid="GPU-sim0", name="H100", ecc_corrected=corrected, ecc_uncorrected=len(xids), xids=xids
+        )
+        house.control.fold("e0", Hardware(gpus=(reading,), host=HostReading()))
+        return counted()
+
+    def counted() -> tuple[int | None, int | None, tuple[int, ...]]:
+        gpu = house.control.gpus()[0]
+        return gpu.ecc_corrected, gpu.ecc_uncorrected, gpu.xids
+
+    assert read(300, 94) == (300, 1, (94,))
+    house.control.lost("e0", 1)
+    house.control.lost("e0", 2)
+    assert counted() == (300, 1, (94,)), "also while nobody is there, and once for each"
+    assert read(0) == (300, 1, (94,))
+    assert read(5, 94) == (305, 2, (94, 94))

@@ -181,3 +181,28 @@ def test_a_preferred_engine_gets_most_of_the_work() -> None:
     made.node.on_message = take
     made.run(10)
     assert tokens["e1"] > 3 * tokens["e0"]
+
+
+def test_what_waits_in_an_api_process_is_lost_with_it_at_once() -> None:
+    made = house(Role.BOTH, Role.BOTH, asked=DECODE, quiet=False)
+    made.node.fault("e0", Fault(kind="frontend", severity=0.995))
+    made.run(20)
+    there, before = made.node.in_flight("e0"), len(made.answers)
+    assert there > 0
+    made.node.fault("e0", Fault(kind="crash", severity=1.0))
+    made.run(0)
+    assert [answer.error for answer in made.answers[before:]] == ["its engine was lost"] * there
+
+
+def test_an_engine_that_is_not_there_neither_drains_nor_takes_work_again() -> None:
+    made = house(Role.BOTH, Role.BOTH, asked=DECODE)
+    made.node.fault("e0", Fault(kind="crash", severity=1.0))
+    made.node.drain("e0")
+    made.node.resume("e0")
+    made.node.restart("e0")
+    assert made.node.views()[0].state is EngineState.BACKOFF
+    before = len(made.answers)
+    made.run(20)
+    assert not any(answer.error for answer in made.answers[before + 12 :]), "nobody is sent there"
+    made.run(11)
+    assert made.node.views()[0].state is EngineState.READY
