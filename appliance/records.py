@@ -332,6 +332,7 @@ class NodeSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     itl_p50_s: float | None = None
     lately: Lately | None = None
     demand: Demand | None = None
+    better: Better | None = None
     recent: tuple[Timeline, ...] = ()  # newest first
     verdict: Verdict | None = None
 
@@ -398,6 +399,16 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     feasible: bool
     reason: str | None = None
     predicted: Predicted | None = None  # None where nothing can be
+
+
+class Better(msgspec.Struct, frozen=True, kw_only=True):
+    """Another layout of the same engines, that would serve the traffic of the last minute clearly better. All of it is predicted."""
+
+    layout: str
+    load_falls: float  # share, of what is asked against the highest rate that meets the targets
+    good_rises: float  # points of the share that meets both targets
+    rate_grows: float | None  # share of the highest rate; None where there was none
+    aggregated: bool  # it does without splitting, and this one does not
 
 
 class Plans(msgspec.Struct, frozen=True, kw_only=True):

@@ -10,8 +10,9 @@ from collections.abc import AsyncIterator
 from typing import Final, Protocol
 
 from appliance.costs.fitted import CopyModel, StepModel
-from appliance.planner.measured import measured
-from appliance.records import NodeSnapshot, Plans
+from appliance.planner.measured import measured, present
+from appliance.planner.split import advice
+from appliance.records import Better, NodeSnapshot, Plans
 
 _log = logging.getLogger("pd-appliance")
 _EVERY_S: Final = 10.0  # what is asked is told over a minute, and does not change faster
@@ -38,6 +39,12 @@ class Forecast:
     def plans(self) -> Plans | None:
         """The latest; None before there are any."""
         return self._plans
+
+    def better(self) -> Better | None:
+        """A layout that is clearly better than the one that there is; None where there is none, or nothing is known."""
+        if self._plans is None or (now := present(self._plans)) is None:
+            return None
+        return advice(now, self._plans.layouts)
 
     async def run(self) -> None:
         """Until cancelled."""

@@ -116,6 +116,7 @@ class Appliance:
         node.on_change(self._note)
         incidents = Incidents(config, self._state_directory)
         forecast = Forecast(collector, config.slo.share)
+        collector.better = forecast.better
         app = self._app(router, remedies, incidents, collector, control, forecast)
         server = _Web(app, self._listener)
         herald = Herald(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from appliance.diagnosis import advice
+from appliance.diagnosis import advice, layout
 from appliance.diagnosis.finding import Finding, first, ms, names
 from appliance.diagnosis.signs import Engine, Signs
 from appliance.records import Action, Evidence
@@ -55,6 +55,7 @@ def kv_full(signs: Signs) -> Finding | None:
             ),
         ),
         action=advice.resume(signs, "decode")
+        or layout.change(signs)
         or advice.re_role(signs, "decode")
         or Action(
             sentence="Give decoding more KV: another decode engine, fp8 KV, or more memory.",
@@ -135,6 +136,7 @@ def decode_saturated(signs: Signs) -> Finding | None:
             ),
         ),
         action=advice.resume(signs, "decode")
+        or layout.change(signs)
         or advice.re_role(signs, "decode")
         or Action(
             sentence="Let fewer run at once, so that those that do are in time; or add an engine that decodes.",

@@ -11,7 +11,7 @@ from typing import Final
 
 import msgspec
 
-from appliance.diagnosis import crowded, prompts, signs, slow, uneven
+from appliance.diagnosis import crowded, layout, prompts, signs, slow, uneven
 from appliance.diagnosis.finding import Finding
 from appliance.diagnosis.signs import Signs
 from appliance.records import NodeSnapshot
@@ -30,6 +30,7 @@ TESTS: Final[tuple[Test, ...]] = (
     prompts.budget_small,
     uneven.skew,
     uneven.cache,
+    layout.not_worth_it,
     prompts.prefill_saturated,
     crowded.decode_saturated,
 )

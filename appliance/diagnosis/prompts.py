@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from appliance.diagnosis import advice
+from appliance.diagnosis import advice, layout
 from appliance.diagnosis.finding import Finding, first, load, names
 from appliance.diagnosis.signs import Engine, Signs
 from appliance.records import Action, Evidence
@@ -56,6 +56,7 @@ def prefill_saturated(signs: Signs) -> Finding | None:
             ),
         ),
         action=advice.resume(signs, "prefill")
+        or layout.change(signs)
         or advice.re_role(signs, "prefill")
         or Action(
             sentence="Send fewer requests, or add an engine that prefills: all that there are have as much as they can do."

@@ -5,25 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Final
 
-import msgspec
-
 from appliance.planner.layouts import Aggregated, Layout, Split
 from appliance.planner.node import Engines, Targets, Unknown
-from appliance.records import Demand, Plan, Predicted
+from appliance.records import Better, Demand, Plan, Predicted
 
 _NARROWED: Final = 12  # times that the interval of the highest rate is halved
 _WORTH: Final = 0.10  # by which the load must fall for a change
-NOT_WORTH: Final = "disaggregation_not_worth_it"
-
-
-class Advice(msgspec.Struct, frozen=True, kw_only=True):
-    """To change to another layout. All of it is predicted."""
-
-    plan: Plan
-    load_falls: float  # share, of what is asked against the highest rate that meets the targets
-    good_rises: float  # points of the share that meets both targets
-    rate_grows: float | None  # share of the highest rate; None where there was none
-    cause: str | None = None  # of ``Verdict.cause``, where the change is from split to aggregated
 
 
 def layouts(engines: Engines) -> list[tuple[int, int]]:
@@ -62,7 +49,7 @@ def choose(plans: Sequence[Plan]) -> Plan | None:
     return max(known, key=_most_rate_s, default=None)
 
 
-def advice(now: Plan, plans: Sequence[Plan]) -> Advice | None:
+def advice(now: Plan, plans: Sequence[Plan]) -> Better | None:
     """What to change to, if that is clearly better: by more than a tenth of the load, and by more than steps' times may be off."""
     best = choose(plans)
     if best is None or best.layout == now.layout or best.predicted is None or now.predicted is None:
@@ -71,12 +58,12 @@ def advice(now: Plan, plans: Sequence[Plan]) -> Advice | None:
     falls = 1 - before.most_rate_s / after.most_rate_s if after.most_rate_s > 0 else 0.0
     if falls <= max(_WORTH, after.error or 0.0, before.error or 0.0):
         return None
-    return Advice(
-        plan=best,
+    return Better(
+        layout=best.layout,
         load_falls=falls,
         good_rises=after.good - before.good,
         rate_grows=after.most_rate_s / before.most_rate_s - 1 if before.most_rate_s > 0 else None,
-        cause=NOT_WORTH if "b" in best.layout and "b" not in now.layout else None,
+        aggregated="b" in best.layout and "b" not in now.layout,
     )
 
 

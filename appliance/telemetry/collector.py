@@ -16,6 +16,7 @@ from appliance.config import Config
 from appliance.costs import knee
 from appliance.costs.fitted import CopyModel, StepModel
 from appliance.records import (
+    Better,
     CalibrationSnapshot,
     EngineSnapshot,
     EngineState,
@@ -113,6 +114,8 @@ class Collector:
         self._version = version
         self._hardware = hardware
         self._kinds = kinds or {}
+        self.better: Callable[[], Better | None] = lambda: None
+        """A layout that would serve the traffic better; told by whoever plans."""
         self._diagnose = diagnose
         self._model_for = models
         self._models: dict[str, StepModel] = {}
@@ -279,6 +282,7 @@ class Collector:
             itl_p50_s=percentiles.itl_p50_s,
             lately=self._timelines.begun.lately(now_ns, self._config.slo.ttft_s),
             demand=self._timelines.wanted.demand(now_ns),
+            better=self.better(),
             recent=tuple(self._timelines.recent(_NEWEST, now_ns)),
         )
 

@@ -17,6 +17,7 @@ from appliance.diagnosis.judge import judge
 from appliance.diagnosis.verdicts import Diagnoser
 from appliance.records import (
     Action,
+    Better,
     EngineSnapshot,
     EngineState,
     GpuProcess,
@@ -393,3 +394,20 @@ def test_an_engine_told_to_start_again_has_not_crashed() -> None:
     crashed = replace(again, cause="ended by SIGSEGV")
     assert (found := judge([made.node((made.engine("e0"), crashed), 0)], 0.95).finding) is not None
     assert found.cause == "engine_crashed"
+
+
+def test_a_layout_that_is_predicted_to_be_better_is_what_to_do() -> None:
+    better = Better(layout="2b", load_falls=0.3, good_rises=0.4, rate_grows=0.5, aggregated=True)
+    finding = judge([replace(late(100.0), better=better)], 0.95).finding
+    assert finding is not None
+    assert (finding.cause, finding.action.call) == (
+        "disaggregation_not_worth_it",
+        'POST /api/topology {"topology": "2b"}',
+    )
+    split = replace(better, layout="2p1d", aggregated=False)
+    finding = judge([replace(late(100.0), better=split)], 0.95).finding
+    assert finding is not None
+    assert (finding.cause, finding.action.call) == ("prefill_saturated", 'POST /api/topology {"topology": "2p1d"}')
+    slow = judge([replace(late(100.0, slowdown=2.0), better=better)], 0.95).finding
+    assert slow is not None
+    assert slow.cause.startswith("prefill_straggler"), "what is broken comes first"

@@ -1,0 +1,49 @@
+"""Another layout of the same engines would do, by what is predicted of the traffic. Pure; the planner has worked it out."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from appliance.diagnosis.finding import Finding
+from appliance.diagnosis.signs import Signs
+from appliance.records import Action, Evidence, Order, OrderKind
+from appliance.remedies.catalogue import advise
+
+_RISES: Final = 0.10  # points of the requests that meet both targets: less is not worth a change
+
+
+def not_worth_it(signs: Signs) -> Finding | None:
+    """Engines that all do both would serve this traffic better than engines that share the work."""
+    better = signs.now.better
+    if better is None or not better.aggregated or better.good_rises < _RISES:
+        return None
+    stage = "decode" if signs.itl_late > signs.ttft_late else "prefill"
+    pool = signs.decode if stage == "decode" else signs.prefill
+    return Finding(
+        cause="disaggregation_not_worth_it",
+        stage=stage,
+        sentence=f"For this traffic, {better.layout} would do better than {signs.now.topology}: splitting costs more than it brings.",
+        confidence=0.7,
+        engines=tuple(engine.name for engine in pool),
+        evidence=(
+            Evidence(
+                measured=better.good_rises,
+                expected=0.0,
+                unit="of requests",
+                sentence=f"{better.good_rises:.0%} more of the requests would meet the targets as {better.layout} (predicted).",
+            ),
+        ),
+        action=change(signs) or Action(sentence=f"Use the layout {better.layout}."),
+        gain=better.good_rises,
+    )
+
+
+def change(signs: Signs) -> Action | None:
+    """To the layout that is predicted to be clearly better, if there is one."""
+    better = signs.now.better
+    if better is None:
+        return None
+    return advise(
+        f"Change the layout to {better.layout}: it is predicted to leave engines {better.load_falls:.0%} less loaded.",
+        Order(kind=OrderKind.TOPOLOGY, topology=better.layout),
+    )
