@@ -36,7 +36,7 @@ TESTS: Final[tuple[Test, ...]] = (
 )
 _SOME: Final = 3  # of which one alone tells nothing
 _HELD: Final = 0.25  # of the target of first tokens
-_CHANCE: Final = 5e-4
+_CHANCE: Final = 2e-4
 _GROWING: Final = 0.3  # requests per second, by which a queue grows
 
 
@@ -66,7 +66,8 @@ def impact(read: Signs, share: float, standing: bool) -> str | None:
     now = read.now
     if read.waits_too_long:
         return f"requests wait for {now.queue.oldest_s or 0:.1f} s before anything is done"
-    if read.ttft_late > allowed and (standing or _beyond_chance(read.ttft_late, read.first_tokens, allowed)):
+    late = [share for count, share in read.firsts if _beyond_chance(share, count, allowed)]
+    if read.ttft_late > allowed and (late or standing):
         return f"{read.ttft_late:.0%} of the first tokens come later than {now.slo_ttft_s:g} s"
     if read.itl_late > (1 if standing else 2) * allowed:
         return f"{read.itl_late:.0%} of the tokens come at a pace of more than {now.slo_itl_s * 1e3:g} ms each"

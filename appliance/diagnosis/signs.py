@@ -18,6 +18,7 @@ _USUAL_S: Final = 30.0  # ago, and later: how many come in usual times
 _SERVING: Final = (EngineState.READY, EngineState.DRAINING, EngineState.SUSPECT)
 _API_FULL: Final = 0.7
 _ENOUGH: Final = 20  # first tokens, for a share of them to mean something
+_MANY: Final = 60  # of which a small share tells something, too
 _FEW_S: Final = 30.0  # that are looked through for as many
 _HARMLESS: Final = ("gpu_idle", "application_clocks", "sync_boost")
 _ORDINARY: Final = "sw_power_cap"  # a GPU at full work is held by its power limit, as its like are
@@ -83,8 +84,10 @@ class Signs(msgspec.Struct, frozen=True, kw_only=True):
 
     now: NodeSnapshot
     engines: tuple[Engine, ...]
-    first_tokens: int  # of the last seconds, more of these where there were few
-    ttft_late: float  # share of these
+    firsts: tuple[
+        tuple[int, float], ...
+    ]  # first tokens of ever more of the last seconds, and the share of them that was late
+    ttft_late: float  # share of those of the last seconds, of more of these where there were few
     waits_too_long: bool  # the oldest in the queue is over the target already
     itl_late: float  # share of output tokens, of engines whose tokens take longer than the target in the mean: one gap is no pace
     failing: float  # share of requests that failed, and not for what clients had asked
@@ -126,15 +129,15 @@ def read(window: Sequence[NodeSnapshot]) -> Signs:
     seconds = max(1e-3, now.uptime_s - trend[0].uptime_s)
     told = [one.lately for one in lately if one.lately is not None and one.lately.first_tokens]
     latest = told[-1] if told else None
-    first_tokens, ttft_late = _first_tokens(window)
+    firsts = _first_tokens(window)
     ended = _ended(now) - _ended(trend[0])
     failed = _failed(now) - _failed(trend[0])
     engines = tuple(_engine(engine, lately, trend, before) for engine in now.engines)
     return Signs(
         now=now,
         engines=engines,
-        first_tokens=first_tokens,
-        ttft_late=ttft_late,
+        firsts=firsts,
+        ttft_late=next((late for count, late in firsts if count >= _ENOUGH), firsts[-1][1] if firsts else 0.0),
         waits_too_long=(now.queue.oldest_s or 0.0) > now.slo_ttft_s,
         itl_late=_late(engines, now.slo_itl_s),
         failing=failed / ended if ended > 0 else 0.0,
@@ -155,18 +158,21 @@ def read(window: Sequence[NodeSnapshot]) -> Signs:
     )
 
 
-def _first_tokens(window: Sequence[NodeSnapshot]) -> tuple[int, float]:
-    """How many of the last seconds, and the share that was late; of up to half a minute, where there were few."""
+def _first_tokens(window: Sequence[NodeSnapshot]) -> tuple[tuple[int, float], ...]:
+    """How many of the last seconds, and the share that was late; then of ever longer spells, until there are many."""
+    found: list[tuple[int, float]] = []
     count, late, until_s = 0, 0.0, math.inf
     for one in reversed(window):
         if one.uptime_s > until_s or one.lately is None:
             continue
-        if count >= _ENOUGH or window[-1].uptime_s - one.uptime_s > _FEW_S:
+        if count >= _MANY or window[-1].uptime_s - one.uptime_s > _FEW_S:
             break
         count += one.lately.first_tokens
         late += one.lately.first_tokens * (one.lately.ttft_late or 0.0)
         until_s = one.uptime_s - LATELY_S
-    return count, late / count if count else 0.0
+        if count:
+            found.append((count, late / count))
+    return tuple(found)
 
 
 def _ended(snapshot: NodeSnapshot) -> int:

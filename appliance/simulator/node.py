@@ -18,6 +18,7 @@ from appliance.config import Config
 from appliance.costs.fitted import CopyModel, StepModel
 from appliance.costs.gpus import gpu
 from appliance.records import (
+    Better,
     EngineState,
     EngineView,
     GpuSnapshot,
@@ -120,6 +121,10 @@ class SimulatedNode:
     def snapshot(self) -> NodeSnapshot:
         """How the node is now: the same that the real one would publish."""
         return self._collector.snapshot(self.clock.now_ns)
+
+    def advised(self, better: Callable[[], Better | None]) -> None:
+        """See ``Collector.better``."""
+        self._collector.better = better
 
     def learnt(self, engine: str) -> tuple[StepModel, CopyModel]:
         """See ``Collector.learnt``."""

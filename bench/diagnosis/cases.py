@@ -263,6 +263,11 @@ def _causes(kind: str, stages: tuple[str, ...]) -> tuple[str, ...]:
     return (_CAUSES[kind],)
 
 
+def _of_pair(node: str) -> tuple[str, ...]:
+    """One engine for each role: where one of them has too much to do, both doing both is what would help."""
+    return ("disaggregation_not_worth_it",) if "1p1d" in node else ()
+
+
 def _load(node: str, seed: int, kind: str, chance: random.Random, world: World) -> Case:
     """Nothing is broken: too much of something is asked, or the settings do not fit it."""
     prefill, decode = _pools(node)
@@ -275,7 +280,7 @@ def _load(node: str, seed: int, kind: str, chance: random.Random, world: World) 
         surge = Traffic(
             rate=rate * chance.uniform(0.3, 1.0), prompt=Lengths(median=5000, sigma=0.3), output=Lengths(median=8)
         )
-        truth = Truth(causes=("prefill_saturated", "pool_imbalance"), engines=tuple(prefill))
+        truth = Truth(causes=("prefill_saturated", "pool_imbalance", *_of_pair(node)), engines=tuple(prefill))
         return Case(node=node, seed=seed, name=kind, surge=surge, truths=(truth,), world=world)
     if kind == "rare long prompts":  # few, and each of them many times as long as others
         surge = Traffic(
@@ -293,5 +298,5 @@ def _load(node: str, seed: int, kind: str, chance: random.Random, world: World) 
     if kind == "few places":
         engines = Engines(decode=RoleSettings(max_batched_tokens=2048, max_running=chance.choice((24, 32, 40))))
         causes = ("handoff_decode_admission",)
-    truth = Truth(causes=causes, engines=tuple(decode))
+    truth = Truth(causes=(*causes, *_of_pair(node)), engines=tuple(decode))
     return Case(node=node, seed=seed, name=kind, surge=surge, engines=engines, truths=(truth,), world=world)

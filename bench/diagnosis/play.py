@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import heapq
 import random
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,9 @@ from msgspec.structs import replace
 from appliance.costs.roofline import DEFAULT, Efficiency
 from appliance.diagnosis.verdicts import Diagnoser
 from appliance.errors import ActionError
-from appliance.records import NodeSnapshot, Order, Verdict
+from appliance.planner.measured import measured, present
+from appliance.planner.split import advice
+from appliance.records import Better, NodeSnapshot, Order, Verdict
 from appliance.remedies.apply import Remedies
 from appliance.simulator.clock import VirtualClock
 from appliance.simulator.node import SimulatedNode
@@ -36,6 +38,8 @@ _FOLLOWS_S: Final = 3.0  # from a verdict to the order that it advises
 _AGAIN_S: Final = 15.0  # from one order to the next
 _CONSTANTS: Final = ("memory", "matrix", "experts", "attention", "allreduce_s", "layer_s", "moe_layer_s", "step_s")
 _IMPACT_S: Final = 3.0
+_PLANS_S: Final = 10.0
+_PLANS_OF: Final = 6
 
 
 class Said(msgspec.Struct, frozen=True, kw_only=True):
@@ -141,6 +145,10 @@ class _Look:
         self._latest = node.snapshot()
         self.remedies = Remedies(node, lambda: self._latest)
         self._ordered_s = 0.0
+        self._share = share
+        self._minute: deque[NodeSnapshot] = deque(maxlen=_PLANS_OF)
+        self._better: Better | None = None
+        node.advised(lambda: self._better)
         self.said: list[Said] = []
         self.named: dict[str, Counter[str]] = {rule: Counter() for rule in RULES}
         self.orders: list[str] = []
@@ -150,6 +158,7 @@ class _Look:
         snapshot, at_s = self._node.snapshot(), (self._clock.now_ns - self._origin_ns) * 1e-9
         verdict = self._diagnose(snapshot)
         self._latest = replace(snapshot, verdict=verdict)
+        self._plan(snapshot, hurt=verdict.state != "ok")
         if not self.said or _changed(self.said[-1], verdict):
             self.said.append(_said(at_s, verdict))
         if ONSET_S < at_s <= ONSET_S + FAULT_S:
@@ -157,6 +166,15 @@ class _Look:
         if self._follow and at_s > ONSET_S:
             self._do(verdict, at_s)
         self._clock.at(self._clock.now_ns + int(TICK_S * 1e9), self)
+
+    def _plan(self, snapshot: NodeSnapshot, hurt: bool) -> None:
+        """What the node's forecast does beside it. Of a node that is well nobody asks."""
+        if self._minute and snapshot.uptime_s - self._minute[-1].uptime_s < _PLANS_S:
+            return
+        self._minute.append(snapshot)
+        plans = measured(self._minute, *self._node.learnt(snapshot.engines[0].name), self._share) if hurt else None
+        now = present(plans) if plans else None
+        self._better = advice(now, plans.layouts) if plans and now else None
 
     def _ask_others(self, snapshot: NodeSnapshot) -> None:
         for rule, found in self.named.items():

@@ -31,7 +31,7 @@ gpus = 3
 [model]
 config = "{MODEL}"
 [traffic]
-rate = 2.5
+rate = 5
 prompt = {{ median = 6000, sigma = 0.2 }}
 output = {{ median = 8, sigma = 0.1 }}
 [slo]
@@ -168,7 +168,7 @@ def test_a_hot_gpu_is_an_incident_that_outlives_the_appliance(short: Path) -> No
         time.sleep(20)  # what such steps take must be known
         assert first.incidents() == [], "nothing is wrong yet"
         assert (
-            command("sim", "fault", "e0", "--kind", "clocks", "--severity", "0.8", "--url", first.url).returncode == 0
+            command("sim", "fault", "e0", "--kind", "clocks", "--severity", "0.9", "--url", first.url).returncode == 0
         )
         first.until(told.exists, 60)
         said = ask(first.url)
