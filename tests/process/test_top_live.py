@@ -207,6 +207,7 @@ def test_suspended_it_gives_the_terminal_back_and_it_goes_on_where_it_was(node: 
         screen.until("OK No bottleneck")
         screen.process.send_signal(signal.SIGTSTP)
         wait(lambda: screen.stopped, "it did not stop")
+        screen.read(0.2)  # what it had written before
         assert screen.restored
         screen.process.send_signal(signal.SIGCONT)
         screen.until("OK No bottleneck")
