@@ -112,7 +112,7 @@ class Appliance:
         control = cast.control(node)
         collector = self._collector(node, router, ledger, timelines, control)
         _connect(node, router, ledger, timelines, collector, control)
-        remedies = Remedies(node.actions, collector.latest)
+        remedies = Remedies(node.actions, collector.latest, _say)
         node.on_change(self._note)
         incidents = Incidents(config, self._state_directory)
         forecast = Forecast(collector, config.slo.share)

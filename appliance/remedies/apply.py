@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from typing import Final, Protocol
@@ -13,7 +12,6 @@ from appliance.errors import ActionError
 from appliance.records import Condition, NodeSnapshot, Order, OrderKind, Remedy, RemedyState, Role, Verdict
 from appliance.remedies import catalogue, trial
 
-_log = logging.getLogger("pd-appliance.remedies")
 _KEPT: Final = 200  # remedies
 _WINDOW_S: Final = trial.BEFORE_S + trial.AFTER_S + trial.SETTLES_S
 
@@ -36,10 +34,13 @@ class Remedies:
     ``fold`` is to be called with each snapshot, or ``run`` with where they come from.
     """
 
-    def __init__(self, hands: Hands, latest: Callable[[], NodeSnapshot]) -> None:
-        """``latest``: how the node is now."""
+    def __init__(
+        self, hands: Hands, latest: Callable[[], NodeSnapshot], tell: Callable[[str], None] = lambda line: None
+    ) -> None:
+        """``latest``: how the node is now. ``tell`` is given a line when an order is given, and when it is known what it brought."""
         self._hands = hands
         self._latest = latest
+        self._tell = tell
         self._window: deque[NodeSnapshot] = deque()
         self._remedies: dict[str, Remedy] = {}
         self._given = 0
@@ -69,7 +70,7 @@ class Remedies:
         )
         self._supersede(order)
         self._keep(remedy)
-        _log.info("%s (%s, by %s): %s", remedy.id, catalogue.call(order), by, remedy.sentence)
+        self._tell(f"{remedy.id} (by {by}): {remedy.sentence}")
         return remedy
 
     def undo(self, id: str, by: str) -> Remedy:
@@ -108,7 +109,7 @@ class Remedies:
 
     def _settle(self, remedy: Remedy, after: Condition | None, brought: str) -> None:
         self._keep(replace(remedy, state=RemedyState.SETTLED, after=after, brought=brought))
-        _log.info("%s (%s) brought: %s", remedy.id, remedy.sentence, brought)
+        self._tell(f"{remedy.id} ({remedy.sentence}) brought: {brought}")
 
     def _do(self, order: Order) -> None:
         hands, name = self._hands, order.engine or ""

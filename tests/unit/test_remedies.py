@@ -48,7 +48,8 @@ class Scene:
     def __init__(self) -> None:
         self.hands = made.FakeNode("busy")
         self.now = node(0.0)
-        self.remedies = Remedies(self.hands, lambda: self.now)
+        self.told: list[str] = []
+        self.remedies = Remedies(self.hands, lambda: self.now, self.told.append)
 
     def live(self, from_s: float, to_s: float, **how: object) -> None:
         """A snapshot each second."""
@@ -112,6 +113,10 @@ def test_what_it_brought_is_said_once_it_has_settled() -> None:
     [found] = scene.remedies.remedies()
     assert found.state is RemedyState.SETTLED
     assert found.brought == "first tokens later than 2 s: 50% → 0%; requests in the queue: 30 → 0"
+    assert scene.told == [
+        "r1 (by cli): e0's weight in routing: 1 → 0.5",
+        f"r1 (e0's weight in routing: 1 → 0.5) brought: {found.brought}",
+    ]
 
 
 def test_what_it_starts_again_has_to_be_back_first() -> None:
