@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import threading
@@ -89,20 +88,24 @@ def test_a_fault_is_logged_once_and_readings_come_back(caplog: pytest.LogCapture
 
 
 def test_from_the_driver_to_the_snapshot_a_reading_finds_its_engine_and_who_else_is_there() -> None:
-    """The whole way: this process leads no engine's session, and another one does."""
-    view = EngineView(
-        name="e0", role=Role.BOTH, state=EngineState.READY, epoch=1, socket="", pid=os.getsid(0), gpus=("GPU-0",)
+    """The whole way: of two processes, one leads an engine's session."""
+    ours, stranger = (
+        subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(600)"], start_new_session=True)
+        for _ in range(2)
     )
-    stranger = subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(600)"], start_new_session=True)
-    driver = FakeDriver(h100(processes=[(os.getpid(), GIB), (stranger.pid, 2 * GIB)]))
+    view = EngineView(
+        name="e0", role=Role.BOTH, state=EngineState.READY, epoch=1, socket="", pid=ours.pid, gpus=("GPU-0",)
+    )
+    driver = FakeDriver(h100(processes=[(ours.pid, GIB), (stranger.pid, 2 * GIB)]))
     try:
         with installed(driver), Watch(Nvml(lambda: nv), 0.005) as watch:
             machine = Machine(lambda: [view], watch.latest)
             until(lambda: bool(machine.gpus()))
             [gpu] = machine.gpus()
     finally:
-        stranger.kill()
-        stranger.wait()
+        for process in (ours, stranger):
+            process.kill()
+            process.wait()
     assert (gpu.uuid, gpu.engine, gpu.power_w) == ("GPU-0", "e0", 640.5)
     [other] = gpu.others or ()
     assert (other.pid, other.memory_bytes) == (stranger.pid, 2 * GIB)
