@@ -1,0 +1,68 @@
+"""What the node can be told to do, and what came of it."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import msgspec
+
+from appliance.records.engine import Role
+
+
+class OrderKind(StrEnum):
+    """What the node can be told to do while it serves."""
+
+    ROLE = "role"  # use an engine for something else
+    WEIGHT = "weight"  # give an engine more or less of the work than its like
+    DRAIN = "drain"  # take no new work on an engine
+    RESUME = "resume"  # take work on it again
+    RESTART = "restart"  # start an engine again once what it has begun is done; without an engine: one after the other
+    TOPOLOGY = "topology"  # give engines the roles of a layout
+
+
+class Order(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One thing that the node is told to do: the same from the API, the command line and the page."""
+
+    kind: OrderKind
+    engine: str | None = None
+    role: Role | None = None
+    weight: float | None = None
+    topology: str | None = None
+
+
+class Condition(msgspec.Struct, frozen=True, kw_only=True):
+    """How requests fared over some seconds; shares are 0 to 1, None where there was nothing to judge by."""
+
+    seconds: float
+    ttft_late: float | None = None  # share of first tokens that came later than the target
+    itl_late: float | None = None  # share of the tokens after these
+    ttft_s: float | None = None  # mean
+    output_tokens_s: float | None = None
+    queue: float | None = None  # requests, mean
+    failed: int = 0  # requests
+
+
+class RemedyState(StrEnum):
+    """How far a remedy is."""
+
+    SETTLING = "settling"  # given; what it brings is not known yet
+    SETTLED = "settled"  # ``after`` says how it is since
+    UNDONE = "undone"  # taken back, or another order has changed the same thing
+
+
+class Remedy(msgspec.Struct, frozen=True, kw_only=True):
+    """An order that was given, what it was to bring, and what it brought. ``time`` is in Unix seconds."""
+
+    id: str
+    time: float
+    by: str  # api | cli | page
+    order: Order
+    sentence: str  # what was done
+    restarts: tuple[str, ...] = ()  # engines that it starts again
+    reason: str | None = None  # the verdict that stood then
+    expected: str | None = None  # in words, estimated
+    state: RemedyState = RemedyState.SETTLING
+    before: Condition | None = None
+    after: Condition | None = None
+    brought: str | None = None  # in words
+    undo: Order | None = None  # the way back; None where there is none
