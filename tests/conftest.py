@@ -6,6 +6,7 @@ Property tests take the same examples each time, so that a run says something ab
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,8 @@ from hypothesis import settings
 settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=300)
 settings.register_profile("explore", deadline=None, max_examples=5000)
 settings.load_profile("repeatable")
+
+logging.getLogger("pd-appliance").setLevel(logging.WARNING)  # vLLM's command line raises the level of all others
 
 
 @pytest.fixture
