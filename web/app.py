@@ -21,6 +21,7 @@ from web.api import Api, encoded_snapshot
 from web.door import Door
 from web.incidents import IncidentRoutes
 from web.openai import OpenAI
+from web.overview import Overview
 from web.pages import Pages
 from web.plans import PlanRoutes
 from web.ports import Actions, IncidentView, Inference, NodeView, Planning, Simulation
@@ -97,14 +98,14 @@ class Site:
         door: Door,
         guard: Middleware,
     ) -> None:
-        pages = Pages(node)
+        self._pages = Pages(node, [Overview()])
         self._door = door
         self._openai = openai
-        self._feeds = (Feed(node, encoded_snapshot), pages.feed)
-        api = Api(node, self._feeds[0], metrics)
+        self._events = Feed(node, encoded_snapshot)
+        api = Api(node, self._events, metrics)
         self._rest = Starlette(
             routes=[
-                *pages.routes(),
+                *self._pages.routes(),
                 *api.routes(),
                 *orders,
                 Mount("/static", Static(directory=assets.directory("static"), check_dir=False)),
@@ -133,8 +134,8 @@ class Site:
 
     def close_streams(self) -> None:
         """End ``/events`` and ``/live/*``; to be called before the server is told to stop, which else waits for them."""
-        for feed in self._feeds:
-            feed.close()
+        self._events.close()
+        self._pages.close()
 
 
 class Guard:

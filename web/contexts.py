@@ -31,6 +31,14 @@ class HeadlineContext(Context, frozen=True, kw_only=True):
     simulated: bool
 
 
+class StripContext(Context, frozen=True, kw_only=True):
+    """``strip.html``: the same in a line, on every page; a link to the first one."""
+
+    tone: str
+    glyph: str
+    sentence: str
+
+
 class AnnouncementContext(Context, frozen=True, kw_only=True):
     """``announcement.html``: told to screen readers; changes only when the node's condition does, never with numbers."""
 
@@ -71,6 +79,15 @@ def headline(snapshot: NodeSnapshot) -> HeadlineContext:
         topology=snapshot.topology,
         simulated=snapshot.simulated,
     )
+
+
+def strip(snapshot: NodeSnapshot) -> StripContext:
+    """What holds the node back, if anything does; else its condition."""
+    tone, sentence, _ = _condition(snapshot)
+    verdict = snapshot.verdict
+    if snapshot.ready and verdict is not None and verdict.state != "ok":
+        tone, sentence = "bad" if verdict.state == "bottleneck" else "warn", _held_back(snapshot).strip()
+    return StripContext(tone=tone, glyph=TONES[tone], sentence=sentence)
 
 
 def announcement(snapshot: NodeSnapshot) -> AnnouncementContext:

@@ -1,136 +1,87 @@
-"""The page and its live parts: the same templates make the first paint and every update."""
+"""The pages' routes: first paints, and live streams of what has changed since."""
 
 from __future__ import annotations
 
 import functools
-import json
-import re
-import shlex
-from collections.abc import Callable
+import weakref
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
-import jinja2
-from markupsafe import Markup
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from appliance.records import NodeSnapshot
-from web import assets, contexts, diagnosis, flow, gpus, waterfall
-from web.contexts import Context
+from appliance.errors import RequestError
+from web import views
 from web.ports import NodeView
-from web.stream import Feed, event, stream
+from web.stream import Feed, stream
+from web.views import Asked, Page
 
-SECTIONS: Final[dict[str, Callable[[NodeSnapshot], Context]]] = {
-    "headline": contexts.headline,
-    "announcement": contexts.announcement,
-    "diagnosis": diagnosis.diagnosis,
-    "flow": flow.flow,
-    "gpus": gpus.gpus,
-    "requests": waterfall.requests,
-    "footer": contexts.footer,
-}
-"""Live sections: each is ``<name>.html``, shown in the element with that id."""
-
-_HOST: Final = re.compile(r"[A-Za-z0-9.\-]+(:\d+)?|\[[0-9a-fA-F:.]+\](:\d+)?")
-_SCHEMES: Final = ("http", "https")
-
-
-class PageContext(Context, frozen=True, kw_only=True):
-    """``page.html``: the whole page."""
-
-    title: str
-    parts: dict[str, Markup]  # the sections, rendered
-    curl: str  # a first request, to be copied
-    empty: bool  # nothing has been asked yet
-    live: bool  # the browser libraries are there
-    simulated: bool
-    build: str  # fingerprint of the static files
-
-
-def environment() -> jinja2.Environment:
-    """Strict: a variable that a context lacks is an error, not a blank."""
-    return jinja2.Environment(
-        loader=jinja2.FileSystemLoader(assets.directory("templates")),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        auto_reload=False,
-    )
-
-
-@functools.cache
-def _template(name: str) -> jinja2.Template:
-    return _environment().get_template(f"{name}.html")
-
-
-_environment = functools.cache(environment)
-
-
-def render(name: str, context: Context) -> str:
-    """A template over a context's fields."""
-    return _template(name).render({field: getattr(context, field) for field in context.__struct_fields__})
-
-
-def sections(snapshot: NodeSnapshot) -> dict[str, str]:
-    """The live sections' HTML, without blank lines and indentation: it is sent again and again."""
-    return {name: _compact(render(name, context(snapshot))) for name, context in SECTIONS.items()}
-
-
-def _compact(html: str) -> str:
-    return "\n".join(line for line in map(str.strip, html.splitlines()) if line)
-
-
-def fragments(snapshot: NodeSnapshot) -> dict[str, bytes]:
-    """The sections as server-sent events for htmx, and a sample for the charts."""
-    parts = {
-        name: event(f'<hx-partial hx-target="#{name}" hx-swap="innerMorph">\n{html}\n</hx-partial>')
-        for name, html in sections(snapshot).items()
-    }
-    point = contexts.sample(snapshot) | {"build": assets.fingerprint()}
-    return parts | {"sample": event(json.dumps(point), "sample")}
-
-
-def page(snapshot: NodeSnapshot, host: str, scheme: str = "http") -> PageContext:
-    """The first paint, complete without any script."""
-    return PageContext(
-        title=f"{'simulated: ' if snapshot.simulated else ''}{snapshot.model} · pd-appliance",
-        parts={name: Markup(html) for name, html in sections(snapshot).items()},  # rendered: escaped
-        curl=curl(snapshot.model, host, scheme),
-        empty=not snapshot.requests.total,
-        live=assets.vendor_present(),
-        simulated=snapshot.simulated,
-        build=assets.fingerprint(),
-    )
-
-
-def curl(model: str, host: str, scheme: str) -> str:
-    """A first request to this node. ``scheme`` and ``host`` are the browser's; anything odd is replaced."""
-    where = f"{scheme}://{host}" if _HOST.fullmatch(host) and scheme in _SCHEMES else "http://127.0.0.1:8000"
-    body = {"model": model, "messages": [{"role": "user", "content": "Tell me a story."}], "stream": True}
-    return "\n".join(
-        (
-            f"curl -N {where}/v1/chat/completions \\",
-            "  -H 'content-type: application/json' \\",
-            f"  -d {shlex.quote(json.dumps(body))}",
-        )
-    )
+_STREAMS: Final = "/live"
+_FEEDS_MAX: Final = 64  # different ones: each is rendered twice a second
 
 
 class Pages:
-    """Routes of the page."""
+    """Whoever looks at the same page, with the same query, shares its feed."""
 
-    def __init__(self, node: NodeView) -> None:
+    def __init__(self, node: NodeView, pages: Sequence[Page]) -> None:
         self._node = node
-        self.feed = Feed(node, fragments)
+        self._pages = pages
+        self._feeds = weakref.WeakValueDictionary[str, Feed]()  # each lives as long as somebody follows it
+        self._closed = False
 
     def routes(self) -> list[BaseRoute]:
-        return [Route("/", self.page), Route("/live/node", self.live)]
+        return [route for page in self._pages for route in self._routes(page)]
 
-    async def page(self, request: Request) -> Response:
-        html = render("page", page(self._node.latest(), request.headers.get("host", ""), request.url.scheme))
+    def _routes(self, page: Page) -> tuple[Route, Route]:
+        return Route(page.path, self._with(self._paint, page)), Route(
+            _STREAMS + page.path, self._with(self._follow, page)
+        )
+
+    @staticmethod
+    def _with(
+        answer: Callable[[Page, Request], Awaitable[Response]], page: Page
+    ) -> Callable[[Request], Awaitable[Response]]:
+        async def endpoint(request: Request) -> Response:
+            return await answer(page, request)
+
+        return endpoint
+
+    async def _paint(self, page: Page, request: Request) -> Response:
+        html = views.paint(page, page.view(_asked(request)), self._node.latest(), _STREAMS + _address(request))
         return HTMLResponse(html, headers={"cache-control": "no-store"})
 
-    async def live(self, request: Request) -> Response:
-        return await stream(request, self.feed)
+    async def _follow(self, page: Page, request: Request) -> Response:
+        return await stream(request, self._feed(page, request))
+
+    def _feed(self, page: Page, request: Request) -> Feed:
+        address = _address(request)
+        feed = self._feeds.get(address)
+        if feed is None:
+            if len(self._feeds) >= _FEEDS_MAX:
+                raise RequestError(503, "Too many different pages are looked at; close some.", code="busy")
+            feed = Feed(self._node, functools.partial(views.fragments, page.view(_asked(request))))
+            if self._closed:
+                feed.close()
+            self._feeds[address] = feed
+        return feed
+
+    def close(self) -> None:
+        """End all streams."""
+        self._closed = True
+        for feed in list(self._feeds.values()):
+            feed.close()
+
+
+def _address(request: Request) -> str:
+    """Path and query."""
+    query = request.url.query
+    return request.url.path + (f"?{query}" if query else "")
+
+
+def _asked(request: Request) -> Asked:
+    return Asked(
+        names=dict(request.path_params),
+        query=dict(request.query_params),
+        origin=f"{request.url.scheme}://{request.headers.get('host', '')}",
+    )

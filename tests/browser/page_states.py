@@ -33,6 +33,10 @@ from appliance.records import (
     Timeline,
     Verdict,
 )
+from web import views
+from web.overview import Overview
+from web.render import compact
+from web.views import Asked, Page
 
 _NOON = 1_700_000_000.0
 
@@ -407,6 +411,12 @@ STATES: dict[str, Callable[[int], NodeSnapshot]] = {
     "large": large,
     "bottleneck": bottleneck,
 }
+
+
+def sections(snapshot: NodeSnapshot, page: Page | None = None) -> dict[str, str]:
+    """The moving parts of a page, as HTML."""
+    parts = (page or Overview()).view(Asked()).parts(snapshot)
+    return {name: compact(name, context) for name, context in {**views.shared(snapshot), **parts}.items()}
 
 
 class FakeNode:

@@ -10,6 +10,8 @@ import pytest
 from conftest import Served
 from playwright.sync_api import Browser, Page, Route, expect
 
+from web.views import PLACES
+
 pytestmark = pytest.mark.browser
 Opened = Callable[..., Page]
 
@@ -136,7 +138,7 @@ def test_a_stream_that_fails_at_first_is_tried_again(open_page: Opened, complain
         tries.append(route.request.url)
         route.fulfill(status=503) if len(tries) == 1 else route.continue_()
 
-    page.route("**/live/node", refuse_once)
+    page.route("**/live/", refuse_once)
     page.reload()
     page.locator('html[data-link="lost"]').wait_for()
     page.locator('html[data-link="live"]').wait_for(timeout=10_000)
@@ -187,13 +189,15 @@ def test_two_requests_of_one_id_are_two_rows(open_page: Opened, served: Served) 
 def test_the_keyboard_reaches_everything_in_reading_order(open_page: Opened) -> None:
     page = open_page("empty")
     reached = []
-    for _ in range(12):
+    for _ in range(12 + len(PLACES)):
         page.keyboard.press("Tab")
         reached.append(
             page.evaluate("document.activeElement.id || document.activeElement.textContent.trim().slice(0, 20)")
         )
-    assert reached[:5] == ["Skip to the node", "theme", "Send a request", "curl", "copy"]
-    assert reached[5:11] == ["log of e0", "log of e1", "node", "requests", "metrics", "models"]
+    assert reached.pop(0) == "Skip to the page"
+    assert [reached.pop(0) for _ in PLACES] == list(PLACES)
+    assert reached[:4] == ["theme", "Send a request", "curl", "copy"]
+    assert reached[4:10] == ["log of e0", "log of e1", "node", "requests", "metrics", "models"]
 
 
 def test_the_curl_names_this_host_and_is_copied(open_page: Opened, served: Served) -> None:

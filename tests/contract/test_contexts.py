@@ -8,14 +8,19 @@ from pathlib import Path
 import pytest
 from jinja2 import Environment, meta, nodes
 
-from web import assets, contexts, diagnosis, flow, gpus, pages, waterfall
+from web import assets, contexts, diagnosis, flow, gpus, overview, views, waterfall
 from web.contexts import Context
+from web.render import compact
+from web.render import environment as new_environment
+from web.views import Asked, Page
 
 sys.path.append(str(Path(__file__).parents[1] / "browser"))
 from page_states import STATES
 
 TEMPLATES: dict[str, type[Context]] = {
-    "page": pages.PageContext,
+    "page": views.PageContext,
+    "overview": overview.OverviewContext,
+    "strip": contexts.StripContext,
     "headline": contexts.HeadlineContext,
     "announcement": contexts.AnnouncementContext,
     "flow": flow.FlowContext,
@@ -27,6 +32,7 @@ TEMPLATES: dict[str, type[Context]] = {
 """Templates that are rendered over a context's fields."""
 
 PARTIALS: dict[str, dict[str, type[Context]]] = {
+    "page": {"place": views.PlaceContext},
     "engine": {"engine": flow.EngineContext, "rate": flow.RateContext},
     "link": {"link": flow.LinkContext},
     "request": {"row": waterfall.RowContext, "bar": waterfall.BarContext, "line": waterfall.DetailContext},
@@ -40,7 +46,7 @@ PARTIALS: dict[str, dict[str, type[Context]]] = {
 
 @pytest.fixture(scope="module")
 def environment() -> Environment:
-    return pages.environment()
+    return new_environment()
 
 
 def tree(environment: Environment, name: str) -> nodes.Template:
@@ -84,12 +90,18 @@ def test_a_partial_uses_its_context_and_all_of_it(environment: Environment, name
     assert used == fields
 
 
+PAGES: tuple[Page, ...] = (overview.Overview(),)
+"""Each kind of page."""
+
+
 @pytest.mark.parametrize("state", STATES)
-def test_every_state_renders_strictly(state: str) -> None:
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.template)
+def test_every_state_renders_strictly(page: Page, state: str) -> None:
+    view = page.view(Asked(origin="http://localhost:8000"))
     for tick in (0, 17):
-        page = pages.page(STATES[state](tick), "localhost:8000")
-        html = pages.render("page", page)
-        assert all(str(part) in html for part in page.parts.values())
+        snapshot = STATES[state](tick)
+        html = views.paint(page, view, snapshot, "/live/")
+        assert all(compact(name, context) in html for name, context in view.parts(snapshot).items())
 
 
 def test_every_context_says_what_it_is() -> None:
@@ -97,8 +109,20 @@ def test_every_context_says_what_it_is() -> None:
         assert context.__doc__
 
 
-def test_live_sections_are_elements_of_the_page() -> None:
-    source = (assets.directory("templates") / "page.html").read_text(encoding="utf-8")
-    for name in pages.SECTIONS:
-        assert f'id="{name}"' in source
-        assert f"parts.{name}" in source
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.template)
+def test_live_parts_are_elements_of_their_page(page: Page) -> None:
+    snapshot = STATES["busy"](0)
+    frame, body = (
+        (assets.directory("templates") / f"{name}.html").read_text(encoding="utf-8") for name in ("page", page.template)
+    )
+    for name in page.view(Asked()).parts(snapshot):
+        assert f'id="{name}"' in body
+        assert f"parts.{name}" in body
+    for name in views.shared(snapshot):
+        assert f'id="{name}"' in frame
+        assert f"shared.{name}" in frame
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.template)
+def test_every_page_has_its_place_in_the_navigation(page: Page) -> None:
+    assert page.place in views.PLACES

@@ -33,7 +33,7 @@ from appliance.records import (
 from bench.diagnosis.cases import cases, healthy
 from bench.diagnosis.play import play
 from bench.diagnosis.score import score, wilson
-from web import diagnosis, pages
+from web import diagnosis
 
 sys.path.append(str(Path(__file__).parents[1] / "browser"))
 import page_states as made
@@ -305,11 +305,11 @@ def test_whatever_a_node_reads_there_is_a_verdict(window: list[tuple[list[Engine
 
 
 def test_the_page_says_what_holds_it_back_and_marks_the_engine() -> None:
-    parts = pages.sections(made.bottleneck(0))
+    parts = made.sections(made.bottleneck(0))
     assert "Bottleneck: slow GPU on e1" in parts["diagnosis"]
     assert parts["flow"].count("held-mark") == 1
     assert "Bottleneck: prefill straggler gpu on e1." in parts["announcement"]
-    assert pages.sections(made.busy(0))["diagnosis"] == ""
+    assert made.sections(made.busy(0))["diagnosis"] == ""
 
 
 def test_a_link_is_named_by_its_ends_and_the_unknown_as_such() -> None:

@@ -11,7 +11,8 @@ import msgspec
 import pytest
 
 from appliance.records import EngineState, LedgerSnapshot, Pair, QueueSnapshot, RequestCounts, Role
-from web import contexts, flow, pages, waterfall
+from web import contexts, flow, overview, views, waterfall
+from web.views import Asked
 
 sys.path.append(str(Path(__file__).parents[1] / "browser"))
 import page_states as made
@@ -213,14 +214,15 @@ def test_a_request_still_in_the_queue_has_no_engine_yet() -> None:
 
 
 def test_the_curl_is_one_command_whatever_the_model_is_called() -> None:
-    command = pages.curl('it\'s "odd" $HOME', "localhost:8000", "http")
+    command = overview.curl('it\'s "odd" $HOME', "http://localhost:8000")
     words = shlex.split(command.replace("\\\n", ""))
     assert words[:3] == ["curl", "-N", "http://localhost:8000/v1/chat/completions"]
     assert json.loads(words[-1])["model"] == 'it\'s "odd" $HOME'
 
 
 def test_sections_that_did_not_change_are_the_same_bytes() -> None:
-    first, second = pages.fragments(made.idle(0)), pages.fragments(made.idle(2))
+    view = overview.Overview().view(Asked())
+    first, second = views.fragments(view, made.idle(0)), views.fragments(view, made.idle(2))
     assert [name for name in first if first[name] != second[name]] == ["sample"]
 
 

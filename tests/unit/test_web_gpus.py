@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from appliance.records import GpuProcess, GpuSnapshot, Throttled
-from web import gpus, pages
+from web import gpus, overview, views
+from web.views import Asked
 
 sys.path.append(str(Path(__file__).parents[1] / "browser"))
 import page_states as made
 
 
 def test_a_node_without_gpus_shows_none() -> None:
-    assert pages.sections(made.busy(0))["gpus"] == ""
+    assert made.sections(made.busy(0))["gpus"] == ""
 
 
 def test_each_gpu_is_a_row_and_what_is_wrong_is_said_in_words() -> None:
@@ -23,7 +24,7 @@ def test_each_gpu_is_a_row_and_what_is_wrong_is_said_in_words() -> None:
     assert [gpu.slowed for gpu in found.gpus if gpu.slowed] == ["too hot"]
     assert [gpu.errors for gpu in found.gpus if gpu.errors] == ["1 ECC, uncorrected; 812 ECC, corrected; Xid 94"]
     assert found.gpus[0].memory == "72\u00a0GiB"
-    html = pages.sections(made.large(0))["gpus"]
+    html = made.sections(made.large(0))["gpus"]
     assert html.count("<tr") == 9
 
 
@@ -46,7 +47,7 @@ def test_who_else_is_on_a_gpu_and_a_narrow_link_are_marked() -> None:
     assert found.others == "shared with python3 4711 (12\u00a0GiB) and pid 4712 (—)"
     assert (found.pcie, found.narrow) == ("5.0 ×8", "8 of 16 lanes")
     assert row(others=(), pcie_lanes=16, pcie_lanes_max=16, pcie_generation=1, pcie_generation_max=5).narrow is None
-    html = pages.sections(made.node((), 0, gpus=(GpuSnapshot(index=0, uuid="GPU-1", name="A10", others=others),)))[
+    html = made.sections(made.node((), 0, gpus=(GpuSnapshot(index=0, uuid="GPU-1", name="A10", others=others),)))[
         "gpus"
     ]
     assert "shared with python3" in html
@@ -80,7 +81,8 @@ def test_idle_clocks_are_no_trouble_and_unknown_reasons_are_said_as_they_are() -
 
 
 def test_a_simulated_node_says_so_on_top_and_in_the_title() -> None:
-    page = pages.render("page", pages.page(made.large(0), "127.0.0.1:8000"))
-    assert "<title>simulated: Llama-3.3-70B · pd-appliance</title>" in page
-    assert "<b>Simulated.</b>" in page
-    assert "<b>Simulated.</b>" not in pages.render("page", pages.page(made.busy(0), "127.0.0.1:8000"))
+    page, view = overview.Overview(), overview.Overview().view(Asked())
+    html = views.paint(page, view, made.large(0), "/live/")
+    assert "<title>simulated: Llama-3.3-70B · pd-appliance</title>" in html
+    assert "<b>Simulated.</b>" in html
+    assert "<b>Simulated.</b>" not in views.paint(page, view, made.busy(0), "/live/")

@@ -1,0 +1,68 @@
+"""The first page: whether the node is well, and if not, which engine, why, and what to do."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Mapping
+from typing import Final
+
+from markupsafe import Markup
+
+from appliance.records import NodeSnapshot
+from web import contexts, diagnosis, flow, gpus, waterfall
+from web.contexts import Context
+from web.views import Asked, Parts, View
+
+_ORIGIN: Final = re.compile(r"https?://([A-Za-z0-9.\-]+|\[[0-9a-fA-F:.]+\])(:\d+)?")
+
+
+class OverviewContext(Context, frozen=True, kw_only=True):
+    """``overview.html``."""
+
+    parts: Mapping[str, Markup]
+    curl: str  # a first request, to be copied
+    empty: bool  # nothing has been asked yet
+
+
+class Overview:
+    """``/``."""
+
+    path = "/"
+    template = "overview"
+    place = "Overview"
+
+    def view(self, asked: Asked) -> View:
+        def body(snapshot: NodeSnapshot, parts: Mapping[str, Markup]) -> Context:
+            return OverviewContext(
+                parts=parts,
+                curl=curl(snapshot.model, asked.origin),
+                empty=not snapshot.requests.total,
+            )
+
+        return View(title=lambda snapshot: snapshot.model, parts=parts, body=body, sample=contexts.sample)
+
+
+def parts(snapshot: NodeSnapshot) -> Parts:
+    """What moves."""
+    return {
+        "headline": contexts.headline(snapshot),
+        "diagnosis": diagnosis.diagnosis(snapshot),
+        "flow": flow.flow(snapshot),
+        "gpus": gpus.gpus(snapshot),
+        "requests": waterfall.requests(snapshot),
+    }
+
+
+def curl(model: str, origin: str) -> str:
+    """A first request to this node. ``origin`` is the browser's; anything odd is replaced."""
+    where = origin if _ORIGIN.fullmatch(origin) else "http://127.0.0.1:8000"
+    body = {"model": model, "messages": [{"role": "user", "content": "Tell me a story."}], "stream": True}
+    return "\n".join(
+        (
+            f"curl -N {where}/v1/chat/completions \\",
+            "  -H 'content-type: application/json' \\",
+            f"  -d {shlex.quote(json.dumps(body))}",
+        )
+    )

@@ -1,0 +1,116 @@
+"""Pages: what each shows, and the frame that they share.
+
+A ``View`` is one page as it was asked for. Its parts are templates over contexts, made of a snapshot: the same make the first paint and
+every update, which htmx swaps into the element with the part's name.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Final, Protocol
+
+import msgspec
+from markupsafe import Markup
+
+from appliance.records import NodeSnapshot
+from web import assets, contexts
+from web.contexts import Context
+from web.render import compact, render
+from web.stream import event
+
+Parts = Mapping[str, Context]
+"""Live parts of a page: each is ``<name>.html``, shown in the element with that id."""
+
+
+class Asked(msgspec.Struct, frozen=True, kw_only=True):
+    """What a page was asked for by."""
+
+    names: Mapping[str, str] = {}  # in its path
+    query: Mapping[str, str] = {}
+    origin: str = ""  # scheme and host, as the browser has them: not to be trusted
+
+
+class View(msgspec.Struct, frozen=True, kw_only=True):
+    """One page as it was asked for."""
+
+    title: Callable[[NodeSnapshot], str]
+    parts: Callable[[NodeSnapshot], Parts]
+    body: Callable[[NodeSnapshot, Mapping[str, Markup]], Context]  # of the page's own template, around its parts
+    sample: Callable[[NodeSnapshot], Mapping[str, float | None]] | None = None  # for its charts
+
+
+class Page(Protocol):
+    """A kind of page. ``view`` raises ``RequestError`` where there is nothing to show, or the query can't be understood."""
+
+    path: str  # with names in braces, as Starlette's routes have them
+    template: str
+    place: str  # in the navigation: one of ``PLACES``
+
+    def view(self, asked: Asked) -> View: ...
+
+
+class PlaceContext(Context, frozen=True, kw_only=True):
+    """One entry of the navigation."""
+
+    label: str
+    href: str
+    here: bool
+
+
+class PageContext(Context, frozen=True, kw_only=True):
+    """``page.html``: the frame."""
+
+    title: str
+    places: tuple[PlaceContext, ...]
+    body: Markup
+    shared: dict[str, Markup]  # parts that every page has
+    stream: str  # where updates come from
+    live: bool  # the browser libraries are there
+    simulated: bool
+    build: str  # fingerprint of the static files
+
+
+PLACES: Final = {"Overview": "/"}
+"""The navigation."""
+
+
+def shared(snapshot: NodeSnapshot) -> Parts:
+    """What every page has around its body."""
+    return {
+        "strip": contexts.strip(snapshot),
+        "announcement": contexts.announcement(snapshot),
+        "footer": contexts.footer(snapshot),
+    }
+
+
+def paint(page: Page, view: View, snapshot: NodeSnapshot, stream: str) -> str:
+    """The first paint, complete without any script. ``stream``: the address of its updates."""
+    body = view.body(snapshot, _painted(view.parts(snapshot)))
+    return render(
+        "page",
+        PageContext(
+            title=f"{'simulated: ' if snapshot.simulated else ''}{view.title(snapshot)} · pd-appliance",
+            places=tuple(PlaceContext(label=name, href=href, here=name == page.place) for name, href in PLACES.items()),
+            body=Markup(render(page.template, body)),  # noqa: S704: rendered, so escaped
+            shared=_painted(shared(snapshot)),
+            stream=stream,
+            live=assets.vendor_present(),
+            simulated=snapshot.simulated,
+            build=assets.fingerprint(),
+        ),
+    )
+
+
+def _painted(parts: Parts) -> dict[str, Markup]:
+    return {name: Markup(compact(name, context)) for name, context in parts.items()}  # noqa: S704: rendered, so escaped
+
+
+def fragments(view: View, snapshot: NodeSnapshot) -> dict[str, bytes]:
+    """The parts as server-sent events for htmx, and a sample for the charts and for noticing an upgrade."""
+    parts = {
+        name: event(f'<hx-partial hx-target="#{name}" hx-swap="innerMorph">\n{compact(name, context)}\n</hx-partial>')
+        for name, context in {**shared(snapshot), **view.parts(snapshot)}.items()
+    }
+    point = {"time": snapshot.time, **(view.sample(snapshot) if view.sample else {}), "build": assets.fingerprint()}
+    return parts | {"sample": event(json.dumps(point), "sample")}
