@@ -74,6 +74,7 @@ def create_app(
     return Site(
         OpenAI(inference, max_body_bytes, max_held_bytes, _MARK if simulation else ()),
         node,
+        actions,
         [
             *ActionRoutes(actions).routes(),
             *SimulationRoutes(simulation).routes(),
@@ -93,12 +94,13 @@ class Site:
         self,
         openai: ASGIApp,
         node: NodeView,
+        actions: Actions,
         orders: Sequence[BaseRoute],
         metrics: Callable[[NodeSnapshot], bytes],
         door: Door,
         guard: Middleware,
     ) -> None:
-        self._pages = Pages(node, [Overview()])
+        self._pages = Pages(node, [Overview(actions)])
         self._door = door
         self._openai = openai
         self._events = Feed(node, encoded_snapshot)

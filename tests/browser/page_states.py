@@ -6,7 +6,7 @@ import asyncio
 import math
 import random
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 
 import msgspec
 
@@ -19,12 +19,17 @@ from appliance.records import (
     GpuSnapshot,
     HandoffSnapshot,
     KneeReading,
+    Lately,
     Lease,
     LedgerSnapshot,
     Leg,
+    LinkSnapshot,
     NodeSnapshot,
+    Order,
+    OrderKind,
     Pair,
     QueueSnapshot,
+    Remedy,
     RequestCounts,
     Role,
     Stage,
@@ -324,14 +329,23 @@ def large(tick: int) -> NodeSnapshot:
         return tuple(f"GPU-{random.Random(g).getrandbits(32):08x}-0000" for g in (2 * n, 2 * n + 1))
 
     work = {"cores": (), "running": 9, "waiting": 3, "kv_usage": 0.71, "kv_blocks_free": 1188, "step_ms": 42.0}
-    prefill = tuple(engine(f"e{n}", gpus=gpus(n), prompt_tokens_s=21450 * wave, **work) for n in range(3))
+    prefill = tuple(engine(f"e{n}", gpus=gpus(n), prompt_tokens_s=21450 * wave, busy=0.93, **work) for n in range(3))
     decode = engine(
-        "e3", Role.DECODE, gpus=gpus(3), output_tokens_s=6120 * wave, **{**work, "kv_usage": 0.97, "waiting": 41}
+        "e3",
+        Role.DECODE,
+        gpus=gpus(3),
+        output_tokens_s=6120 * wave,
+        room=1.3,
+        **{**work, "kv_usage": 0.97, "waiting": 41},
     )
     return msgspec.structs.replace(
         busy(tick),
         engines=(*prefill, decode),
         gpus=tuple(_gpu(index, wave) for index in range(8)),
+        links=tuple(
+            LinkSnapshot(producer=f"e{n}", consumer="e3", handoffs_s=3.7 * wave, bytes_s=3.2e9) for n in range(3)
+        ),
+        lately=Lately(first_tokens=33, ttft_late=0.02, ttft_s=0.2),
         topology="3p1d@tp2",
         simulated=True,
         model="Llama-3.3-70B",
@@ -392,12 +406,17 @@ def bottleneck(tick: int) -> NodeSnapshot:
         ),
         action=Action(
             sentence="Give e1 less of the work until that is mended, or drain it and see to its cooling.",
+            order=Order(kind=OrderKind.WEIGHT, engine="e1", weight=0.53),
             call='POST /api/engines/e1/weight {"weight": 0.53}',
         ),
         expected_gain=0.47,
         next="e0, e1 and e2 prefill all of the time, 41,200 tokens/s, and 12 requests wait: more is asked than they can do.",
     )
-    return msgspec.structs.replace(large(tick), verdict=verdict)
+    node = large(tick)
+    slow = {"slowdown": 1.9, "prompt_tokens_s": 0.53 * (node.engines[0].prompt_tokens_s or 0.0), "busy": 1.0}
+    engines = tuple(msgspec.structs.replace(e, **(slow if e.name == "e1" else {})) for e in node.engines)
+    lately = Lately(first_tokens=29, ttft_late=0.31, ttft_s=1.6)
+    return msgspec.structs.replace(node, engines=engines, lately=lately, verdict=verdict)
 
 
 STATES: dict[str, Callable[[int], NodeSnapshot]] = {
@@ -413,9 +432,25 @@ STATES: dict[str, Callable[[int], NodeSnapshot]] = {
 }
 
 
+class NoActions:
+    """Nothing has been done."""
+
+    def remedies(self) -> Sequence[Remedy]:
+        return ()
+
+    def apply(self, order: Order, by: str) -> Remedy:
+        raise AssertionError
+
+    def undo(self, id: str, by: str) -> Remedy:
+        raise AssertionError
+
+
+OVERVIEW = Overview(NoActions())
+
+
 def sections(snapshot: NodeSnapshot, page: Page | None = None) -> dict[str, str]:
     """The moving parts of a page, as HTML."""
-    parts = (page or Overview()).view(Asked()).parts(snapshot)
+    parts = (page or OVERVIEW).view(Asked()).parts(snapshot)
     return {name: compact(name, context) for name, context in {**views.shared(snapshot), **parts}.items()}
 
 

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 from jinja2 import Environment, meta, nodes
 
-from web import assets, contexts, diagnosis, flow, gpus, overview, views, waterfall
+from web import assets, contexts, diagnosis, flow, gpus, overview, remedies, views, waterfall
 from web.contexts import Context
 from web.render import compact
 from web.render import environment as new_environment
 from web.views import Asked, Page
 
 sys.path.append(str(Path(__file__).parents[1] / "browser"))
-from page_states import STATES
+from page_states import OVERVIEW, STATES
 
 TEMPLATES: dict[str, type[Context]] = {
     "page": views.PageContext,
@@ -25,6 +25,7 @@ TEMPLATES: dict[str, type[Context]] = {
     "announcement": contexts.AnnouncementContext,
     "flow": flow.FlowContext,
     "gpus": gpus.GpusContext,
+    "remedies": remedies.RemediesContext,
     "diagnosis": diagnosis.DiagnosisContext,
     "requests": waterfall.RequestsContext,
     "footer": contexts.FooterContext,
@@ -33,12 +34,18 @@ TEMPLATES: dict[str, type[Context]] = {
 
 PARTIALS: dict[str, dict[str, type[Context]]] = {
     "page": {"place": views.PlaceContext},
-    "engine": {"engine": flow.EngineContext, "rate": flow.RateContext},
-    "link": {"link": flow.LinkContext},
+    "card": {"card": flow.CardContext, "rate": flow.RateContext},
+    "link": {"link": flow.LinkContext, "ribbon": flow.RibbonContext},
     "request": {"row": waterfall.RowContext, "bar": waterfall.BarContext, "line": waterfall.DetailContext},
-    "flow": {"queue": flow.QueueContext, "handoff": flow.HandoffContext, "answers": flow.AnswersContext},
+    "flow": {
+        "queue": flow.QueueContext,
+        "handoff": flow.HandoffContext,
+        "answers": flow.AnswersContext,
+        "pair": flow.PairContext,
+    },
     "requests": {"entry": waterfall.LegendContext},
     "gpus": {"gpu": gpus.GpuContext},
+    "remedies": {"one": remedies.RemedyContext},
     "diagnosis": {"one": diagnosis.EvidenceContext},
 }
 """Variables of templates that hold a context of their own."""
@@ -90,7 +97,7 @@ def test_a_partial_uses_its_context_and_all_of_it(environment: Environment, name
     assert used == fields
 
 
-PAGES: tuple[Page, ...] = (overview.Overview(),)
+PAGES: tuple[Page, ...] = (OVERVIEW,)
 """Each kind of page."""
 
 
