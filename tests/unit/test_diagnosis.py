@@ -33,7 +33,7 @@ from appliance.records import (
 from bench.diagnosis.cases import cases, healthy
 from bench.diagnosis.play import play
 from bench.diagnosis.score import score, wilson
-from web import causes
+from web import causes, contexts
 
 sys.path.append(str(Path(__file__).parents[1] / "browser"))
 import page_states as made
