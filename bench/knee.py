@@ -39,7 +39,7 @@ from appliance.simulator.traffic import arrivals
 from appliance.telemetry.steps import Steps
 from bench.servers import ROOT
 
-_MODELS: Final = ROOT / "examples" / "models"
+_MODELS: Final = ROOT / "appliance" / "presets"
 _CASES: Final = (
     ("llama-3.3-70b-fp8", "h100", 2),
     ("llama-3.3-70b-fp8", "h200", 1),

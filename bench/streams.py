@@ -40,7 +40,7 @@ decode = {{ max_running = 512, max_batched_tokens = 2048 }}
 [traffic]
 rate = 0
 """
-_MODEL: Final = ROOT / "examples" / "models" / "llama-3.3-70b-fp8"
+_MODEL: Final = ROOT / "appliance" / "presets" / "llama-3.3-70b-fp8"
 _EVENT: Final = b"\n\n"
 _DONE: Final = b"data: [DONE]"
 _READY_S: Final = 60.0

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit, urlunsplit
 import msgspec
 import psutil
 
+from appliance import presets
 from appliance.cli import kinds
 from appliance.config import Config, Loaded
 from appliance.errors import ConfigError, NotNowError
@@ -24,7 +25,7 @@ from appliance.simulator import specs as simulated
 from appliance.simulator.control import Control
 from appliance.simulator.plan import EnginePlan
 from appliance.supervisor.node import Node
-from appliance.supervisor.specs import EngineSpec, resolve_model, specs
+from appliance.supervisor.specs import EngineSpec, Model, resolve_model, specs
 from appliance.supervisor.topology import Topology, parse
 
 _log = logging.getLogger("pd-appliance")
@@ -104,7 +105,7 @@ def cast(loaded: Loaded, path: Path | None) -> Cast:
         raise ConfigError("a scenario is played at simulated engines: leave --engine vllm out, or --scenario")
     if path is not None:
         return _of_scenario(loaded, path)
-    return _simulated(config) if config.engine.kind == "sim" else _real(config)
+    return _simulated(loaded) if config.engine.kind == "sim" else _real(config)
 
 
 def _real(config: Config) -> Cast:
@@ -114,20 +115,36 @@ def _real(config: Config) -> Cast:
         )
     topology = parse(config.topology.layout)
     model = resolve_model(config)
+    if model.preset:
+        raise ConfigError(
+            f"model {config.model.path!r} is a preset for GPUs, and engines run on the CPU so far: "
+            "--engine sim plays it, pd-appliance plan says what it needs"
+        )
     found = specs(config, topology, model, sorted(os.sched_getaffinity(0)))
     _check_memory(config, topology)
     return Cast(model=model.name, layout=topology.layout, specs=found)
 
 
-def _simulated(config: Config) -> Cast:
+def _simulated(loaded: Loaded) -> Cast:
     """The configured model and topology, on GPUs that are not there, and nobody who asks."""
+    config = loaded.config
     model = resolve_model(config)
     if not model.local:
         raise ConfigError(
             f"model {model.path!r}: a simulated engine needs its config.json: name a directory with one, or --scenario"
         )
     described = scenario.Scenario(model=scenario.Model(config=model.path, name=model.name))
-    return _cast(scenario.Loaded(described, Path()), config.topology.layout, model.name)
+    return _cast(scenario.Loaded(described, Path()), _layout(loaded, model), model.name)
+
+
+def _layout(loaded: Loaded, model: Model) -> str:
+    """As somebody has set it; else a preset's own."""
+    if model.preset and "topology.layout" not in loaded.origins:
+        hardware = scenario.Hardware()
+        fits = presets.load(loaded.config.model.path).layouts.get(f"{hardware.gpus}x{hardware.gpu.upper()}")
+        if fits is not None:
+            return fits
+    return loaded.config.topology.layout
 
 
 def _of_scenario(loaded: Loaded, path: Path) -> Cast:

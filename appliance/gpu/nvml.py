@@ -5,13 +5,16 @@ Nothing here raises. Without a driver there are no readings and nothing is said;
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import logging
 from collections.abc import Callable
 from typing import Any, Final
 
 from appliance.gpu.device import Device, Reading
+from appliance.gpu.inventory import inventory
 from appliance.gpu.library import GoneError, Library, LostError
+from appliance.records import Inventory
 
 _log = logging.getLogger("pd-appliance")
 _LIBRARY: Final = "libnvidia-ml.so.1"
@@ -116,3 +119,21 @@ class Nvml:
             module.nvmlShutdown()
         except module.NVMLError:
             return
+
+
+def machine(load: Callable[[], Any] = binding) -> Inventory:
+    """The GPUs of this machine, asked once; none where there is no driver, or one that can't be used."""
+    try:
+        module = load()
+        module.nvmlInit()
+    except ImportError:
+        return Inventory(cards=())
+    except module.NVMLError as error:
+        if error.value not in (module.NVML_ERROR_LIBRARY_NOT_FOUND, module.NVML_ERROR_DRIVER_NOT_LOADED):
+            _log.warning("GPUs can't be read: NVML can't be started: %s; nvidia-smi says more", error)
+        return Inventory(cards=())
+    try:
+        return inventory(module)
+    finally:
+        with contextlib.suppress(module.NVMLError):
+            module.nvmlShutdown()

@@ -16,6 +16,7 @@ from appliance.records.engine import (
 )
 from appliance.records.gpu import GpuProcess, GpuSnapshot, Throttled
 from appliance.records.incident import Change, ChangeKind, Incident, IncidentState, Said
+from appliance.records.inventory import Card, Inventory
 from appliance.records.node import (
     LATELY_S,
     HandoffSnapshot,
@@ -40,6 +41,7 @@ __all__ = [
     "Action",
     "Better",
     "CalibrationSnapshot",
+    "Card",
     "Change",
     "ChangeKind",
     "Condition",
@@ -54,6 +56,7 @@ __all__ = [
     "HostReading",
     "Incident",
     "IncidentState",
+    "Inventory",
     "KneeReading",
     "Lately",
     "Lease",

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Final, get_args, get_type_hints
 
 import msgspec
 
+from appliance import presets
 from appliance.channel import Fault
 from appliance.config import Config, Count, NotNegative, Positive, RouterConfig, Section, SloConfig
 from appliance.costs import closed, huggingface
@@ -35,7 +36,7 @@ class Hardware(Section, frozen=True, kw_only=True):
 
 
 class Model(Section, frozen=True, kw_only=True):
-    config: str  # a config.json, or a directory with one; relative to the scenario
+    config: str  # a config.json, or a directory with one, relative to the scenario; or a preset's name
     name: str = ""
 
 
@@ -158,7 +159,9 @@ def plans(loaded: Loaded, layout: str, *, quiet: bool = False) -> list[EnginePla
         raise ConfigError(
             f"layout {layout}: engines of unequal tensor-parallel sizes can't hand KV over to each other yet"
         )
-    shape = huggingface.read(loaded.directory / scenario.model.config, name=scenario.model.name or None)
+    shape = huggingface.read(
+        presets.described(scenario.model.config, loaded.directory), name=scenario.model.name or None
+    )
     lanes = closed.nvlink(hardware, min(place.tensor_parallel for place in places))  # ranks copy side by side
     link_bytes_s = lanes.bytes_s * lanes.reached * lanes.lanes
     firsts = itertools.accumulate((place.tensor_parallel for place in places), initial=0)

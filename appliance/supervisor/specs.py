@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import msgspec
 
-from appliance import demo
+from appliance import demo, presets
 from appliance.config import Config
 from appliance.errors import ConfigError
 from appliance.records import Role
@@ -51,6 +51,7 @@ class Model(msgspec.Struct, frozen=True):
     name: str
     local: bool  # a directory, so that nothing is to be downloaded
     shipped: bool = False  # the demo model
+    preset: bool = False  # ``path`` is the directory of a preset, which has a config.json and no weights
 
 
 class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,15 +81,21 @@ def resolve_model(config: Config) -> Model:
         directory = Path(path).expanduser()
         found = bool(path) and directory.is_dir()
     except (OSError, RuntimeError) as error:
-        raise ConfigError(f"model {path!r}: {error}; name a directory that can be read, a hub id, or demo") from error
+        raise ConfigError(
+            f"model {path!r}: {error}; name a directory that can be read, a preset, a hub id, or demo"
+        ) from error
     if found:
         if not (directory / "config.json").is_file():
             raise ConfigError(
                 f"model {path!r}: there is no config.json in that directory, so it is not a Hugging Face model"
             )
         return Model(str(directory.resolve()), name or directory.resolve().name, True)
+    if preset := presets.directory(path):
+        return Model(str(preset), name or path, True, preset=True)
     if path.startswith((".", "/", "~")) or path.count("/") > 1 or not path:
-        raise ConfigError(f"model {path!r}: no such directory; name one, a hub id such as org/model, or demo")
+        raise ConfigError(
+            f"model {path!r}: no such directory; name one, a preset ({', '.join(presets.names())}), a hub id such as org/model, or demo"
+        )
     return Model(path, name or path, False)
 
 

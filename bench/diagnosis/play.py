@@ -33,7 +33,7 @@ from bench.diagnosis.cases import AFTER_S, FAULT_S, NODES, ONSET_S, Case, World
 
 TICK_S: Final = 0.5
 ALL_S: Final = ONSET_S + FAULT_S + AFTER_S
-_MODELS: Final = Path(__file__).parents[2] / "examples" / "models"
+_MODELS: Final = Path(__file__).parents[2] / "appliance" / "presets"
 _FOLLOWS_S: Final = 3.0  # from a verdict to the order that it advises
 _AGAIN_S: Final = 15.0  # from one order to the next
 _CONSTANTS: Final = ("memory", "matrix", "experts", "attention", "allreduce_s", "layer_s", "moe_layer_s", "step_s")

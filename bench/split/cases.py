@@ -26,7 +26,7 @@ from appliance.simulator.traffic import Lengths as Drawn
 from appliance.simulator.traffic import Traffic, arrivals
 from appliance.telemetry.demand import quantiles
 
-MODELS: Final = Path(__file__).parents[2] / "examples" / "models"
+MODELS: Final = Path(__file__).parents[2] / "appliance" / "presets"
 _NODES: Final = (  # model, GPU, GPUs, tensor-parallel size
     ("llama-3.3-70b-fp8", "h100", 8, 2),
     ("llama-3.3-70b-fp8", "h100", 8, 4),

@@ -36,6 +36,10 @@ class FakeGpu:
     mig: list[str] | None = None  # UUIDs of its instances; None: no such thing
     xids: list[int] = field(default_factory=list)  # that are still to be told
     refused: dict[str, int] = field(default_factory=dict)
+    used_bytes: int = 61 * GIB  # with what the driver keeps for itself
+    compute_mode: int = 0
+    links: list[int | None] = field(default_factory=list)  # at the other end: a GPU's place, or None for a switch
+    unreadable: set[int] = field(default_factory=set)  # places of GPUs whose memory it can't read
 
 
 def h100(**changes: Any) -> FakeGpu:
@@ -205,8 +209,8 @@ class Answers:
 
     @staticmethod
     def nvmlDeviceGetMemoryInfo(driver: FakeDriver, handle: Any, memory: Any) -> None:
-        driver.gpu(handle, "nvmlDeviceGetMemoryInfo")
-        memory._obj.total, memory._obj.used = 80 * GIB, 61 * GIB  # with what the driver keeps for itself
+        used = driver.gpu(handle, "nvmlDeviceGetMemoryInfo").used_bytes
+        memory._obj.total, memory._obj.used, memory._obj.free = 80 * GIB, used, 80 * GIB - used
 
     @staticmethod
     def nvmlDeviceGetMemoryInfo_v2(driver: FakeDriver, handle: Any, memory: Any) -> None:
@@ -276,6 +280,40 @@ class Answers:
         for place, (pid, stamp, percent) in enumerate(new):
             found[place].pid, found[place].timeStamp, found[place].smUtil = pid, stamp, percent
         return None
+
+    # ---- how GPUs are connected
+
+    nvmlDeviceGetComputeMode = staticmethod(figure("nvmlDeviceGetComputeMode", lambda gpu: gpu.compute_mode))
+
+    @staticmethod
+    def nvmlDeviceGetPciInfo_v3(driver: FakeDriver, handle: Any, pci: Any) -> None:
+        gpu = driver.gpu(handle, "nvmlDeviceGetPciInfo")
+        pci._obj.busId = f"00000000:{driver.gpus.index(gpu) + 0x1A:02X}:00.0".encode()
+
+    @staticmethod
+    def nvmlDeviceGetNvLinkState(driver: FakeDriver, handle: Any, link: Any, state: Any) -> int | None:
+        gpu, number = driver.gpu(handle, "nvmlDeviceGetNvLinkState"), getattr(link, "value", link)
+        if number >= len(gpu.links):
+            return int(nv.NVML_ERROR_INVALID_ARGUMENT if gpu.links else nv.NVML_ERROR_NOT_SUPPORTED)
+        put(state, nv.NVML_FEATURE_ENABLED)
+        return None
+
+    @staticmethod
+    def nvmlDeviceGetNvLinkRemoteDeviceType(driver: FakeDriver, handle: Any, link: Any, kind: Any) -> None:
+        other = driver.gpu(handle, "nvmlDeviceGetNvLinkRemoteDeviceType").links[getattr(link, "value", link)]
+        put(kind, nv.NVML_NVLINK_DEVICE_TYPE_SWITCH if other is None else nv.NVML_NVLINK_DEVICE_TYPE_GPU)
+
+    @staticmethod
+    def nvmlDeviceGetNvLinkRemotePciInfo_v2(driver: FakeDriver, handle: Any, link: Any, pci: Any) -> None:
+        other = driver.gpu(handle, "nvmlDeviceGetNvLinkRemotePciInfo").links[getattr(link, "value", link)]
+        pci._obj.busId = f"00000000:{(other or 0) + 0x1A:02X}:00.0".encode()
+
+    @staticmethod
+    def nvmlDeviceGetP2PStatus(driver: FakeDriver, handle: Any, other: Any, index: Any, status: Any) -> None:
+        gpu, place = driver.gpu(handle, "nvmlDeviceGetP2PStatus"), ctypes.cast(other, ctypes.c_void_p).value
+        assert getattr(index, "value", index) == 0, "NVML_P2P_CAPS_INDEX_READ"
+        apart = (place or 0) - 1 in gpu.unreadable
+        put(status, nv.NVML_P2P_STATUS_CHIPSET_NOT_SUPPORTED if apart else nv.NVML_P2P_STATUS_OK)
 
     @staticmethod
     def nvmlDeviceGetFieldValues(driver: FakeDriver, handle: Any, count: Any, values: Any) -> None:

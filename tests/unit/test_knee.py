@@ -17,8 +17,8 @@ from appliance.simulator.physics import Physics, RooflineCost
 
 ROOT = Path(__file__).parents[2]
 MODELS = {
-    "llama-70b on 2 h100": ("examples/models/llama-3.3-70b-fp8", "h100", 2),
-    "gpt-oss on h100": ("examples/models/gpt-oss-120b", "h100", 1),
+    "llama-70b on 2 h100": ("appliance/presets/llama-3.3-70b-fp8", "h100", 2),
+    "gpt-oss on h100": ("appliance/presets/gpt-oss-120b", "h100", 1),
     "llama-8b on a100": ("tests/unit/configs/llama-3.1-8b", "a100", 1),
     "mixtral on 2 h100": ("tests/unit/configs/mixtral-8x7b", "h100", 2),
     "deepseek on 8 h200": ("tests/unit/configs/deepseek-v3", "h200", 8),

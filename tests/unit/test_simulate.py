@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from appliance import presets
 from appliance.channel import Step
 from appliance.cli import app
 from appliance.cli.simulate import plot
@@ -93,7 +94,7 @@ def test_conversations_come_at_their_rate_from_the_beginning_and_are_others_for_
 
 def test_each_answers_first_token_counts(tmp_path: Path) -> None:
     path = tmp_path / "s.toml"
-    model = EXAMPLES.parent / "models" / "gpt-oss-120b"
+    model = presets.directory("gpt-oss-120b")
     path.write_text(
         f'duration_s = 40\nwarmup_s = 5\ntraffic = {{ rate = 10, output = {{ median = 1 }} }}\n[model]\nconfig = "{model}"\n'
     )
@@ -226,7 +227,7 @@ def test_a_scenario_that_is_wrong_says_where(tmp_path: Path, text: str, says: st
 )
 def test_what_can_not_be_played_is_refused_before_anything_is(tmp_path: Path, more: str, says: str) -> None:
     path = tmp_path / "s.toml"
-    path.write_text(more + f'[model]\nconfig = "{EXAMPLES.parent / "models" / "gpt-oss-120b"}"\n')
+    path.write_text(more + f'[model]\nconfig = "{presets.directory("gpt-oss-120b")}"\n')
     with pytest.raises(ConfigError, match=says):
         run(load(path), "1P1D" if "e9" in more else "1p1d")
 
@@ -268,9 +269,7 @@ def test_the_command_prints_a_table_that_says_simulated() -> None:
 def test_no_figure_is_cut_short_in_whatever_width(tmp_path: Path, columns: str, whole: bool) -> None:
     path = tmp_path / "s.toml"
     text = (EXAMPLES / "llama-3.3-70b-nvfp4-b200.toml").read_text()
-    path.write_text(
-        text.replace("../models", str(EXAMPLES.parent / "models")).replace("title = ", 'title = "[/bold] x" #')
-    )
+    path.write_text(text.replace("title = ", 'title = "[/bold] x" #'))
     command = [
         sys.executable,
         "-m",

@@ -1,0 +1,174 @@
+"""What GPUs there are to put engines on, by NVML: asked once, before there are engines. Nothing here raises.
+
+NVLink: GPUs that reach a common switch, or each other over links of their own, are one island.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from appliance.gpu import tenants
+from appliance.gpu.device import text
+from appliance.gpu.library import GoneError, Library, LostError, Questions
+from appliance.records import Card, GpuProcess, Inventory
+
+_READ: Final = 0  # NVML_P2P_CAPS_INDEX_READ, which the binding has as a tuple
+_SYSFS: Final = Path("/sys/bus/pci/devices")
+
+
+def inventory(module: Any, sysfs: Path = _SYSFS) -> Inventory:
+    """Of this machine. ``module`` is pynvml, started (``nvmlInit``)."""
+    library = Library(module)
+    try:
+        found = list(_found(library, sysfs))
+    except GoneError:
+        return Inventory(cards=())
+    islands = _islands(found)
+    cards = tuple(msgspec.structs.replace(one.card, island=island) for one, island in zip(found, islands, strict=True))
+    return Inventory(cards=cards, apart=frozenset(_apart(found)))
+
+
+def described(count: int, name: str, memory_bytes: int) -> Inventory:
+    """GPUs that are not here: all alike, each connected with each other, and nobody on them."""
+    cards = tuple(
+        Card(index=index, uuid=f"GPU-{index}", name=name, memory_bytes=memory_bytes, free_bytes=memory_bytes)
+        for index in range(count)
+    )
+    return Inventory(cards=cards, given=True)
+
+
+class Found(msgspec.Struct, frozen=True):
+    """A GPU, and what it says of others."""
+
+    card: Card
+    questions: Questions
+    switched: bool  # it has a link to an NVSwitch
+    linked: frozenset[str]  # PCI addresses of GPUs at the other ends of its links
+    address: str
+
+
+def _found(library: Library, sysfs: Path) -> Iterable[Found]:
+    """Raises ``GoneError``. A GPU that doesn't answer is left out."""
+    for index in range(library.ask("NVML", "the number of GPUs", "nvmlDeviceGetCount") or 0):
+        try:
+            handle = library.ask(f"GPU {index}", "it", "nvmlDeviceGetHandleByIndex", index)
+            if handle is not None:
+                yield _one(Questions(library, handle, f"GPU {index}"), index, sysfs)
+        except LostError:
+            continue
+
+
+def _one(questions: Questions, index: int, sysfs: Path) -> Found:
+    ask = questions.ask
+    memory = ask("memory", "nvmlDeviceGetMemoryInfo")
+    address = _address(ask("PCI address", "nvmlDeviceGetPciInfo"))
+    switched, linked = _links(questions)
+    card = Card(
+        index=index,
+        uuid=text(ask("its UUID", "nvmlDeviceGetUUID")) or f"GPU {index}",
+        name=text(ask("its name", "nvmlDeviceGetName")) or "unknown GPU",
+        memory_bytes=memory.total if memory is not None else 0,
+        free_bytes=memory.free if memory is not None else 0,
+        numa=_number(sysfs / address / "numa_node"),
+        cores=_cores(sysfs / address / "local_cpulist"),
+        mig=(ask("MIG", "nvmlDeviceGetMigMode") or (0, 0))[0] == 1,
+        compute=_compute(questions),
+        others=_others(questions),
+    )
+    return Found(card, questions, switched, linked, address)
+
+
+def _compute(questions: Questions) -> str:
+    """Who may use it."""
+    module, mode = questions.module, questions.ask("compute mode", "nvmlDeviceGetComputeMode")
+    if mode == module.NVML_COMPUTEMODE_PROHIBITED:
+        return "prohibited"
+    return "exclusive" if mode == module.NVML_COMPUTEMODE_EXCLUSIVE_PROCESS else "default"
+
+
+def _others(questions: Questions) -> tuple[GpuProcess, ...]:
+    """All that compute on it: there are no engines yet."""
+    running = questions.ask("processes", "nvmlDeviceGetComputeRunningProcesses") or ()
+    return tuple(
+        GpuProcess(pid=one.pid, name=tenants.command(one.pid), memory_bytes=one.usedGpuMemory) for one in running
+    )
+
+
+def _links(questions: Questions) -> tuple[bool, frozenset[str]]:
+    """Whether it has a link to a switch, and the GPUs at the other ends of its links."""
+    module, switched, linked = questions.module, False, set()
+    for link in range(module.NVML_NVLINK_MAX_LINKS):
+        if questions.ask("NVLink", "nvmlDeviceGetNvLinkState", link) != module.NVML_FEATURE_ENABLED:
+            continue
+        kind = questions.ask("NVLink's other end", "nvmlDeviceGetNvLinkRemoteDeviceType", link)
+        switched = switched or kind == module.NVML_NVLINK_DEVICE_TYPE_SWITCH
+        if kind == module.NVML_NVLINK_DEVICE_TYPE_GPU:
+            linked.add(_address(questions.ask("NVLink's other end", "nvmlDeviceGetNvLinkRemotePciInfo", link)))
+    return switched, frozenset(linked)
+
+
+def _address(pci: Any) -> str:
+    """As sysfs spells it: 0000:1b:00.0."""
+    if pci is None:
+        return ""
+    told = text(pci.busId) or ""
+    domain, _, rest = told.partition(":")
+    return f"{domain[-4:]}:{rest}".lower()
+
+
+def _islands(found: Sequence[Found]) -> list[int]:
+    """The first GPU of each one's island. Links of one's own make an island only where everybody has one to everybody."""
+    islands: list[int] = []
+    for place, one in enumerate(found):
+        members: dict[int, list[Found]] = {}
+        for before, island in zip(found, islands, strict=False):
+            members.setdefault(island, []).append(before)
+        island = next(
+            (island for island, those in members.items() if all(_together(one, other) for other in those)), place
+        )
+        islands.append(island)
+    return islands
+
+
+def _together(one: Found, other: Found) -> bool:
+    return (one.switched and other.switched) or (other.address in one.linked and one.address in other.linked)
+
+
+def _apart(found: Sequence[Found]) -> Iterable[tuple[str, str]]:
+    """Pairs that can't read each other's memory. What is not told is taken to be well: moving data is what proves it."""
+    for one in found:
+        for other in found:
+            module = one.questions.module
+            status = (
+                one.questions.ask(
+                    "peer access",
+                    "nvmlDeviceGetP2PStatus",
+                    other.questions.handle,
+                    _READ,
+                )
+                if one is not other
+                else None
+            )
+            if status is not None and status != module.NVML_P2P_STATUS_OK:
+                yield min(one.card.uuid, other.card.uuid), max(one.card.uuid, other.card.uuid)
+
+
+def _number(file: Path) -> int | None:
+    """-1, which machines with a single node say, is None."""
+    try:
+        return number if (number := int(file.read_text())) >= 0 else None
+    except (OSError, ValueError):
+        return None
+
+
+def _cores(file: Path) -> tuple[int, ...]:
+    """``0-3,8`` as 0, 1, 2, 3, 8."""
+    try:
+        parts = [part.partition("-") for part in file.read_text().strip().split(",") if part]
+        return tuple(core for low, _, high in parts for core in range(int(low), int(high or low) + 1))
+    except (OSError, ValueError):
+        return ()

@@ -1,0 +1,92 @@
+"""What GPUs there are, by the real binding over a driver that is not there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pynvml as nv
+import pytest
+from fake_nvml import GIB, FakeDriver, FakeGpu, geforce, h100, installed
+
+from appliance.gpu import inventory
+from appliance.gpu.nvml import machine
+from appliance.records import Inventory
+
+
+def read(*gpus: FakeGpu) -> Inventory:
+    driver = FakeDriver(*gpus)
+    with installed(driver):
+        found = machine(lambda: nv)
+    assert driver.inits == 0, "NVML is given back"
+    return found
+
+
+def eight(**changes: object) -> list[FakeGpu]:
+    return [h100(uuid=f"GPU-{index}", used_bytes=GIB, **changes) for index in range(8)]
+
+
+def test_behind_switches_all_are_one_island() -> None:
+    found = read(*eight(links=[None] * 18))
+    assert [one.uuid for one in found.cards] == [f"GPU-{index}" for index in range(8)]
+    assert {one.island for one in found.cards} == {0}
+    assert (found.cards[3].memory_bytes, found.cards[3].free_bytes) == (80 * GIB, 79 * GIB)
+    assert found.apart == frozenset()
+    assert not found.given
+
+
+def test_pairs_with_bridges_are_islands_of_two() -> None:
+    gpus = [h100(uuid=f"GPU-{index}", links=[index ^ 1] * 4) for index in range(4)]
+    assert [one.island for one in read(*gpus).cards] == [0, 0, 2, 2]
+
+
+def test_a_ring_is_no_island_of_all() -> None:
+    gpus = [h100(uuid=f"GPU-{index}", links=[(index + 1) % 4, (index - 1) % 4]) for index in range(4)]
+    assert [one.island for one in read(*gpus).cards] == [0, 0, 2, 2]
+
+
+def test_without_nvlink_each_stands_alone_and_peer_access_is_told() -> None:
+    gpus = [geforce(uuid=f"GPU-{index}", unreadable={1 - index}) for index in range(2)]
+    found = read(*gpus)
+    assert [one.island for one in found.cards] == [0, 1]
+    assert found.apart == frozenset({("GPU-0", "GPU-1")})
+
+
+def test_what_stands_against_a_gpu_is_read() -> None:
+    gpus = [
+        h100(uuid="GPU-0", mig=["MIG-1"]),
+        h100(uuid="GPU-1", compute_mode=nv.NVML_COMPUTEMODE_EXCLUSIVE_PROCESS),
+        h100(uuid="GPU-2", compute_mode=nv.NVML_COMPUTEMODE_PROHIBITED),
+        h100(uuid="GPU-3", processes=[(4711, 30 * GIB)]),
+    ]
+    found = read(*gpus).cards
+    assert [one.mig for one in found] == [True, False, False, False]
+    assert [one.compute for one in found] == ["default", "exclusive", "prohibited", "default"]
+    [other] = found[3].others
+    assert (other.pid, other.memory_bytes) == (4711, 30 * GIB)
+
+
+def test_a_refusal_takes_nothing_but_its_answer() -> None:
+    refused = {"nvmlDeviceGetP2PStatus": nv.NVML_ERROR_NO_PERMISSION, "nvmlDeviceGetComputeMode": nv.NVML_ERROR_UNKNOWN}
+    [found] = read(h100(refused=refused)).cards
+    assert found.compute == "default"
+
+
+@pytest.mark.parametrize("code", [nv.NVML_ERROR_DRIVER_NOT_LOADED, nv.NVML_ERROR_LIB_RM_VERSION_MISMATCH])
+def test_without_a_driver_there_are_none(code: int, caplog: pytest.LogCaptureFixture) -> None:
+    driver = FakeDriver(h100())
+    driver.cannot_start = code
+    with installed(driver):
+        assert machine(lambda: nv).cards == ()
+    assert ("nvidia-smi" in caplog.text) == (code != nv.NVML_ERROR_DRIVER_NOT_LOADED)
+
+
+def test_numa_and_near_cores_are_the_kernels(tmp_path: Path) -> None:
+    device = tmp_path / "0000:1a:00.0"
+    device.mkdir()
+    (device / "numa_node").write_text("1\n")
+    (device / "local_cpulist").write_text("32-35,96\n")
+    with installed(FakeDriver(h100())):
+        nv.nvmlInit()
+        [found] = inventory.inventory(nv, tmp_path).cards
+        nv.nvmlShutdown()
+    assert (found.numa, found.cores) == (1, (32, 33, 34, 35, 96))

@@ -1,0 +1,138 @@
+"""``pd-appliance plan``, as it is called; and the presets that it knows."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from fake_nvml import GIB, FakeDriver, h100, installed
+from typer.testing import CliRunner
+
+from appliance import presets
+from appliance.cli import app
+from appliance.costs import huggingface
+from appliance.errors import ConfigError
+from appliance.supervisor.topology import parse
+
+
+def plan(*arguments: str) -> str:
+    result = CliRunner().invoke(app, ["plan", *arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def planned(*arguments: str) -> dict[str, Any]:
+    return json.loads(plan(*arguments, "--json"))
+
+
+@pytest.mark.parametrize(("model", "recipe"), [("gpt-oss-120b", "1p1d@tp4"), ("llama-3.3-70b-fp8", "4p4d")])
+def test_published_recipes_are_feasible_on_eight_h100(model: str, recipe: str) -> None:
+    found = planned("--model", model, "--gpus", "8xH100")
+    assert found["predicted"]
+    assert found["given"]
+    by_layout = {one["layout"]: one for one in found["layouts"]}
+    assert by_layout[recipe]["feasible"]
+    assert found["best"] in by_layout
+    assert all(one["reason"] for one in found["layouts"])
+
+
+@pytest.mark.parametrize("name", presets.names())
+def test_each_preset_fits_where_it_says_that_it_does(name: str) -> None:
+    for gpus, layout in presets.load(name).layouts.items():
+        found = {one["layout"]: one for one in planned("--model", name, "--gpus", gpus)["layouts"]}
+        assert found[layout]["feasible"], (gpus, found[layout]["reason"])
+        parse(layout)
+
+
+def test_the_table_says_what_is_predicted_for_which_traffic_and_what_to_take() -> None:
+    said = plan("--model", "gpt-oss-120b", "--gpus", "8xH100")
+    assert "gpt-oss-120b: 116.8 billion parameters" in said
+    assert "8 × H100-SXM5-80GB (not here)" in said
+    assert "PREDICTED by a cost model" in said
+    assert "8 requests/s of 2000 prompt and 500 output tokens" in said
+    assert "Take " in said
+    assert "The preset has 1p1d@tp4 for 8xH100." in said
+
+
+def test_what_does_not_fit_is_shown_with_why_where_it_is_asked_for() -> None:
+    asked = ("--model", "deepseek-v3", "--gpus", "8xH200")
+    assert "4p4d" not in plan(*asked)
+    assert "14 layouts do not fit; --all shows why." in plan(*asked)
+    assert "4p4d" in plan(*asked, "--all")
+
+
+def test_more_traffic_and_a_longer_context_change_what_is_predicted() -> None:
+    few = planned("--model", "llama-3.1-8b", "--gpus", "2xH100", "--rate", "1")
+    many = planned("--model", "llama-3.1-8b", "--gpus", "2xH100", "--rate", "15")
+
+    def load(found: dict[str, Any]) -> float:
+        return float(
+            next(one for one in found["layouts"] if one["layout"] == "2b")["plan"]["predicted"]["prefill_load"]
+        )
+
+    assert load(few) < load(many)
+
+
+def test_the_gpus_of_this_machine_are_planned_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    import pynvml as nv
+
+    from appliance.cli import plan as command
+    from appliance.gpu.nvml import machine
+
+    gpus = [h100(uuid=f"GPU-{index}", used_bytes=GIB, links=[None]) for index in range(4)]
+    gpus[2].used_bytes = 45 * GIB
+    gpus[2].processes = [(1, 44 * GIB)]
+    monkeypatch.setattr(command, "machine", lambda: machine(lambda: nv))
+    with installed(FakeDriver(*gpus)):
+        said = plan("--model", "llama-3.1-8b")
+        found = planned("--model", "llama-3.1-8b")
+    assert "Not used: GPU 2: 56% of its memory is taken by" in said
+    assert not found["given"]
+    assert {uuid for one in found["layouts"] for seat in one["seats"] for uuid in seat["gpus"]} == {
+        "GPU-0",
+        "GPU-1",
+        "GPU-3",
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--model", "gpt-oss-120b", "--gpus", "many"), "write how many and which, as in 8xH100"),
+        (("--model", "gpt-oss-120b", "--gpus", "0xH100"), "write how many and which, as in 8xH100"),
+        (("--model", "gpt-oss-120b", "--gpus", "8xRTX"), "no GPU 'RTX' is known; known are a100"),
+        (("--model", "no-such-model", "--gpus", "8xH100"), "no-such-model can't be read as a model's config.json"),
+        (("--model", "gpt-oss-120b"), "this machine has no GPU that NVML tells of: name some with --gpus"),
+    ],
+)
+def test_what_can_not_be_understood_says_what_would_be_right(
+    arguments: tuple[str, ...], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from appliance.cli import plan as command
+    from appliance.records import Inventory
+
+    monkeypatch.setattr(command, "machine", lambda: Inventory(cards=()))
+    with pytest.raises(ConfigError, match=None) as refused:
+        CliRunner().invoke(app, ["plan", *arguments], catch_exceptions=False)
+    assert said in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "billions"),
+    [
+        ("gpt-oss-120b", 116.8),  # its model card
+        ("gpt-oss-20b", 20.9),
+        ("llama-3.1-8b", 8.03),
+        ("qwen3-8b", 8.2),
+        ("llama-3.3-70b-fp8", 70.6),
+        ("deepseek-v3", 671.0),
+    ],
+)
+def test_presets_are_as_large_as_published(name: str, billions: float) -> None:
+    assert huggingface.read(presets.described(name)).parameters / 1e9 == pytest.approx(billions, rel=0.005)
+
+
+def test_a_name_that_is_no_preset_is_refused_with_those_there_are() -> None:
+    with pytest.raises(ConfigError, match="there is no preset 'nothing'; there are deepseek-v3, gpt-oss-120b"):
+        presets.load("nothing")
