@@ -11,7 +11,7 @@ from typing import Final
 import typer
 
 from appliance import __version__
-from appliance.cli import diagnose, incidents, plan, remedy, serve, service, sim, simulate, top, tune, why
+from appliance.cli import check, diagnose, incidents, plan, remedy, serve, service, sim, simulate, top, tune, why
 from appliance.errors import ApplianceError, NoEngineError, NotNowError
 from appliance.supervisor import notify
 
@@ -32,6 +32,7 @@ app.add_typer(incidents.app, name="incidents")
 app.command("diagnose")(diagnose.diagnose)
 app.command("top")(top.top)
 app.command("why")(why.why)
+app.command("check")(check.check)
 app.command("plan")(plan.plan)
 app.command("simulate")(simulate.simulate)
 app.command("tune")(tune.tune)

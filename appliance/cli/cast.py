@@ -29,7 +29,7 @@ from appliance.supervisor.specs import EngineSpec, Model, resolve_model, specs
 from appliance.supervisor.topology import Topology, parse
 
 _log = logging.getLogger("pd-appliance")
-_ENGINE_MEMORY_BYTES: Final = 1200 << 20  # of one CPU engine, measured, without its KV cache and its weights
+ENGINE_MEMORY_BYTES: Final = 1200 << 20  # of one CPU engine, measured, without its KV cache and its weights
 _KINDS: Final = ("auto", "vllm", "sim")
 _ANYWHERE: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
@@ -183,7 +183,7 @@ def _near(url: str) -> str:
 
 
 def _check_memory(config: Config, topology: Topology) -> None:
-    wanted = len(topology.places) * (_ENGINE_MEMORY_BYTES + config.engine.kv_cache_bytes)
+    wanted = len(topology.places) * (ENGINE_MEMORY_BYTES + config.engine.kv_cache_bytes)
     available = psutil.virtual_memory().available
     if wanted > available:
         raise NotNowError(

