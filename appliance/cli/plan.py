@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from appliance import presets
+from appliance.config import Config
 from appliance.costs import closed, huggingface
 from appliance.costs.gpus import Gpu, gpu
 from appliance.costs.roofline import Batch, Roofline
@@ -25,8 +27,10 @@ from appliance.errors import ConfigError
 from appliance.gpu.inventory import described
 from appliance.gpu.nvml import machine
 from appliance.planner.node import Chunk, Estimate, Targets
-from appliance.planner.placement import Placed, Placement, Times, Wanted, place
+from appliance.planner.placement import SETTINGS, Placed, Placement, Times, Wanted, place
 from appliance.records import Demand, Inventory
+from appliance.supervisor.specs import EngineSpec, GpuSeat, Model, gpu_specs
+from web.words import ranges
 
 _GPUS: Final = re.compile(r"(\d+)\s*[x×*]\s*(.+)", re.IGNORECASE)
 _SPREAD: Final = 0.5  # sigma of the logarithm of lengths, assumed
@@ -40,6 +44,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     """A model, what it is to serve, and where."""
 
     name: str
+    path: str
     shape: ModelShape
     context: int
     traffic: presets.Usual
@@ -59,6 +64,10 @@ def plan(
     itl: Annotated[float, typer.Option(min=0.0001, help="Target: seconds from token to token.")] = 0.05,
     share: Annotated[float, typer.Option(min=0.01, max=0.9999, help="Of requests that are to meet both.")] = 0.95,
     everything: Annotated[bool, typer.Option("--all", help="Also those that do not fit, each with why.")] = False,
+    show_commands: Annotated[
+        bool, typer.Option("--show-commands", help="Also print what each engine would be started with.")
+    ] = False,
+    layout: Annotated[str, typer.Option(help="Show the commands of this layout instead of the best one's.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """List the layouts of a model's engines on GPUs, with what each would bring, and say which to take."""
@@ -73,6 +82,9 @@ def plan(
     console.print(_table(placed, everything=everything))
     for line in _closing(asked, placed):
         console.print(line, highlight=False)
+    if show_commands or layout:
+        for line in commands(asked, _placement(placed, layout)):
+            console.print(line, highlight=False, soft_wrap=True)
 
 
 def ask(
@@ -84,6 +96,7 @@ def ask(
     usual = preset.traffic if preset else _USUAL
     return Asked(
         name=model if preset else Path(model).resolve().name,
+        path=str(Path(model).resolve()),
         shape=huggingface.read(presets.described(model)),
         context=context or (preset.context if preset else _CONTEXT),
         traffic=presets.Usual(
@@ -153,6 +166,54 @@ def _times(shape: ModelShape, kind: Gpu, size: int) -> Times:
         return Estimate(closed.handoff_s(closed.handoff_bytes(shape, round(tokens), size), link), _ERROR)
 
     return Times(step, copy)
+
+
+# ---- what engines would be started with
+
+
+def engine_specs(asked: Asked, one: Placement, config: Config) -> tuple[EngineSpec, ...]:
+    """Raises ``ConfigError`` for a configuration that contradicts it."""
+    seats = [
+        GpuSeat(
+            name=seat.name,
+            role=seat.role,
+            gpus=seat.gpus,
+            memory_fraction=seat.memory_fraction,
+            token_budget=SETTINGS[seat.role].token_budget,
+            places=SETTINGS[seat.role].places,
+        )
+        for seat in one.seats
+    ]
+    preset, near = asked.preset, {card.uuid: card.cores for card in asked.inventory.cards}
+    model = Model(preset.repository, asked.name, False) if preset else Model(asked.path, asked.name, True)
+    return gpu_specs(config, seats, model, arguments=preset.args if preset else (), context=asked.context, near=near)
+
+
+def commands(asked: Asked, one: Placement) -> list[str]:
+    """What the engines of a layout would be started with, less what changes from life to life."""
+    indexes = {card.uuid: card.index for card in asked.inventory.cards}
+    lines = []
+    for spec in engine_specs(asked, one, Config()):
+        where = f"GPU {ranges([indexes[gpu] for gpu in spec.gpus])}"
+        cores = f", cores {ranges(spec.cores)}" if spec.cores else ""
+        variables = [f"{name}={shlex.quote(value)}" for name, value in spec.environment.items()]
+        lines.append(f"\n[b]{spec.name}[/b] ({spec.role.value}) on {where}{cores}")
+        lines.append(
+            escape(" ".join([*variables, *map(shlex.quote, ["python", "-m", spec.module, "--", *spec.arguments])]))
+        )
+    return lines
+
+
+def _placement(placed: Placed, layout: str) -> Placement:
+    """Raises ``ConfigError`` for one that isn't there, or does not fit."""
+    wanted = layout or placed.best
+    found = next((one for one in placed.placements if one.layout == wanted), None)
+    if found is None:
+        known = ", ".join(one.layout for one in placed.placements if one.feasible)
+        raise ConfigError(f"there is no layout {wanted!r} on these GPUs; feasible are {known or 'none'}")
+    if not found.feasible:
+        raise ConfigError(f"layout {found.layout} does not fit: {found.reason}")
+    return found
 
 
 # ---- what is printed

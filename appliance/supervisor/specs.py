@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -40,6 +41,7 @@ _NOT_TO_GIVE: Final = {
         ),
         _OURS,
     ),
+    "--enable-sleep-mode": "memory that can be put to sleep can't be shared with other engines",
     "--enable-return-routed-experts": "answers that are split over two engines can't have them",
 }
 
@@ -123,6 +125,90 @@ def specs(config: Config, topology: Topology, model: Model, cores: Sequence[int]
     return tuple(found)
 
 
+class GpuSeat(msgspec.Struct, frozen=True, kw_only=True):
+    """One engine's place on GPUs, as a planner has found it."""
+
+    name: str
+    role: Role
+    gpus: tuple[str, ...]  # UUIDs
+    memory_fraction: float  # of each GPU's memory
+    token_budget: int  # of a step
+    places: int  # requests that it runs at once
+
+
+def gpu_specs(
+    config: Config, seats: Sequence[GpuSeat], model: Model, *, arguments: Sequence[str], context: int, near: Near
+) -> tuple[EngineSpec, ...]:
+    """One per seat.
+
+    Args:
+        arguments: of vLLM, for every engine; those of the configuration come later, and win.
+        context: the longest request, in tokens.
+        near: cores that are near a GPU, by its UUID; none where that is not known.
+    """
+    _check_arguments(config)
+    cores = _near_cores(seats, near)
+    return tuple(
+        EngineSpec(
+            name=seat.name,
+            role=seat.role,
+            cores=cores[seat.name],
+            tensor_parallel=len(seat.gpus),
+            arguments=_gpu_arguments(config, seat, model, arguments, context),
+            environment=_gpu_environment(config, seat, model),
+            gpus=seat.gpus,
+        )
+        for seat in seats
+    )
+
+
+Near = Mapping[str, Sequence[int]]
+
+
+def _near_cores(seats: Sequence[GpuSeat], near: Near) -> dict[str, tuple[int, ...]]:
+    """Engines whose GPUs are near the same cores share these out evenly."""
+    close = {seat.name: tuple(sorted({core for gpu in seat.gpus for core in near.get(gpu, ())})) for seat in seats}
+    found = {}
+    for name, cores in close.items():
+        mates = [mate for mate, theirs in close.items() if theirs == cores]
+        found[name] = share(cores, mates.index(name), len(mates)) if cores else ()
+    return found
+
+
+def _gpu_arguments(
+    config: Config, seat: GpuSeat, model: Model, arguments: Sequence[str], context: int
+) -> tuple[str, ...]:
+    size = len(seat.gpus)
+    return (
+        *("--model", model.path, "--served-model-name", model.name),
+        *(("--tensor-parallel-size", str(size)) if size > 1 else ()),
+        *(
+            "--gpu-memory-utilization",
+            f"{math.floor(seat.memory_fraction * 1000) / 1000:.3f}",
+            "--max-model-len",
+            str(context),
+        ),
+        *("--max-num-batched-tokens", str(seat.token_budget), "--max-num-seqs", str(seat.places)),
+        *_usual_arguments(config),
+        *arguments,
+        *config.engine.args,
+        *_role_arguments(config, seat.role),
+    )
+
+
+def _gpu_environment(config: Config, seat: GpuSeat, model: Model) -> dict[str, str]:
+    """Engines know their GPUs by UUID: an index means another one to each process that sees others."""
+    return {
+        "CUDA_VISIBLE_DEVICES": ",".join(seat.gpus),
+        "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:False",  # memory of such segments can't be exported
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_DO_NOT_TRACK": "1",
+        "PYTHONUNBUFFERED": "1",
+        **({"HF_HUB_OFFLINE": "1"} if model.local else {}),
+        **config.engine.env,
+    }
+
+
 def _check_arguments(config: Config) -> None:
     """Raises ``ConfigError`` for arguments with which an engine would not be the one that was meant."""
     given = {"engine.args": config.engine.args, "engine.prefill.args": config.engine.prefill.args}
@@ -131,6 +217,13 @@ def _check_arguments(config: Config) -> None:
             name = argument.split("=")[0].replace("_", "-")
             if name in _NOT_TO_GIVE:
                 raise ConfigError(f"{setting}: {name} is not to be given: {_NOT_TO_GIVE[name]}")
+    if "CUDA_VISIBLE_DEVICES" in config.engine.env:
+        raise ConfigError("engine.env: CUDA_VISIBLE_DEVICES is not to be given: each engine gets GPUs of its own")
+    for name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"):
+        if "expandable_segments:true" in config.engine.env.get(name, "").replace(" ", "").lower():
+            raise ConfigError(
+                f"engine.env: {name} has expandable_segments, whose memory can't be shared with other engines: leave it out"
+            )
 
 
 def share(cores: Sequence[int], number: int, count: int) -> tuple[int, ...]:
@@ -168,18 +261,28 @@ def environment(spec: EngineSpec, temporary: Path, inherited: Mapping[str, str])
     }
 
 
+def _role_arguments(config: Config, role: Role) -> tuple[str, ...]:
+    return {Role.PREFILL: config.engine.prefill.args, Role.DECODE: config.engine.decode.args, Role.BOTH: ()}[role]
+
+
+def _usual_arguments(config: Config) -> tuple[str, ...]:
+    """What the appliance needs of every engine."""
+    return (
+        *("--scheduler-cls", "appliance.engine.recorder.RecordingScheduler"),
+        *(("--logits-processors", "appliance.engine.resume:ForcedTokens") if config.router.continue_streams else ()),
+        *("--disable-uvicorn-access-log", "--api-server-count", "1"),
+    )
+
+
 def _arguments(config: Config, model: Model, role: Role) -> tuple[str, ...]:
-    by_role = {Role.PREFILL: config.engine.prefill.args, Role.DECODE: config.engine.decode.args, Role.BOTH: ()}
     return (
         *("--model", model.path, "--served-model-name", model.name),
         *("--distributed-executor-backend", "uni", "--enforce-eager"),
         *("--kv-cache-memory-bytes", str(config.engine.kv_cache_bytes)),
-        *("--scheduler-cls", "appliance.engine.recorder.RecordingScheduler"),
-        *(("--logits-processors", "appliance.engine.resume:ForcedTokens") if config.router.continue_streams else ()),
-        *("--disable-uvicorn-access-log", "--api-server-count", "1"),
+        *_usual_arguments(config),
         *(_demo_arguments() if model.shipped else ()),
         *config.engine.args,
-        *by_role[role],
+        *_role_arguments(config, role),
     )
 
 

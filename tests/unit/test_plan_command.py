@@ -136,3 +136,23 @@ def test_presets_are_as_large_as_published(name: str, billions: float) -> None:
 def test_a_name_that_is_no_preset_is_refused_with_those_there_are() -> None:
     with pytest.raises(ConfigError, match="there is no preset 'nothing'; there are deepseek-v3, gpt-oss-120b"):
         presets.load("nothing")
+
+
+def test_the_commands_of_a_layout_are_shown() -> None:
+    said = plan("--model", "gpt-oss-120b", "--gpus", "8xH100", "--layout", "1p1d@tp4")
+    assert "e0 (prefill) on GPU 0–3" in said
+    assert "CUDA_VISIBLE_DEVICES=GPU-4,GPU-5,GPU-6,GPU-7" in said
+    assert said.count("--tensor-parallel-size 4") == 2
+    assert "--max-num-batched-tokens 8192" in said
+    assert "--max-num-batched-tokens 2048" in said
+    assert "e0 (" in plan("--model", "qwen3-8b", "--gpus", "1xH100", "--show-commands")
+
+
+def test_the_commands_of_a_layout_that_can_not_be_are_refused() -> None:
+    for layout, said in (
+        ("9p9d", "there is no layout '9p9d' on these GPUs; feasible are 1b@tp8"),
+        ("8b", "layout 8b does not fit: "),
+    ):
+        with pytest.raises(ConfigError) as refused:
+            plan("--model", "deepseek-v3", "--gpus", "8xH200", "--layout", layout)
+        assert said in str(refused.value)
