@@ -16,7 +16,7 @@ from appliance.gpu.device import text
 from appliance.gpu.library import GoneError, Library, LostError, Questions
 from appliance.records import Card, GpuProcess, Inventory
 
-_READ: Final = 0  # NVML_P2P_CAPS_INDEX_READ, which the binding has as a tuple
+_READ: Final = 0  # of NVML's kinds of peer access; the binding has a tuple for it
 _SYSFS: Final = Path("/sys/bus/pci/devices")
 
 

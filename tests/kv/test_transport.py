@@ -24,10 +24,9 @@ from appliance.errors import HandoffError
 
 BLOCKS, LOCAL_BLOCKS = 24, 40
 no_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
-no_backend = pytest.mark.skip(reason="the CUDA IPC backend is not built yet")
 KINDS = [
     "shared_memory",
-    pytest.param("cuda_ipc", marks=[pytest.mark.gpu, no_gpu, no_backend]),
+    pytest.param("cuda_ipc", marks=[pytest.mark.gpu, no_gpu]),
 ]
 
 
@@ -162,6 +161,10 @@ def test_descriptors_and_mappings_do_not_leak(local: Local, exporter: Exporter) 
 
 def test_an_owner_that_dies_leaves_the_mapping_readable(kind: str, local: Local, tmp_path: Path) -> None:
     """A pull that began before the death ends well: the bytes are still those that were leased."""
+    if kind == "cuda_ipc":
+        pytest.skip(
+            "CUDA promises nothing of memory whose owner has ended: its engine is told of the death, and unmaps"
+        )
     dying = Exporter(kind, tmp_path / "socket")
     peer = local.open(dying)
     dying.end()

@@ -56,4 +56,8 @@ def open_transport(kind: str) -> MemoryTransport:
         from appliance.engine.kv.shared_memory import SharedMemory
 
         return SharedMemory()
-    raise HandoffError(f"unknown KV transport {kind!r}; known: shared_memory")
+    if kind == "cuda_ipc":
+        from appliance.engine.kv.cuda_ipc import CudaIpc
+
+        return CudaIpc()
+    raise HandoffError(f"unknown KV transport {kind!r}; known: shared_memory, cuda_ipc")
