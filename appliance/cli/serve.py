@@ -32,7 +32,7 @@ from appliance.gpu.nvml import Nvml
 from appliance.gpu.watch import Watch
 from appliance.incidents.keeper import Incidents
 from appliance.records import EngineState, EngineView, Role
-from appliance.remedies.apply import Remedies
+from appliance.remedies.apply import Remedies, present
 from appliance.router.router import Router
 from appliance.simulator.control import Control
 from appliance.supervisor import notify
@@ -112,7 +112,7 @@ class Appliance:
         control = cast.control(node)
         collector = self._collector(node, router, ledger, timelines, control)
         _connect(node, router, ledger, timelines, collector, control)
-        remedies = Remedies(node.actions, collector.latest, _say)
+        remedies = Remedies(node.actions, lambda: present(collector.latest(), node.views(), node.topology), _say)
         node.on_change(self._note)
         incidents = Incidents(config, self._state_directory)
         forecast = Forecast(collector, config.slo.share)

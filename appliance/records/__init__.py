@@ -16,6 +16,7 @@ from appliance.records.engine import (
 )
 from appliance.records.gpu import GpuProcess, GpuSnapshot, Throttled
 from appliance.records.incident import Change, ChangeKind, Incident, IncidentState, Said
+from appliance.records.names import new_id
 from appliance.records.node import (
     LATELY_S,
     HandoffSnapshot,
@@ -79,4 +80,5 @@ __all__ = [
     "Throttled",
     "Timeline",
     "Verdict",
+    "new_id",
 ]

@@ -13,7 +13,7 @@ from appliance.records import EngineState, Role
 from appliance.supervisor.acquaintance import Acquaintances, Key
 from appliance.supervisor.engine import Engine
 from appliance.supervisor.introductions import Task
-from appliance.supervisor.lifecycle import GIVEN_UP, Drain, Drained, Event, Restart, Resume
+from appliance.supervisor.lifecycle import GIVEN_UP, Drain, Drained, Event, Life, Restart, Resume
 from appliance.supervisor.topology import relabelled
 
 _SETTLE_S: Final = 0.05
@@ -23,6 +23,10 @@ MOST_WEIGHT: Final = 100.0
 _BACK_S: Final = 300.0  # for an engine to load, and to meet the others
 _log = logging.getLogger("pd-appliance")
 _SERVING: Final = (EngineState.READY, EngineState.SUSPECT)
+_DOES: Final[Mapping[str, Callable[[Role], bool]]] = {
+    "prefill": lambda role: role.prefills,
+    "decode": lambda role: role.decodes,
+}
 
 InFlight = Callable[[str], int]
 Post = Callable[[Engine, Event, int | None], None]
@@ -50,11 +54,19 @@ class EngineActions:
         """How much is under way on an engine; told by whoever knows."""
         self._grace_s = grace_s
         self._rolling = False
+        self._told_to_rest: dict[str, Life] = {}  # as long as that is its life, the node has not got to it yet
         self._deadlines: dict[Key, float] = {}  # of restarts that wait; the latest order's counts
 
-    def drain(self, name: str) -> None:
-        """Take no new work on an engine. Raises ``ActionError``."""
-        self._post(self._engine_in(name, "drain", _SERVING), Drain(), None)
+    def drain(self, name: str, *, force: bool = False) -> None:
+        """Take no new work on an engine. Raises ``ActionError``, also for the last one that takes any, unless it is forced."""
+        engine = self._engine_in(name, "drain", _SERVING)
+        others = [other for other in self._engines.values() if other is not engine]
+        if self._takes_work(engine) and not force and not any(map(self._takes_work, others)):
+            raise ActionError(
+                f"{name} is the only engine that takes requests: all would be refused. Let another one take them first, or force it"
+            )
+        self._post(engine, Drain(), None)
+        self._told_to_rest[name] = engine.life
 
     def resume(self, name: str) -> None:
         """Take work again on an engine that drains; try one that was given up once more. Raises ``ActionError``."""
@@ -64,6 +76,7 @@ class EngineActions:
         """Start an engine again once what it has begun is finished. Raises ``ActionError``."""
         engine = self._engine_in(name, "restart", (*_SERVING, EngineState.DRAINING, *GIVEN_UP))
         self._post(engine, Restart(), None)
+        self._told_to_rest[name] = engine.life
         waits = engine.key in self._deadlines
         self._deadlines[engine.key] = time.monotonic() + self._grace_s
         if not waits:
@@ -80,30 +93,50 @@ class EngineActions:
         engine.weight = weight
         self._publish(engine)
 
-    def role(self, name: str, role: Role) -> None:
-        """Use an engine for something else. Raises ``ActionError`` where nobody would be left for what it does."""
+    def role(self, name: str, role: Role, *, force: bool = False) -> None:
+        """Use an engine for something else. Raises ``ActionError``, also where nobody who takes requests would be left for what it does."""
         engine = self._engine_in(name, "change its role", tuple(EngineState))
-        rest = [other for other in self._engines.values() if other is not engine]
-        if engine.role.prefills and not role.prefills and not any(other.role.prefills for other in rest):
-            raise ActionError(
-                f"{name} is the only engine that prefills: let another one prefill first, or set the topology"
-            )
-        if engine.role.decodes and not role.decodes and not any(other.role.decodes for other in rest):
-            raise ActionError(
-                f"{name} is the only engine that decodes: let another one decode first, or set the topology"
-            )
-        engine.role = role
+        self._relabel({name: role}, force)
         self._publish(engine)
 
-    def relabel(self, layout: str) -> None:
-        """Give the engines the roles of a layout. Raises ``ActionError`` for one that takes other engines."""
+    def relabel(self, layout: str, roles: Mapping[str, Role] | None = None, *, force: bool = False) -> None:
+        """Give the engines the roles of a layout, or just these ``roles``. Raises ``ActionError`` for a layout that takes other engines."""
+        places = [engine.place for engine in self._engines.values()]
+        serving = [engine.spec.name for engine in self._engines.values() if self._takes_work(engine)]
         try:
-            roles = relabelled([engine.place for engine in self._engines.values()], layout)
+            wanted = relabelled(places, layout, serving) if roles is None else roles
         except ConfigError as error:
             raise ActionError(str(error), invalid=True) from error
-        for name, role in roles.items():
-            self._engines[name].role = role
+        if set(wanted) != set(self._engines):
+            raise ActionError(f"roles are of {', '.join(wanted)}, and there are {', '.join(self._engines)}")
+        self._relabel(wanted, force)
         self._publish(*self._engines.values())
+
+    def _relabel(self, wanted: Mapping[str, Role], force: bool) -> None:
+        """Raises ``ActionError`` where engines that take requests do something now that none would do then."""
+        if not force:
+            for verb, does in _DOES.items():
+                self._check_left(verb, does, wanted)
+        for name, role in wanted.items():
+            self._engines[name].role = role
+
+    def _check_left(self, verb: str, does: Callable[[Role], bool], wanted: Mapping[str, Role]) -> None:
+        engines = self._engines.values()
+        now = [engine for engine in engines if does(engine.role)]
+        then = [engine for engine in engines if does(wanted.get(engine.spec.name, engine.role))]
+        taking = [engine for engine in now if self._takes_work(engine)]
+        if not now or (any(map(self._takes_work, then)) if taking else then):
+            return
+        names = ", ".join(engine.spec.name for engine in taking or now)
+        others = "; ".join(f"{engine.spec.name} is {engine.life.state}" for engine in then)
+        only = (
+            f"{names} {'is' if ',' not in names else 'are'} the only engine{'s' if ',' in names else ''} that {verb}s"
+        )
+        raise ActionError(f"{only}{f' now ({others})' if others else ''}: let another one {verb} first, or force it")
+
+    def _takes_work(self, engine: Engine) -> bool:
+        """It does, and has not just been told not to."""
+        return engine.life.state is EngineState.READY and self._told_to_rest.get(engine.spec.name) is not engine.life
 
     def restart_all(self) -> None:
         """Restart one engine after the other, so that the node serves all the time. Raises ``ActionError``."""
@@ -111,6 +144,8 @@ class EngineActions:
             raise ActionError(
                 "the engines are being restarted one after the other already: see their states in /api/node"
             )
+        if not any(engine.life.state is EngineState.READY for engine in self._engines.values()):
+            raise ActionError("no engine is ready: restart those that are down by their names")
         self._rolling = True
         self._task(self._roll(), "rolling restart")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Final
 
 import msgspec
@@ -63,10 +63,11 @@ def described(places: Sequence[Place]) -> str:
     return f"{layout}@{said[0] if len(set(said)) == 1 else ':'.join(said)}"
 
 
-def relabelled(places: Sequence[Place], layout: str) -> dict[str, Role]:
+def relabelled(places: Sequence[Place], layout: str, serving: Collection[str] = ()) -> dict[str, Role]:
     """Each engine's role in a layout of the same engines, changing as few as can be.
 
-    Raises ``ConfigError`` for a layout that takes other engines.
+    Engines that are ``serving`` have the first choice, so that a role is not left to one that is down. Raises ``ConfigError`` for a
+    layout that takes other engines.
     """
     wanted = Counter((place.role, place.tensor_parallel) for place in parse(layout).places)
     sizes = Counter(place.tensor_parallel for place in places)
@@ -77,7 +78,9 @@ def relabelled(places: Sequence[Place], layout: str) -> dict[str, Role]:
             "([topology] layout) and start the appliance again"
         )
     roles: dict[str, Role] = {}
-    for place in sorted(places, key=lambda place: wanted[place.role, place.tensor_parallel] == 0):
+    for place in sorted(
+        places, key=lambda place: (wanted[place.role, place.tensor_parallel] == 0, place.name not in serving)
+    ):
         role = place.role if wanted[place.role, place.tensor_parallel] else _lacking(wanted, place.tensor_parallel)
         wanted[role, place.tensor_parallel] -= 1
         roles[place.name] = role

@@ -6,7 +6,7 @@ import asyncio
 import math
 import random
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 
 import msgspec
 
@@ -434,8 +434,8 @@ class FakeNode:
         finally:
             self.readers -= 1
 
-    def drain(self, name: str) -> None:
-        self._asked("drain", name)
+    def drain(self, name: str, *, force: bool = False) -> None:
+        self._asked("forced drain" if force else "drain", name)
 
     def resume(self, name: str) -> None:
         self._asked("resume", name)
@@ -449,10 +449,10 @@ class FakeNode:
     def weight(self, name: str, weight: float) -> None:
         self._asked(f"weight {weight:g}", name)
 
-    def role(self, name: str, role: Role) -> None:
+    def role(self, name: str, role: Role, *, force: bool = False) -> None:
         self._asked(f"role {role.value}", name)
 
-    def relabel(self, layout: str) -> None:
+    def relabel(self, layout: str, roles: Mapping[str, Role] | None = None, *, force: bool = False) -> None:
         self.asked.append(f"topology {layout}")
 
     def _asked(self, verb: str, name: str) -> None:
