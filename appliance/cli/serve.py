@@ -12,6 +12,7 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -31,7 +32,7 @@ from appliance.errors import NoEngineError, NotNowError
 from appliance.gpu.nvml import Nvml
 from appliance.gpu.watch import Watch
 from appliance.incidents.keeper import Incidents
-from appliance.records import EngineState, EngineView, Role
+from appliance.records import EngineState, EngineView, NodeSnapshot, Role
 from appliance.remedies.apply import Remedies, present
 from appliance.router.router import Router
 from appliance.simulator.control import Control
@@ -112,9 +113,10 @@ class Appliance:
         control = cast.control(node)
         collector = self._collector(node, router, ledger, timelines, control)
         _connect(node, router, ledger, timelines, collector, control)
-        remedies = Remedies(node.actions, lambda: present(collector.latest(), node.views(), node.topology), _say)
-        node.on_change(self._note)
         incidents = Incidents(config, self._state_directory)
+        remedies = Remedies(node.actions, partial(_as_it_is, collector, node), _say, incidents.keep_remedy)
+        incidents.recall = remedies.recall
+        node.on_change(self._note)
         forecast = Forecast(collector, config.slo.share)
         collector.better = forecast.better
         app = self._app(router, remedies, incidents, collector, control, forecast)
@@ -246,6 +248,11 @@ class Appliance:
     def _address(self) -> str:
         host, port = self._listener.getsockname()[:2]
         return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def _as_it_is(collector: Collector, node: Node) -> NodeSnapshot:
+    """Now, and not at the last tick."""
+    return present(collector.latest(), node.views(), node.topology)
 
 
 def _connect(

@@ -349,6 +349,41 @@ async def test_a_fault_in_looking_on_does_not_end_the_node(caplog: pytest.LogCap
     assert scene.remedies.remedies()[0].state is RemedyState.SETTLED
 
 
+def left(scene: Scene) -> list[Remedy]:
+    """What is on disk when the appliance has ended."""
+    return list(scene.kept.values())
+
+
+def test_what_an_earlier_run_has_left_is_still_told_and_what_the_configuration_has_reset_is_not_taken_back() -> None:
+    before = Scene()
+    before.live(0, 20)
+    weighted = before.remedies.apply(HALF, "api").id
+    before.live(20, 55)
+    topology = before.remedies.apply(Order(kind=OrderKind.TOPOLOGY, topology="2b"), "api").id
+    restarted = before.remedies.apply(Order(kind=OrderKind.RESTART, engine="e0"), "api").id
+    drained = before.remedies.apply(Order(kind=OrderKind.DRAIN, engine="e1"), "api").id
+    after = Scene()
+    after.now = replace(node(86_400.0), topology="2b")  # somebody has written that into the configuration
+    fresh = after.remedies.apply(Order(kind=OrderKind.WEIGHT, engine="e1", weight=2.0), "api").id
+    after.remedies.recall(left(before))
+    found = {one.id: one for one in after.remedies.remedies()}
+    assert next(iter(found)) == fresh and set(found) >= {weighted, topology, restarted, drained}
+    assert (found[weighted].state, found[weighted].brought) == (RemedyState.SETTLED, before.of(weighted).brought)
+    for id in (topology, restarted, drained):
+        assert (found[id].state, found[id].brought) == (
+            RemedyState.UNKNOWN,
+            "not known: the appliance ended before it had settled",
+        )
+    with pytest.raises(ActionError, match="the appliance was started again, and since then all weights are 1"):
+        after.remedies.undo(weighted, "api")
+    with pytest.raises(ActionError, match="all engines take work"):
+        after.remedies.undo(drained, "api")
+    with pytest.raises(ActionError, match="can't be taken back"):
+        after.remedies.undo(restarted, "api")
+    assert after.remedies.undo(topology, "api").order.topology == "1p1d", "that still holds"
+    assert after.kept[weighted].over is not None, "and that is kept, too"
+
+
 def test_a_second_order_at_once_sees_what_the_first_one_did() -> None:
     views = [
         EngineView(name="e0", role=Role.PREFILL, state=EngineState.READY, epoch=1, socket="", weight=0.5),
