@@ -22,7 +22,7 @@ import uvloop
 
 from appliance import __version__
 from appliance.channel import Up
-from appliance.cli.cast import Cast
+from appliance.cli.cast import Cast, Company
 from appliance.cli.cast import cast as _cast
 from appliance.cli.forecast import Forecast
 from appliance.cli.herald import Herald
@@ -85,8 +85,9 @@ class Appliance:
         """Check what can be checked before anything is started. Raises ``ConfigError``."""
         self._config = cast.adapt(config)
         self._cast = cast
+        self._company = Company(cast)
         self._state_directory = state_directory(config, os.environ)
-        self._fits = Fits(self._state_directory, cast.kinds)
+        self._fits = Fits(self._state_directory, self._company.kinds)
         self._listener = _listen(config.server)
         self._gpus = Watch(Nvml(), config.telemetry.tick_s)
         self._served = False
@@ -111,6 +112,7 @@ class Appliance:
         timelines = Timelines(config.telemetry.recent_requests)
         router = Router(config.router, node.views, ledger, timelines, model, calibrate_s=config.diagnosis.calibrate_s)
         control = cast.control(node)
+        self._company.follow(node, control)
         collector = self._collector(node, router, ledger, timelines, control)
         _connect(node, router, ledger, timelines, collector, control)
         incidents = Incidents(config, self._state_directory)
@@ -174,7 +176,7 @@ class Appliance:
             version=__version__,
             hardware=control or Machine(node.views, self._gpus.latest),
             diagnose=Diagnoser(self._config.slo.share),
-            kinds=self._cast.kinds,
+            kinds=self._company.kinds,
             models=self._fits.model,
             simulated=control is not None,
         )

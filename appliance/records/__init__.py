@@ -31,7 +31,7 @@ from appliance.records.node import (
     SupervisorSnapshot,
 )
 from appliance.records.plan import Better, Demand, Plan, Plans, Predicted
-from appliance.records.remedy import Condition, Order, OrderKind, Remedy, RemedyState
+from appliance.records.remedy import Condition, Moved, Order, OrderKind, Remedy, RemedyState
 from appliance.records.request import STAGES, Leg, Stage, Timeline
 from appliance.records.verdict import Action, Evidence, Verdict
 
@@ -61,6 +61,7 @@ __all__ = [
     "LedgerSnapshot",
     "Leg",
     "LinkSnapshot",
+    "Moved",
     "NodeSnapshot",
     "Order",
     "OrderKind",

@@ -17,7 +17,9 @@ class OrderKind(StrEnum):
     DRAIN = "drain"  # take no new work on an engine
     RESUME = "resume"  # take work on it again
     RESTART = "restart"  # start an engine again once what it has begun is done; without an engine: one after the other
-    TOPOLOGY = "topology"  # give engines the roles of a layout
+    TOPOLOGY = (
+        "topology"  # give engines the roles of a layout; where it takes others than there are, engines end and begin
+    )
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -30,6 +32,13 @@ class Order(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     topology: str | None = None
     roles: dict[str, Role] | None = None  # of a topology: by engine, where it matters which one does what
     force: bool = False  # even if no engine takes requests then
+
+
+class Moved(msgspec.Struct, frozen=True):
+    """What a change of the topology does to engines besides their roles."""
+
+    starts: tuple[str, ...] = ()  # that are new, or the same by name only
+    ends: tuple[str, ...] = ()  # for good
 
 
 class Condition(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,6 +72,7 @@ class Remedy(msgspec.Struct, frozen=True, kw_only=True):
     order: Order
     sentence: str  # what was done
     restarts: tuple[str, ...] = ()  # engines that it starts, or starts again
+    ends: tuple[str, ...] = ()  # engines that it ends for good
     verdict: str | None = None  # that stood then, in words; it need not be why the order was given
     expected: str | None = None  # in words, estimated
     state: RemedyState = RemedyState.SETTLING

@@ -13,6 +13,7 @@ from appliance.errors import ActionError
 from appliance.records import (
     Better,
     EngineView,
+    Moved,
     NodeSnapshot,
     Order,
     OrderKind,
@@ -42,7 +43,7 @@ class Hands(Protocol):
     def restart_all(self) -> None: ...
     def weight(self, name: str, weight: float) -> None: ...
     def role(self, name: str, role: Role, *, force: bool = False) -> None: ...
-    def relabel(self, layout: str, roles: Mapping[str, Role] | None = None, *, force: bool = False) -> None: ...
+    def relabel(self, layout: str, roles: Mapping[str, Role] | None = None, *, force: bool = False) -> Moved: ...
 
 
 class Remedies:
@@ -133,7 +134,10 @@ class Remedies:
             before=trial.condition(tuple(self._recent)),
             undo=catalogue.undo(order, node),
         )
-        self._do(order)
+        moved = self._do(order)
+        if order.kind is OrderKind.TOPOLOGY:
+            sentence = f"{remedy.sentence}; {catalogue.moves(moved)}"
+            remedy = replace(remedy, sentence=sentence, restarts=moved.starts, ends=moved.ends)
         self._note(remedy, node, takes_back)
         self._tell(f"{remedy.id} (by {by}): {remedy.sentence}")
         return self._remedies[remedy.id]
@@ -149,7 +153,7 @@ class Remedies:
             return
         for other in self._trials.values():
             other.given_too(remedy.id)
-        self._trials[remedy.id] = Trial(node, remedy.before, remedy.restarts, unsettled=tuple(self._trials))
+        self._trials[remedy.id] = Trial(node, remedy.before, remedy.restarts, remedy.ends, tuple(self._trials))
         self._put(remedy)
 
     def _end(self, remedy: Remedy, by: str, *, taken_back: bool) -> None:
@@ -170,7 +174,7 @@ class Remedies:
         beside = f" (but {'; '.join(outcome.beside)})" if outcome.beside else ""
         self._tell(f"{id} ({remedy.sentence}) brought: {outcome.brought}{beside}")
 
-    def _do(self, order: Order) -> None:
+    def _do(self, order: Order) -> Moved:
         hands, name, force = self._hands, order.engine or "", order.force
         match order.kind:
             case OrderKind.ROLE:
@@ -182,9 +186,10 @@ class Remedies:
             case OrderKind.RESUME:
                 hands.resume(name)
             case OrderKind.TOPOLOGY:
-                hands.relabel(order.topology or "", order.roles, force=force)
+                return hands.relabel(order.topology or "", order.roles, force=force)
             case OrderKind.RESTART:
                 hands.restart(name) if order.engine else hands.restart_all()
+        return Moved()
 
     def _put(self, remedy: Remedy) -> None:
         self._remedies[remedy.id] = remedy
@@ -198,7 +203,7 @@ class Remedies:
 def present(latest: NodeSnapshot, views: Iterable[EngineView], topology: str) -> NodeSnapshot:
     """The latest snapshot, with what can be ordered as it is now."""
     known = {engine.name: engine for engine in latest.engines}
-    engines = tuple(
+    engines = tuple(  # one that has just begun has no snapshot yet
         replace(known[view.name], role=view.role, state=view.state, weight=view.weight, epoch=view.epoch)
         for view in views
         if view.name in known

@@ -8,7 +8,7 @@ from typing import Final
 import msgspec
 
 from appliance.errors import ActionError
-from appliance.records import Action, EngineSnapshot, EngineState, NodeSnapshot, Order, OrderKind, Remedy, Role
+from appliance.records import Action, EngineSnapshot, EngineState, Moved, NodeSnapshot, Order, OrderKind, Remedy, Role
 
 _NEEDS: Final[Mapping[OrderKind, str | None]] = {
     OrderKind.ROLE: "role",
@@ -69,6 +69,13 @@ def words(order: Order, node: NodeSnapshot) -> str:
     return _WORDS[order.kind](order, node)
 
 
+def moves(moved: Moved) -> str:
+    """What becomes of engines: ``e0, e1 start, e2 ends``."""
+    verbs = ((moved.starts, "start"), (moved.ends, "end"))
+    said = [f"{', '.join(names)} {verb}{'s' * (len(names) == 1)}" for names, verb in verbs if names]
+    return ", ".join(said) or "nothing restarts"
+
+
 def undo(order: Order, node: NodeSnapshot) -> Order | None:
     """What takes it back, of a node as it was before; None where nothing does, or nothing changes."""
     engine = of(node, order.engine)
@@ -117,9 +124,10 @@ def overlap(earlier: Remedy, later: Remedy) -> bool:
 def _touches(remedy: Remedy) -> set[tuple[str, str | None]]:
     """What of which engine; None: of all."""
     order = remedy.order
-    started: set[tuple[str, str | None]] = {(what, name) for what in ("work", "life") for name in remedy.restarts}
+    started: set[tuple[str, str | None]] = {("work", name) for name in remedy.restarts}
     if order.kind is OrderKind.TOPOLOGY:
-        return started | {("role", None)}
+        anew = {(what, name) for what in ("work", "weight") for name in (*remedy.restarts, *remedy.ends)}
+        return {("role", None), *anew}
     if order.kind in (OrderKind.DRAIN, OrderKind.RESUME):
         return started | {("work", order.engine)}
     return started if order.kind is OrderKind.RESTART else {(order.kind.value, order.engine)}
@@ -181,7 +189,7 @@ def _restart(order: Order, node: NodeSnapshot) -> str:
 
 
 def _topology(order: Order, node: NodeSnapshot) -> str:
-    return f"topology: {node.topology} → {order.topology}; nothing restarts"
+    return f"topology: {node.topology} → {order.topology}"
 
 
 _WORDS: Final[Mapping[OrderKind, Words]] = {

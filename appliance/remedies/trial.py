@@ -69,7 +69,8 @@ class Trial:
         if missing := self._missing(now):
             self._done_s = None
             self._after.clear()
-            if now.uptime_s - self._given_s > GIVEN_UP_S * max(1, len(self._starts) + len(self._ends)):
+            limit_s = GIVEN_UP_S * max(1, len(self._starts) + len(self._ends))
+            if self._has_failed(now) or now.uptime_s - self._given_s > limit_s:
                 return Outcome(brought=f"not known: {'; '.join(missing)}", beside=tuple(self._beside))
             return None
         if self._done_s is None:
@@ -85,6 +86,11 @@ class Trial:
         found = [self._why(name, there.get(name)) for name in sorted(self._starts)]
         found += [f"{name} did not end" if name in there else None for name in sorted(self._ends)]
         return [why for why in found if why]
+
+    def _has_failed(self, now: NodeSnapshot) -> bool:
+        """One that it starts was given up: the rest will not be done."""
+        mine = [engine for engine in now.engines if engine.name in self._starts]
+        return any(one.state is EngineState.FAILED and one.epoch > self._epochs.get(one.name, 0) for one in mine)
 
     def _why(self, name: str, engine: EngineSnapshot | None) -> str | None:
         """An engine is not what the order makes of it; None where it is."""

@@ -23,6 +23,7 @@ from appliance.records import (
     EngineView,
     GpuSnapshot,
     HostReading,
+    Moved,
     NodeSnapshot,
     Pair,
     QueueSnapshot,
@@ -238,10 +239,11 @@ class SimulatedNode:
         self._places[name].role = role
         self._be(self._places[name], role=role)
 
-    def relabel(self, layout: str, roles: Mapping[str, Role] | None = None, *, force: bool = False) -> None:
+    def relabel(self, layout: str, roles: Mapping[str, Role] | None = None, *, force: bool = False) -> Moved:
         """Raises ``ConfigError`` for a layout of other engines."""
         for name, role in (roles or relabelled(self._as_places(), layout)).items():
             self.role(name, role)
+        return Moved()
 
     def _be(self, place: _Place, **changed: object) -> None:
         place.view = msgspec.structs.replace(place.view, **changed)

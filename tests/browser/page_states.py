@@ -22,6 +22,7 @@ from appliance.records import (
     Lease,
     LedgerSnapshot,
     Leg,
+    Moved,
     NodeSnapshot,
     Pair,
     QueueSnapshot,
@@ -417,6 +418,7 @@ class FakeNode:
         self.tick_s = tick_s
         self.readers = 0
         self.asked: list[str] = []
+        self.moved = Moved()  # what a topology does to engines
         self._began = time.monotonic()
 
     def show(self, state: str) -> None:
@@ -452,8 +454,9 @@ class FakeNode:
     def role(self, name: str, role: Role, *, force: bool = False) -> None:
         self._asked(f"role {role.value}", name)
 
-    def relabel(self, layout: str, roles: Mapping[str, Role] | None = None, *, force: bool = False) -> None:
+    def relabel(self, layout: str, roles: Mapping[str, Role] | None = None, *, force: bool = False) -> Moved:
         self.asked.append(f"topology {layout}")
+        return self.moved
 
     def _asked(self, verb: str, name: str) -> None:
         found = next((engine for engine in self.latest().engines if engine.name == name), None)

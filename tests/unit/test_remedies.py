@@ -17,6 +17,7 @@ from appliance.records import (
     EngineState,
     EngineView,
     Lately,
+    Moved,
     NodeSnapshot,
     Order,
     OrderKind,
@@ -198,6 +199,36 @@ def test_an_engine_that_never_comes_back_is_said(how: dict[str, object], said: s
         (7.0, 7.0, "no difference that is larger than what comes and goes by itself"),
     ],
 )
+def test_a_change_of_engines_is_done_when_all_that_come_are_there_and_all_that_go_are_gone() -> None:
+    scene = Scene()
+    scene.live(0, 20)
+    scene.hands.moved = Moved(("e0",), ("e1",))
+    given = scene.remedies.apply(Order(kind=OrderKind.TOPOLOGY, topology="1b"), "cli")
+    assert given.sentence == "topology: 1p1d → 1b; e0 starts, e1 ends"
+    assert (given.restarts, given.ends) == (("e0",), ("e1",))
+    scene.live(20, 60, epoch=2)
+    assert scene.of(given.id).state is RemedyState.SETTLING, "e1 is still there"
+    scene.live(60, 95, engines=(made.engine("e0", Role.BOTH, epoch=2, output_tokens_s=900.0),))
+    assert (scene.of(given.id).state, scene.of(given.id).beside) == (RemedyState.SETTLED, ())
+
+
+def test_one_that_comes_and_is_given_up_is_known_at_once() -> None:
+    scene = Scene()
+    scene.live(0, 20)
+    scene.hands.moved = Moved(("e0",), ("e1",))
+    id = scene.remedies.apply(Order(kind=OrderKind.TOPOLOGY, topology="1b"), "cli").id
+    scene.live(20, 22, state=EngineState.FAILED, epoch=2)
+    assert scene.of(id).brought == "not known: e0 did not become ready; e1 did not end"
+
+
+def test_what_is_new_in_an_engine_s_place_has_no_weight_that_was_given_before() -> None:
+    scene = Scene()
+    weighted = [scene.remedies.apply(replace(HALF, engine=name), "api").id for name in ("e0", "e1")]
+    scene.hands.moved = Moved(("e0",), ())
+    change = scene.remedies.apply(Order(kind=OrderKind.TOPOLOGY, topology="1b@tp2"), "cli").id
+    assert [scene.of(id).over for id in weighted] == [f"{change} changed the same", None]
+
+
 def test_without_anybody_there_is_nothing_to_compare(before_s: float, after_s: float, said: str) -> None:
     scene = Scene()
     scene.live(0, 20, asked_s=before_s)
