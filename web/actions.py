@@ -153,6 +153,7 @@ def _answer(remedy: Remedy) -> Response:
             "asked": remedy.order.kind.value,
             "engine": remedy.order.engine,
             "restarts": remedy.restarts,
+            "ends": remedy.ends,
             "remedy": remedy,
         }
     )

@@ -102,8 +102,8 @@ class Company:
         """Be asked for the engines of other layouts, and be told of those that come and go."""
         self.control = control
         node.actions.casting = self
-        node.on_begin(self._begins)
-        node.on_remove(self._is_gone)
+        node.roster.on_begin.append(self._begins)
+        node.roster.on_remove.append(self._is_gone)
 
     def specs(self, layout: str, there: int) -> Sequence[EngineSpec]:
         """Raises ``ConfigError``."""

@@ -105,12 +105,12 @@ def restart(
 
 @app.command()
 def topology(
-    layout: Annotated[str, typer.Argument(help="NpMd or Nb, of as many engines as there are.")],
+    layout: Annotated[str, typer.Argument(help="NpMd or Nb, with sizes: 1p1d@tp4.")],
     force: Force = False,
     wait: Wait = False,
     url: Url = URL,
 ) -> None:
-    """Give all engines the roles of a layout; nothing restarts."""
+    """Have another layout. Of the same engines nothing restarts; else engines end and begin part by part, while the others serve."""
     _give(url, Order(kind=OrderKind.TOPOLOGY, topology=layout, force=force), wait)
 
 

@@ -145,6 +145,7 @@ class Appliance:
             async with cast.played(self._address()):
                 failure = await self._until_stopped(node)
             router.drain()
+            remedies.close()
             herald.stopping()
             watch.cancel()
             farewell = group.create_task(incidents.close(config.server.grace_s, self._hurry))

@@ -69,6 +69,7 @@ class Remedies:
         self._recent: deque[NodeSnapshot] = deque()  # of the last ``trial.BEFORE_S``
         self._remedies: dict[str, Remedy] = {}  # oldest first
         self._trials: dict[str, Trial] = {}  # of those that settle, by id
+        self._is_over = False
 
     def recall(self, kept: Sequence[Remedy]) -> None:
         """What an earlier run of the appliance has left, oldest first; the configuration may have reset what they changed."""
@@ -103,6 +104,10 @@ class Remedies:
             raise ActionError(f"{id} can't be taken back: {remedy.sentence}")
         return self._apply(remedy.undo, by, id)
 
+    def close(self) -> None:
+        """The appliance ends: an order would only disturb what is finished now."""
+        self._is_over = True
+
     def remedies(self) -> tuple[Remedy, ...]:
         """Those that were given, newest first."""
         return tuple(reversed(self._remedies.values()))
@@ -120,6 +125,8 @@ class Remedies:
 
     def _apply(self, order: Order, by: str, takes_back: str | None) -> Remedy:
         catalogue.check(order)
+        if self._is_over:
+            raise ActionError("the appliance is being stopped and takes no orders any more")
         node = self._now()
         verdict = self._recent[-1].verdict if self._recent else node.verdict
         remedy = Remedy(

@@ -77,17 +77,17 @@ def moves(moved: Moved) -> str:
 
 
 def undo(order: Order, node: NodeSnapshot) -> Order | None:
-    """What takes it back, of a node as it was before; None where nothing does, or nothing changes."""
+    """What takes it back, of a node as it was before; None where nothing does, or nothing changes. Who has forced the one forces both."""
     engine = of(node, order.engine)
     if not changes(order, node):
         return None
     if order.kind is OrderKind.TOPOLOGY:
         roles = {one.name: one.role for one in node.engines}
-        return Order(kind=OrderKind.TOPOLOGY, topology=node.topology, roles=roles)
+        return Order(kind=OrderKind.TOPOLOGY, topology=node.topology, roles=roles, force=order.force)
     if engine is None:
         return None
     if order.kind is OrderKind.ROLE:
-        return Order(kind=OrderKind.ROLE, engine=order.engine, role=engine.role)
+        return Order(kind=OrderKind.ROLE, engine=order.engine, role=engine.role, force=order.force)
     if order.kind is OrderKind.WEIGHT:
         return Order(kind=OrderKind.WEIGHT, engine=order.engine, weight=engine.weight)
     if order.kind is OrderKind.DRAIN:

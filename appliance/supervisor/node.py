@@ -16,7 +16,7 @@ from typing import Any, Final
 from appliance.channel import CoreReady, Down, Hello, PeerClosed, PeerOpened, Progress, Up
 from appliance.config import Config
 from appliance.errors import ChannelError
-from appliance.records import EngineState, EngineView, Role
+from appliance.records import EngineState, EngineView
 from appliance.supervisor import lifecycle, loading
 from appliance.supervisor.acquaintance import Acquaintances, Key
 from appliance.supervisor.actions import EngineActions
@@ -41,6 +41,7 @@ from appliance.supervisor.lifecycle import (
 from appliance.supervisor.oom import OomKills
 from appliance.supervisor.process import Session
 from appliance.supervisor.reshaping import Reshaping
+from appliance.supervisor.roster import Roster
 from appliance.supervisor.runtime import Runtime
 from appliance.supervisor.specs import EngineSpec
 from appliance.supervisor.starts import Starts
@@ -81,17 +82,18 @@ class Node:
         self._epochs: dict[
             str, int
         ] = {}  # of names that nobody has now: no life of a later engine may be taken for one of those
-        self._engines = {spec.name: Engine(spec) for spec in engines}
+        self.roster = Roster(engines)
+        self._engines = self.roster.engines
         self._views: dict[str, EngineView] = {}
+        self.roster.on_begin.append(lambda spec: self._publish(self._engines[spec.name]))
+        self.roster.on_remove.append(self._views.pop)
         self._acquaintances = Acquaintances()
         self._introductions = Introductions(self._engines.values(), self._acquaintances, self._task)
         self._watch = Watch(self._engines.values(), runtime, self._post, self._task)
         reshaping = Reshaping(
-            self._engines,
+            self.roster,
             self._introductions,
             self._post,
-            self._begin_as,
-            self._remove,
             lambda engine: self.actions.in_flight(engine),
             config.server.grace_s,
         )
@@ -149,14 +151,6 @@ class Node:
         """Call back with name and epoch whenever a life has ended."""
         self._on_lost.append(callback)
 
-    def on_begin(self, callback: Callable[[EngineSpec], None]) -> None:
-        """Call back with an engine that is another one than had its name until now, before it starts."""
-        self._on_begin.append(callback)
-
-    def on_remove(self, callback: Callable[[str], None]) -> None:
-        """Call back with the name of an engine that there is no more."""
-        self._on_remove.append(callback)
-
     async def turns(self) -> None:
         """Return once all that supervises has turned: the loop, the clock and the watch. Never, if one of them hangs or has ended."""
         asked_ns = time.monotonic_ns()
@@ -206,27 +200,6 @@ class Node:
                 return
             await asyncio.sleep(0.02)
 
-    # ---- engines come and go
-
-    def _begin_as(self, spec: EngineSpec) -> Engine:
-        """An engine in the place of the one that had its name, which has ended. It is not started yet."""
-        engine, before = Engine(spec), self._engines.get(spec.name)
-        epoch = before.life.epoch if before else self._epochs.pop(spec.name, 0)
-        engine.life, engine.role = lifecycle.Life(epoch=epoch), Role.BOTH
-        if before is not None:
-            engine.log = before.log
-        self._engines[spec.name] = engine
-        _tell(self._on_begin, spec)
-        self._publish(engine)
-        return engine
-
-    def _remove(self, engine: Engine) -> None:
-        """One that has ended for good."""
-        name = engine.spec.name
-        self._epochs[name] = engine.life.epoch
-        del self._engines[name], self._views[name]
-        _tell(self._on_remove, name)
-
     # ---- the loop
 
     def _post(self, engine: Engine, event: Event, epoch: int | None = None) -> None:
@@ -239,7 +212,7 @@ class Node:
                 taken.set()
                 continue
             engine, epoch, event = taken
-            if epoch != engine.life.epoch or self._engines.get(engine.spec.name) is not engine:
+            if epoch != engine.life.epoch or not self.roster.has(engine):
                 continue  # what an earlier life said late means nothing
             try:
                 self._handle(engine, event)

@@ -20,6 +20,7 @@ from appliance.supervisor.acquaintance import Key
 from appliance.supervisor.engine import Engine
 from appliance.supervisor.introductions import Introductions
 from appliance.supervisor.lifecycle import TERMINATION_S, Drain, Event, Retire, Start, Stop
+from appliance.supervisor.roster import Roster
 from appliance.supervisor.specs import EngineSpec
 
 _LOOK_S: Final = 0.05
@@ -78,23 +79,17 @@ class Reshaping:
 
     def __init__(
         self,
-        engines: Mapping[str, Engine],
+        roster: Roster,
         introductions: Introductions,
         post: Callable[[Engine, Event, int | None], None],
-        begin: Callable[[EngineSpec], Engine],
-        remove: Callable[[Engine], None],
         in_flight: Callable[[str], int],
         grace_s: float,
     ) -> None:
-        """``begin`` makes an engine one of the node's, in the place of what had its name; ``remove`` forgets one that has ended.
-
-        ``in_flight``: how much is under way on an engine, for the end of which ``grace_s`` are given.
-        """
-        self._engines = engines
+        """``in_flight``: how much is under way on an engine, for the end of which ``grace_s`` are given."""
+        self._roster = roster
+        self._engines = roster.engines
         self._introductions = introductions
         self._post = post
-        self._begin = begin
-        self._remove = remove
         self._in_flight = in_flight
         self._grace_s = grace_s
 
@@ -104,7 +99,7 @@ class Reshaping:
             if not force:
                 await self._until_others_serve(step.ends)
             await asyncio.gather(*(self._end(self._engines[name], step) for name in step.ends))
-            begun = [self._begin(spec) for spec in step.begins]
+            begun = [self._roster.begin(spec) for spec in step.begins]
             lives = [(engine, engine.life.epoch + 1) for engine in begun]
             for engine in begun:
                 self._post(engine, Start(), None)
@@ -134,7 +129,7 @@ class Reshaping:
                 raise ActionError(f"{key.engine} does not end")
         await self._introductions.unmapped(Key(key.engine, engine.life.epoch), _UNMAP_S)
         if key.engine not in {spec.name for spec in step.begins}:
-            self._remove(engine)
+            self._roster.remove(engine)
 
     async def _is_gone(self, engine: Engine, patience_s: float) -> bool:
         deadline = time.monotonic() + patience_s

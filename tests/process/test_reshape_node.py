@@ -65,8 +65,8 @@ async def test_engines_are_regrouped_and_go_back_and_somebody_serves_all_the_tim
     async with node("4p4d") as scene:
         begun: list[str] = []
         gone: list[str] = []
-        scene.node.on_begin(lambda spec: begun.append(spec.name))
-        scene.node.on_remove(gone.append)
+        scene.node.roster.on_begin.append(lambda spec: begun.append(spec.name))
+        scene.node.roster.on_remove.append(gone.append)
         await scene.all_ready()
         actions, seen = scene.node.actions, len(scene.views)
         actions.casting = Casting()

@@ -96,7 +96,7 @@ class Scene:
         (
             Order(kind=OrderKind.TOPOLOGY, topology="2b"),
             'POST /api/topology {"topology": "2b"}',
-            "topology: 1p1d → 2b; nothing restarts",
+            "topology: 1p1d → 2b",
         ),
         (Order(kind=OrderKind.RESTART), "POST /api/restart", "e0, e1: started again, one after the other"),
         (Order(kind=OrderKind.DRAIN, engine="e0", force=True),
@@ -190,15 +190,6 @@ def test_an_engine_that_never_comes_back_is_said(how: dict[str, object], said: s
     assert (scene.of(id).state, scene.of(id).brought) == (RemedyState.UNKNOWN, said)
 
 
-@pytest.mark.parametrize(
-    ("before_s", "after_s", "said"),
-    [
-        (0.0, 0.0, "nothing to compare: nobody asked for anything afterwards"),
-        (0.0, 7.0, "nothing to compare with: nobody had asked for anything before"),
-        (7.0, 0.0, "nothing to compare: nobody asked for anything afterwards"),
-        (7.0, 7.0, "no difference that is larger than what comes and goes by itself"),
-    ],
-)
 def test_a_change_of_engines_is_done_when_all_that_come_are_there_and_all_that_go_are_gone() -> None:
     scene = Scene()
     scene.live(0, 20)
@@ -229,6 +220,15 @@ def test_what_is_new_in_an_engine_s_place_has_no_weight_that_was_given_before() 
     assert [scene.of(id).over for id in weighted] == [f"{change} changed the same", None]
 
 
+@pytest.mark.parametrize(
+    ("before_s", "after_s", "said"),
+    [
+        (0.0, 0.0, "nothing to compare: nobody asked for anything afterwards"),
+        (0.0, 7.0, "nothing to compare with: nobody had asked for anything before"),
+        (7.0, 0.0, "nothing to compare: nobody asked for anything afterwards"),
+        (7.0, 7.0, "no difference that is larger than what comes and goes by itself"),
+    ],
+)
 def test_without_anybody_there_is_nothing_to_compare(before_s: float, after_s: float, said: str) -> None:
     scene = Scene()
     scene.live(0, 20, asked_s=before_s)
@@ -427,6 +427,26 @@ def test_a_second_order_at_once_sees_what_the_first_one_did() -> None:
         ("e1", Role.BOTH, EngineState.DRAINING, 1.0),
     ], "one that was not seen yet has nothing to be told of"
     assert catalogue.undo(replace(HALF, weight=0.25), now) == HALF
+
+
+def test_who_has_forced_an_order_has_forced_its_way_back() -> None:
+    for order in (
+        Order(kind=OrderKind.TOPOLOGY, topology="1b@tp2", force=True),
+        Order(kind=OrderKind.ROLE, engine="e1", role=Role.PREFILL, force=True),
+        Order(kind=OrderKind.DRAIN, engine="e1", force=True),
+    ):
+        back = catalogue.undo(order, node(0))
+        assert back is not None
+        assert back.force == (order.kind is not OrderKind.DRAIN)
+        catalogue.check(back)
+
+
+def test_no_order_is_taken_while_the_appliance_is_stopped() -> None:
+    scene = Scene()
+    scene.remedies.close()
+    with pytest.raises(ActionError, match="is being stopped"):
+        scene.remedies.apply(HALF, "api")
+    assert scene.hands.asked == []
 
 
 def test_an_order_that_is_refused_leaves_nothing() -> None:
