@@ -46,17 +46,10 @@ def check(order: Order) -> None:
 def call(order: Order) -> str:
     """The API call that gives it: ``POST /api/engines/e1/weight {"weight": 0.5}``."""
     values = {"role": order.role, "weight": order.weight, "topology": order.topology, "roles": order.roles}
-    body = {name: value for name, value in values.items() if value is not None} | (
-        {"force": True} if order.force else {}
-    )
+    body = {name: value for name, value in (*values.items(), ("force", order.force or None)) if value is not None}
     said = f" {msgspec.json.format(msgspec.json.encode(body), indent=0).decode()}" if body else ""
-    if order.kind is OrderKind.TOPOLOGY:
-        return f"POST /api/topology{said}"
-    return (
-        f"POST /api/engines/{order.engine}/{order.kind.value}{said}"
-        if order.engine
-        else f"POST /api/{order.kind.value}"
-    )
+    path = f"engines/{order.engine}/{order.kind.value}" if order.engine else order.kind.value
+    return f"POST /api/{path}{said}"
 
 
 def advise(sentence: str, order: Order, setting: str | None = None) -> Action:
@@ -102,7 +95,7 @@ def changes(order: Order, node: NodeSnapshot) -> bool:
     engine = of(node, order.engine)
     if order.kind is OrderKind.TOPOLOGY:
         roles = {one.name: one.role for one in node.engines}
-        return order.topology != node.topology or order.roles not in (None, roles)
+        return (order.topology or "").strip().lower() != node.topology or order.roles not in (None, roles)
     if order.kind is OrderKind.RESTART or engine is None:
         return True
     if order.kind is OrderKind.ROLE:

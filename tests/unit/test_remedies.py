@@ -336,6 +336,15 @@ def test_an_order_that_changes_nothing_leaves_the_way_back_of_the_one_that_did()
     assert scene.remedies.undo(first, "api").order.weight == 1.0
 
 
+@pytest.mark.parametrize("layout", ["1p1d", " 1P1D "])
+def test_a_layout_that_there_is_changes_nothing(layout: str) -> None:
+    order = Order(kind=OrderKind.TOPOLOGY, topology=layout)
+    assert not catalogue.changes(order, node(0))
+    assert catalogue.changes(replace(order, roles={"e0": Role.DECODE, "e1": Role.PREFILL}), node(0)), (
+        "the other way round"
+    )
+
+
 def test_a_restart_ends_a_drain_and_what_is_begun_on_it_meanwhile_ends_the_restart() -> None:
     scene = Scene()
     drained = scene.remedies.apply(Order(kind=OrderKind.DRAIN, engine="e0"), "api").id
