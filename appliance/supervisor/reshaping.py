@@ -140,8 +140,9 @@ class Reshaping:
         return True
 
     async def _until_ready(self, engine: Engine, epoch: int) -> None:
-        """A start that stalls or fails again and again is given up by the node, and then so is this."""
+        """A start that stalls or fails again and again is given up by the node, and then so is this. One that is stopped meanwhile is so
+        because the node is, which cancels this."""
         while engine.life.epoch < epoch or engine.life.state is not EngineState.READY:
-            if engine.life.epoch >= epoch and engine.life.state in (EngineState.FAILED, EngineState.STOPPED):
-                raise ActionError(f"{engine.spec.name} can't start: {engine.life.cause or 'it was stopped'}")
+            if engine.life.epoch >= epoch and engine.life.state is EngineState.FAILED:
+                raise ActionError(f"{engine.spec.name} can't start: {engine.life.cause}")
             await asyncio.sleep(_LOOK_S)

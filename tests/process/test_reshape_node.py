@@ -163,12 +163,13 @@ async def test_an_engine_that_dies_while_it_is_to_go_is_not_started_again() -> N
         assert len(psutil.Process().children()) == 1
 
 
-async def test_a_node_that_is_stopped_amid_a_change_leaves_nothing() -> None:
+async def test_a_node_that_is_stopped_amid_a_change_leaves_nothing(caplog: pytest.LogCaptureFixture) -> None:
     async with node("4p4d") as scene:
         await scene.all_ready()
         scene.node.actions.casting = Casting()
         scene.node.actions.relabel("1p1d@tp4")
         await scene.until(lambda: scene.engine("e0").epoch == 2)
+    assert "ends here" not in caplog.text, "it is nobody's failure"
 
 
 async def test_a_way_back_that_needs_other_engines_than_it_names_is_refused() -> None:
