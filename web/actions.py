@@ -12,9 +12,11 @@ from starlette.routing import BaseRoute, Route
 
 from appliance.errors import ActionError, RequestError
 from appliance.records import Order, OrderKind, Remedy, Role
+from web.api import limit_of
 from web.ports import Actions
 
 T = TypeVar("T")
+_MOST: Final = 1000
 _PLAIN: Final = (OrderKind.DRAIN, OrderKind.RESUME, OrderKind.RESTART)
 
 
@@ -36,28 +38,30 @@ class ActionRoutes:
             Route("/api/restart", self.restart_all, methods=["POST"]),
             Route("/api/remedies", self.remedies, methods=["GET"]),
             Route("/api/remedies", self.apply, methods=["POST"]),
+            Route("/api/remedies/{id}", self.remedy, methods=["GET"]),
             Route("/api/remedies/{id}/undo", self.undo, methods=["POST"]),
         ]
 
     def _of_engine(self, kind: OrderKind) -> Callable[[Request], Response]:
         async def endpoint(request: Request) -> Response:
-            return self._give(request, Order(kind=kind, engine=request.path_params["name"]))
+            asked = read(await request.body(), PlainBody)
+            return self._give(request, Order(kind=kind, engine=request.path_params["name"], force=asked.force))
 
         return endpoint  # type: ignore[return-value]
 
     async def weight(self, request: Request) -> Response:
-        asked = read(await request.body(), Weight)
+        asked = read(await request.body(), WeightBody)
         return self._give(
             request, Order(kind=OrderKind.WEIGHT, engine=request.path_params["name"], weight=asked.weight)
         )
 
     async def role(self, request: Request) -> Response:
-        asked = read(await request.body(), Use)
-        return self._give(request, Order(kind=OrderKind.ROLE, engine=request.path_params["name"], role=asked.role))
+        asked, name = read(await request.body(), RoleBody), request.path_params["name"]
+        return self._give(request, Order(kind=OrderKind.ROLE, engine=name, role=asked.role, force=asked.force))
 
     async def topology(self, request: Request) -> Response:
-        asked = read(await request.body(), Layout)
-        return self._give(request, Order(kind=OrderKind.TOPOLOGY, topology=asked.topology))
+        asked = msgspec.structs.asdict(read(await request.body(), TopologyBody))
+        return self._give(request, Order(kind=OrderKind.TOPOLOGY, **asked))
 
     async def restart_all(self, request: Request) -> Response:
         return self._give(request, Order(kind=OrderKind.RESTART))
@@ -70,30 +74,47 @@ class ActionRoutes:
         return _answer(tried(lambda: self._actions.undo(request.path_params["id"], _by(request))))
 
     async def remedies(self, request: Request) -> Response:
-        """Newest first."""
-        body = msgspec.json.encode(self._actions.remedies())
-        return Response(body, 200, {"cache-control": "no-store"}, media_type="application/json")
+        """Newest first; ``?limit=`` of them."""
+        limit = limit_of(request.query_params.get("limit"), _MOST)
+        return _found(self._actions.remedies()[:limit])
+
+    async def remedy(self, request: Request) -> Response:
+        """One of them."""
+        id = request.path_params["id"]
+        for remedy in self._actions.remedies():
+            if remedy.id == id:
+                return _found(remedy)
+        raise RequestError(404, f"There is no remedy {id!r}, or it is no longer kept.", code="not_found")
 
     def _give(self, request: Request, order: Order) -> Response:
         return _answer(tried(lambda: self._actions.apply(order, _by(request))))
 
 
-class Weight(msgspec.Struct, forbid_unknown_fields=True):
+class PlainBody(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of ``/api/engines/{name}/drain`` and its like, which need none."""
+
+    force: bool = False
+
+
+class WeightBody(msgspec.Struct, forbid_unknown_fields=True):
     """The body of ``/api/engines/{name}/weight``."""
 
     weight: float
 
 
-class Use(msgspec.Struct, forbid_unknown_fields=True):
+class RoleBody(msgspec.Struct, forbid_unknown_fields=True):
     """The body of ``/api/engines/{name}/role``."""
 
     role: Role
+    force: bool = False
 
 
-class Layout(msgspec.Struct, forbid_unknown_fields=True):
+class TopologyBody(msgspec.Struct, forbid_unknown_fields=True):
     """The body of ``/api/topology``."""
 
     topology: str
+    roles: dict[str, Role] | None = None
+    force: bool = False
 
 
 def read(body: bytes, kind: type[T]) -> T:
@@ -132,9 +153,14 @@ def _answer(remedy: Remedy) -> Response:
             "asked": remedy.order.kind.value,
             "engine": remedy.order.engine,
             "restarts": remedy.restarts,
+            "ends": remedy.ends,
             "remedy": remedy,
         }
     )
+
+
+def _found(what: object) -> Response:
+    return Response(msgspec.json.encode(what), 200, {"cache-control": "no-store"}, media_type="application/json")
 
 
 def asked_for(body: dict[str, object]) -> Response:

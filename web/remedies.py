@@ -40,7 +40,7 @@ def remedies(given: Sequence[Remedy], snapshot: NodeSnapshot) -> RemediesContext
 
 def _remedy(one: Remedy, now: float) -> RemedyContext:
     tone, state = _state(one, now)
-    holds = one.state is not RemedyState.UNDONE and one.undo is not None
+    holds = one.over is None and one.undo is not None
     return RemedyContext(
         clock=time.strftime("%H:%M:%S", time.localtime(one.time)),
         sentence=one.sentence,
@@ -55,6 +55,7 @@ def _remedy(one: Remedy, now: float) -> RemedyContext:
 def _state(one: Remedy, now: float) -> tuple[str, str]:
     if one.state is RemedyState.SETTLING:
         return "wait", f"done {words.age(max(0.0, now - one.time))} ago; what it brings is not known yet"
-    if one.state is RemedyState.UNDONE:
-        return "off", "taken back, or replaced by a later order"
-    return "ok", f"brought: {one.brought or words.DASH}"
+    tone = "ok" if one.state is RemedyState.SETTLED else "warn"
+    beside = f" (but {'; '.join(one.beside)})" if one.beside else ""
+    over = f"; {one.over}" if one.over is not None else ""
+    return "off" if over else tone, f"brought: {one.brought or words.DASH}{beside}{over}"

@@ -8,7 +8,8 @@ import importlib.util
 import logging
 import os
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit, urlunsplit
@@ -26,7 +27,7 @@ from appliance.simulator.control import Control
 from appliance.simulator.plan import EnginePlan
 from appliance.supervisor.node import Node
 from appliance.supervisor.specs import EngineSpec, Model, resolve_model, specs
-from appliance.supervisor.topology import Topology, parse
+from appliance.supervisor.topology import parse
 
 _log = logging.getLogger("pd-appliance")
 ENGINE_MEMORY_BYTES: Final = 1200 << 20  # of one CPU engine, measured, without its KV cache and its weights
@@ -43,6 +44,7 @@ class Cast(msgspec.Struct, frozen=True, kw_only=True):
     plans: tuple[EnginePlan, ...] = ()
     scenario: Path | None = None
     settings: dict[str, dict[str, Any]] = {}  # of the scenario, by section, where nobody has set them otherwise
+    remake: Callable[[str, int], Cast]  # of another layout, where there are so many engines; raises ``ConfigError``
 
     @property
     def kinds(self) -> dict[str, str]:
@@ -63,7 +65,7 @@ class Cast(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.structs.replace(config, **sections)
 
     def control(self, node: Node) -> Control | None:
-        """What a simulated node has besides."""
+        """What a simulated node has besides; see ``Company``, too."""
         if not self.plans:
             return None
         title = str(self.scenario) if self.scenario else self.model
@@ -86,6 +88,38 @@ class Cast(msgspec.Struct, frozen=True, kw_only=True):
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
             await process.wait()
+
+
+class Company:
+    """The cast as it is now: engines come and go where the topology is changed. Implements ``supervisor.actions.Casting``."""
+
+    def __init__(self, cast: Cast) -> None:
+        self._cast = self._next = cast
+        self.kinds = cast.kinds
+        """By engine; changes with them."""
+        self.control: Control | None = None
+
+    def follow(self, node: Node, control: Control | None) -> None:
+        """Be asked for the engines of other layouts, and be told of those that come and go."""
+        self.control = control
+        node.actions.casting = self
+        node.roster.on_begin.append(self._begins)
+        node.roster.on_remove.append(self._is_gone)
+
+    def specs(self, layout: str, there: int) -> Sequence[EngineSpec]:
+        """Raises ``ConfigError``."""
+        self._next = self._cast.remake(layout, there)
+        return self._next.specs
+
+    def _begins(self, spec: EngineSpec) -> None:
+        self.kinds[spec.name] = self._next.kinds[spec.name]
+        if self.control is not None:
+            self.control.begins(next(plan for plan in self._next.plans if plan.name == spec.name))
+
+    def _is_gone(self, name: str) -> None:
+        del self.kinds[name]
+        if self.control is not None:
+            self.control.ended(name)
 
 
 async def _tell_end(process: asyncio.subprocess.Process) -> None:
@@ -113,16 +147,21 @@ def _real(config: Config) -> Cast:
         raise ConfigError(
             "vLLM is not installed in this environment: run make serve, or pip install 'pd-appliance[cpu]'"
         )
-    topology = parse(config.topology.layout)
     model = resolve_model(config)
     if model.preset:
         raise ConfigError(
             f"model {config.model.path!r} is a preset for GPUs, and engines run on the CPU so far: "
             "--engine sim plays it, pd-appliance plan says what it needs"
         )
+    return _real_as(config, model, config.topology.layout, 0)
+
+
+def _real_as(config: Config, model: Model, layout: str, there: int) -> Cast:
+    """``there``: so many engines have their memory already."""
+    topology = parse(layout)
     found = specs(config, topology, model, sorted(os.sched_getaffinity(0)))
-    _check_memory(config, topology)
-    return Cast(model=model.name, layout=topology.layout, specs=found)
+    _check_memory(config, len(found) - there)
+    return Cast(model=model.name, layout=topology.layout, specs=found, remake=partial(_real_as, config, model))
 
 
 def _simulated(loaded: Loaded) -> Cast:
@@ -170,7 +209,13 @@ def _of_scenario(loaded: Loaded, path: Path) -> Cast:
 
 def _cast(loaded: scenario.Loaded, layout: str, name: str) -> Cast:
     plans: Sequence[EnginePlan] = scenario.plans(loaded, layout)
-    return Cast(model=name, layout=parse(layout).layout, specs=simulated.specs(plans, name), plans=tuple(plans))
+    return Cast(
+        model=name,
+        layout=parse(layout).layout,
+        specs=simulated.specs(plans, name),
+        plans=tuple(plans),
+        remake=lambda other, there: _cast(loaded, other, name),
+    )
 
 
 def _near(url: str) -> str:
@@ -182,11 +227,12 @@ def _near(url: str) -> str:
     return urlunsplit(parts._replace(netloc=f"{f'[{host}]' if ':' in host else host}:{parts.port}"))
 
 
-def _check_memory(config: Config, topology: Topology) -> None:
-    wanted = len(topology.places) * (ENGINE_MEMORY_BYTES + config.engine.kv_cache_bytes)
+def _check_memory(config: Config, engines: int) -> None:
+    """For so many that there are not yet."""
+    wanted = engines * (ENGINE_MEMORY_BYTES + config.engine.kv_cache_bytes)
     available = psutil.virtual_memory().available
     if wanted > available:
         raise NotNowError(
-            f"{len(topology.places)} engines need about {wanted >> 20} MiB of memory and {available >> 20} MiB are available: "
+            f"{engines} engines need about {wanted >> 20} MiB of memory and {available >> 20} MiB are available: "
             f"use fewer engines (topology.layout), or a lower engine.kv_cache_bytes (now {config.engine.kv_cache_bytes >> 20} MiB)"
         )

@@ -35,6 +35,7 @@ class Forecast:
         self._share = share
         self._window: deque[NodeSnapshot] = deque(maxlen=_WINDOW)
         self._plans: Plans | None = None
+        self._topology: str | None = None  # as it is now; plans may be of one that was changed since
 
     def plans(self) -> Plans | None:
         """The latest; None before there are any."""
@@ -42,14 +43,15 @@ class Forecast:
 
     def better(self) -> Better | None:
         """A layout that is clearly better than the one that there is; None where there is none, or nothing is known."""
-        if self._plans is None or (now := present(self._plans)) is None:
+        if self._plans is None or self._plans.now != self._topology or (now := present(self._plans)) is None:
             return None
         return advice(now, self._plans.layouts)
 
     async def run(self) -> None:
         """Until cancelled."""
         async for snapshot in self._source.updates():
-            if self._window and snapshot.time - self._window[-1].time < _EVERY_S:
+            self._topology = snapshot.topology
+            if self._window and snapshot.uptime_s - self._window[-1].uptime_s < _EVERY_S:
                 continue
             self._window.append(snapshot)
             if snapshot.engines:

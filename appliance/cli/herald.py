@@ -69,7 +69,7 @@ class Herald:
         self, config: Config, name: str, node: Node, not_ready: Callable[[], str | None], unfinished: Callable[[], int]
     ) -> None:
         """``not_ready``: why no request can be served. ``unfinished``: how many are under way."""
-        self._name = f"{name} as {node.topology}"
+        self._name = name
         self._node = node
         self._not_ready = not_ready
         self._unfinished = unfinished
@@ -134,7 +134,7 @@ class Herald:
 
     def _moment(self) -> Moment:
         return Moment(
-            node=self._name,
+            node=f"{self._name} as {self._node.topology}",
             views=self._node.views(),
             not_ready=self._not_ready(),
             served="READY" in self._told,

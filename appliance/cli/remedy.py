@@ -20,14 +20,19 @@ Url = Annotated[str, typer.Option(help="Of the node.")]
 Wait = Annotated[
     bool, typer.Option("--wait/--no-wait", help="Until it is known what it brought: half a minute or more.")
 ]
+Force = Annotated[bool, typer.Option("--force", help="Even if no engine takes requests then.")]
 Name = Annotated[str, typer.Argument(help="e0, e1, …")]
 _LOOK_S: Final = 1.0
 
 
 @app.command("list")
-def list_(url: Url = URL, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+def list_(
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="So many.")] = 20,
+    url: Url = URL,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
     """Those that were given, the newest first."""
-    remedies = read(url, list[Remedy], "api", "remedies")
+    remedies = read(url, list[Remedy], "api", "remedies", query=f"?limit={limit}")
     if as_json:
         _say(json.dumps(msgspec.to_builtins(remedies)))
     else:
@@ -54,9 +59,15 @@ def advised(
 
 
 @app.command()
-def role(engine: Name, role: Annotated[Role, typer.Argument()], wait: Wait = False, url: Url = URL) -> None:
+def role(
+    engine: Name,
+    role: Annotated[Role, typer.Argument()],
+    force: Force = False,
+    wait: Wait = False,
+    url: Url = URL,
+) -> None:
     """Use an engine for something else; nothing restarts."""
-    _give(url, Order(kind=OrderKind.ROLE, engine=engine, role=role), wait)
+    _give(url, Order(kind=OrderKind.ROLE, engine=engine, role=role, force=force), wait)
 
 
 @app.command()
@@ -71,9 +82,9 @@ def weight(
 
 
 @app.command()
-def drain(engine: Name, url: Url = URL) -> None:
+def drain(engine: Name, force: Force = False, url: Url = URL) -> None:
     """Take no new work on an engine."""
-    _give(url, Order(kind=OrderKind.DRAIN, engine=engine), False)
+    _give(url, Order(kind=OrderKind.DRAIN, engine=engine, force=force), False)
 
 
 @app.command()
@@ -94,28 +105,32 @@ def restart(
 
 @app.command()
 def topology(
-    layout: Annotated[str, typer.Argument(help="NpMd or Nb, of as many engines as there are.")],
+    layout: Annotated[str, typer.Argument(help="NpMd or Nb, with sizes: 1p1d@tp4.")],
+    force: Force = False,
     wait: Wait = False,
     url: Url = URL,
 ) -> None:
-    """Give all engines the roles of a layout; nothing restarts."""
-    _give(url, Order(kind=OrderKind.TOPOLOGY, topology=layout), wait)
+    """Have another layout. Of the same engines nothing restarts; else engines end and begin part by part, while the others serve."""
+    _give(url, Order(kind=OrderKind.TOPOLOGY, topology=layout, force=force), wait)
 
 
 @app.command()
-def undo(id: Annotated[str, typer.Argument(help="r1, r2, …")], wait: Wait = False, url: Url = URL) -> None:
+def undo(id: Annotated[str, typer.Argument(help="r261126-1432, …")], wait: Wait = False, url: Url = URL) -> None:
     """Take a remedy back."""
     _follow(url, ask(url, "POST", "api", "remedies", id, "undo"), wait)
 
 
 def text(remedy: Remedy) -> str:
     """For people."""
-    at = time.strftime("%H:%M:%S", time.localtime(remedy.time))
-    lines = [f"{remedy.id}  {at}  {remedy.sentence}  [{remedy.state.value}, by {remedy.by}]"]
-    lines += [f"    because: {remedy.reason}"] if remedy.reason else []
+    at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(remedy.time))
+    lines = [f"{remedy.id}  {at}  {remedy.sentence}  [by {remedy.by}]"]
+    lines += [f"    said then: {remedy.verdict}"] if remedy.verdict else []
     lines += [f"    expected: {remedy.expected}"] if remedy.expected else []
-    lines += [f"    brought: {remedy.brought}"] if remedy.brought else []
-    if remedy.undo is not None and remedy.state is not RemedyState.UNDONE:
+    lines.append(f"    brought: {remedy.brought or 'not known yet'}")
+    lines += [f"    but: {one}" for one in remedy.beside]
+    if remedy.over is not None:
+        lines.append(f"    does not hold any more: {remedy.over}")
+    elif remedy.undo is not None:
         lines.append(f"    back: pd-appliance remedy undo {remedy.id}")
     return "\n".join(lines)
 
@@ -136,7 +151,7 @@ def _follow(url: str, answer: dict[str, Any], wait: bool) -> None:
 def _settled(url: str, remedy: Remedy) -> Remedy:
     while remedy.state is RemedyState.SETTLING:
         time.sleep(_LOOK_S)
-        remedy = next((one for one in read(url, list[Remedy], "api", "remedies") if one.id == remedy.id), remedy)
+        remedy = read(url, Remedy, "api", "remedies", remedy.id)
     return remedy
 
 

@@ -12,6 +12,7 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -21,7 +22,7 @@ import uvloop
 
 from appliance import __version__
 from appliance.channel import Up
-from appliance.cli.cast import Cast
+from appliance.cli.cast import Cast, Company
 from appliance.cli.cast import cast as _cast
 from appliance.cli.forecast import Forecast
 from appliance.cli.herald import Herald
@@ -31,8 +32,8 @@ from appliance.errors import NoEngineError, NotNowError
 from appliance.gpu.nvml import Nvml
 from appliance.gpu.watch import Watch
 from appliance.incidents.keeper import Incidents
-from appliance.records import EngineState, EngineView, Role
-from appliance.remedies.apply import Remedies
+from appliance.records import EngineState, EngineView, NodeSnapshot, Role
+from appliance.remedies.apply import Remedies, present
 from appliance.router.router import Router
 from appliance.simulator.control import Control
 from appliance.supervisor import notify
@@ -84,8 +85,9 @@ class Appliance:
         """Check what can be checked before anything is started. Raises ``ConfigError``."""
         self._config = cast.adapt(config)
         self._cast = cast
+        self._company = Company(cast)
         self._state_directory = state_directory(config, os.environ)
-        self._fits = Fits(self._state_directory, cast.kinds)
+        self._fits = Fits(self._state_directory, self._company.kinds)
         self._listener = _listen(config.server)
         self._gpus = Watch(Nvml(), config.telemetry.tick_s)
         self._served = False
@@ -110,11 +112,13 @@ class Appliance:
         timelines = Timelines(config.telemetry.recent_requests)
         router = Router(config.router, node.views, ledger, timelines, model, calibrate_s=config.diagnosis.calibrate_s)
         control = cast.control(node)
+        self._company.follow(node, control)
         collector = self._collector(node, router, ledger, timelines, control)
         _connect(node, router, ledger, timelines, collector, control)
-        remedies = Remedies(node.actions, collector.latest, _say)
-        node.on_change(self._note)
         incidents = Incidents(config, self._state_directory)
+        remedies = Remedies(node.actions, partial(_as_it_is, collector, node), _say, incidents.keep_remedy)
+        incidents.recall = remedies.recall
+        node.on_change(self._note)
         forecast = Forecast(collector, config.slo.share)
         collector.better = forecast.better
         app = self._app(router, remedies, incidents, collector, control, forecast)
@@ -141,6 +145,7 @@ class Appliance:
             async with cast.played(self._address()):
                 failure = await self._until_stopped(node)
             router.drain()
+            remedies.close()
             herald.stopping()
             watch.cancel()
             farewell = group.create_task(incidents.close(config.server.grace_s, self._hurry))
@@ -172,7 +177,7 @@ class Appliance:
             version=__version__,
             hardware=control or Machine(node.views, self._gpus.latest),
             diagnose=Diagnoser(self._config.slo.share),
-            kinds=self._cast.kinds,
+            kinds=self._company.kinds,
             models=self._fits.model,
             simulated=control is not None,
         )
@@ -246,6 +251,11 @@ class Appliance:
     def _address(self) -> str:
         host, port = self._listener.getsockname()[:2]
         return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def _as_it_is(collector: Collector, node: Node) -> NodeSnapshot:
+    """Now, and not at the last tick."""
+    return present(collector.latest(), node.views(), node.topology)
 
 
 def _connect(

@@ -1,4 +1,4 @@
-"""Incidents in SQLite: one file in the state directory, written by one process at a time. Everything here blocks."""
+"""Incidents and remedies in SQLite: one file in the state directory, written by one process at a time. Everything here blocks."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ import msgspec
 from appliance.errors import IncidentError
 from appliance.incidents import frames
 from appliance.incidents.frames import Chunk, Thin
-from appliance.records import Change, Incident, IncidentState
+from appliance.records import Change, Incident, IncidentState, Remedy
 
 T = TypeVar("T")
 FILE: Final = "incidents.db"
-SCHEMA: Final = 1
 _LOCK: Final = "incidents.lock"
 _OURS: Final = 0x50444149  # SQLite's application_id: PDAI
 _BUSY_S: Final = 2.0  # a lock of somebody else's is waited for
 _CHANGES_KEPT: Final = 5000
 _DAY_S: Final = 86_400.0
 _RUINED: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-_TABLES: Final = """
+_STEPS: Final = (  # from each format of the file to the next; a new file takes all of them
+    """
 CREATE TABLE incidents (id TEXT PRIMARY KEY, opened REAL NOT NULL, state TEXT NOT NULL, updated REAL NOT NULL, data TEXT NOT NULL);
 CREATE INDEX incidents_opened ON incidents (opened);
 CREATE TABLE changes (number INTEGER PRIMARY KEY, time REAL NOT NULL, kind TEXT NOT NULL, data TEXT NOT NULL);
@@ -37,7 +37,10 @@ CREATE TABLE chunks (
     data BLOB NOT NULL
 );
 CREATE INDEX chunks_incident ON chunks (incident, since);
-"""
+""",
+    "CREATE TABLE remedies (id TEXT PRIMARY KEY, time REAL NOT NULL, data TEXT NOT NULL);",
+)
+SCHEMA: Final = len(_STEPS)
 _log = logging.getLogger("pd-appliance.incidents")
 
 
@@ -48,6 +51,7 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     changes: tuple[Change, ...] = ()
     chunks: tuple[Chunk, ...] = ()
     thins: tuple[Thin, ...] = ()
+    remedies: tuple[Remedy, ...] = ()
 
 
 class Database:
@@ -82,6 +86,11 @@ class Database:
                 )
             for thin in batch.thins:
                 self._thin(thin)
+            for remedy in batch.remedies:
+                self._connection.execute(
+                    "INSERT INTO remedies (id, time, data) VALUES (?, ?, ?) ON CONFLICT (id) DO UPDATE SET data = excluded.data",
+                    (remedy.id, remedy.time, _text(remedy)),
+                )
 
     def end_open(self, ended: str) -> list[Incident]:
         """Close what the last process left open, at the time at which it was last heard of."""
@@ -113,6 +122,10 @@ class Database:
             run(
                 "DELETE FROM changes WHERE time < ? OR number <= (SELECT MAX(number) FROM changes) - ?",
                 (now - days * _DAY_S, _CHANGES_KEPT),
+            )
+            run(
+                "DELETE FROM remedies WHERE time < ? OR id NOT IN (SELECT id FROM remedies ORDER BY time DESC LIMIT ?)",
+                (now - days * _DAY_S, keep),
             )
         self._connection.executescript("PRAGMA incremental_vacuum")  # ``execute`` would give back a single page
 
@@ -174,6 +187,11 @@ class Database:
         ).fetchone()
         return None if row is None else _record(row[0], Change)
 
+    def remedies(self) -> list[Remedy]:
+        """Oldest first."""
+        rows = self._connection.execute("SELECT data FROM remedies ORDER BY time, id")
+        return [one for (data,) in rows if (one := _record(data, Remedy)) is not None]
+
     def chunks(self, id: str) -> list[bytes]:
         """What was seen around it, in the order in which it was seen."""
         rows = self._connection.execute("SELECT data FROM chunks WHERE incident = ? ORDER BY since, number", (id,))
@@ -222,7 +240,7 @@ def _open_to_read(directory: Path) -> Database:
             connection = _checked(sqlite3.connect(address, uri=True, timeout=_BUSY_S), path)
         except sqlite3.OperationalError:  # a directory that can't be written to, and nobody who writes
             connection = _checked(sqlite3.connect(f"{address}&immutable=1", uri=True), path)
-        if _number(connection, "user_version") != SCHEMA:
+        if not _number(connection, "user_version"):
             raise IncidentError(f"{path} has no incidents")
         return Database(connection)
     except sqlite3.Error as error:
@@ -264,8 +282,7 @@ def _opened(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
     try:
         _checked(connection, path)
-        if _number(connection, "user_version") == 0:
-            _make(connection)
+        _bring_up(connection, _number(connection, "user_version"))
         connection.execute("PRAGMA journal_mode = WAL").fetchall()
         connection.execute("PRAGMA synchronous = NORMAL")
         return connection
@@ -291,10 +308,15 @@ def _checked(connection: sqlite3.Connection, path: Path) -> sqlite3.Connection:
     return connection
 
 
-def _make(connection: sqlite3.Connection) -> None:
-    connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+def _bring_up(connection: sqlite3.Connection, version: int) -> None:
+    """To the format of today, from nothing or from an older one."""
+    if version == SCHEMA:
+        return
+    if version == 0:
+        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+    steps = "".join(_STEPS[version:])
     connection.executescript(
-        f"BEGIN IMMEDIATE; {_TABLES} PRAGMA application_id = {_OURS}; PRAGMA user_version = {SCHEMA}; COMMIT;"
+        f"BEGIN IMMEDIATE; {steps} PRAGMA application_id = {_OURS}; PRAGMA user_version = {SCHEMA}; COMMIT;"
     )
 
 

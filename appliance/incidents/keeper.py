@@ -7,7 +7,7 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -20,7 +20,7 @@ from appliance.incidents.frames import Recorder
 from appliance.incidents.hooks import Hooks
 from appliance.incidents.store import Store
 from appliance.incidents.tracker import BEFORE_S, STOPPED, EventKind, Tracker
-from appliance.records import Change, ChangeKind, Incident, NodeSnapshot
+from appliance.records import Change, ChangeKind, Incident, NodeSnapshot, Remedy
 
 _log = logging.getLogger("pd-appliance.incidents")
 _LEAST_S: Final = 2.0  # to tell of the end, whatever grace there is
@@ -42,6 +42,8 @@ class Incidents:
         self._last_start: Change | None = None
         self._last: NodeSnapshot | None = None
         self._saved_s = 0.0  # uptime
+        self.recall: Callable[[Sequence[Remedy]], None] = lambda remedies: None
+        """Told which remedies earlier runs have left, oldest first."""
 
     async def run(self, snapshots: AsyncIterator[NodeSnapshot]) -> None:
         """Follow them. A fault in here must not end the node."""
@@ -66,6 +68,10 @@ class Incidents:
         await self._store.settle(_FLUSH_S)
         await self._hooks.finish(max(within_s, _LEAST_S), hurry)
         await self._store.close(_FLUSH_S)
+
+    def keep_remedy(self, remedy: Remedy) -> None:
+        """In the same file."""
+        self._store.put_remedy(remedy)
 
     # ---- what is asked
 
@@ -93,6 +99,7 @@ class Incidents:
         for incident in found.closed:
             _log.warning("incident %s was open when the appliance ended: it is closed", incident.id)
             self._hooks.tell(EventKind.CLOSED, incident)
+        self.recall(found.remedies)
 
     async def _safely(self, what: Awaitable[None]) -> None:
         try:

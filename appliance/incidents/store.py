@@ -1,4 +1,4 @@
-"""Keeps incidents on disk without ever waiting for the disk: what can't be written stays in memory, and is tried again."""
+"""Keeps incidents and remedies on disk without ever waiting for the disk: what can't be written stays in memory, and is tried again."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from appliance.errors import IncidentError
 from appliance.incidents import database, frames
 from appliance.incidents.database import Batch, Database
 from appliance.incidents.frames import Chunk, Thin
-from appliance.records import Change, Incident, IncidentState
+from appliance.records import Change, Incident, IncidentState, Remedy
 
 T = TypeVar("T")
 Failure = (sqlite3.Error, OSError, IncidentError)
@@ -38,6 +38,7 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
     changes: tuple[Change, ...] = ()
     last_start: Change | None = None
     closed: tuple[Incident, ...] = ()
+    remedies: tuple[Remedy, ...] = ()  # oldest first
 
 
 class Store:
@@ -56,6 +57,7 @@ class Store:
         self._changes: deque[Change] = deque(maxlen=_HELD)
         self._chunks: deque[Chunk] = deque()
         self._thins: list[Thin] = []
+        self._remedies: dict[str, Remedy] = {}  # as incidents
         self._said: tuple[str, float] = ("", 0.0)
         self._closed = False
 
@@ -82,7 +84,7 @@ class Store:
         batch = self._waiting()
         if batch == Batch():
             return True
-        over = any(incident.state is IncidentState.CLOSED for incident in batch.incidents)
+        over = bool(batch.remedies) or any(one.state is IncidentState.CLOSED for one in batch.incidents)
         try:
             await self._run(lambda: self._write(batch, over))
         except Failure as error:
@@ -117,6 +119,10 @@ class Store:
 
     def put(self, incident: Incident) -> None:
         self._incidents[incident.id] = incident
+        self._dirty.set()
+
+    def put_remedy(self, remedy: Remedy) -> None:
+        self._remedies[remedy.id] = remedy
         self._dirty.set()
 
     def put_changes(self, changes: Sequence[Change]) -> None:
@@ -179,6 +185,7 @@ class Store:
             changes=tuple(kept.changes(changes_since)),
             last_start=kept.last_change("started"),
             closed=tuple(kept.end_open(self._ended)),
+            remedies=tuple(kept.remedies()),
         )
         kept.prune(self._config.keep, self._config.keep_days, time.time())
         return found
@@ -211,6 +218,7 @@ class Store:
             changes=tuple(self._changes),
             chunks=tuple(self._chunks),
             thins=tuple(self._thins),
+            remedies=tuple(self._remedies.values()),
         )
 
     def _written(self, batch: Batch) -> None:
@@ -218,6 +226,9 @@ class Store:
         for incident in batch.incidents:
             if self._incidents.get(incident.id) is incident:
                 del self._incidents[incident.id]
+        for remedy in batch.remedies:
+            if self._remedies.get(remedy.id) is remedy:
+                del self._remedies[remedy.id]
         written = {id(one) for one in (*batch.changes, *batch.chunks)}
         self._changes = deque((one for one in self._changes if id(one) not in written), maxlen=_HELD)
         self._chunks = deque(one for one in self._chunks if id(one) not in written)

@@ -5,10 +5,8 @@ Lengths of time are measured by the node's uptime, which nobody sets back; what 
 
 from __future__ import annotations
 
-import itertools
-import time
 from collections import deque
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from enum import StrEnum
 from typing import Final, TypeVar
 
@@ -16,7 +14,7 @@ import msgspec
 from msgspec.structs import replace
 
 from appliance.incidents.impact import Impact
-from appliance.records import Change, Incident, IncidentState, NodeSnapshot, Said, Verdict
+from appliance.records import Change, Incident, IncidentState, NodeSnapshot, Said, Verdict, new_id
 
 T = TypeVar("T")
 UNKNOWN_S: Final = 10.0  # somebody is hurt and nothing tells why, until that is an incident
@@ -268,15 +266,6 @@ def thing(verdict: Verdict) -> Thing:
     if verdict.cause in _SATURATED:
         return "saturated", verdict.stage or ""
     return verdict.cause, "/".join(verdict.link) if verdict.link else verdict.engine or ""
-
-
-def new_id(opened: float, taken: Collection[str]) -> str:
-    """Short, in order of time, and to be said over a telephone: ``261126-1432``, and ``261126-1432b`` for a second one of that minute."""
-    name: str = time.strftime("%y%m%d-%H%M", time.gmtime(opened))
-    endings: Iterator[str] = itertools.chain(
-        ["", *"bcdefghijklmnopqrstuvwxyz"], (f"z{number}" for number in itertools.count(1))
-    )
-    return next(name + ending for ending in endings if name + ending not in taken)
 
 
 def _differs(before: Incident, after: Incident) -> bool:

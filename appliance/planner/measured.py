@@ -74,7 +74,7 @@ def engines_of(node: NodeSnapshot, steps: LearntSteps, copies: LearntCopies) -> 
     if ":" in node.topology:
         return _UNEQUAL
     if not kv or len(kv) < len(node.engines):
-        return "not all engines have been ready yet"
+        return "not all engines are there, and what they have room for is known of those only that are"
     return Engines(
         count=len(node.engines),
         step=_step(steps),

@@ -17,6 +17,7 @@ from appliance.records.engine import (
 from appliance.records.gpu import GpuProcess, GpuSnapshot, Throttled
 from appliance.records.incident import Change, ChangeKind, Incident, IncidentState, Said
 from appliance.records.inventory import Card, Inventory
+from appliance.records.names import new_id
 from appliance.records.node import (
     LATELY_S,
     HandoffSnapshot,
@@ -31,7 +32,7 @@ from appliance.records.node import (
     SupervisorSnapshot,
 )
 from appliance.records.plan import Better, Demand, Plan, Plans, Predicted
-from appliance.records.remedy import Condition, Order, OrderKind, Remedy, RemedyState
+from appliance.records.remedy import Condition, Moved, Order, OrderKind, Remedy, RemedyState
 from appliance.records.request import STAGES, Leg, Stage, Timeline
 from appliance.records.verdict import Action, Evidence, Verdict
 
@@ -63,6 +64,7 @@ __all__ = [
     "LedgerSnapshot",
     "Leg",
     "LinkSnapshot",
+    "Moved",
     "NodeSnapshot",
     "Order",
     "OrderKind",
@@ -82,4 +84,5 @@ __all__ = [
     "Throttled",
     "Timeline",
     "Verdict",
+    "new_id",
 ]

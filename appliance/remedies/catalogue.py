@@ -8,7 +8,7 @@ from typing import Final
 import msgspec
 
 from appliance.errors import ActionError
-from appliance.records import Action, EngineSnapshot, EngineState, NodeSnapshot, Order, OrderKind, Role
+from appliance.records import Action, EngineSnapshot, EngineState, Moved, NodeSnapshot, Order, OrderKind, Remedy, Role
 
 _NEEDS: Final[Mapping[OrderKind, str | None]] = {
     OrderKind.ROLE: "role",
@@ -16,7 +16,13 @@ _NEEDS: Final[Mapping[OrderKind, str | None]] = {
     OrderKind.TOPOLOGY: "topology",
 }
 _VALUES: Final = ("role", "weight", "topology")
-_DOWN: Final = (EngineState.BACKOFF, EngineState.FAILED)
+_FORCED: Final = (OrderKind.ROLE, OrderKind.DRAIN, OrderKind.TOPOLOGY)
+_DOWN: Final = (EngineState.BACKOFF, EngineState.FAILED, EngineState.STOPPED)
+_CONFIGURED: Final[Mapping[OrderKind, str]] = {
+    OrderKind.ROLE: "roles are those of the configuration",
+    OrderKind.WEIGHT: "all weights are 1",
+    OrderKind.TOPOLOGY: "the topology is that of the configuration",
+}
 
 
 def check(order: Order) -> None:
@@ -31,18 +37,19 @@ def check(order: Order) -> None:
     for value in _VALUES:
         if value != needed and getattr(order, value) is not None:
             raise ActionError(f"order {order.kind.value!r} has no {value!r}: leave it out", invalid=True)
+    if order.roles is not None and order.kind is not OrderKind.TOPOLOGY:
+        raise ActionError(f"order {order.kind.value!r} has no 'roles': leave it out", invalid=True)
+    if order.force and order.kind not in _FORCED:
+        raise ActionError(f"order {order.kind.value!r} can't be forced: leave 'force' out", invalid=True)
 
 
 def call(order: Order) -> str:
     """The API call that gives it: ``POST /api/engines/e1/weight {"weight": 0.5}``."""
-    if order.kind is OrderKind.TOPOLOGY:
-        return f'POST /api/topology {{"topology": "{order.topology}"}}'
-    if order.engine is None:
-        return "POST /api/restart"
-    path = f"POST /api/engines/{order.engine}/{order.kind.value}"
-    if order.kind is OrderKind.ROLE and order.role is not None:
-        return f'{path} {{"role": "{order.role.value}"}}'
-    return f'{path} {{"weight": {order.weight:g}}}' if order.kind is OrderKind.WEIGHT else path
+    values = {"role": order.role, "weight": order.weight, "topology": order.topology, "roles": order.roles}
+    body = {name: value for name, value in (*values.items(), ("force", order.force or None)) if value is not None}
+    said = f" {msgspec.json.format(msgspec.json.encode(body), indent=0).decode()}" if body else ""
+    path = f"engines/{order.engine}/{order.kind.value}" if order.engine else order.kind.value
+    return f"POST /api/{path}{said}"
 
 
 def advise(sentence: str, order: Order, setting: str | None = None) -> Action:
@@ -55,49 +62,88 @@ def words(order: Order, node: NodeSnapshot) -> str:
     return _WORDS[order.kind](order, node)
 
 
+def moves(moved: Moved) -> str:
+    """What becomes of engines: ``e0, e1 start, e2 ends``."""
+    verbs = ((moved.starts, "start"), (moved.ends, "end"))
+    said = [f"{', '.join(names)} {verb}{'s' * (len(names) == 1)}" for names, verb in verbs if names]
+    return ", ".join(said) or "nothing restarts"
+
+
 def undo(order: Order, node: NodeSnapshot) -> Order | None:
-    """What takes it back, of a node as it was before; None where nothing does, or nothing changes."""
+    """What takes it back, of a node as it was before; None where nothing does, or nothing changes. Who has forced the one forces both."""
     engine = of(node, order.engine)
+    if not changes(order, node):
+        return None
     if order.kind is OrderKind.TOPOLOGY:
-        return _or_nothing(msgspec.structs.replace(order, topology=node.topology), order)
+        roles = {one.name: one.role for one in node.engines}
+        return Order(kind=OrderKind.TOPOLOGY, topology=node.topology, roles=roles, force=order.force)
     if engine is None:
         return None
     if order.kind is OrderKind.ROLE:
-        return _or_nothing(msgspec.structs.replace(order, role=engine.role), order)
+        return Order(kind=OrderKind.ROLE, engine=order.engine, role=engine.role, force=order.force)
     if order.kind is OrderKind.WEIGHT:
-        return _or_nothing(msgspec.structs.replace(order, weight=engine.weight), order)
-    if order.kind is OrderKind.DRAIN and engine.state is EngineState.READY:
+        return Order(kind=OrderKind.WEIGHT, engine=order.engine, weight=engine.weight)
+    if order.kind is OrderKind.DRAIN:
         return Order(kind=OrderKind.RESUME, engine=order.engine)
     if order.kind is OrderKind.RESUME and engine.state is EngineState.DRAINING:
         return Order(kind=OrderKind.DRAIN, engine=order.engine)
     return None
 
 
-def touches(order: Order) -> tuple[str, str | None]:
-    """What it changes: a later order that changes the same takes its place. Roles are the topology's."""
-    if order.kind in (OrderKind.ROLE, OrderKind.TOPOLOGY):
-        return "roles", None
+def changes(order: Order, node: NodeSnapshot) -> bool:
+    """Whether a node that is like this becomes another one by it."""
+    engine = of(node, order.engine)
+    if order.kind is OrderKind.TOPOLOGY:
+        roles = {one.name: one.role for one in node.engines}
+        return (order.topology or "").strip().lower() != node.topology or order.roles not in (None, roles)
+    if order.kind is OrderKind.RESTART or engine is None:
+        return True
+    if order.kind is OrderKind.ROLE:
+        return order.role is not engine.role
+    if order.kind is OrderKind.WEIGHT:
+        return order.weight != engine.weight
+    return (order.kind is OrderKind.DRAIN) == (engine.state is not EngineState.DRAINING)
+
+
+def overlap(earlier: Remedy, later: Remedy) -> bool:
+    """Whether the later one changes what the earlier one has changed."""
+    return any(
+        (what == other and None in (name, engine)) or (what, name) == (other, engine)
+        for what, name in _touches(earlier)
+        for other, engine in _touches(later)
+    )
+
+
+def _touches(remedy: Remedy) -> set[tuple[str, str | None]]:
+    """What of which engine; None: of all."""
+    order = remedy.order
+    started: set[tuple[str, str | None]] = {("work", name) for name in remedy.restarts}
+    if order.kind is OrderKind.TOPOLOGY:
+        anew = {(what, name) for what in ("work", "weight") for name in (*remedy.restarts, *remedy.ends)}
+        return {("role", None), *anew}
     if order.kind in (OrderKind.DRAIN, OrderKind.RESUME):
-        return "draining", order.engine
-    return order.kind.value, order.engine
+        return started | {("work", order.engine)}
+    return started if order.kind is OrderKind.RESTART else {(order.kind.value, order.engine)}
+
+
+def reset(order: Order) -> str:
+    """Why it does not hold after a start of the appliance."""
+    what = _CONFIGURED.get(order.kind, "all engines take work")
+    return f"the appliance was started again, and since then {what}"
 
 
 def restarted(order: Order, node: NodeSnapshot) -> tuple[str, ...]:
-    """Engines that it starts again."""
-    if order.kind is OrderKind.RESTART:
-        return (order.engine,) if order.engine else tuple(engine.name for engine in node.engines)
+    """Engines that it starts again. Where these are all, it passes over those that don't serve."""
+    if order.kind is OrderKind.RESTART and order.engine is None:
+        return tuple(engine.name for engine in node.engines if engine.state is EngineState.READY)
     engine = of(node, order.engine)
-    again = order.kind is OrderKind.RESUME and engine is not None and engine.state in _DOWN
+    again = order.kind is OrderKind.RESTART or (order.kind is OrderKind.RESUME and engine and engine.state in _DOWN)
     return (engine.name,) if again and engine is not None else ()
 
 
 def of(node: NodeSnapshot, name: str | None) -> EngineSnapshot | None:
     """That engine; None if there is no such."""
     return next((engine for engine in node.engines if engine.name == name), None)
-
-
-def _or_nothing(back: Order, order: Order) -> Order | None:
-    return None if back == order else back
 
 
 # ---- words
@@ -129,12 +175,14 @@ def _resume(order: Order, node: NodeSnapshot) -> str:
 
 def _restart(order: Order, node: NodeSnapshot) -> str:
     if order.engine is None:
-        return "all engines are started again, one after the other"
-    return f"{order.engine} is started again once what it has begun is done"
+        return f"{', '.join(restarted(order, node)) or 'no engine'}: started again, one after the other"
+    others = [engine for engine in node.engines if engine.name != order.engine and engine.state is EngineState.READY]
+    alone = "" if others else "; no other engine takes requests meanwhile"
+    return f"{order.engine} is started again once what it has begun is done, or [server] grace_s is over{alone}"
 
 
 def _topology(order: Order, node: NodeSnapshot) -> str:
-    return f"topology: {node.topology} → {order.topology}; nothing restarts"
+    return f"topology: {node.topology} → {order.topology}"
 
 
 _WORDS: Final[Mapping[OrderKind, Words]] = {

@@ -55,6 +55,15 @@ class Control:
         self._past |= {one.uuid: one for one in self._of(self._plans[engine])}
         self._readings.pop(engine, None)
 
+    def begins(self, plan: EnginePlan) -> None:
+        """Another engine has that name from now on. Faults are of what is under its name, and stay."""
+        self._plans[plan.name] = plan
+
+    def ended(self, engine: str) -> None:
+        """There is none of that name any more, and nothing of it to be mended."""
+        del self._plans[engine]
+        self._faults = {key: fault for key, fault in self._faults.items() if engine not in (key[0], key[2])}
+
     def gpus(self) -> tuple[GpuSnapshot, ...]:
         """See ``HardwareSource``."""
         return tuple(reading for plan in self._plans.values() for reading in self._of(plan))

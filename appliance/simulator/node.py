@@ -6,7 +6,7 @@ What ``router.request`` does with HTTP is done here with calls; everything that 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Final
 
@@ -23,6 +23,7 @@ from appliance.records import (
     EngineView,
     GpuSnapshot,
     HostReading,
+    Moved,
     NodeSnapshot,
     Pair,
     QueueSnapshot,
@@ -210,7 +211,7 @@ class SimulatedNode:
 
     # ---- what an owner says; see ``remedies.apply.Hands``
 
-    def drain(self, name: str) -> None:
+    def drain(self, name: str, *, force: bool = False) -> None:
         """One that is not there takes no work as it is."""
         if self._places[name].view.state is EngineState.READY:
             self._be(self._places[name], state=EngineState.DRAINING)
@@ -234,14 +235,15 @@ class SimulatedNode:
         self._places[name].weight = weight
         self._be(self._places[name], weight=weight)
 
-    def role(self, name: str, role: Role) -> None:
+    def role(self, name: str, role: Role, *, force: bool = False) -> None:
         self._places[name].role = role
         self._be(self._places[name], role=role)
 
-    def relabel(self, layout: str) -> None:
+    def relabel(self, layout: str, roles: Mapping[str, Role] | None = None, *, force: bool = False) -> Moved:
         """Raises ``ConfigError`` for a layout of other engines."""
-        for name, role in relabelled(self._as_places(), layout).items():
+        for name, role in (roles or relabelled(self._as_places(), layout)).items():
             self.role(name, role)
+        return Moved()
 
     def _be(self, place: _Place, **changed: object) -> None:
         place.view = msgspec.structs.replace(place.view, **changed)

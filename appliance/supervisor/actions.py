@@ -6,15 +6,19 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final
+from typing import Final, Protocol
 
-from appliance.errors import ActionError, ConfigError
-from appliance.records import EngineState, Role
+from msgspec.structs import replace
+
+from appliance.errors import ActionError, ConfigError, NotNowError
+from appliance.records import EngineState, Moved, Role
 from appliance.supervisor.acquaintance import Acquaintances, Key
 from appliance.supervisor.engine import Engine
 from appliance.supervisor.introductions import Task
-from appliance.supervisor.lifecycle import GIVEN_UP, Drain, Drained, Event, Restart, Resume
-from appliance.supervisor.topology import relabelled
+from appliance.supervisor.lifecycle import GIVEN_UP, Drain, Drained, Event, Life, Restart, Resume
+from appliance.supervisor.reshaping import Reshaping, Step, gap, steps
+from appliance.supervisor.specs import EngineSpec
+from appliance.supervisor.topology import Place, described, is_of, relabelled
 
 _SETTLE_S: Final = 0.05
 _LOOK_S: Final = 0.1
@@ -23,9 +27,21 @@ MOST_WEIGHT: Final = 100.0
 _BACK_S: Final = 300.0  # for an engine to load, and to meet the others
 _log = logging.getLogger("pd-appliance")
 _SERVING: Final = (EngineState.READY, EngineState.SUSPECT)
+_DOES: Final[Mapping[str, Callable[[Role], bool]]] = {
+    "prefill": lambda role: role.prefills,
+    "decode": lambda role: role.decodes,
+}
 
 InFlight = Callable[[str], int]
 Post = Callable[[Engine, Event, int | None], None]
+
+
+class Casting(Protocol):
+    """Which engines a layout has."""
+
+    def specs(self, layout: str, there: int) -> Sequence[EngineSpec]:
+        """``there``: how many there are now. Raises ``ConfigError`` for what can't be."""
+        ...
 
 
 class EngineActions:
@@ -38,6 +54,7 @@ class EngineActions:
         post: Post,
         task: Task,
         publish: Callable[..., None],
+        reshaping: Reshaping,
         grace_s: float,
     ) -> None:
         """``publish`` makes known what some engines are now. ``grace_s``: the longest that a restart waits for what is under way."""
@@ -48,22 +65,38 @@ class EngineActions:
         self._publish = publish
         self.in_flight: InFlight = lambda engine: 0
         """How much is under way on an engine; told by whoever knows."""
+        self.casting: Casting | None = None
+        """Who knows the engines of other layouts; without, they are refused."""
+        self._reshaping = reshaping
+        self._changing: str | None = None  # to that layout
         self._grace_s = grace_s
         self._rolling = False
+        self._told_to_rest: dict[str, Life] = {}  # as long as that is its life, the node has not got to it yet
         self._deadlines: dict[Key, float] = {}  # of restarts that wait; the latest order's counts
 
-    def drain(self, name: str) -> None:
-        """Take no new work on an engine. Raises ``ActionError``."""
-        self._post(self._engine_in(name, "drain", _SERVING), Drain(), None)
+    def drain(self, name: str, *, force: bool = False) -> None:
+        """Take no new work on an engine. Raises ``ActionError``, also for the last one that takes any, unless it is forced."""
+        self._not_amid_a_change()
+        engine = self._engine_in(name, "drain", _SERVING)
+        others = [other for other in self._engines.values() if other is not engine]
+        if self._takes_work(engine) and not force and not any(map(self._takes_work, others)):
+            raise ActionError(
+                f"{name} is the only engine that takes requests: all would be refused. Let another one take them first, or force it"
+            )
+        self._post(engine, Drain(), None)
+        self._told_to_rest[name] = engine.life
 
     def resume(self, name: str) -> None:
         """Take work again on an engine that drains; try one that was given up once more. Raises ``ActionError``."""
+        self._not_amid_a_change()
         self._post(self._engine_in(name, "resume", (EngineState.DRAINING, *GIVEN_UP)), Resume(), None)
 
     def restart(self, name: str) -> None:
         """Start an engine again once what it has begun is finished. Raises ``ActionError``."""
+        self._not_amid_a_change()
         engine = self._engine_in(name, "restart", (*_SERVING, EngineState.DRAINING, *GIVEN_UP))
         self._post(engine, Restart(), None)
+        self._told_to_rest[name] = engine.life
         waits = engine.key in self._deadlines
         self._deadlines[engine.key] = time.monotonic() + self._grace_s
         if not waits:
@@ -80,37 +113,121 @@ class EngineActions:
         engine.weight = weight
         self._publish(engine)
 
-    def role(self, name: str, role: Role) -> None:
-        """Use an engine for something else. Raises ``ActionError`` where nobody would be left for what it does."""
+    def role(self, name: str, role: Role, *, force: bool = False) -> None:
+        """Use an engine for something else. Raises ``ActionError``, also where nobody who takes requests would be left for what it does."""
+        self._not_amid_a_change()
         engine = self._engine_in(name, "change its role", tuple(EngineState))
-        rest = [other for other in self._engines.values() if other is not engine]
-        if engine.role.prefills and not role.prefills and not any(other.role.prefills for other in rest):
-            raise ActionError(
-                f"{name} is the only engine that prefills: let another one prefill first, or set the topology"
-            )
-        if engine.role.decodes and not role.decodes and not any(other.role.decodes for other in rest):
-            raise ActionError(
-                f"{name} is the only engine that decodes: let another one decode first, or set the topology"
-            )
-        engine.role = role
+        self._relabel({name: role}, force)
         self._publish(engine)
 
-    def relabel(self, layout: str) -> None:
-        """Give the engines the roles of a layout. Raises ``ActionError`` for one that takes other engines."""
+    def relabel(self, layout: str, roles: Mapping[str, Role] | None = None, *, force: bool = False) -> Moved:
+        """Give the engines the roles of a layout, or just these ``roles`` of it; where it takes others, engines end and begin.
+
+        Raises ``ActionError``.
+        """
+        self._not_amid_a_change()
+        places = [engine.place for engine in self._engines.values()]
         try:
-            roles = relabelled([engine.place for engine in self._engines.values()], layout)
+            if roles is not None and _is_theirs(places, roles, layout):
+                wanted = roles
+            elif self.casting is not None and not is_of(places, layout):
+                return self._change(layout, roles, force)
+            else:
+                wanted = relabelled(places, layout, self._serving())
+        except NotNowError as error:
+            raise ActionError(str(error)) from error
         except ConfigError as error:
             raise ActionError(str(error), invalid=True) from error
-        for name, role in roles.items():
-            self._engines[name].role = role
+        self._relabel(wanted, force)
         self._publish(*self._engines.values())
+        return Moved()
+
+    def _change(self, layout: str, roles: Mapping[str, Role] | None, force: bool) -> Moved:
+        """To other engines, beside everything else. Raises ``ConfigError`` or ``ActionError``."""
+        assert self.casting is not None
+        if self._rolling:
+            raise ActionError("the engines are being restarted one after the other: wait until that is done")
+        wanted = self.casting.specs(layout, len(self._engines))
+        final = roles or {spec.name: spec.role for spec in wanted}
+        if set(final) != {spec.name for spec in wanted}:
+            raise ActionError(f"roles are of {', '.join(final)}, and {layout} has {len(wanted)} engines", invalid=True)
+        plan = steps([engine.spec for engine in self._engines.values()], wanted)
+        if (lost := gap(plan, self._serving())) and not force:
+            raise ActionError(
+                f"no engine would take requests between the end of {', '.join(lost)} and the start of what comes instead: force it if "
+                "that is meant"
+            )
+        self._changing = layout
+        for engine in self._engines.values():
+            engine.role = Role.BOTH
+        self._publish(*self._engines.values())
+        self._task(self._reshape(plan, layout, final, force), f"change to {layout}")
+        begins = {spec.name for step in plan for spec in step.begins}
+        wanted_names = [spec.name for spec in wanted]
+        return Moved(
+            tuple(name for name in wanted_names if name in begins),
+            tuple(name for name in self._engines if name not in wanted_names),
+        )
+
+    async def _reshape(self, plan: Sequence[Step], layout: str, roles: Mapping[str, Role], force: bool) -> None:
+        try:
+            await self._reshaping.run(plan, force=force)
+            for name, role in roles.items():
+                self._engines[name].role = role
+            self._publish(*self._engines.values())
+        except ActionError as error:
+            _log.error(
+                "the change to %s ends here: %s. Engines that are there do both; the order's undo leads back",
+                layout,
+                error,
+            )
+        finally:
+            self._changing = None
+
+    def _not_amid_a_change(self) -> None:
+        if self._changing is not None:
+            raise ActionError(
+                f"the engines are being changed to {self._changing}: wait until all are ready, see their states in /api/node"
+            )
+
+    def _serving(self) -> list[str]:
+        return [name for name, engine in self._engines.items() if self._takes_work(engine)]
+
+    def _relabel(self, wanted: Mapping[str, Role], force: bool) -> None:
+        """Raises ``ActionError`` where engines that take requests do something now that none would do then."""
+        if not force:
+            for verb, does in _DOES.items():
+                self._check_left(verb, does, wanted)
+        for name, role in wanted.items():
+            self._engines[name].role = role
+
+    def _check_left(self, verb: str, does: Callable[[Role], bool], wanted: Mapping[str, Role]) -> None:
+        engines = self._engines.values()
+        now = [engine for engine in engines if does(engine.role)]
+        then = [engine for engine in engines if does(wanted.get(engine.spec.name, engine.role))]
+        taking = [engine for engine in now if self._takes_work(engine)]
+        if not now or (any(map(self._takes_work, then)) if taking else then):
+            return
+        names = ", ".join(engine.spec.name for engine in taking or now)
+        others = "; ".join(f"{engine.spec.name} is {engine.life.state}" for engine in then)
+        only = (
+            f"{names} {'is' if ',' not in names else 'are'} the only engine{'s' if ',' in names else ''} that {verb}s"
+        )
+        raise ActionError(f"{only}{f' now ({others})' if others else ''}: let another one {verb} first, or force it")
+
+    def _takes_work(self, engine: Engine) -> bool:
+        """It does, and has not just been told not to."""
+        return engine.life.state is EngineState.READY and self._told_to_rest.get(engine.spec.name) is not engine.life
 
     def restart_all(self) -> None:
         """Restart one engine after the other, so that the node serves all the time. Raises ``ActionError``."""
+        self._not_amid_a_change()
         if self._rolling:
             raise ActionError(
                 "the engines are being restarted one after the other already: see their states in /api/node"
             )
+        if not any(engine.life.state is EngineState.READY for engine in self._engines.values()):
+            raise ActionError("no engine is ready: restart those that are down by their names")
         self._rolling = True
         self._task(self._roll(), "rolling restart")
 
@@ -134,7 +251,7 @@ class EngineActions:
 
     async def _roll(self) -> None:
         try:
-            for engine in self._engines.values():
+            for engine in tuple(self._engines.values()):
                 if engine.life.state is EngineState.READY:
                     await self._restarted(engine, engine.life.epoch)
         except ActionError as error:
@@ -157,3 +274,10 @@ class EngineActions:
         ready = [other for other in self._engines.values() if other.life.state is EngineState.READY]
         known = all(engine.spec.name in self._known.peers(other.key) for other in ready if other is not engine)
         return engine.life.epoch > epoch and engine in ready and known
+
+
+def _is_theirs(places: Sequence[Place], roles: Mapping[str, Role], layout: str) -> bool:
+    """Whether these engines with these roles are that layout, which may be one that no configuration can say."""
+    if {place.name for place in places} != set(roles):
+        return False
+    return described([replace(place, role=roles[place.name]) for place in places]) == layout.strip().lower()

@@ -41,6 +41,8 @@ class Life(msgspec.Struct, frozen=True, kw_only=True):
     cause: str | None = None
     restarting: bool = False  # it drains in order to be started again
     leaving: bool = False  # and has been told to end
+    retired: bool = False  # nothing but an order of its owner starts it again
+    resting: bool = False  # its owner wants no new work on it, in later lives either
 
 
 # ---- events
@@ -182,7 +184,7 @@ Result = tuple[Life, tuple[Action, ...]]
 def step(life: Life, event: Event, now_ns: int) -> Result:
     """What becomes of a life. Events that have no meaning in its state change nothing."""
     match event:
-        case Start() if life.state in (EngineState.STOPPED, EngineState.BACKOFF):
+        case Start() if life.state in (EngineState.STOPPED, EngineState.BACKOFF) and not life.retired:
             return _started(life, now_ns), (Spawn(),)
         case Spawned(pid) if life.state is EngineState.STARTING:
             return replace(life, pid=pid), ()
@@ -206,13 +208,21 @@ def step(life: Life, event: Event, now_ns: int) -> Result:
         case Ended(exit) if life.state not in (EngineState.BACKOFF, EngineState.FAILED):
             return _ended(life, exit, now_ns)
         case Drain() if life.state in (EngineState.READY, EngineState.SUSPECT):
-            return replace(life, state=EngineState.DRAINING, since_ns=now_ns), ()
+            return replace(life, state=EngineState.DRAINING, since_ns=now_ns, resting=True), ()
         case Resume() if life.state is EngineState.DRAINING and not life.leaving:
-            return replace(life, state=EngineState.READY, since_ns=now_ns, restarting=False), ()
+            return replace(life, state=EngineState.READY, since_ns=now_ns, restarting=False, resting=False), ()
         case Restart() if life.state in IN_SERVICE:
-            return replace(life, state=EngineState.DRAINING, since_ns=now_ns, restarting=True), ()
+            return replace(life, state=EngineState.DRAINING, since_ns=now_ns, restarting=True, resting=False), ()
         case Resume() | Restart() if life.state in GIVEN_UP and life.pid is None:
-            again = replace(life, state=EngineState.BACKOFF, since_ns=now_ns, deaths=0, failed_starts=0)
+            again = replace(
+                life,
+                state=EngineState.BACKOFF,
+                since_ns=now_ns,
+                deaths=0,
+                failed_starts=0,
+                resting=False,
+                retired=False,
+            )
             return again, (StartIn(0.0),)
         case Drained(left) if life.state is EngineState.DRAINING and life.restarting:
             # Asked to end, vLLM would end what is left as if it were complete; killed, it is gone on with elsewhere.
@@ -243,7 +253,7 @@ def _started(life: Life, now_ns: int) -> Life:
 def _ready(life: Life, now_ns: int) -> Life:
     return replace(
         life,
-        state=EngineState.READY,
+        state=EngineState.DRAINING if life.resting else EngineState.READY,
         since_ns=now_ns,
         served_ns=now_ns,
         proven=True,
@@ -294,7 +304,7 @@ def _ended(life: Life, exit: Exit, now_ns: int) -> Result:
 
 
 def _stopped(life: Life, how: Kill | Terminate, now_ns: int) -> Result:
-    stopped = replace(life, state=EngineState.STOPPED, since_ns=now_ns, stage=None, progress=None)
+    stopped = replace(life, state=EngineState.STOPPED, since_ns=now_ns, stage=None, progress=None, retired=True)
     if life.pid is None:
         return stopped, ()
     return replace(stopped, cause=None), (how,)

@@ -40,6 +40,8 @@ from appliance.supervisor.lifecycle import (
 )
 from appliance.supervisor.oom import OomKills
 from appliance.supervisor.process import Session
+from appliance.supervisor.reshaping import Reshaping
+from appliance.supervisor.roster import Roster
 from appliance.supervisor.runtime import Runtime
 from appliance.supervisor.specs import EngineSpec
 from appliance.supervisor.starts import Starts
@@ -75,13 +77,28 @@ class Node:
         self._on_message: list[OnMessage] = []
         self._on_change: list[OnChange] = []
         self._on_lost: list[OnLost] = []
-        self._engines = {spec.name: Engine(spec) for spec in engines}
+        self._on_begin: list[Callable[[EngineSpec], None]] = []
+        self._on_remove: list[Callable[[str], None]] = []
+        self._epochs: dict[
+            str, int
+        ] = {}  # of names that nobody has now: no life of a later engine may be taken for one of those
+        self.roster = Roster(engines)
+        self._engines = self.roster.engines
         self._views: dict[str, EngineView] = {}
+        self.roster.on_begin.append(lambda spec: self._publish(self._engines[spec.name]))
+        self.roster.on_remove.append(self._views.pop)
         self._acquaintances = Acquaintances()
         self._introductions = Introductions(self._engines.values(), self._acquaintances, self._task)
         self._watch = Watch(self._engines.values(), runtime, self._post, self._task)
+        reshaping = Reshaping(
+            self.roster,
+            self._introductions,
+            self._post,
+            lambda engine: self.actions.in_flight(engine),
+            config.server.grace_s,
+        )
         self.actions = EngineActions(
-            self._engines, self._acquaintances, self._post, self._task, self._publish, config.server.grace_s
+            self._engines, self._acquaintances, self._post, self._task, self._publish, reshaping, config.server.grace_s
         )
         self._starts = Starts(config, runtime, engines[0], self._post)
         self._inbox: asyncio.Queue[tuple[Engine, int, Event] | asyncio.Event] = asyncio.Queue()
@@ -195,7 +212,7 @@ class Node:
                 taken.set()
                 continue
             engine, epoch, event = taken
-            if epoch != engine.life.epoch:
+            if epoch != engine.life.epoch or not self.roster.has(engine):
                 continue  # what an earlier life said late means nothing
             try:
                 self._handle(engine, event)

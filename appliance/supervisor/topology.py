@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Final
 
 import msgspec
@@ -52,32 +52,45 @@ def parse(layout: str) -> Topology:
 
 
 def described(places: Sequence[Place]) -> str:
-    """The layout of engines as they are used now. Of both kinds at once, as no configuration can say: ``1p1d2b``."""
+    """The layout of engines as they are used now.
+
+    As no configuration can say: of both kinds at once, ``1p1d2b``; of several sizes in one role, ``3b@tp1+tp4``.
+    """
     counts = Counter(place.role for place in places)
     letters = ((Role.PREFILL, "p"), (Role.DECODE, "d"), (Role.BOTH, "b"))
     layout = "".join(f"{counts[role]}{letter}" for role, letter in letters if counts[role])
     sizes = [sorted({place.tensor_parallel for place in places if place.role is role}) for role, _ in letters]
-    said = [":".join(f"tp{size}" for size in found) for found in sizes if found]
+    said = ["+".join(f"tp{size}" for size in found) for found in sizes if found]
     if set(said) == {"tp1"}:
         return layout
     return f"{layout}@{said[0] if len(set(said)) == 1 else ':'.join(said)}"
 
 
-def relabelled(places: Sequence[Place], layout: str) -> dict[str, Role]:
+def is_of(places: Sequence[Place], layout: str) -> bool:
+    """Whether a layout is of these engines, and only their roles may be others. Raises ``ConfigError`` for what is none."""
+    return Counter(place.tensor_parallel for place in places) == Counter(
+        place.tensor_parallel for place in parse(layout).places
+    )
+
+
+def relabelled(places: Sequence[Place], layout: str, serving: Collection[str] = ()) -> dict[str, Role]:
     """Each engine's role in a layout of the same engines, changing as few as can be.
 
-    Raises ``ConfigError`` for a layout that takes other engines.
+    Engines that are ``serving`` have the first choice, so that a role is not left to one that is down. Raises ``ConfigError`` for a
+    layout that takes other engines.
     """
-    wanted = Counter((place.role, place.tensor_parallel) for place in parse(layout).places)
-    sizes = Counter(place.tensor_parallel for place in places)
-    if sizes != Counter(size for (_, size), count in wanted.items() for _ in range(count)):
+    if not is_of(places, layout):
+        sizes = Counter(place.tensor_parallel for place in places)
         there = " and ".join(f"{count} of {size} GPUs" if size > 1 else str(count) for size, count in sizes.items())
         raise ConfigError(
             f"topology {layout!r} takes other engines than there are ({there}): write it into the configuration "
-            "([topology] layout) and start the appliance again"
+            f"([topology] layout) and start the appliance again, or end it and pd-appliance serve --topology {layout}"
         )
+    wanted = Counter((place.role, place.tensor_parallel) for place in parse(layout).places)
     roles: dict[str, Role] = {}
-    for place in sorted(places, key=lambda place: wanted[place.role, place.tensor_parallel] == 0):
+    for place in sorted(
+        places, key=lambda place: (wanted[place.role, place.tensor_parallel] == 0, place.name not in serving)
+    ):
         role = place.role if wanted[place.role, place.tensor_parallel] else _lacking(wanted, place.tensor_parallel)
         wanted[role, place.tensor_parallel] -= 1
         roles[place.name] = role

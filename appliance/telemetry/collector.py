@@ -113,7 +113,7 @@ class Collector:
         self._model = model_name
         self._version = version
         self._hardware = hardware
-        self._kinds = kinds or {}
+        self._kinds = {} if kinds is None else kinds  # these, and no copy: engines come and go
         self.better: Callable[[], Better | None] = lambda: None
         """A layout that would serve the traffic better; told by whoever plans."""
         self._diagnose = diagnose
@@ -255,6 +255,8 @@ class Collector:
         """How the node is now."""
         delays = self._timelines.begun.api_delays(now_ns)
         views = self._node.views()
+        there = {view.name for view in views}
+        self._series = {name: series for name, series in self._series.items() if name in there}
         percentiles = self._timelines.percentiles()
         reason = self._router.not_ready()
         return NodeSnapshot(

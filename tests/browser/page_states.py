@@ -6,7 +6,7 @@ import asyncio
 import math
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
 import msgspec
 
@@ -24,6 +24,7 @@ from appliance.records import (
     LedgerSnapshot,
     Leg,
     LinkSnapshot,
+    Moved,
     NodeSnapshot,
     Order,
     OrderKind,
@@ -462,6 +463,7 @@ class FakeNode:
         self.tick_s = tick_s
         self.readers = 0
         self.asked: list[str] = []
+        self.moved = Moved()  # what a topology does to engines
         self._began = time.monotonic()
 
     def show(self, state: str) -> None:
@@ -479,8 +481,8 @@ class FakeNode:
         finally:
             self.readers -= 1
 
-    def drain(self, name: str) -> None:
-        self._asked("drain", name)
+    def drain(self, name: str, *, force: bool = False) -> None:
+        self._asked("forced drain" if force else "drain", name)
 
     def resume(self, name: str) -> None:
         self._asked("resume", name)
@@ -494,11 +496,12 @@ class FakeNode:
     def weight(self, name: str, weight: float) -> None:
         self._asked(f"weight {weight:g}", name)
 
-    def role(self, name: str, role: Role) -> None:
+    def role(self, name: str, role: Role, *, force: bool = False) -> None:
         self._asked(f"role {role.value}", name)
 
-    def relabel(self, layout: str) -> None:
+    def relabel(self, layout: str, roles: Mapping[str, Role] | None = None, *, force: bool = False) -> Moved:
         self.asked.append(f"topology {layout}")
+        return self.moved
 
     def _asked(self, verb: str, name: str) -> None:
         found = next((engine for engine in self.latest().engines if engine.name == name), None)

@@ -15,7 +15,7 @@ import pytest
 from appliance.cli import forecast as module
 from appliance.cli.forecast import Forecast
 from appliance.costs.fitted import CopyModel, StepModel
-from appliance.records import NodeSnapshot
+from appliance.records import Better, NodeSnapshot, Plan, Plans
 
 sys.path.append(str(Path(__file__).parents[1] / "browser"))
 import page_states as made
@@ -26,7 +26,7 @@ class Source:
 
     def __init__(self, *times: float) -> None:
         node = made.node((made.engine("e0"), made.engine("e1")), 0)
-        self._snapshots = [msgspec.structs.replace(node, time=time) for time in times]
+        self._snapshots = [msgspec.structs.replace(node, time=5.0, uptime_s=time) for time in times]
 
     async def updates(self) -> AsyncIterator[NodeSnapshot]:
         for snapshot in self._snapshots:
@@ -40,7 +40,7 @@ async def test_plans_are_made_every_ten_seconds_of_a_minutes_snapshots(monkeypat
     windows: list[list[float]] = []
 
     def noted(window: Any, *rest: Any) -> None:
-        windows.append([snapshot.time for snapshot in window])
+        windows.append([snapshot.uptime_s for snapshot in window])
 
     monkeypatch.setattr(module, "measured", noted)
     await Forecast(Source(*(100 + second / 2 for second in range(200))), 0.95).run()
@@ -55,6 +55,20 @@ async def test_before_anything_is_asked_the_reason_is_told() -> None:
     plans = forecast.plans()
     assert plans is not None
     assert "too little is asked" in (plans.reason or "")
+
+
+async def test_of_a_layout_that_was_changed_since_nothing_better_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    better = Better(layout="2b", load_falls=0.3, good_rises=0.1, rate_grows=None, aggregated=True)
+    plan = Plan(layout="1p1d", feasible=True)
+    monkeypatch.setattr(module, "measured", lambda *_: Plans(time=5.0, now="1p1d", layouts=(plan,)))
+    monkeypatch.setattr(module, "advice", lambda *_: better)
+    source = Source(100.0, 101.0)
+    forecast = Forecast(source, 0.95)
+    await forecast.run()
+    assert forecast.better() == better
+    source._snapshots = [msgspec.structs.replace(source._snapshots[0], topology="2b", uptime_s=102.0)]
+    await forecast.run()
+    assert forecast.better() is None
 
 
 async def test_a_fault_in_planning_is_logged_and_ends_nothing(

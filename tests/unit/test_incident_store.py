@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 from incident_scenes import snapshot
 from msgspec.structs import replace
@@ -22,7 +23,7 @@ from appliance.incidents import database, store
 from appliance.incidents.database import FILE, Batch, open_to_write, reading
 from appliance.incidents.frames import Chunk, Frame, Thin, packed, snapshots
 from appliance.incidents.store import Store
-from appliance.records import Change, ChangeKind, Incident, IncidentState
+from appliance.records import Change, ChangeKind, Incident, IncidentState, Order, OrderKind, Remedy, Role
 
 NOW = time.time()
 
@@ -80,6 +81,50 @@ async def test_what_is_put_is_there_at_once_and_after_a_restart(tmp_path: Path) 
     uptimes = [one["uptime_s"] for data in await later.chunks("i0001") for one in snapshots(data)]
     assert uptimes == [number / 2 for number in range(40)]
     await later.close(1.0)
+
+
+def remedy(number: int, *, age_s: float = 1000.0, **more: object) -> Remedy:
+    order = Order(kind=OrderKind.WEIGHT, engine="e0", weight=0.5)
+    told = {"by": "api", "order": order, "sentence": f"number {number}", **more}
+    return Remedy(id=f"r{number:04}", time=NOW - age_s + number, **told)  # type: ignore[arg-type]
+
+
+async def test_remedies_are_kept_as_they_were_last_put_and_as_long_as_incidents(tmp_path: Path) -> None:
+    async with kept(tmp_path, keep=3, keep_days=1.0) as now:
+        for number in range(5):
+            now.put_remedy(remedy(number))
+        now.put_remedy(remedy(9, age_s=2 * 86_400))
+        await now.flush()
+        now.put_remedy(remedy(4, brought="much", undo=Order(kind=OrderKind.TOPOLOGY, roles={"e0": Role.BOTH})))
+        await now.flush()
+    later = Store(tmp_path, IncidentsConfig(), "ended")
+    found = (await later.open(NOW)).remedies
+    assert [one.id for one in found] == ["r0002", "r0003", "r0004"]
+    assert (found[-1].brought, found[-1].undo and found[-1].undo.roles) == ("much", {"e0": Role.BOTH})
+    await later.close(1.0)
+
+
+async def test_a_file_of_the_first_format_is_read_and_brought_up(tmp_path: Path) -> None:
+    made = sqlite3.connect(tmp_path / FILE)
+    made.executescript(f"{database._STEPS[0]} PRAGMA user_version = 1; PRAGMA application_id = {database._OURS}")
+    row = ("i0001", NOW, "closed", NOW, json_of(incident(1)))
+    made.execute("INSERT INTO incidents VALUES (?, ?, ?, ?, ?)", row)
+    made.commit()
+    made.close()
+    with reading(tmp_path) as old:
+        assert [one.id for one in old.incidents(5)] == ["i0001"], "as it is"
+    async with kept(tmp_path) as now:
+        now.put_remedy(remedy(1))
+        assert await now.flush()
+        assert await ids(now) == ["i0001"]
+    with sqlite3.connect(tmp_path / FILE) as after:
+        assert after.execute("PRAGMA user_version").fetchone()[0] == database.SCHEMA == 2
+        assert after.execute("SELECT COUNT(*) FROM remedies").fetchone()[0] == 1
+    after.close()
+
+
+def json_of(one: Incident) -> str:
+    return msgspec.json.encode(one).decode()
 
 
 async def test_the_newest_shape_wins_wherever_it_is(tmp_path: Path) -> None:
@@ -287,7 +332,7 @@ async def test_a_newer_file_is_left_alone(tmp_path: Path, caplog: pytest.LogCapt
 async def expect_memory_newer(now: Store, caplog: pytest.LogCaptureFixture) -> None:
     now.put(incident(1))
     assert await now.flush() is False
-    assert "format 7, and this one knows 1" in caplog.records[-1].getMessage()
+    assert "format 7, and this one knows 2" in caplog.records[-1].getMessage()
     assert await ids(now) == ["i0001"]
 
 

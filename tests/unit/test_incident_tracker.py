@@ -9,8 +9,18 @@ from incident_scenes import NOON, OK, UNKNOWN, Life, bottleneck, made, snapshot,
 from msgspec.structs import replace
 
 from appliance.incidents.impact import late_shares
-from appliance.incidents.tracker import STOPPED, EventKind, Tracker, new_id
-from appliance.records import Action, Change, ChangeKind, EngineState, Evidence, IncidentState, QueueSnapshot, Verdict
+from appliance.incidents.tracker import STOPPED, EventKind, Tracker
+from appliance.records import (
+    Action,
+    Change,
+    ChangeKind,
+    EngineState,
+    Evidence,
+    IncidentState,
+    QueueSnapshot,
+    Verdict,
+    new_id,
+)
 
 HOT, FULL = bottleneck(), bottleneck("decode_kv_full", "e1")
 

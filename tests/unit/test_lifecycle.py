@@ -219,6 +219,22 @@ def test_draining_and_taking_work_again() -> None:
     assert life.state is EngineState.READY
 
 
+READY = ((0, Start()), (0, Spawned(1)), (1, Answers()))
+
+
+def test_one_that_is_to_rest_still_rests_in_its_next_life() -> None:
+    again = (*READY, (2, Drain()), (3, CRASH), (4, Start()), (4, Spawned(2)), (5, Answers()))
+    life, actions = run(*again)
+    assert (life.state, life.epoch, actions[-1]) == (EngineState.DRAINING, 2, Introduce())
+    assert run((6, Resume()), life=life)[0].state is EngineState.READY
+
+
+@pytest.mark.parametrize("event", [Resume(), Restart()])
+def test_until_its_owner_says_otherwise(event: Event) -> None:
+    life, _ = run(*READY, (2, Drain()), (3, event), (4, CRASH), (5, Start()), (5, Spawned(2)), (6, Answers()))
+    assert life.state is EngineState.READY
+
+
 def test_a_restart_ends_it_when_it_is_drained_and_is_no_death() -> None:
     life, actions = step(ready(), Restart(), 20 * S)
     assert (life.state, actions) == (EngineState.DRAINING, ())

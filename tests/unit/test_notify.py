@@ -197,6 +197,20 @@ async def test_what_was_not_taken_is_told_again(
     await asyncio.gather(herald, return_exceptions=True)
 
 
+async def test_the_layout_that_is_told_is_that_of_now(
+    short: Path, listener: socket.socket, idle: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", str(short / "notify"))
+    herald = asyncio.create_task(Herald(Config(), "m", idle, lambda: "it loads", lambda: 0).run())
+    await asyncio.sleep(0.05)
+    assert b"m as 1p1d" in b"".join(heard(listener))
+    idle.actions.relabel("2b")
+    await asyncio.sleep(0.4)
+    assert b"m as 2b" in b"".join(heard(listener))
+    herald.cancel()
+    await asyncio.gather(herald, return_exceptions=True)
+
+
 async def test_a_fault_in_the_words_ends_nothing(
     short: Path, listener: socket.socket, idle: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -68,6 +68,12 @@ def test_as_few_engines_as_can_be_change_their_role() -> None:
     assert relabelled(mixed, "1p2d") == {"e0": Role.DECODE, "e1": Role.PREFILL, "e2": Role.DECODE}
 
 
+def test_a_role_is_not_left_to_an_engine_that_is_down() -> None:
+    before = parse("2p1d").places
+    assert relabelled(before, "1p2d", ["e1", "e2"]) == {"e0": Role.DECODE, "e1": Role.PREFILL, "e2": Role.DECODE}
+    assert relabelled(parse("2b").places, "1p1d", ["e1"]) == {"e0": Role.DECODE, "e1": Role.PREFILL}
+
+
 @pytest.mark.parametrize("layout", ["2p1d", "5b", "2p2d@tp2", "1b@tp4"])
 def test_a_layout_of_other_engines_is_refused(layout: str) -> None:
     with pytest.raises(ConfigError, match="takes other engines than there are"):

@@ -409,7 +409,14 @@ def test_what_a_verdict_advises_is_applied_as_it_stands_and_taken_back(client: T
     back = client.post(f"/api/remedies/{remedy['id']}/undo", headers={"hx-request": "true"}).json()["remedy"]
     assert (back["by"], back["order"]["weight"]) == ("page", 1.0)
     assert node.asked == ["weight 0.5 e1", "weight 1 e1"]
-    assert [one["state"] for one in client.get("/api/remedies").json()] == ["settling", "undone"]
+    found = client.get("/api/remedies").json()
+    assert [(one["state"], one["over"]) for one in found] == [
+        ("settled", None),  # this node never changes
+        ("unknown", f"it was taken back by {back['id']}"),
+    ]
+    assert client.get("/api/remedies?limit=1").json() == found[:1]
+    assert client.get(f"/api/remedies/{back['id']}").json() == found[0]
+    assert client.get("/api/remedies/r9").status_code == 404
     assert client.post(f"/api/remedies/{remedy['id']}/undo").status_code == 409
     assert client.post("/api/remedies/r9/undo").status_code == 404
 
@@ -421,6 +428,8 @@ def test_what_a_verdict_advises_is_applied_as_it_stands_and_taken_back(client: T
         ({"kind": "drain"}, "needs 'engine'"),
         ({"kind": "drain", "engine": "e1", "weight": 2}, "has no 'weight'"),
         ({"kind": "topology", "topology": "2b", "engine": "e1"}, "leave 'engine' out"),
+        ({"kind": "weight", "engine": "e1", "weight": 1, "force": True}, "can't be forced"),
+        ({"kind": "role", "engine": "e1", "role": "both", "roles": {"e1": "both"}}, "has no 'roles'"),
         ({"kind": "dance", "engine": "e1"}, "dance"),
     ],
 )

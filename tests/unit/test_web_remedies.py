@@ -34,7 +34,7 @@ def test_what_it_brought_is_told() -> None:
 
 
 def test_one_that_does_not_hold_any_more_or_has_no_way_back_offers_none() -> None:
-    undone, final = remedy(60.0, state=RemedyState.UNDONE), remedy(60.0, undo=None)
+    undone, final = remedy(60.0, state=RemedyState.UNKNOWN, over="r2 changed the same"), remedy(60.0, undo=None)
     assert [one.undo for one in remedies.remedies([undone, final], NOW).remedies] == [None, None]
 
 
