@@ -57,6 +57,9 @@ bench-split: setup-test  ## whether the layout that is predicted to be best is; 
 chaos: setup-test  ## faults under load, every answer checked; ARGS="--minutes 30 --seed 1 --concurrency 16" is passed on
 	$(BIN)/python -m bench.chaos $(ARGS)
 
+gpu-check: setup-test  ## what only a machine with an NVIDIA GPU can prove: CUDA IPC between processes, NVML; writes gpu-check.md
+	$(BIN)/python -m bench.gpu_check $(ARGS)
+
 wheel: setup-test  ## build the wheel into dist/
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation -w dist .
 
