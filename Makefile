@@ -1,6 +1,6 @@
 # pd-appliance: `make serve` and `make test` each do all set-up on a fresh machine.
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint format bench bench-streams bench-diagnosis bench-knee bench-split chaos wheel clean setup setup-test
+.PHONY: help serve test lint format bench gpu-check bench-streams bench-diagnosis bench-knee bench-split chaos wheel clean setup setup-test
 
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest -q

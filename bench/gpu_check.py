@@ -1,7 +1,7 @@
 """``make gpu-check``: what only a machine with an NVIDIA GPU can prove, in one command; a report of what was run, on what.
 
-The conformance suite of KV transports over CUDA IPC, between processes (two of them on one GPU count); reading by NVML; the rate between two
-processes on each pair of GPUs, both ways, against a plain copy. Without a GPU it says so, and that nothing was run.
+The conformance suite of KV transports over CUDA IPC, between processes (two of them on one GPU count); reading by NVML; the rate between
+two processes on each pair of GPUs, both ways, against a plain copy. Without a GPU it says so, and that nothing was run.
 """
 
 from __future__ import annotations
