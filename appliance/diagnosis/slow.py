@@ -23,6 +23,8 @@ _WORKING: Final = 0.2
 _STARVED: Final = 0.08  # of the time waiting for a core
 _THROTTLED: Final = 0.1  # of the time without any, for a quota that is used up
 _FELT: Final = 0.05  # of the time to the first token
+_HELD: Final = 0.25  # of it, in an API process that has little to do
+_HELD_S: Final = 0.05  # beyond what busy cores make of it
 _NEARLY_FULL: Final = 0.9  # of KV
 _OLD_S: Final = 60.0
 _SILENT: Final = (EngineState.HUNG, EngineState.SUSPECT)
@@ -92,19 +94,25 @@ def _back(engine: Engine) -> Action:
 
 
 def frontend(signs: Signs) -> Finding | None:
-    """An API process has no time for the tokens that its engine makes, or for the requests that it is sent."""
+    """An API process has no time for the tokens that its engine makes, or for the requests that it is sent; or it is not let run."""
     found = [engine for engine in signs.engines if engine.api_full and _waits(engine, signs)]
+    found = found or [engine for engine in signs.engines if _is_held_up(engine, signs)]
     if not found:
         return None
-    worst = max(found, key=lambda engine: (engine.api_busy, engine.api_delay_s))
+    worst = max(found, key=lambda engine: (engine.api_busy if engine.api_full else 0.0, engine.api_delay_s))
     return Finding(
         cause="frontend_bound",
         stage="frontend",
         sentence=(
             f"The API process of {worst.name} is busy {worst.api_busy:.0%} of the time; "
             f"tokens that the engine has made wait {ms(worst.api_delay_s)} in it."
+        )
+        if worst.api_full
+        else (
+            f"What {worst.name} has made waits {ms(worst.api_delay_s)} in its API process, "
+            f"which runs only {worst.api_busy:.0%} of the time: something stops it."
         ),
-        confidence=0.9,
+        confidence=0.9 if worst.api_full else 0.7,
         engines=first(worst, found),
         evidence=(
             Evidence(
@@ -117,14 +125,24 @@ def frontend(signs: Signs) -> Finding | None:
                 measured=worst.api_delay_s,
                 expected=0.005,
                 unit="s",
-                sentence=f"From a first token to its bytes it takes {ms(worst.api_delay_s)}.",
+                sentence=f"From what the engine has made to its answer it takes {ms(worst.api_delay_s)}.",
             ),
         ),
         action=Action(
             sentence=f"Give the API process of {worst.name} a core of its own; send token ids instead of text.",
             setting="[engine] args: --renderer-num-workers 4",
+        )
+        if worst.api_full
+        else Action(
+            sentence=f"See what stops the API process of {worst.name} (pid {worst.now.pid}): signals, a debugger, a frozen control group."
         ),
     )
+
+
+def _is_held_up(engine: Engine, signs: Signs) -> bool:
+    """It has little to do, and is late with it: for a good part of the time to the first token. (A slow engine is late everywhere.)"""
+    long = engine.api_delay_s >= max(_HELD_S, _HELD * sum(signs.stages.values()))
+    return engine.serves and long and engine.slowdown <= _SLOW_FOR_NO_REASON
 
 
 def _waits(engine: Engine, signs: Signs) -> bool:

@@ -84,7 +84,7 @@ class EngineSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     itl_late: float | None = None  # share of these tokens whose step came later than the target
     room: float | None = None  # times what it decodes now that it could decode in time, predicted; 1: just so much
     leased_blocks: int | None = None
-    api_delay_s: float | None = None  # from a first token to its bytes, mean
+    api_delay_s: float | None = None  # in its API process: from a first token, or a prompt's KV, to the answer; mean
     host: HostReading | None = None
     calibration: CalibrationSnapshot | None = None
 

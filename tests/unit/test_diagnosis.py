@@ -26,6 +26,7 @@ from appliance.records import (
     Lately,
     NodeSnapshot,
     QueueSnapshot,
+    Stage,
     SupervisorSnapshot,
     Throttled,
     Verdict,
@@ -217,6 +218,30 @@ def test_engines_that_share_a_gpu_share_its_trouble() -> None:
     engines = [replace(one.engines[0], gpus=("GPU-0",)) for one in shared]
     both = [replace(one, engines=(engine, *one.engines[1:])) for one, engine in zip(shared, engines, strict=True)]
     assert cause(both) == "prefill_straggler_gpu"
+
+
+def held_up(delay_s: float, slowdown: float = 1.0, ttft_s: float = 0.5) -> list[NodeSnapshot]:
+    """The API process of e0 has little to do, and is so late with it."""
+    lately = Lately(first_tokens=30, ttft_late=0.5, ttft_s=ttft_s, stages=(Stage("prefill_compute", ttft_s),))
+
+    def of(snapshot: NodeSnapshot) -> NodeSnapshot:
+        host = HostReading(api_busy=0.1)
+        held = replace(snapshot.engines[0], api_delay_s=delay_s, host=host, slowdown=slowdown, pid=77)
+        return replace(snapshot, lately=lately, engines=(held, *snapshot.engines[1:]))
+
+    return [of(one) for one in window()]
+
+
+def test_an_api_process_that_is_not_let_run_is_named_though_it_is_not_busy() -> None:
+    assert cause(held_up(0.2)) == "frontend_bound"
+    assert "What e0 has made waits 200 ms in its API process, which runs only 10% of the time" in said(held_up(0.2))
+    assert "pid 77" in said(held_up(0.2))
+
+
+def test_a_small_delay_and_a_slow_engines_own_are_nothing_of_the_api_process() -> None:
+    assert cause(held_up(0.04)) != "frontend_bound"
+    assert cause(held_up(0.2, ttft_s=2.0)) != "frontend_bound"
+    assert "straggler" in cause(held_up(0.2, slowdown=2.0))
 
 
 def supervised(cpu_share: float | None, loop_delay_ms: float | None) -> list[NodeSnapshot]:
