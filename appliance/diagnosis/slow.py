@@ -23,7 +23,7 @@ _WORKING: Final = 0.2
 _STARVED: Final = 0.08  # of the time waiting for a core
 _THROTTLED: Final = 0.1  # of the time without any, for a quota that is used up
 _FELT: Final = 0.05  # of the time to the first token
-_HELD: Final = 0.25  # of it, in an API process that has little to do
+_HELD: Final = 0.25  # of it, in one place
 _HELD_S: Final = 0.05  # beyond what busy cores make of it
 _NEARLY_FULL: Final = 0.9  # of KV
 _OLD_S: Final = 60.0
@@ -95,7 +95,9 @@ def _back(engine: Engine) -> Action:
 
 def frontend(signs: Signs) -> Finding | None:
     """An API process has no time for the tokens that its engine makes, or for the requests that it is sent; or it is not let run."""
-    found = [engine for engine in signs.engines if engine.api_full and _waits(engine, signs)]
+    found = [
+        engine for engine in signs.engines if engine.api_full and _waits(engine, signs) and not _has_no_core(engine)
+    ]
     found = found or [engine for engine in signs.engines if _is_held_up(engine, signs)]
     if not found:
         return None
@@ -137,6 +139,11 @@ def frontend(signs: Signs) -> Finding | None:
             sentence=f"See what stops the API process of {worst.name} (pid {worst.now.pid}): signals, a debugger, a frozen control group."
         ),
     )
+
+
+def _has_no_core(engine: Engine) -> bool:
+    """Neither it nor its engine: what it has to do would be little, if others let it run."""
+    return _starved(engine) and engine.api_starved > engine.api_busy / 2
 
 
 def _is_held_up(engine: Engine, signs: Signs) -> bool:
@@ -332,8 +339,14 @@ def _matters(engine: Engine, signs: Signs) -> bool:
     """To those who are hurt: a slow engine that does its work in time is not what they wait for."""
     prompts = signs.ttft_late > 0 or signs.waits_too_long or signs.queue >= 1
     tokens = engine.itl_s > signs.now.slo_itl_s or engine.full or engine.kv >= _NEARLY_FULL
-    waiting = engine.waiting + engine.fetching >= 1
+    waiting = engine.waiting + engine.fetching >= 1 or (prompts and _waits_for_decoding(signs))
     return (engine.prefills and prompts) or (engine.decodes and (tokens or waiting))
+
+
+def _waits_for_decoding(signs: Signs) -> bool:
+    """First tokens do, for a good part of their time: until a decode engine takes them, and makes a step."""
+    after = signs.stages.get("decode_wait", 0.0) + signs.stages.get("first_step", 0.0)
+    return after >= _HELD * sum(signs.stages.values()) > 0
 
 
 def _slow_stage(engine: Engine, signs: Signs) -> str:

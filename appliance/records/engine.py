@@ -155,6 +155,7 @@ class HostReading(msgspec.Struct, frozen=True, kw_only=True):
     core_delay: float | None = None  # EngineCore's main thread could run, and had no core
     core_busy: float | None = None  # it ran
     api_busy: float | None = None  # the API process's main thread ran, or could have
+    api_starved: float | None = None  # the part of it in which it could run, and had no core
     throttled: float | None = None  # its control group had used up its CPU quota
     pressure: float | None = None  # something of its control group (or of the machine) could run, and had no core
     cores: int | None = None  # that EngineCore's main thread may run on

@@ -244,6 +244,43 @@ def test_a_small_delay_and_a_slow_engines_own_are_nothing_of_the_api_process() -
     assert "straggler" in cause(held_up(0.2, slowdown=2.0))
 
 
+def hosted(host: HostReading, **changes: Any) -> list[NodeSnapshot]:
+    """What e0's processes get of the CPUs."""
+    return [replace(one, engines=(replace(one.engines[0], host=host, **changes), *one.engines[1:])) for one in window()]
+
+
+def test_an_engine_whose_api_process_has_no_core_either_is_starved_and_not_bound_by_it() -> None:
+    nobody = HostReading(core_delay=0.7, api_busy=0.9, api_starved=0.8, cores=1)
+    busy = HostReading(core_delay=0.7, api_busy=0.9, api_starved=0.1, cores=4)
+    assert cause(hosted(nobody, api_delay_s=0.2, slowdown=3.0)) == "prefill_straggler_cpu"
+    assert cause(hosted(busy, api_delay_s=0.2, slowdown=3.0)) == "frontend_bound"
+
+
+def test_an_api_process_on_the_one_core_of_its_engine_is_nobody_elses_neighbour() -> None:
+    own = HostReading(core_delay=0.2, api_busy=0.25, api_starved=0.05, cores=1)
+    assert cause(hosted(own, slowdown=1.2)) == "prefill_saturated"
+    assert cause(hosted(replace(own, core_delay=0.5), slowdown=1.2)) == "prefill_straggler_cpu"
+    assert cause(hosted(replace(own, cores=4), slowdown=1.2)) == "prefill_straggler_cpu"
+
+
+def test_a_decode_engine_that_first_tokens_wait_for_matters_though_those_after_them_are_in_time() -> None:
+    def slow(after_s: float) -> list[NodeSnapshot]:
+        stages = (Stage("prefill_compute", 0.3), Stage("decode_wait", after_s / 2), Stage("first_step", after_s / 2))
+        lately = Lately(first_tokens=30, ttft_late=0.5, ttft_s=0.3 + after_s, stages=stages)
+        engine = replace(
+            made.engine("e1", made.Role.DECODE, busy=0.9, slowdown=2.0, running=3, max_running=64), itl_s=0.01
+        )
+        idle = made.engine("e0", busy=0.4, slowdown=1.0, waiting=0, max_running=64, token_budget=8192)
+        queue = QueueSnapshot(depth=0, capacity=1024)
+        return [
+            replace(made.node((idle, engine), 0, queue=queue), time=at_s, uptime_s=at_s, lately=lately)
+            for at_s in (100.0, 100.5, 101.0, 101.5)
+        ]
+
+    assert cause(slow(0.3)) == "decode_straggler_cpu"
+    assert judge(slow(0.02), 0.95).finding is None
+
+
 def supervised(cpu_share: float | None, loop_delay_ms: float | None) -> list[NodeSnapshot]:
     own = SupervisorSnapshot(cpu_share=cpu_share, loop_delay_ms=loop_delay_ms)
     return [replace(one, supervisor=own) for one in window()]

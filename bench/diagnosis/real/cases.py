@@ -33,9 +33,9 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
 SETUPS: Final = {
     "1p1d": Setup(layout="1p1d"),
     "2b": Setup(layout="2b"),
-    "1p1d, little KV": Setup(layout="1p1d", decode=("--num-gpu-blocks-override", "14")),
+    "1p1d, little KV": Setup(layout="1p1d", decode=("--num-gpu-blocks-override", "33")),
     "1p1d, few places": Setup(layout="1p1d", decode=("--max-num-seqs", "3")),
-    "1p1d, small steps": Setup(layout="1p1d", prefill=("--max-num-batched-tokens", "16", "--max-num-seqs", "16")),
+    "1p1d, small steps": Setup(layout="1p1d", prefill=("--max-num-batched-tokens", "32", "--max-num-seqs", "16")),
 }
 
 
@@ -107,7 +107,7 @@ MEANING: Final = {
     "core killed": "SIGKILL to EngineCore",
     "API killed": "SIGKILL to the API process",
     "neighbours": "one to four processes that spin on the engine's core",
-    "quota": "a control group of its own for EngineCore, with 10 to 45 % of a core",
+    "quota": "a control group of its own for EngineCore, with 15 to 45 % of a core",
     "one core": "all of one engine's threads pinned to the other's core",
     "weights": "one engine's weight in routing 6 to 20 times the other's, while more is asked",
     "prompts": "more prompts than the prefill engine can compute",
@@ -144,12 +144,14 @@ def _held(case: Case, chance: random.Random) -> Case:
 
 
 def _starved(case: Case, chance: random.Random) -> Case:
-    severity = float(chance.randint(1, 4)) if case.name == "neighbours" else round(chance.uniform(0.10, 0.45), 3)
+    severity = float(chance.randint(1, 4)) if case.name == "neighbours" else round(chance.uniform(0.15, 0.45), 3)
     return _of(case, _slow(case), severity=severity)
 
 
 def _gone(case: Case, chance: random.Random) -> Case:
-    return _of(case, ("engine_hung",) if "stopped" in case.name else ("engine_crashed",))
+    """While more is asked than one engine can do for both."""
+    changed = _of(case, ("engine_hung",) if "stopped" in case.name else ("engine_crashed",))
+    return msgspec.structs.replace(changed, traffic=_usual(0.5))
 
 
 def _one_core(case: Case, chance: random.Random) -> Case:
@@ -170,7 +172,7 @@ def _prompts(case: Case, chance: random.Random) -> Case:
 
 
 def _answers(case: Case, chance: random.Random) -> Case:
-    surge = Stream(load=round(chance.uniform(1.5, 2.5), 2), prompt_tokens=700, output_tokens=300)
+    surge = Stream(load=round(chance.uniform(1.2, 2.0), 2), prompt_tokens=600, output_tokens=400)
     causes = ("decode_saturated", "pool_imbalance", "decode_kv_full", "disaggregation_not_worth_it")
     return _of(case, causes, engine="e1", surge=surge)
 
@@ -181,14 +183,17 @@ def _long(case: Case, chance: random.Random) -> Case:
 
 
 def _more_answers(case: Case, chance: random.Random) -> Case:
-    cause = "decode_kv_full" if "KV" in case.node else "handoff_decode_admission"
-    surge = Stream(load=round(chance.uniform(0.5, 1.0), 2), prompt_tokens=100, output_tokens=150)
-    return _of(case, (cause,), engine="e1", surge=surge)
+    if "KV" in case.node:
+        surge = Stream(load=round(chance.uniform(2.0, 3.0), 2), prompt_tokens=100, output_tokens=300)
+        return _of(case, ("decode_kv_full",), engine="e1", surge=surge)
+    surge = Stream(load=round(chance.uniform(0.8, 1.5), 2), prompt_tokens=100, output_tokens=150)
+    return _of(case, ("handoff_decode_admission",), engine="e1", surge=surge)
 
 
 def _more_prompts(case: Case, chance: random.Random) -> Case:
     surge = Stream(load=round(chance.uniform(0.4, 0.8), 2), prompt_tokens=300, output_tokens=4)
-    return _of(case, ("prefill_budget_small",), engine="e0", surge=surge)
+    changed = _of(case, ("prefill_budget_small",), engine="e0", surge=surge)
+    return msgspec.structs.replace(changed, traffic=_usual(0.25))
 
 
 _LIKE: Final = {
