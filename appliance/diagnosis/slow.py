@@ -17,6 +17,7 @@ from appliance.records import Action, EngineState, Evidence, Order, OrderKind
 from appliance.remedies.catalogue import advise
 
 _SLOW: Final = 1.08  # times what steps take: beyond noise and drift, where GPUs or cores tell of a reason
+_SLOW_FOR_WANT_OF_CORES: Final = 1.15  # cores that are shared make steps uneven
 _SLOW_FOR_NO_REASON: Final = 1.3  # where they do not
 _SLOW_LINK: Final = 1.5
 _WORKING: Final = 0.2
@@ -328,11 +329,11 @@ def _share_of(measured: float, what: str, expected: float | None) -> Evidence:
 def _is_slow(engine: Engine, others: Sequence[Engine]) -> bool:
     rest = [other.slowdown for other in others if other is not engine and _alike(other, engine)]
     usual = max(1.0, statistics.median(rest)) if rest else 1.0
-    if engine.gpu_trouble is not None or _starved(
-        engine
-    ):  # all of a kind may be slow together, and are no excuse for each other
-        return engine.slowdown > _SLOW * (usual if usual < _SLOW else 1.0)
-    return engine.slowdown > _SLOW_FOR_NO_REASON * usual
+    reason = engine.gpu_trouble is not None or _starved(engine)
+    if not reason:
+        return engine.slowdown > _SLOW_FOR_NO_REASON * usual
+    least = _SLOW if engine.gpu_trouble is not None else _SLOW_FOR_WANT_OF_CORES
+    return engine.slowdown > least * (usual if usual < _SLOW else 1.0)  # all may be slow together, and excuse nobody
 
 
 def _matters(engine: Engine, signs: Signs) -> bool:
