@@ -28,7 +28,6 @@ _HELD: Final = 0.25  # of it, in one place
 _HELD_S: Final = 0.05  # beyond what busy cores make of it
 _NEARLY_FULL: Final = 0.9  # of KV
 _OLD_S: Final = 60.0
-_SILENT: Final = (EngineState.HUNG, EngineState.SUSPECT)
 _CORE_FULL: Final = 0.9  # of the one core that the supervisor's event loop can use
 _LATE_S: Final = 0.01  # its loop, where its core is full
 _LATE_ANYWAY_S: Final = 0.1  # where it is not: it gets none
@@ -42,7 +41,8 @@ def down(signs: Signs) -> Finding | None:
         return None
     engine = min(gone, key=lambda one: one.now.in_state_s)
     state, cause = engine.now.state, engine.now.cause or ""
-    hung = state in _SILENT or "sign of life" in cause
+    hung = "EngineCore has ended" not in cause if state is EngineState.SUSPECT else "sign of life" in cause
+    hung = hung or state is EngineState.HUNG
     return Finding(
         cause="engine_hung" if hung else "engine_crashed",
         stage=_stage(engine),
@@ -75,6 +75,8 @@ def _is_gone(engine: Engine) -> bool:
 def _gone(engine: Engine, cause: str) -> str:
     state = engine.now.state
     because = f": {cause}" if cause else ""
+    if state is EngineState.SUSPECT and "EngineCore has ended" in cause:
+        return f"{engine.name} has not been heard of{because}; nothing new is sent to it."
     if state is EngineState.SUSPECT:
         return f"{engine.name} has not been heard of for {engine.now.last_step_age_s or 0:.1f} s; nothing new is sent to it."
     if state is EngineState.HUNG:

@@ -24,6 +24,7 @@ from appliance.supervisor.vitals import PATIENCE_S, Condition, Vitals
 TICK_S: Final = 0.5
 _LATE_NS: Final = 1_000_000_000  # a tick that is later than this was not the engines' fault
 _PROBE_S: Final = 1.0
+_KNOWN: Final = (Condition.STOPPED, Condition.GONE)  # for whom nobody need wait as long as a slow step takes
 _BUSY_SHARE: Final = 0.2  # of a core
 
 _log = logging.getLogger("pd-appliance")
@@ -76,12 +77,14 @@ class Watch:
         condition = self._condition(engine) if quiet_s > SUSPECT_SHARE * PATIENCE_S else None
         if condition is None:
             self._stopped.pop(engine.spec.name, None)
-        if condition is not None and (quiet_s > SUSPECT_SHARE * patience_s or condition is Condition.STOPPED):
+        if condition is not None and (quiet_s > SUSPECT_SHARE * patience_s or condition in _KNOWN):
             self._post(engine, Quiet(who, quiet_s, patience_s, condition))
         elif engine.life.state is EngineState.SUSPECT:
             self._post(engine, Lively())
 
     def _condition(self, engine: Engine) -> Condition:
+        if engine.core_connection is None:
+            return Condition.GONE
         if engine.process is None:
             return Condition.STILL
         before_s, engine.cpu_s = engine.cpu_s, engine.process.cpu_s()

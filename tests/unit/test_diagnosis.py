@@ -282,6 +282,28 @@ def test_a_decode_engine_that_first_tokens_wait_for_matters_though_those_after_t
     assert judge(slow(0.02), 0.95).finding is None
 
 
+@pytest.mark.parametrize(
+    ("state", "reason", "expected"),
+    [
+        (EngineState.SUSPECT, None, "engine_hung"),
+        (EngineState.SUSPECT, "its EngineCore has ended, or has closed the engine channel", "engine_crashed"),
+        (
+            EngineState.SUSPECT,
+            "its EngineCore gave no sign of life for 3.0 s (stopped)",
+            "engine_hung",
+        ),  # an earlier life
+        (EngineState.HUNG, "its EngineCore gave no sign of life for 3.0 s (stopped)", "engine_hung"),
+        (EngineState.BACKOFF, "its EngineCore gave no sign of life for 3.0 s (stopped)", "engine_hung"),
+        (EngineState.BACKOFF, "killed (SIGKILL)", "engine_crashed"),
+    ],
+)
+def test_what_has_ended_is_told_from_what_hangs(state: EngineState, reason: str | None, expected: str) -> None:
+    gone = [
+        replace(one, engines=(replace(one.engines[0], state=state, cause=reason), *one.engines[1:])) for one in window()
+    ]
+    assert cause(gone) == expected
+
+
 def supervised(cpu_share: float | None, loop_delay_ms: float | None) -> list[NodeSnapshot]:
     own = SupervisorSnapshot(cpu_share=cpu_share, loop_delay_ms=loop_delay_ms)
     return [replace(one, supervisor=own) for one in window()]

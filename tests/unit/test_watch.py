@@ -42,6 +42,7 @@ def engine() -> Engine:
     spec = EngineSpec(name="e0", role=Role.BOTH, cores=(0,), tensor_parallel=1, arguments=(), environment={})
     found = Engine(spec)
     found.process = Session()  # type: ignore[assignment]
+    found.connections[("core", 0)] = object()  # type: ignore[assignment]
     found.vitals = Vitals(0)
     step = {"running": 0, "waiting": 0, "fetching": 0, "kv_free": 9, "leased": 0, "preemptions": 0}
     counts = {"prompt_tokens": 9, "decode_tokens": 0, "context_tokens": 9, "prefix_queries": 0, "prefix_hits": 0}
@@ -85,3 +86,9 @@ def test_one_that_was_stopped_for_a_moment_lives(engine: Engine) -> None:
     session.stops = False
     engine.life = engine.life.__class__(state=EngineState.SUSPECT)
     assert [type(one) for one in looks(engine, 2.1)] == [Lively]
+
+
+def test_one_whose_engine_core_has_closed_its_channel_has_ended_and_does_not_hang(engine: Engine) -> None:
+    engine.connections.clear()
+    posted = looks(engine, 1.6, 2.1)
+    assert {one.condition for one in posted if isinstance(one, Quiet)} == {Condition.GONE}
