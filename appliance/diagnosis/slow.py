@@ -21,6 +21,8 @@ _SLOW_FOR_WANT_OF_CORES: Final = 1.15  # cores that are shared make steps uneven
 _SLOW_FOR_NO_REASON: Final = 1.3  # where they do not
 _SLOW_LINK: Final = 1.5
 _WORKING: Final = 0.2
+_ALL_OF_THE_TIME: Final = 0.9
+_CLEARLY_MORE: Final = 1.1
 _STARVED: Final = 0.08  # of the time waiting for a core
 _THROTTLED: Final = 0.1  # of the time without any, for a quota that is used up
 _FELT: Final = 0.05  # of the time to the first token
@@ -245,6 +247,8 @@ def straggler(signs: Signs) -> Finding | None:
     """Steps of one engine take longer than such steps do."""
     candidates = [engine for engine in signs.engines if engine.serves and engine.busy >= _WORKING]
     found = [engine for engine in candidates if _is_slow(engine, candidates) and _matters(engine, signs)]
+    if found and _too_much_anyway(signs):
+        found = [engine for engine in found if not engine.prefills]
     if not found:
         return None
     worst = max(found, key=lambda engine: (engine.slowdown - 1) * engine.busy)
@@ -344,6 +348,17 @@ def _matters(engine: Engine, signs: Signs) -> bool:
     tokens = engine.itl_s > signs.now.slo_itl_s or engine.full or engine.kv >= _NEARLY_FULL
     waiting = engine.waiting + engine.fetching >= 1 or (prompts and _waits_for_decoding(signs))
     return (engine.prefills and prompts) or (engine.decodes and (tokens or waiting))
+
+
+def _too_much_anyway(signs: Signs) -> bool:
+    """More prompt tokens come than engines could compute that are all of the time at it, were none of them slow."""
+    pool = signs.prefill
+    if not pool or signs.prompt_tokens is None or min(engine.busy for engine in pool) < _ALL_OF_THE_TIME:
+        return False
+    could = sum(engine.prompt_tokens_s * max(1.0, engine.slowdown) for engine in pool)
+    found = [engine.hits for engine in pool if engine.hits is not None]
+    computed = 1 - (sum(found) / len(found) if found else 0.0)
+    return signs.arrivals_s * signs.prompt_tokens * computed > _CLEARLY_MORE * could > 0
 
 
 def _waits_for_decoding(signs: Signs) -> bool:

@@ -26,6 +26,7 @@ from appliance.records import (
     Lately,
     NodeSnapshot,
     QueueSnapshot,
+    RequestCounts,
     Stage,
     SupervisorSnapshot,
     Throttled,
@@ -302,6 +303,26 @@ def test_what_has_ended_is_told_from_what_hangs(state: EngineState, reason: str 
         replace(one, engines=(replace(one.engines[0], state=state, cause=reason), *one.engines[1:])) for one in window()
     ]
     assert cause(gone) == expected
+
+
+def test_a_slow_engine_is_not_what_holds_back_more_than_it_could_do_at_its_best() -> None:
+    """It computes 1,000 tokens/s and could do twice as many."""
+
+    def asked(tokens_s: float) -> list[NodeSnapshot]:
+        lately = Lately(first_tokens=30, ttft_late=0.5, ttft_s=1.0, prompt_tokens=100.0)
+        slow = {"slowdown": 2.0, "prompt_tokens_s": 1000.0, "host": HostReading(core_delay=0.5)}
+        return [
+            replace(
+                one,
+                lately=lately,
+                engines=(replace(one.engines[0], **slow), *one.engines[1:]),
+                requests=RequestCounts(total=round(tokens_s / 100 * one.uptime_s)),
+            )
+            for one in window()
+        ]
+
+    assert cause(asked(1600)) == "prefill_straggler_cpu"
+    assert cause(asked(3000)) == "prefill_saturated"
 
 
 def supervised(cpu_share: float | None, loop_delay_ms: float | None) -> list[NodeSnapshot]:
