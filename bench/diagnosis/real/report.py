@@ -55,7 +55,7 @@ def markdown(report: Report) -> str:
         f"{len(report.scored)} injections from outside, of which {len(hurt)} cost at least a tenth of the goodput of the seconds before; "
         "the others are not scored.",
         "",
-        *_conditions(report.capacities),
+        *_conditions(report),
         *tables(report.scored),
         *_chance(report.scored),
         *other_verdicts(report.scored),
@@ -68,16 +68,18 @@ def markdown(report: Report) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _conditions(capacities: dict[str, Capacity]) -> list[str]:
+def _conditions(report: Report) -> list[str]:
     told = "; ".join(
         f"{layout}: {one.prompt_tokens_s:,.0f} prompt and {one.output_tokens_s:,.0f} output tokens/s at most, "
         f"usually {one.rate(USUAL):.1f} requests/s, TTFT within {one.ttft_s:g} s and {one.itl_s * 1e3:g} ms per token"
-        for layout, one in sorted(capacities.items())
+        for layout, one in sorted(report.capacities.items())
     )
     return [
         f"Usual load: {USUAL.load:.0%} of what the node can do, prompts of {USUAL.prompt_tokens} and answers of "
         f"{USUAL.output_tokens} tokens. Targets are {TIMES:g} times what 95 % of usual requests keep (at least {LEAST_TTFT_S:g} s and "
-        f"{LEAST_ITL_S * 1e3:g} ms), measured before anything is done. {told}. An injection lasts {FAULT_S:.0f} s.",
+        f"{LEAST_ITL_S * 1e3:g} ms), measured before anything is done. {told}. An injection lasts {FAULT_S:.0f} s. "
+        f"The load average before was {report.machine.get('load average before', '?')}: what others do meanwhile widens the targets, "
+        "and is not told from faults.",
         "",
     ]
 

@@ -41,6 +41,7 @@ Job = tuple[str, Case, bool]
 
 async def run(wanted: Wanted, kept: Path) -> Report:
     """All of it. ``kept``: a directory that is there."""
+    before = machine()
     jobs = list(_jobs(wanted))
     left_out = list(_impossible(jobs))
     todo = [job for job in jobs if job[1].name not in {name for name, _ in left_out}]
@@ -52,7 +53,7 @@ async def run(wanted: Wanted, kept: Path) -> Report:
     quiet = [found for (_, _, does), found in played if not does]
     return Report(
         seeds=f"{wanted.seeds.start} to {wanted.seeds.stop - 1}",
-        machine=machine(),
+        machine=before,
         versions=versions(),
         capacities={SETUPS[found.case.node].layout: found.capacity for _, found in played},
         scored=tuple(score(one) for one in injected if one.made),
