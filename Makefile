@@ -1,6 +1,6 @@
 # pd-appliance: `make serve` and `make test` each do all set-up on a fresh machine.
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint format bench gpu-check bench-streams bench-diagnosis bench-knee bench-split chaos wheel clean setup setup-test
+.PHONY: help serve test lint format bench gpu-check bench-streams bench-diagnosis bench-knee bench-split chaos wheel clean setup setup-test bench-diagnosis-cpu
 
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest -q
@@ -47,6 +47,9 @@ bench-streams: setup  ## what the supervisor can carry, over simulated engines; 
 
 bench-diagnosis: setup-test  ## whether faults of simulated nodes are named; ARGS="--seeds 100:117 --healthy 50" is passed on
 	$(BIN)/python -m bench.diagnosis $(ARGS)
+
+bench-diagnosis-cpu: setup-test  ## the same of real engines on this machine's CPUs, slow; ARGS="--seeds 100:144 --healthy-minutes 60 --out DIR"
+	$(BIN)/python -m bench.diagnosis.real $(ARGS)
 
 bench-knee: setup-test  ## the smallest batch that saturates an engine, against brute force; ARGS="--url http://127.0.0.1:8000" for a node that runs
 	$(BIN)/python -m bench.knee $(ARGS)

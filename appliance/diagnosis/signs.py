@@ -8,7 +8,7 @@ from typing import Final
 
 import msgspec
 
-from appliance.records import LATELY_S, EngineSnapshot, EngineState, GpuSnapshot, NodeSnapshot, Stage
+from appliance.records import LATELY_S, EngineSnapshot, EngineState, GpuSnapshot, HostReading, NodeSnapshot, Stage
 
 WINDOW_S: Final = 90.0
 _TREND_S: Final = 6.0  # in which a queue has to grow
@@ -44,10 +44,11 @@ class Engine(msgspec.Struct, frozen=True, kw_only=True):
     hits: float | None  # of the prefix cache
     hits_before: float | None  # at its best
     gpu_trouble: str | None  # in words
-    core_delay: float
+    core_delay: float  # of the time, in which others had its core
     throttled: float  # its control group had used up its quota
     api_delay_s: float
     api_busy: float
+    api_starved: float  # of the time; part of ``api_busy``
     outstanding: float  # prompt tokens
     prompt_tokens_s: float
     output_tokens_s: float
@@ -212,10 +213,11 @@ def _engine(
         hits=_mean([value for found in mine if (value := found.prefix_hit_rate) is not None]),
         hits_before=_high([value for found in older if (value := found.prefix_hit_rate) is not None]),
         gpu_trouble=_gpu_trouble(now, trend),
-        core_delay=_mean([one.core_delay or 0.0 for one in host]) or 0.0,
+        core_delay=_mean([_core_delay(one) for one in host]) or 0.0,
         throttled=_mean([one.throttled or 0.0 for one in host]) or 0.0,
         api_delay_s=now.api_delay_s or 0.0,
         api_busy=_mean([one.api_busy or 0.0 for one in host]) or 0.0,
+        api_starved=_mean([one.api_starved or 0.0 for one in host]) or 0.0,
         outstanding=_of_all(mine, "outstanding_prompt_tokens"),
         prompt_tokens_s=now.prompt_tokens_s or 0.0,
         output_tokens_s=now.output_tokens_s or 0.0,
@@ -225,6 +227,12 @@ def _engine(
 def _of(snapshot: NodeSnapshot, engine: EngineSnapshot) -> EngineSnapshot | None:
     """That engine in another snapshot, in the same life."""
     return next((one for one in snapshot.engines if (one.name, one.epoch) == (engine.name, engine.epoch)), None)
+
+
+def _core_delay(host: HostReading) -> float:
+    """For which others had its core. Where there is only one, its own API process has it now and then, and nothing is wrong with that."""
+    own = (host.api_busy or 0.0) - (host.api_starved or 0.0) if host.cores == 1 else 0.0
+    return max(0.0, (host.core_delay or 0.0) - max(0.0, own))
 
 
 def _of_all(engines: Sequence[EngineSnapshot], field: str) -> float:

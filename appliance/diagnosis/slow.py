@@ -17,15 +17,19 @@ from appliance.records import Action, EngineState, Evidence, Order, OrderKind
 from appliance.remedies.catalogue import advise
 
 _SLOW: Final = 1.08  # times what steps take: beyond noise and drift, where GPUs or cores tell of a reason
+_SLOW_FOR_WANT_OF_CORES: Final = 1.15  # cores that are shared make steps uneven
 _SLOW_FOR_NO_REASON: Final = 1.3  # where they do not
 _SLOW_LINK: Final = 1.5
 _WORKING: Final = 0.2
+_ALL_OF_THE_TIME: Final = 0.9
+_CLEARLY_MORE: Final = 1.1
 _STARVED: Final = 0.08  # of the time waiting for a core
 _THROTTLED: Final = 0.1  # of the time without any, for a quota that is used up
 _FELT: Final = 0.05  # of the time to the first token
+_HELD: Final = 0.25  # of it, in one place
+_HELD_S: Final = 0.05  # beyond what busy cores make of it
 _NEARLY_FULL: Final = 0.9  # of KV
 _OLD_S: Final = 60.0
-_SILENT: Final = (EngineState.HUNG, EngineState.SUSPECT)
 _CORE_FULL: Final = 0.9  # of the one core that the supervisor's event loop can use
 _LATE_S: Final = 0.01  # its loop, where its core is full
 _LATE_ANYWAY_S: Final = 0.1  # where it is not: it gets none
@@ -39,7 +43,8 @@ def down(signs: Signs) -> Finding | None:
         return None
     engine = min(gone, key=lambda one: one.now.in_state_s)
     state, cause = engine.now.state, engine.now.cause or ""
-    hung = state in _SILENT or "sign of life" in cause
+    hung = "EngineCore has ended" not in cause if state is EngineState.SUSPECT else "sign of life" in cause
+    hung = hung or state is EngineState.HUNG
     return Finding(
         cause="engine_hung" if hung else "engine_crashed",
         stage=_stage(engine),
@@ -72,6 +77,8 @@ def _is_gone(engine: Engine) -> bool:
 def _gone(engine: Engine, cause: str) -> str:
     state = engine.now.state
     because = f": {cause}" if cause else ""
+    if state is EngineState.SUSPECT and "EngineCore has ended" in cause:
+        return f"{engine.name} has not been heard of{because}; nothing new is sent to it."
     if state is EngineState.SUSPECT:
         return f"{engine.name} has not been heard of for {engine.now.last_step_age_s or 0:.1f} s; nothing new is sent to it."
     if state is EngineState.HUNG:
@@ -92,19 +99,27 @@ def _back(engine: Engine) -> Action:
 
 
 def frontend(signs: Signs) -> Finding | None:
-    """An API process has no time for the tokens that its engine makes, or for the requests that it is sent."""
-    found = [engine for engine in signs.engines if engine.api_full and _waits(engine, signs)]
+    """An API process has no time for the tokens that its engine makes, or for the requests that it is sent; or it is not let run."""
+    found = [
+        engine for engine in signs.engines if engine.api_full and _waits(engine, signs) and not _has_no_core(engine)
+    ]
+    found = found or [engine for engine in signs.engines if _is_held_up(engine, signs)]
     if not found:
         return None
-    worst = max(found, key=lambda engine: (engine.api_busy, engine.api_delay_s))
+    worst = max(found, key=lambda engine: (engine.api_busy if engine.api_full else 0.0, engine.api_delay_s))
     return Finding(
         cause="frontend_bound",
         stage="frontend",
         sentence=(
             f"The API process of {worst.name} is busy {worst.api_busy:.0%} of the time; "
             f"tokens that the engine has made wait {ms(worst.api_delay_s)} in it."
+        )
+        if worst.api_full
+        else (
+            f"What {worst.name} has made waits {ms(worst.api_delay_s)} in its API process, "
+            f"which runs only {worst.api_busy:.0%} of the time: something stops it."
         ),
-        confidence=0.9,
+        confidence=0.9 if worst.api_full else 0.7,
         engines=first(worst, found),
         evidence=(
             Evidence(
@@ -117,14 +132,29 @@ def frontend(signs: Signs) -> Finding | None:
                 measured=worst.api_delay_s,
                 expected=0.005,
                 unit="s",
-                sentence=f"From a first token to its bytes it takes {ms(worst.api_delay_s)}.",
+                sentence=f"From what the engine has made to its answer it takes {ms(worst.api_delay_s)}.",
             ),
         ),
         action=Action(
             sentence=f"Give the API process of {worst.name} a core of its own; send token ids instead of text.",
             setting="[engine] args: --renderer-num-workers 4",
+        )
+        if worst.api_full
+        else Action(
+            sentence=f"See what stops the API process of {worst.name} (pid {worst.now.pid}): signals, a debugger, a frozen control group."
         ),
     )
+
+
+def _has_no_core(engine: Engine) -> bool:
+    """Neither it nor its engine: what it has to do would be little, if others let it run."""
+    return _starved(engine) and engine.api_starved > engine.api_busy / 2
+
+
+def _is_held_up(engine: Engine, signs: Signs) -> bool:
+    """It has little to do, and is late with it: for a good part of the time to the first token. (A slow engine is late everywhere.)"""
+    long = engine.api_delay_s >= max(_HELD_S, _HELD * sum(signs.stages.values()))
+    return engine.serves and long and engine.slowdown <= _SLOW_FOR_NO_REASON
 
 
 def _waits(engine: Engine, signs: Signs) -> bool:
@@ -217,6 +247,8 @@ def straggler(signs: Signs) -> Finding | None:
     """Steps of one engine take longer than such steps do."""
     candidates = [engine for engine in signs.engines if engine.serves and engine.busy >= _WORKING]
     found = [engine for engine in candidates if _is_slow(engine, candidates) and _matters(engine, signs)]
+    if found and _too_much_anyway(signs):
+        found = [engine for engine in found if not engine.prefills]
     if not found:
         return None
     worst = max(found, key=lambda engine: (engine.slowdown - 1) * engine.busy)
@@ -303,19 +335,36 @@ def _share_of(measured: float, what: str, expected: float | None) -> Evidence:
 def _is_slow(engine: Engine, others: Sequence[Engine]) -> bool:
     rest = [other.slowdown for other in others if other is not engine and _alike(other, engine)]
     usual = max(1.0, statistics.median(rest)) if rest else 1.0
-    if engine.gpu_trouble is not None or _starved(
-        engine
-    ):  # all of a kind may be slow together, and are no excuse for each other
-        return engine.slowdown > _SLOW * (usual if usual < _SLOW else 1.0)
-    return engine.slowdown > _SLOW_FOR_NO_REASON * usual
+    reason = engine.gpu_trouble is not None or _starved(engine)
+    if not reason:
+        return engine.slowdown > _SLOW_FOR_NO_REASON * usual
+    least = _SLOW if engine.gpu_trouble is not None else _SLOW_FOR_WANT_OF_CORES
+    return engine.slowdown > least * (usual if usual < _SLOW else 1.0)  # all may be slow together, and excuse nobody
 
 
 def _matters(engine: Engine, signs: Signs) -> bool:
     """To those who are hurt: a slow engine that does its work in time is not what they wait for."""
     prompts = signs.ttft_late > 0 or signs.waits_too_long or signs.queue >= 1
     tokens = engine.itl_s > signs.now.slo_itl_s or engine.full or engine.kv >= _NEARLY_FULL
-    waiting = engine.waiting + engine.fetching >= 1
+    waiting = engine.waiting + engine.fetching >= 1 or (prompts and _waits_for_decoding(signs))
     return (engine.prefills and prompts) or (engine.decodes and (tokens or waiting))
+
+
+def _too_much_anyway(signs: Signs) -> bool:
+    """More prompt tokens come than engines could compute that are all of the time at it, were none of them slow."""
+    pool = signs.prefill
+    if not pool or signs.prompt_tokens is None or min(engine.busy for engine in pool) < _ALL_OF_THE_TIME:
+        return False
+    could = sum(engine.prompt_tokens_s * max(1.0, engine.slowdown) for engine in pool)
+    found = [engine.hits for engine in pool if engine.hits is not None]
+    computed = 1 - (sum(found) / len(found) if found else 0.0)
+    return signs.arrivals_s * signs.prompt_tokens * computed > _CLEARLY_MORE * could > 0
+
+
+def _waits_for_decoding(signs: Signs) -> bool:
+    """First tokens do, for a good part of their time: until a decode engine takes them, and makes a step."""
+    after = signs.stages.get("decode_wait", 0.0) + signs.stages.get("first_step", 0.0)
+    return after >= _HELD * sum(signs.stages.values()) > 0
 
 
 def _slow_stage(engine: Engine, signs: Signs) -> str:

@@ -84,7 +84,7 @@ class EngineSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     itl_late: float | None = None  # share of these tokens whose step came later than the target
     room: float | None = None  # times what it decodes now that it could decode in time, predicted; 1: just so much
     leased_blocks: int | None = None
-    api_delay_s: float | None = None  # from a first token to its bytes, mean
+    api_delay_s: float | None = None  # in its API process: from a first token, or a prompt's KV, to the answer; mean
     host: HostReading | None = None
     calibration: CalibrationSnapshot | None = None
 
@@ -155,6 +155,7 @@ class HostReading(msgspec.Struct, frozen=True, kw_only=True):
     core_delay: float | None = None  # EngineCore's main thread could run, and had no core
     core_busy: float | None = None  # it ran
     api_busy: float | None = None  # the API process's main thread ran, or could have
+    api_starved: float | None = None  # the part of it in which it could run, and had no core
     throttled: float | None = None  # its control group had used up its CPU quota
     pressure: float | None = None  # something of its control group (or of the machine) could run, and had no core
     cores: int | None = None  # that EngineCore's main thread may run on

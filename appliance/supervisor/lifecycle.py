@@ -19,6 +19,7 @@ BUSY_PATIENCE_S: Final = 60.0  # with an engine that computes but gives no sign
 STACKS_S: Final = 0.3  # for processes to write their stacks
 SUSPECT_SHARE: Final = 0.75  # of its patience used, and an engine gets no new work
 TERMINATION_S: Final = 10.0  # between being asked to end and being ended
+GONE: Final = "its EngineCore has ended, or has closed the engine channel"
 GIVEN_UP: Final = (EngineState.FAILED, EngineState.BACKOFF, EngineState.STOPPED)
 IN_SERVICE: Final = (EngineState.READY, EngineState.SUSPECT, EngineState.DRAINING)
 
@@ -266,6 +267,10 @@ def _ready(life: Life, now_ns: int) -> Life:
 def _quiet(life: Life, event: Quiet, now_ns: int) -> Result:
     """Hung, suspect, or neither yet. What is stopped is known to do nothing; what is busy may come to an end."""
     patience_s = event.patience_s
+    if (
+        event.condition is Condition.GONE
+    ):  # that is no hanging: how it ended is told by the end of all of it, which is near
+        return replace(_suspected(life, now_ns), cause=GONE), ()
     if event.condition is Condition.STOPPED:
         patience_s = PATIENCE_S
     elif event.condition is Condition.BUSY:
@@ -273,9 +278,12 @@ def _quiet(life: Life, event: Quiet, now_ns: int) -> Result:
     if event.quiet_s > patience_s:
         cause = f"its {event.who} gave no sign of life for {event.quiet_s:.1f} s ({event.condition}): its log has the stacks"
         return _hung(life, cause, now_ns)
-    if life.state is EngineState.READY:
-        return replace(life, state=EngineState.SUSPECT, since_ns=now_ns), ()
-    return life, ()
+    return _suspected(life, now_ns), ()
+
+
+def _suspected(life: Life, now_ns: int) -> Life:
+    """It gets no new work. One that drains gets none anyway."""
+    return replace(life, state=EngineState.SUSPECT, since_ns=now_ns) if life.state is EngineState.READY else life
 
 
 def _hung(life: Life, cause: str, now_ns: int) -> Result:

@@ -92,6 +92,15 @@ class Session:
                         found.add(stat.read_text().rpartition(") ")[2][0])
         return found
 
+    def stopped(self) -> dict[int, float]:
+        """By pid, the CPU time that those of its processes have used that are stopped now."""
+        found = {}
+        for process in self.processes():
+            with contextlib.suppress(psutil.Error, OSError):
+                if process.status() == psutil.STATUS_STOPPED:
+                    found[process.pid] = sum(process.cpu_times()[:2])
+        return found
+
     def tell_stacks(self) -> None:
         """Ask its processes to write what their threads do into their log. (One that is stopped, or not ours, says nothing.)"""
         for process in self.processes():

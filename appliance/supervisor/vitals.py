@@ -22,6 +22,7 @@ _PROBE_PATIENCE_S: Final = 4.0
 class Condition(StrEnum):
     """What the operating system says of a process that gives no sign."""
 
+    GONE = "gone"  # EngineCore has closed its channel, as it does when it ends; the API process follows soon
     STILL = "still"  # it waits for something
     STOPPED = "stopped"  # SIGSTOP, or a debugger
     BUSY = "busy"  # it computes, or would if it were let: a long step, compiling, a starved machine

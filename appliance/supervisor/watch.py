@@ -17,13 +17,14 @@ from appliance.supervisor.engine import Engine
 from appliance.supervisor.health import Health
 from appliance.supervisor.introductions import Task
 from appliance.supervisor.lifecycle import BUSY_PATIENCE_S, SUSPECT_SHARE, Lively, Quiet
-from appliance.supervisor.process import STOPPED_LETTERS
+from appliance.supervisor.process import STOPPED_LETTERS, Session
 from appliance.supervisor.runtime import Runtime
-from appliance.supervisor.vitals import Condition, Vitals
+from appliance.supervisor.vitals import PATIENCE_S, Condition, Vitals
 
 TICK_S: Final = 0.5
 _LATE_NS: Final = 1_000_000_000  # a tick that is later than this was not the engines' fault
 _PROBE_S: Final = 1.0
+_KNOWN: Final = (Condition.STOPPED, Condition.GONE)  # for whom nobody need wait as long as a slow step takes
 _BUSY_SHARE: Final = 0.2  # of a core
 
 _log = logging.getLogger("pd-appliance")
@@ -40,6 +41,9 @@ class Watch:
         self._runtime = runtime
         self._post = post
         self._task = task
+        self._stopped: dict[
+            str, dict[int, float]
+        ] = {}  # by engine: see Session.stopped, at the last look while it was quiet
         self.ticked_ns = 0  # when it looked last
 
     def begin(self, engine: Engine) -> None:
@@ -70,20 +74,31 @@ class Watch:
             ("API process", vitals.api_quiet_s(now_ns), vitals.api_patience_s()),
             key=lambda sign: sign[1] / sign[2],
         )
-        if quiet_s > SUSPECT_SHARE * patience_s:
-            self._post(engine, Quiet(who, quiet_s, patience_s, self._condition(engine)))
+        condition = self._condition(engine) if quiet_s > SUSPECT_SHARE * PATIENCE_S else None
+        if condition is None:
+            self._stopped.pop(engine.spec.name, None)
+        if condition is not None and (quiet_s > SUSPECT_SHARE * patience_s or condition in _KNOWN):
+            self._post(engine, Quiet(who, quiet_s, patience_s, condition))
         elif engine.life.state is EngineState.SUSPECT:
             self._post(engine, Lively())
 
     def _condition(self, engine: Engine) -> Condition:
+        if engine.core_connection is None:
+            return Condition.GONE
         if engine.process is None:
             return Condition.STILL
         before_s, engine.cpu_s = engine.cpu_s, engine.process.cpu_s()
         used_s = engine.cpu_s - before_s if before_s else 0.0
         states = engine.process.thread_states()
         if states & STOPPED_LETTERS:
-            return Condition.STOPPED
+            return Condition.STOPPED if self._stays_stopped(engine, engine.process) else Condition.BUSY
         return Condition.BUSY if states & {"R", "D"} or used_s > _BUSY_SHARE * TICK_S else Condition.STILL
+
+    def _stays_stopped(self, engine: Engine, process: Session) -> bool:
+        """A process of it has been so since the last look. One that is let go now and then is slow, and gets on."""
+        now = process.stopped()
+        before, self._stopped[engine.spec.name] = self._stopped.get(engine.spec.name, {}), now
+        return any(before.get(pid) == cpu_s for pid, cpu_s in now.items())
 
     async def _probe(self, engine: Engine, key: Key, vitals: Vitals) -> None:
         """Any answer will do, and a late one, too: that the API process answers is all that it proves."""

@@ -75,6 +75,7 @@ class Machine:
             core_delay=core.waited if core else None,
             core_switches_s=core.switches_s if core else None,
             api_busy=min(1.0, api.ran + api.waited) if api else None,
+            api_starved=api.waited if api else None,
             throttled=throttled,
             pressure=pressure,
             cores=_allowed(view.core_pid),

@@ -72,12 +72,14 @@ class Begun:
         return min(end - begin, sum(max(0, min(end, until) - max(begin, since)) for since, until in spells))
 
     def api_delays(self, now_ns: int) -> dict[str, float]:
-        """By the engine that answered: seconds from its first token to that token's bytes, mean."""
+        """By engine, mean seconds in its API process: from a first token, or from a prompt's KV, to the answer that tells of it."""
         found: dict[str, list[float]] = {}
         for trace in self._recent(now_ns):
-            marks, engine = trace.marks, trace.decode_engine
-            if trace.stream and engine and marks.made is not None and marks.first_token is not None:
-                found.setdefault(engine, []).append(max(0, marks.first_token - marks.made) * _NS)
+            marks = trace.marks
+            if trace.stream and trace.decode_engine and marks.made is not None and marks.first_token is not None:
+                found.setdefault(trace.decode_engine, []).append(max(0, marks.first_token - marks.made) * _NS)
+            if trace.split and trace.prefill_engine and marks.kept is not None and marks.prefilled is not None:
+                found.setdefault(trace.prefill_engine, []).append(max(0, marks.prefilled - marks.kept) * _NS)
         return {engine: sum(delays) / len(delays) for engine, delays in found.items()}
 
     def _recent(self, now_ns: int) -> list[Trace]:

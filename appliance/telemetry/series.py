@@ -21,6 +21,8 @@ _MOST_ROOM: Final = 4.0
 WELL: Final = 1.12  # times what steps are expected to take: beyond it, a model must not learn from them
 _FADES: Final = 0.98  # from step to step
 _LEAST_KNOWN_S: Final = 0.2  # of steps with an expectation, for a slowdown to mean something
+_LEAST_TOOK_S: Final = 1.0  # that such steps took, for the same: the slower an engine is, the less it does
+_LEAST_SLOW: Final = 3  # of them that took longer than they should: one alone is no slowness
 
 
 class Rates(msgspec.Struct, frozen=True, kw_only=True):
@@ -158,7 +160,14 @@ class Series:
 
     def slowdown(self) -> float | None:
         """What the latest steps took, of what such steps take; None where too few of them have an expectation."""
-        return self._took_s / self._should_s if self._should_s >= _LEAST_KNOWN_S else None
+        known = self._should_s >= _LEAST_KNOWN_S or self._is_very_slow()
+        return self._took_s / self._should_s if known else None
+
+    def _is_very_slow(self) -> bool:
+        """Time has passed in steps that should have taken next to nothing."""
+        if self._took_s < _LEAST_TOOK_S or self._should_s <= 0:
+            return False
+        return sum(seconds > WELL * expected_s for _, seconds, expected_s in self._expected) >= _LEAST_SLOW
 
     @property
     def slow_from_the_start(self) -> bool:

@@ -41,12 +41,13 @@ class Marks(msgspec.Struct):
     decode_scheduled: int | None = None
     first_token: int | None = None
     made: int | None = None  # the same, in the engine's word
+    prefilled: int | None = None  # the answer of the prefill leg is here
 
     def restart(self, now_ns: int) -> None:
         """A new attempt: what was lost on the last one counts as queueing."""
         self.dispatched = now_ns
         self.scheduled = self.kept = self.pull_began = self.pull_ended = self.decode_scheduled = None
-        self.made = self.first_token = None
+        self.made = self.first_token = self.prefilled = None
 
 
 def stages(marks: Marks, split: bool, now_ns: int) -> tuple[Stage, ...]:
@@ -151,8 +152,10 @@ class Trace:
         began = self._began.pop((kind, engine), now_ns)
         seconds = (now_ns - began) * _NS
         self.legs.append(Leg(kind=kind, engine=engine, outcome=outcome, status=status, duration_s=seconds, error=error))
-        if kind == "prefill" and outcome == "ok" and self.marks.kept is None:
-            self.marks.kept = now_ns
+        if kind == "prefill" and outcome == "ok":
+            self.marks.prefilled = now_ns
+            if self.marks.kept is None:
+                self.marks.kept = now_ns
 
     def first_byte(self, now_ns: int) -> None:
         """The status line and the first bytes leave for the client."""

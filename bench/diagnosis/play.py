@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 import heapq
 import random
 from collections import Counter, deque
@@ -30,6 +29,7 @@ from appliance.simulator.traces import Arrival
 from appliance.simulator.traffic import arrivals
 from bench.diagnosis.baselines import RULES
 from bench.diagnosis.cases import AFTER_S, FAULT_S, NODES, ONSET_S, Case, World
+from bench.diagnosis.goodput import Answer, Clients
 
 TICK_S: Final = 0.5
 ALL_S: Final = ONSET_S + FAULT_S + AFTER_S
@@ -37,7 +37,6 @@ _MODELS: Final = Path(__file__).parents[2] / "appliance" / "presets"
 _FOLLOWS_S: Final = 3.0  # from a verdict to the order that it advises
 _AGAIN_S: Final = 15.0  # from one order to the next
 _CONSTANTS: Final = ("memory", "matrix", "experts", "attention", "allreduce_s", "layer_s", "moe_layer_s", "step_s")
-_IMPACT_S: Final = 3.0
 _PLANS_S: Final = 10.0
 _PLANS_OF: Final = 6
 
@@ -70,40 +69,6 @@ class Played(msgspec.Struct, frozen=True, kw_only=True):
     orders: tuple[str, ...] = ()
 
 
-class _Clients:
-    """Those who ask, and what they think of the answers."""
-
-    def __init__(self, node_slo: tuple[float, float], seconds: int, origin_ns: int) -> None:
-        self._ttft_s, self._itl_s = node_slo
-        self._origin_ns = origin_ns
-        self.good, self.asked = [0] * (seconds + 1), [0] * (seconds + 1)
-        self.hurt_s: list[float] = []
-
-    def come(self, at_s: float) -> None:
-        self.asked[min(int(at_s), len(self.asked) - 1)] += 1
-
-    def answered(self, one: Answered) -> None:
-        at_s = (one.arrived_ns - self._origin_ns) * 1e-9
-        late = one.error is None and (one.ttft_ns or 0) > self._ttft_s * 1e9
-        slow = one.error is None and (one.tpot_ns or 0) > self._itl_s * 1e9
-        if late:
-            self.hurt_s.append(at_s + self._ttft_s)
-        elif slow or one.error is not None:
-            self.hurt_s.append((one.ended_ns - self._origin_ns) * 1e-9)
-        else:
-            self.good[min(int(at_s), len(self.good) - 1)] += 1
-
-    def impact_s(self, since_s: float) -> float | None:
-        """When a tenth of those who had come lately was hurt; three at least."""
-        hurt = sorted(self.hurt_s)
-        for number, at_s in enumerate(hurt):
-            recent = number + 1 - bisect.bisect_left(hurt, at_s - _IMPACT_S)
-            came = sum(self.asked[max(0, int(at_s - _IMPACT_S)) : int(at_s) + 1])
-            if at_s >= since_s and recent >= max(3, 0.1 * came):
-                return at_s
-        return None
-
-
 def play(
     case: Case, *, injected: bool = True, watched: bool = True, follow: bool = False, duration_s: float = ALL_S
 ) -> Played:
@@ -111,10 +76,10 @@ def play(
     scenario = _scenario(case, injected)
     clock = VirtualClock()
     origin_ns = clock.now_ns
-    clients = _Clients((scenario.slo.ttft_s, scenario.slo.itl_s), int(duration_s), origin_ns)
+    clients = Clients(scenario.slo.ttft_s, scenario.slo.itl_s, int(duration_s))
     loaded = Loaded(scenario, _MODELS)
     engines = [_of_world(plan, case) for plan in plans(loaded, scenario.layout)]
-    node = SimulatedNode(config(scenario), engines, clock, clients.answered)
+    node = SimulatedNode(config(scenario), engines, clock, lambda one: clients.answered(_answer(one, origin_ns)))
     _feed(node, clock, _traffic(loaded, case, duration_s, injected), clients)
     if injected:
         _injure(node, clock, case)
@@ -132,6 +97,16 @@ def play(
         impact_s=clients.impact_s(ONSET_S) if injected else None,
         named={rule: max(found, key=found.__getitem__, default=None) for rule, found in look.named.items()},
         orders=tuple(look.orders),
+    )
+
+
+def _answer(one: Answered, origin_ns: int) -> Answer:
+    return Answer(
+        arrived_s=(one.arrived_ns - origin_ns) * 1e-9,
+        ended_s=(one.ended_ns - origin_ns) * 1e-9,
+        ok=one.error is None,
+        ttft_s=None if one.ttft_ns is None else one.ttft_ns * 1e-9,
+        pace_s=None if one.tpot_ns is None else one.tpot_ns * 1e-9,
     )
 
 
@@ -159,8 +134,8 @@ class _Look:
         verdict = self._diagnose(snapshot)
         self._latest = replace(snapshot, verdict=verdict)
         self._plan(snapshot, hurt=verdict.state != "ok")
-        if not self.said or _changed(self.said[-1], verdict):
-            self.said.append(_said(at_s, verdict))
+        if not self.said or changed(self.said[-1], verdict):
+            self.said.append(told(at_s, verdict))
         if ONSET_S < at_s <= ONSET_S + FAULT_S:
             self._ask_others(snapshot)
         if self._follow and at_s > ONSET_S:
@@ -196,7 +171,8 @@ class _Look:
         self.orders.append(f"{at_s:.1f} s: {remedy.sentence}")
 
 
-def _said(at_s: float, verdict: Verdict) -> Said:
+def told(at_s: float, verdict: Verdict) -> Said:
+    """A verdict, as it is kept."""
     return Said(
         at_s=at_s,
         state=verdict.state,
@@ -208,7 +184,8 @@ def _said(at_s: float, verdict: Verdict) -> Said:
     )
 
 
-def _changed(last: Said, verdict: Verdict) -> bool:
+def changed(last: Said, verdict: Verdict) -> bool:
+    """It says something else."""
     return (last.state, last.engine, last.cause) != (verdict.state, verdict.engine, verdict.cause)
 
 
@@ -250,7 +227,7 @@ def _traffic(loaded: Loaded, case: Case, duration_s: float, injected: bool) -> I
     return heapq.merge(own, later, key=lambda arrival: arrival[0])
 
 
-def _feed(node: SimulatedNode, clock: VirtualClock, coming: Iterator[Arrival], clients: _Clients) -> None:
+def _feed(node: SimulatedNode, clock: VirtualClock, coming: Iterator[Arrival], clients: Clients) -> None:
     origin_ns = clock.now_ns
 
     def next_one() -> None:

@@ -29,11 +29,24 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 def markdown(report: Report) -> str:
     """The report, for docs/diagnosis.md."""
     hurt = [row for row in report.scored if row.impactful]
-    calm = [row for row in report.scored if not row.impactful]
     lines = [
         f"Seeds {report.seeds}, noise {report.world.noise:g} times, constants {report.world.constants:.0%} off: "
         f"{len(report.scored)} injections, of which {len(hurt)} cost at least a tenth of the goodput; the others are not scored.",
         "",
+        *tables(report.scored),
+        *_followed(report.scored),
+        *_two(report.doubles),
+        *other_verdicts(report.scored),
+        *calm(report.healthy_hours, report.alarms, "simulated hours"),
+        *mistakes(report.scored, report.alarms),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def tables(scored: Sequence[Scored]) -> list[str]:
+    """What was right, by how much it cost and by kind, when, and what was said of what."""
+    hurt = [row for row in scored if row.impactful]
+    return [
         "| | right | of | share | 95 % interval |",
         "|---|---|---|---|---|",
         _line("engine", sum(row.engine_right for row in hurt), len(hurt)),
@@ -55,30 +68,30 @@ def markdown(report: Report) -> str:
         *_by_kind(hurt),
         "",
         *_confusion(hurt),
-        *_followed(report.scored),
-        *_two(report.doubles),
-        *_other_verdicts(calm),
-        *_calm(report),
     ]
-    wrong = [row for row in hurt if not row.cause_right]
-    if wrong:
-        lines += ["", "What was wrong:", ""]
-        lines += [f"- {row.node}, {row.name}, seed {row.seed}, {row.lost:.0%} lost: said {row.said}" for row in wrong]
+
+
+def mistakes(scored: Sequence[Scored], alarms: Sequence[Alarm]) -> list[str]:
+    """Each one."""
+    wrong = [row for row in scored if row.impactful and not row.cause_right]
+    lines = ["", "What was wrong:", ""] if wrong else []
+    lines += [f"- {row.node}, {row.name}, seed {row.seed}, {row.lost:.0%} lost: said {row.said}" for row in wrong]
     lines += [
         f"- {'false alarm' if alarm.is_false else f'{alarm.missed:.0%} missed the targets'}: {alarm.sentence}"
-        for alarm in report.alarms
+        for alarm in alarms
     ]
-    return "\n".join(lines) + "\n"
+    return lines
 
 
-def _calm(report: Report) -> list[str]:
-    if not report.healthy_hours:
+def calm(hours: float, alarms: Sequence[Alarm], unit: str) -> list[str]:
+    """Verdicts on nodes that nothing was done to, and what their number says of the rate."""
+    if not hours:
         return []
-    wrong = sum(alarm.is_false for alarm in report.alarms)
-    bound = _poisson_bound(wrong) / report.healthy_hours
+    wrong = sum(alarm.is_false for alarm in alarms)
+    bound = _poisson_bound(wrong) / hours
     return [
-        f"Nothing was done for {report.healthy_hours:.1f} simulated hours. {len(report.alarms)} verdicts, "
-        f"{len(report.alarms) - wrong} of them while more requests missed the targets than [slo] allows; "
+        f"Nothing was done for {hours:.1f} {unit}. {len(alarms)} verdicts, "
+        f"{len(alarms) - wrong} of them while more requests missed the targets than [slo] allows; "
         f"{wrong} false alarms, so with 95 % confidence at most {bound:.2f} per hour.",
     ]
 
@@ -166,8 +179,9 @@ def _two(rows: Sequence[Scored]) -> list[str]:
     ]
 
 
-def _other_verdicts(rows: Sequence[Scored]) -> list[str]:
+def other_verdicts(scored: Sequence[Scored]) -> list[str]:
     """On what cost less than a tenth: silence is right, and so is the true cause."""
+    rows = [row for row in scored if not row.impactful]
     wrong = [row for row in rows if row.cause not in ("ok", None) and not row.cause_right]
     return [
         f"Of {len(rows)} injections that cost less, {len(wrong)} were given another cause for most of the time in which anything was said.",

@@ -5,7 +5,6 @@ What has been played is kept, if a directory is given, and not played again.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import os
 from collections import defaultdict
@@ -20,11 +19,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from bench.diagnosis.cases import USUAL, Case, World, cases, doubles, healthy
+from bench.diagnosis.kept import judges, keep, read
 from bench.diagnosis.play import Played, play
 from bench.diagnosis.report import Report
 from bench.diagnosis.score import Scored, alarms, score
 
-_TOP: Final = Path(__file__).parents[2]
 _ROOMS: Final = (
     "appliance/diagnosis",
     "appliance/telemetry",
@@ -89,15 +88,8 @@ def _jobs(todo: Iterable[Case], follow: bool) -> Iterable[Job]:
 def _name(kind: str, case: Case) -> str:
     """Of a file."""
     world = f"{case.world.noise:g}-{case.world.constants:g}"
-    digest = hashlib.blake2b((kind + case.name + _judges()).encode(), digest_size=6).hexdigest()
+    digest = hashlib.blake2b((kind + case.name + judges(_ROOMS)).encode(), digest_size=6).hexdigest()
     return f"{case.node}-{case.seed}-{world}-{digest}.json".replace(" ", "_")
-
-
-@functools.cache
-def _judges() -> str:
-    """What was played is played again by whoever has other sources."""
-    sources = sorted(path for room in _ROOMS for path in (_TOP / room).rglob("*.py"))
-    return hashlib.blake2b(b"".join(path.read_bytes() for path in sources)).hexdigest()
 
 
 def _all(title: str, jobs: Sequence[Job], kept: Path | None, kind: type[T]) -> list[T]:
@@ -108,7 +100,7 @@ def _all(title: str, jobs: Sequence[Job], kept: Path | None, kind: type[T]) -> l
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    found: dict[str, T] = {name: there for name, *_ in jobs if (there := _read(kept, name, kind)) is not None}
+    found: dict[str, T] = {name: there for name, *_ in jobs if (there := read(kept, name, kind)) is not None}
     with (
         Progress(*columns, console=Console(stderr=True)) as bar,
         ProcessPoolExecutor(len(os.sched_getaffinity(0)), mp_context=get_context("spawn")) as pool,
@@ -117,18 +109,6 @@ def _all(title: str, jobs: Sequence[Job], kept: Path | None, kind: type[T]) -> l
         running = {pool.submit(do, *given): name for name, do, given in jobs if name not in found}
         for done in as_completed(running):
             found[running[done]] = done.result()
-            _write(kept, running[done], done.result())
+            keep(kept, running[done], done.result())
             bar.advance(task)
     return [found[name] for name, *_ in jobs]
-
-
-def _read(kept: Path | None, name: str, kind: type[T]) -> T | None:
-    path = kept / name if kept else None
-    return msgspec.json.decode(path.read_bytes(), type=kind) if path and path.is_file() else None
-
-
-def _write(kept: Path | None, name: str, what: object) -> None:
-    if kept is not None:
-        partial = kept / f"{name}.partial"
-        partial.write_bytes(msgspec.json.encode(what))
-        partial.rename(kept / name)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 
-from bench.diagnosis.cases import FAULT_S, ONSET_S, Case
+from bench.diagnosis.cases import FAULT_S, ONSET_S, Truth
 from bench.diagnosis.play import Played, Said
 
 _IMPACT: Final = 0.10  # of the goodput: what costs less is no injection, but a hard negative
@@ -57,20 +57,65 @@ class Scored(msgspec.Struct, frozen=True, kw_only=True):
         return max(0.0, self.diagnosed_s - (self.impact_s or 0.0))
 
 
+class Told(Protocol):
+    """A case, simulated or not: what was done, and what is right to say of it."""
+
+    @property
+    def node(self) -> str: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def severity(self) -> float | None: ...
+    @property
+    def truths(self) -> tuple[Truth, ...]: ...
+
+
+class Seen(Protocol):
+    """A case that was played: what was said, and by second of it how many asked and were answered within the targets."""
+
+    @property
+    def case(self) -> Told: ...
+    @property
+    def said(self) -> tuple[Said, ...]: ...
+    @property
+    def good(self) -> tuple[int, ...]: ...
+    @property
+    def asked(self) -> tuple[int, ...]: ...
+    @property
+    def impact_s(self) -> float | None: ...
+    @property
+    def named(self) -> dict[str, str | None]: ...
+
+
 def score(played: Played, without: Played, followed: Played | None = None) -> Scored:
     """``without``: the same traffic with nothing done to it. ``followed``: somebody did as was advised."""
     case, end_s = played.case, ONSET_S + FAULT_S
-    before = _sum(without.asked if case.surge else without.good, ONSET_S, end_s)
+    before = total(without.asked if case.surge else without.good, ONSET_S, end_s)
     if case.surge is not None:  # what the surge itself asked counts, too
-        before = _sum(played.asked, ONSET_S, end_s)
-    after = _sum(played.good, ONSET_S, end_s)
-    during = _while(played.said, ONSET_S, end_s, quiet_from_s=(played.impact_s or ONSET_S) + _SOON_S)
+        before = total(played.asked, ONSET_S, end_s)
+    after = total(played.good, ONSET_S, end_s)
+    return msgspec.structs.replace(
+        judged(played, ONSET_S, end_s, lost=1 - after / before if before else 0.0),
+        second_right=_second(played) if len(case.truths) > 1 else None,
+        good=_share(played),
+        good_before=_share(without) if case.surge is None else None,
+        good_followed=_share(followed) if followed else None,
+        orders=followed.orders if followed else (),
+    )
+
+
+def judged(played: Seen, onset_s: float, end_s: float, *, lost: float) -> Scored:
+    """What was said while it lasted, against the truth. ``lost``: share of the goodput that it cost."""
+    case, impact_s = played.case, played.impact_s
+    during = _while(played.said, onset_s, end_s, quiet_from_s=(impact_s or onset_s) + _SOON_S)
     longest = max(during, key=during.__getitem__, default=("ok", None, None))
     said = next((one for one in reversed(played.said) if _key(one) == longest), None)
-    at_onset = next(one for one in reversed(played.said) if one.at_s <= ONSET_S)
-    later = next((one.at_s for one in played.said if one.at_s > ONSET_S and _right(case, one)), None)
-    first = ONSET_S if _right(case, at_onset) else later
-    over = [one for one in played.said if one.at_s >= ONSET_S]
+    at_onset = next(one for one in reversed(played.said) if one.at_s <= onset_s)
+    later = next((one.at_s for one in played.said if one.at_s > onset_s and _right(case, one)), None)
+    first = onset_s if _right(case, at_onset) else later
+    over = [one for one in played.said if one.at_s >= onset_s]
     well = played.said[-1].at_s if played.said[-1].state == "ok" and over else None
     engines = {engine for truth in case.truths for engine in truth.engines}
     return Scored(
@@ -78,7 +123,7 @@ def score(played: Played, without: Played, followed: Played | None = None) -> Sc
         name=case.name,
         seed=case.seed,
         severity=case.severity,
-        lost=1 - after / before if before else 0.0,
+        lost=lost,
         engine_right=longest[1] in engines,
         cause_right=any(truth.is_said(longest[1], longest[2]) for truth in case.truths),
         said=" ".join(str(part) for part in longest),
@@ -86,16 +131,11 @@ def score(played: Played, without: Played, followed: Played | None = None) -> Sc
         expected=case.truths[0].causes[0],
         sentence=said.summary if said else "",
         advice=said.advice if said else "",
-        impact_s=None if played.impact_s is None else played.impact_s - ONSET_S,
-        diagnosed_s=None if first is None else first - ONSET_S,
+        impact_s=None if impact_s is None else impact_s - onset_s,
+        diagnosed_s=None if first is None else first - onset_s,
         cleared_s=None if well is None else max(0.0, well - end_s),
         flaps=max(0, len(over) - 2),
-        second_right=_second(played) if len(case.truths) > 1 else None,
         rules={rule: engine in engines for rule, engine in played.named.items()},
-        good=_share(played),
-        good_before=_share(without) if case.surge is None else None,
-        good_followed=_share(followed) if followed else None,
-        orders=followed.orders if followed else (),
     )
 
 
@@ -111,7 +151,7 @@ class Alarm(msgspec.Struct, frozen=True, kw_only=True):
         return self.missed <= 0.05
 
 
-def alarms(played: Played) -> list[Alarm]:
+def alarms(played: Seen) -> list[Alarm]:
     """By what clients saw from ten seconds before to five after."""
     return [
         Alarm(
@@ -123,12 +163,12 @@ def alarms(played: Played) -> list[Alarm]:
     ]
 
 
-def _missed(played: Played, from_s: float, to_s: float) -> float:
-    asked = _sum(played.asked, max(0.0, from_s), to_s)
-    return 1 - _sum(played.good, max(0.0, from_s), to_s) / asked if asked else 0.0
+def _missed(played: Seen, from_s: float, to_s: float) -> float:
+    asked = total(played.asked, max(0.0, from_s), to_s)
+    return 1 - total(played.good, max(0.0, from_s), to_s) / asked if asked else 0.0
 
 
-def _right(case: Case, said: Said) -> bool:
+def _right(case: Told, said: Said) -> bool:
     return any(truth.is_said(said.engine, said.cause) for truth in case.truths)
 
 
@@ -142,11 +182,12 @@ def _second(played: Played) -> bool:
 
 def _share(played: Played) -> float | None:
     """Of what was asked in the last part of the fault, that was answered within the targets."""
-    asked = _sum(played.asked, ONSET_S + _SETTLED_S, ONSET_S + FAULT_S)
-    return _sum(played.good, ONSET_S + _SETTLED_S, ONSET_S + FAULT_S) / asked if asked else None
+    asked = total(played.asked, ONSET_S + _SETTLED_S, ONSET_S + FAULT_S)
+    return total(played.good, ONSET_S + _SETTLED_S, ONSET_S + FAULT_S) / asked if asked else None
 
 
-def _sum(by_second: Sequence[int], from_s: float, to_s: float) -> int:
+def total(by_second: Sequence[int], from_s: float, to_s: float) -> int:
+    """Of the seconds between."""
     return sum(by_second[int(from_s) : int(to_s)])
 
 

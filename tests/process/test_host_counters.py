@@ -72,6 +72,23 @@ def test_a_process_beside_a_busy_loop_on_its_core_waits_for_it(run: object) -> N
     assert second.core_switches_s < 5
 
 
+def test_an_api_process_that_has_no_core_is_told_from_one_that_is_busy(run: object) -> None:
+    assert callable(run)
+    core = min(os.sched_getaffinity(0))
+    api, engine_core = run(BUSY, core), run(IDLE)
+    run(BUSY, core)
+    machine = Machine()
+    view = EngineView(
+        name="e0", role=Role.BOTH, state=EngineState.READY, epoch=1, socket="", pid=api, core_pid=engine_core
+    )
+    machine.host(view)
+    time.sleep(LOOK_S)
+    found = machine.host(view)
+    assert found is not None and found.api_busy is not None and found.api_starved is not None
+    assert found.api_busy > 0.9, "it always has something to do"
+    assert 0.3 < found.api_starved < 1.01
+
+
 def groups() -> Path | None:
     """Where a control group with a quota can be made; None where that is not for us."""
     for place in (Path("/sys/fs/cgroup/cpu"), Path("/sys/fs/cgroup")):

@@ -26,6 +26,8 @@ from appliance.records import (
     Lately,
     NodeSnapshot,
     QueueSnapshot,
+    RequestCounts,
+    Stage,
     SupervisorSnapshot,
     Throttled,
     Verdict,
@@ -217,6 +219,110 @@ def test_engines_that_share_a_gpu_share_its_trouble() -> None:
     engines = [replace(one.engines[0], gpus=("GPU-0",)) for one in shared]
     both = [replace(one, engines=(engine, *one.engines[1:])) for one, engine in zip(shared, engines, strict=True)]
     assert cause(both) == "prefill_straggler_gpu"
+
+
+def held_up(delay_s: float, slowdown: float = 1.0, ttft_s: float = 0.5) -> list[NodeSnapshot]:
+    """The API process of e0 has little to do, and is so late with it."""
+    lately = Lately(first_tokens=30, ttft_late=0.5, ttft_s=ttft_s, stages=(Stage("prefill_compute", ttft_s),))
+
+    def of(snapshot: NodeSnapshot) -> NodeSnapshot:
+        host = HostReading(api_busy=0.1)
+        held = replace(snapshot.engines[0], api_delay_s=delay_s, host=host, slowdown=slowdown, pid=77)
+        return replace(snapshot, lately=lately, engines=(held, *snapshot.engines[1:]))
+
+    return [of(one) for one in window()]
+
+
+def test_an_api_process_that_is_not_let_run_is_named_though_it_is_not_busy() -> None:
+    assert cause(held_up(0.2)) == "frontend_bound"
+    assert "What e0 has made waits 200 ms in its API process, which runs only 10% of the time" in said(held_up(0.2))
+    assert "pid 77" in said(held_up(0.2))
+
+
+def test_a_small_delay_and_a_slow_engines_own_are_nothing_of_the_api_process() -> None:
+    assert cause(held_up(0.04)) != "frontend_bound"
+    assert cause(held_up(0.2, ttft_s=2.0)) != "frontend_bound"
+    assert "straggler" in cause(held_up(0.2, slowdown=2.0))
+
+
+def hosted(host: HostReading, **changes: Any) -> list[NodeSnapshot]:
+    """What e0's processes get of the CPUs."""
+    return [replace(one, engines=(replace(one.engines[0], host=host, **changes), *one.engines[1:])) for one in window()]
+
+
+def test_an_engine_whose_api_process_has_no_core_either_is_starved_and_not_bound_by_it() -> None:
+    nobody = HostReading(core_delay=0.7, api_busy=0.9, api_starved=0.8, cores=1)
+    busy = HostReading(core_delay=0.7, api_busy=0.9, api_starved=0.1, cores=4)
+    assert cause(hosted(nobody, api_delay_s=0.2, slowdown=3.0)) == "prefill_straggler_cpu"
+    assert cause(hosted(busy, api_delay_s=0.2, slowdown=3.0)) == "frontend_bound"
+
+
+def test_an_api_process_on_the_one_core_of_its_engine_is_nobody_elses_neighbour() -> None:
+    own = HostReading(core_delay=0.2, api_busy=0.25, api_starved=0.05, cores=1)
+    assert cause(hosted(own, slowdown=1.25)) == "prefill_saturated"
+    assert cause(hosted(replace(own, core_delay=0.5), slowdown=1.25)) == "prefill_straggler_cpu"
+    assert cause(hosted(replace(own, cores=4), slowdown=1.25)) == "prefill_straggler_cpu"
+    assert cause(hosted(replace(own, cores=4), slowdown=1.12)) == "prefill_saturated", "cores that are shared do that"
+
+
+def test_a_decode_engine_that_first_tokens_wait_for_matters_though_those_after_them_are_in_time() -> None:
+    def slow(after_s: float) -> list[NodeSnapshot]:
+        stages = (Stage("prefill_compute", 0.3), Stage("decode_wait", after_s / 2), Stage("first_step", after_s / 2))
+        lately = Lately(first_tokens=30, ttft_late=0.5, ttft_s=0.3 + after_s, stages=stages)
+        engine = replace(
+            made.engine("e1", made.Role.DECODE, busy=0.9, slowdown=2.0, running=3, max_running=64), itl_s=0.01
+        )
+        idle = made.engine("e0", busy=0.4, slowdown=1.0, waiting=0, max_running=64, token_budget=8192)
+        queue = QueueSnapshot(depth=0, capacity=1024)
+        return [
+            replace(made.node((idle, engine), 0, queue=queue), time=at_s, uptime_s=at_s, lately=lately)
+            for at_s in (100.0, 100.5, 101.0, 101.5)
+        ]
+
+    assert cause(slow(0.3)) == "decode_straggler_cpu"
+    assert judge(slow(0.02), 0.95).finding is None
+
+
+@pytest.mark.parametrize(
+    ("state", "reason", "expected"),
+    [
+        (EngineState.SUSPECT, None, "engine_hung"),
+        (EngineState.SUSPECT, "its EngineCore has ended, or has closed the engine channel", "engine_crashed"),
+        (
+            EngineState.SUSPECT,
+            "its EngineCore gave no sign of life for 3.0 s (stopped)",
+            "engine_hung",
+        ),  # an earlier life
+        (EngineState.HUNG, "its EngineCore gave no sign of life for 3.0 s (stopped)", "engine_hung"),
+        (EngineState.BACKOFF, "its EngineCore gave no sign of life for 3.0 s (stopped)", "engine_hung"),
+        (EngineState.BACKOFF, "killed (SIGKILL)", "engine_crashed"),
+    ],
+)
+def test_what_has_ended_is_told_from_what_hangs(state: EngineState, reason: str | None, expected: str) -> None:
+    gone = [
+        replace(one, engines=(replace(one.engines[0], state=state, cause=reason), *one.engines[1:])) for one in window()
+    ]
+    assert cause(gone) == expected
+
+
+def test_a_slow_engine_is_not_what_holds_back_more_than_it_could_do_at_its_best() -> None:
+    """It computes 1,000 tokens/s and could do twice as many."""
+
+    def asked(tokens_s: float) -> list[NodeSnapshot]:
+        lately = Lately(first_tokens=30, ttft_late=0.5, ttft_s=1.0, prompt_tokens=100.0)
+        slow = {"slowdown": 2.0, "prompt_tokens_s": 1000.0, "host": HostReading(core_delay=0.5)}
+        return [
+            replace(
+                one,
+                lately=lately,
+                engines=(replace(one.engines[0], **slow), *one.engines[1:]),
+                requests=RequestCounts(total=round(tokens_s / 100 * one.uptime_s)),
+            )
+            for one in window()
+        ]
+
+    assert cause(asked(1600)) == "prefill_straggler_cpu"
+    assert cause(asked(3000)) == "prefill_saturated"
 
 
 def supervised(cpu_share: float | None, loop_delay_ms: float | None) -> list[NodeSnapshot]:

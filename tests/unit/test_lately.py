@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from appliance.channel import FirstToken
+from appliance.channel import FirstToken, LeaseGranted
 from appliance.telemetry.timeline import Timelines
 
 MS = 1_000_000
@@ -36,3 +36,16 @@ def test_from_the_engines_first_token_to_its_bytes_is_the_api_process() -> None:
     answered(timelines, 1, 500 * MS, api_ns=40 * MS)
     answered(timelines, 2, 500 * MS, api_ns=60 * MS)
     assert timelines.begun.api_delays(3 * S) == {"e0": pytest.approx(0.05)}
+
+
+def test_from_a_prompts_kv_to_the_word_that_it_is_there_is_the_api_process_of_the_engine_that_prefills() -> None:
+    timelines = Timelines(10)
+    trace = timelines.begin("r", "/v1/completions", True, 0)
+    trace.dispatched("prefill", "e0", "k", 10 * MS)
+    kept = LeaseGranted(lease="k", blocks=1, tokens=9, consumers=1, ttl_s=60.0, at_ns=200 * MS)
+    timelines.fold("e0", kept)
+    trace.leg_ended("prefill", "e0", "ok", 280 * MS, status=200)
+    trace.dispatched("decode", "e1", "k", 281 * MS)
+    timelines.fold("e1", FirstToken(request="k", at_ns=300 * MS))
+    trace.first_byte(310 * MS)
+    assert timelines.begun.api_delays(S) == {"e0": pytest.approx(0.08), "e1": pytest.approx(0.01)}

@@ -175,6 +175,14 @@ def quiet(quiet_s: float, condition: Condition, patience_s: float = 2.0) -> Quie
     return Quiet("EngineCore", quiet_s, patience_s, condition)
 
 
+def test_an_engine_whose_core_has_ended_is_not_hung_however_long_it_takes_to_follow() -> None:
+    life, actions = step(ready(), quiet(4.0, Condition.GONE), 20 * S)
+    assert (life.state, actions) == (EngineState.SUSPECT, ())
+    assert "EngineCore has ended" in (life.cause or ""), "the diagnosis tells it by this"
+    dead, _ = step(life, CRASH, 22 * S)
+    assert dead.cause == CRASH.exit.cause
+
+
 @pytest.mark.parametrize(
     ("event", "state"),
     [

@@ -54,6 +54,19 @@ def test_an_engine_that_makes_no_steps_is_not_slow() -> None:
     assert series.load(now_ns + 60 * S, 0.05).slowdown is None
 
 
+def test_an_engine_that_is_so_slow_that_it_makes_few_steps_is_known_to_be() -> None:
+    series, now_ns = made(3000, 10 * MS)
+    series, now_ns = made(12, 200 * MS, series, now_ns + 3 * S)
+    assert (series.load(now_ns, 0.05).slowdown or 0) == pytest.approx(20, rel=0.1)
+
+
+def test_one_step_that_stumbles_on_an_engine_that_does_little_is_no_slowness() -> None:
+    series, now_ns = made(3000, 10 * MS)
+    series, now_ns = made(5, 10 * MS, series, now_ns + 3 * S)
+    series, now_ns = made(1, 1500 * MS, series, now_ns)
+    assert series.load(now_ns, 0.05).slowdown is None
+
+
 def test_tokens_are_late_whose_step_came_later_than_the_target() -> None:
     series, now_ns = made(90, 10 * MS)
     series, now_ns = made(10, 90 * MS, series, now_ns)
