@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import http
 import http.client
+import ipaddress
 import json
 import urllib.error
 import urllib.request
 from typing import Any, Final, TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import msgspec
 
@@ -26,7 +27,7 @@ def ask(url: str, method: str, *path: str, query: str = "", body: dict[str, Any]
     Raises ``ActionError`` with what it says, or why it says nothing.
     """
     try:
-        found = json.loads(_fetch(url, method, *path, query=query, body=body))
+        found = json.loads(fetch(url, method, *path, query=query, body=body))
     except ValueError as error:
         raise no_node(url, error) from error
     if not isinstance(found, dict):
@@ -37,13 +38,24 @@ def ask(url: str, method: str, *path: str, query: str = "", body: dict[str, Any]
 def read(url: str, kind: type[T], *path: str, query: str = "") -> T:
     """What is there, as a record. Fields that this version does not know are passed over. Raises ``ActionError``."""
     try:
-        return msgspec.json.decode(_fetch(url, "GET", *path, query=query), type=kind)
+        return msgspec.json.decode(fetch(url, "GET", *path, query=query), type=kind)
     except msgspec.MsgspecError as error:
         raise not_as_a_node(url, error) from error
 
 
 def target(url: str, *path: str, query: str = "") -> str:
     return f"{url.rstrip('/')}/{'/'.join(quote(part, safe='') for part in path)}{query}"
+
+
+def not_serving(url: str) -> str | None:
+    """Why a request sent now would not be served; None where it would be, or the node doesn't say."""
+    try:
+        fetch(url, "GET", "ready")
+    except ActionError as error:
+        refused = error.__cause__
+        if isinstance(refused, urllib.error.HTTPError) and refused.code == http.HTTPStatus.SERVICE_UNAVAILABLE:
+            return str(error)
+    return None
 
 
 def no_node(url: str, error: Exception) -> ActionError:
@@ -56,25 +68,50 @@ def not_as_a_node(url: str, error: Exception) -> ActionError:
     )
 
 
-def _fetch(url: str, method: str, *path: str, query: str = "", body: dict[str, Any] | None = None) -> bytes:
+def fetch(
+    url: str,
+    method: str,
+    *path: str,
+    query: str = "",
+    body: dict[str, Any] | None = None,
+    timeout_s: float = _TIMEOUT_S,
+) -> bytes:
     """Raises ``ActionError``, whose ``unknown`` says that there is no such thing."""
     where = target(url, *path, query=query)
     try:
         data = None if body is None else json.dumps(body).encode()
         headers = {"user-agent": f"pd-appliance/{__version__}", "content-type": "application/json"}
         request = urllib.request.Request(where, data, headers, method=method)
-        with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:
+        with _opener(where).open(request, timeout=timeout_s) as answer:
             found: bytes = answer.read()
             return found
     except urllib.error.HTTPError as error:
-        message = _message(error.read()) or f"{where} answered {error.code}"
+        message = _message(error) or f"{where} answered {error.code}"
         raise ActionError(message, unknown=error.code == http.HTTPStatus.NOT_FOUND) from error
     except (OSError, ValueError, http.client.HTTPException) as error:
         raise no_node(url, error) from error
 
 
-def _message(body: bytes) -> str | None:
+def _opener(url: str) -> urllib.request.OpenerDirector:
+    """No proxy reaches what listens on this machine only."""
+    proxies = (
+        urllib.request.ProxyHandler({}) if is_here(urlsplit(url).hostname or "") else urllib.request.ProxyHandler()
+    )
+    return urllib.request.build_opener(proxies)
+
+
+def is_here(host: str) -> bool:
+    """Whether a host's name or address is this machine's own."""
     try:
-        return str(json.loads(body)["error"]["message"])
-    except (ValueError, KeyError, TypeError):
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
+def _message(error: urllib.error.HTTPError) -> str | None:
+    """What the node says of what it refuses, or is not ready for."""
+    try:
+        said = json.loads(error.read())
+        return str(said["error"]["message"] if "error" in said else said["reason"])
+    except (OSError, ValueError, KeyError, TypeError, http.client.HTTPException):
         return None

@@ -2,67 +2,127 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
 from typing import Annotated, Any, Final
 
+import msgspec
 import typer
 
-from appliance.cli.ask import URL, ask
+from appliance.cli.ask import URL, fetch, not_as_a_node, not_serving
+from appliance.cli.glyphs import visible
+from appliance.diagnosis.because import clock
 from appliance.errors import ActionError
+from appliance.records import Verdict
 
 EXIT_OK, EXIT_BOTTLENECK, EXIT_UNKNOWN = 0, 10, 11
 _EXITS: Final = {"ok": EXIT_OK, "bottleneck": EXIT_BOTTLENECK, "unknown": EXIT_UNKNOWN}
 _LOOK_S: Final = 1.0
 
 
+class Look(msgspec.Struct, frozen=True):
+    """One answer of the node. ``body``: as it came. ``idle``: why it serves nobody, where nothing is known to hold it back."""
+
+    verdict: Verdict
+    body: bytes
+    idle: str | None = None
+
+    @property
+    def exit_code(self) -> int:
+        """A node that serves nobody is not well, though nobody waits."""
+        return EXIT_UNKNOWN if self.idle is not None else _EXITS.get(self.verdict.state, EXIT_UNKNOWN)
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What makes it worth saying again."""
+        one = self.verdict
+        return one.state, one.engine, one.link, one.cause, self.idle is not None
+
+
 def diagnose(
     url: Annotated[str, typer.Option(help="Of the node.")] = URL,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, one verdict per line.")] = False,
-    watch: Annotated[bool, typer.Option(help="Say it again whenever it changes, until interrupted.")] = False,
+    watch: Annotated[
+        bool, typer.Option(help="Say it again whenever it changes, with the time, until interrupted.")
+    ] = False,
 ) -> None:
-    """Say what holds the node back, why, and what to do. Exit code: 0 nothing, 10 something, 11 something unknown, 2 no answer."""
-    verdict = _verdict(url)
-    _say(verdict, as_json)
-    said = verdict
-    while watch:
-        time.sleep(_LOOK_S)
-        verdict = _verdict(url)
-        if _key(verdict) != _key(said):
-            _say(verdict, as_json)
-            said = verdict
-    raise typer.Exit(_EXITS.get(verdict["state"], EXIT_UNKNOWN))
+    """Say what holds the node back, why, and what to do.
+
+    Exit code: 0 nothing, 10 something, 11 something unknown or a node that serves nobody, 2 no answer.
+    """
+    found = look(url)
+    _say(found, as_json, watch)
+    with contextlib.suppress(KeyboardInterrupt):
+        while watch:
+            time.sleep(_LOOK_S)
+            found = _after(url, found, as_json)
+    raise typer.Exit(found.exit_code)
 
 
-def _verdict(url: str) -> dict[str, Any]:
-    """Raises ``ActionError`` if there is none to be had."""
-    found = ask(url, "GET", "api", "diagnosis")
-    if "state" not in found:
-        raise ActionError(f"{url} answers, but not as a node does; name the right one with --url")
-    return found
+def look(url: str) -> Look:
+    """Raises ``ActionError`` if the node says nothing."""
+    body = fetch(url, "GET", "api", "diagnosis")
+    try:
+        verdict = msgspec.json.decode(body, type=Verdict)
+    except msgspec.MsgspecError as error:
+        raise not_as_a_node(url, error) from error
+    return Look(verdict, body, not_serving(url) if verdict.state == "ok" else None)
 
 
-def text(verdict: dict[str, Any]) -> str:
+def _after(url: str, said: Look, as_json: bool) -> Look:
+    """What is said next, if it is something else. A node that is started again is waited for."""
+    lost = False
+    while True:
+        try:
+            found = look(url)
+        except ActionError as error:
+            if not lost:
+                _tell_lost(error, as_json)
+            lost = True
+            time.sleep(_LOOK_S)
+        else:
+            if lost or found.key != said.key:
+                _say(found, as_json, watched=True)
+            return found
+
+
+def text(found: Look) -> str:
     """For people."""
-    lines = [verdict["summary"]]
-    if verdict["state"] == "bottleneck":
-        where = " to ".join(verdict["link"]) if verdict["link"] else verdict["engine"]
-        lines.insert(0, f"BOTTLENECK {where or 'the node'}: {verdict['cause']} ({verdict['confidence']:.0%} sure)")
-    lines += [f"  - {one['sentence']}" for one in verdict["evidence"]]
-    action = verdict["action"]
-    if action:
-        lines.append(f"What to do: {action['sentence']}")
-        lines += [f"  {action[name]}" for name in ("call", "setting") if action[name]]
-    if verdict["next"]:
-        lines.append(f"Then: {verdict['next']}")
-    return "\n".join(lines)
+    verdict, action = found.verdict, found.verdict.action
+    lines = [verdict.summary]
+    if verdict.state == "bottleneck":
+        lines.insert(0, _title(verdict))
+    if found.idle is not None:
+        lines = [f"NOT SERVING: {found.idle}"]
+    lines += [f"  - {evidence.sentence}" for evidence in verdict.evidence]
+    if action is not None:
+        lines.append(f"What to do: {action.sentence}")
+        lines += [f"  {way}" for way in (action.call, action.setting) if way]
+    if verdict.next:
+        lines.append(f"Then: {verdict.next}")
+    return "\n".join(map(visible, lines))
 
 
-def _say(verdict: dict[str, Any], as_json: bool) -> None:
-    sys.stdout.write((json.dumps(verdict) if as_json else text(verdict)) + "\n")
+def _title(verdict: Verdict) -> str:
+    where = " to ".join(verdict.link) if verdict.link else ", ".join(verdict.engines) or verdict.engine or "the node"
+    sure = "" if verdict.confidence is None else f", {verdict.confidence:.0%} sure"
+    return f"BOTTLENECK {where}: {verdict.cause} (since {clock(verdict.since)}{sure})"
+
+
+def _say(found: Look, as_json: bool, watched: bool) -> None:
+    said = json.dumps(json.loads(found.body)) if as_json else text(found)
+    sys.stdout.write(f"{_now() if watched and not as_json else ''}{said}\n")
     sys.stdout.flush()
 
 
-def _key(verdict: dict[str, Any]) -> tuple[Any, ...]:
-    return verdict["state"], verdict["engine"], verdict["cause"]
+def _tell_lost(error: ActionError, as_json: bool) -> None:
+    """Beside the JSON, of which each line is a verdict."""
+    stream = sys.stderr if as_json else sys.stdout
+    stream.write(f"{_now()}NO ANSWER: {visible(str(error))}; it is asked again and again\n")
+    stream.flush()
+
+
+def _now() -> str:
+    return f"{clock(time.time())}  "

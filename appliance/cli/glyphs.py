@@ -26,6 +26,11 @@ def plain(text: str) -> str:
     return text.replace("\u00a0", " ")
 
 
+def visible(text: str) -> str:
+    """What a node or a file says, as one line that a terminal shows and does not obey."""
+    return "".join(one if one.isprintable() else " " if one.isspace() else "\N{REPLACEMENT CHARACTER}" for one in text)
+
+
 def ascii_only(text: str) -> str:
     """For terminals that can't show more; as long as it was."""
     return text.translate(_ASCII).encode("ascii", "replace").decode()

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 import urllib.error
-import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Final, Protocol, TypeVar
-from urllib.parse import quote
 
 import msgspec
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from appliance import __version__
-from appliance.cli.ask import URL, read
-from appliance.cli.told import incident_text, replay_text, row
+from appliance.cli.ask import URL, fetch, read
+from appliance.cli.told import incident_text, replay_text, row, zone
 from appliance.errors import ActionError, IncidentError
 from appliance.incidents import bundle, database
 from appliance.incidents.replay import replay as replayed
@@ -33,6 +32,7 @@ StateDir = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Id = Annotated[str, typer.Argument(help="As the list has it, 261126-1432.")]
+_STDOUT: Final = Path("-")
 _WIDTH: Final = 160  # of what is no terminal
 _TIMEOUT_S: Final = 60.0
 
@@ -61,7 +61,7 @@ def list_(
     if as_json:
         _say(json.dumps(msgspec.to_builtins(found)))
     elif found:
-        Console(file=sys.stdout, width=None if sys.stdout.isatty() else _WIDTH).print(table(found))
+        Console(file=sys.stdout, width=None if sys.stdout.isatty() else _WIDTH).print(table(found, time.time()))
     else:
         _say("none")
 
@@ -81,18 +81,23 @@ def _refuse_lost(context: typer.Context) -> None:
 def show(id: Id, url: Url = URL, state_dir: StateDir = None, as_json: Json = False) -> None:
     """All that is known of one, with its time line."""
     incident = _source(url, state_dir).incident(id)
-    _say(json.dumps(msgspec.to_builtins(incident)) if as_json else incident_text(incident))
+    _say(json.dumps(msgspec.to_builtins(incident)) if as_json else incident_text(incident, time.time()))
 
 
 @app.command()
 def export(
     id: Id,
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Without it: incident-ID.pdi.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Without it: incident-ID.pdi; - is standard output.")
+    ] = None,
     url: Url = URL,
     state_dir: StateDir = None,
 ) -> None:
     """Write one file with what the appliance saw, for a colleague: no prompts, answers or addresses are in it."""
     data = _source(url, state_dir).bundle(id)
+    if output == _STDOUT:
+        sys.stdout.buffer.write(data)
+        return
     path = output or Path(f"incident-{id}{bundle.ENDING}")
     try:
         path.write_bytes(data)
@@ -113,15 +118,15 @@ def replay(file: Annotated[Path, typer.Argument(help="As export wrote it.")], as
     raise typer.Exit(EXIT_DIFFERS if found.agrees is False else 0)
 
 
-def table(incidents: Sequence[Incident]) -> Table:
-    """The list."""
+def table(incidents: Sequence[Incident], now: float) -> Table:
+    """The list. ``now``: Unix seconds."""
     drawn = Table(box=None, pad_edge=False, show_edge=False)
-    for name in ("id", "opened", "lasted", "where", "cause"):
+    for name in ("id", f"opened ({zone(now)})", "lasted", "where", "cause"):
         drawn.add_column(name, no_wrap=True)
     for name in ("at the peak", "late", "failed"):
         drawn.add_column(name, justify="right", no_wrap=True)
     for one in incidents:
-        drawn.add_row(*row(one))
+        drawn.add_row(*map(Text, row(one, now)))
     return drawn
 
 
@@ -133,29 +138,23 @@ class _Node:
 
     def incidents(self, limit: int, state: str | None) -> list[Incident]:
         query = f"?limit={limit}" + (f"&state={state}" if state else "")
-        return self._asked(list[Incident], "api", "incidents", query=query)
+        return _asked(lambda: read(self._url, list[Incident], "api", "incidents", query=query))
 
     def incident(self, id: str) -> Incident:
-        return self._asked(Incident, "api", "incidents", id)
+        return _asked(lambda: read(self._url, Incident, "api", "incidents", id))
 
     def bundle(self, id: str) -> bytes:
-        self.incident(id)  # says what is wrong, if anything is
-        address = f"{self._url.rstrip('/')}/api/incidents/{quote(id, safe='')}/bundle"
-        request = urllib.request.Request(address, headers={"user-agent": f"pd-appliance/{__version__}"})
-        try:
-            with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:
-                found: bytes = answer.read()
-                return found
-        except (OSError, urllib.error.URLError) as error:
-            raise ActionError(f"{address} can't be had: {error}") from error
+        return _asked(lambda: fetch(self._url, "GET", "api", "incidents", id, "bundle", timeout_s=_TIMEOUT_S))
 
-    def _asked(self, kind: type[T], *path: str, query: str = "") -> T:
-        try:
-            return read(self._url, kind, *path, query=query)
-        except ActionError as error:
-            if isinstance(error.__cause__, urllib.error.HTTPError):
-                raise
-            raise ActionError(f"{error}, or read a node's state directory with --state-dir") from error
+
+def _asked(how: Callable[[], T]) -> T:
+    """Of a node that does not answer, the directory may still be there."""
+    try:
+        return how()
+    except ActionError as error:
+        if isinstance(error.__cause__, urllib.error.HTTPError):
+            raise
+        raise ActionError(f"{error}, or read a node's state directory with --state-dir") from error
 
 
 class _Directory:

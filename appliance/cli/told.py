@@ -3,30 +3,35 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
+from appliance.cli.glyphs import visible
 from appliance.incidents.bundle import Bundle
 from appliance.incidents.replay import Moment, Replay, words
 from appliance.records import Incident, Said
+from web.words import several
 
 _DASH = "—"
 
 
-def row(one: Incident) -> tuple[str, ...]:
-    """Of the list."""
-    lasted = _DASH if one.closed is None else _length(one.closed - one.opened)
+def row(one: Incident, now: float) -> tuple[str, ...]:
+    """Of the list. ``now``: Unix seconds."""
+    lasted = f"open, {_age(one, now)}" if one.closed is None else _length(one.closed - one.opened)
     peak = _DASH if one.severity is None else f"{one.severity:.0%}"
     cause = one.cause or "unknown"
     marked = f"{cause} (simulated)" if one.simulated else cause
-    return (
-        one.id,
-        _date(one.opened),
-        lasted if one.closed else "open",
-        where(one),
-        marked,
-        peak,
-        f"~{one.late}",
-        str(one.failed),
+    return tuple(
+        visible(cell)
+        for cell in (
+            one.id,
+            _date(one.opened),
+            lasted,
+            where(one),
+            marked,
+            peak,
+            f"~{one.late}",
+            str(one.failed),
+        )
     )
 
 
@@ -38,15 +43,19 @@ def where(one: Incident | Said) -> str:
     return ", ".join(several) or one.engine or "the node"
 
 
-def incident_text(one: Incident) -> str:
-    """All of it."""
-    return "\n".join([*_head(one), *_advice(one), "", "Time line:", *_time_line(one)])
+def incident_text(one: Incident, now: float) -> str:
+    """All of it. ``now``: Unix seconds."""
+    return _lines([*_head(one, now), *_advice(one), "", f"Time line ({zone(one.opened)}):", *_time_line(one)])
 
 
-def _head(one: Incident) -> Iterator[str]:
-    over = "still open" if one.closed is None else f"over after {_length(one.closed - one.opened)}: {one.ended}"
-    again = f", was back {one.reopened} times" if one.reopened else ""
-    yield f"Incident {one.id}{' (simulated)' if one.simulated else ''}, opened {_date(one.opened)}, {over}{again}"
+def _head(one: Incident, now: float) -> Iterator[str]:
+    over = (
+        f"still open after {_age(one, now)}"
+        if one.closed is None
+        else f"over after {_length(one.closed - one.opened)}: {one.ended}"
+    )
+    again = f", was back {several(one.reopened, 'time')}" if one.reopened else ""
+    yield f"Incident {one.id}{' (simulated)' if one.simulated else ''}, opened {_date(one.opened)} {zone(one.opened)}, {over}{again}"
     yield f"{where(one)}: {one.cause or 'nothing told why'}"
     yield one.summary
     peak = "" if one.severity is None else f" At the peak, {one.severity:.0%} were late or failed."
@@ -88,7 +97,12 @@ def replay_text(read: Bundle, found: Replay) -> str:
     lines += [
         f"  {_time(one.time)}  {_since(one.time - read.incident.opened):>7}  {_moment(one)}" for one in found.changes
     ]
-    return "\n".join([*lines, _judgement(found)])
+    return _lines([*lines, _judgement(found)])
+
+
+def _lines(found: Iterable[str]) -> str:
+    """A file may be anybody's, and engines' last words are their own: nothing of it is obeyed by a terminal."""
+    return "\n".join(map(visible, found))
 
 
 def _moment(one: Moment) -> str:
@@ -113,13 +127,29 @@ def _length(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
+def _age(one: Incident, now: float) -> str:
+    return _length(max(0.0, now - one.opened))
+
+
 def _since(seconds: float) -> str:
     return f"{seconds:+.1f} s" if abs(seconds) < 1000 else f"{seconds / 60:+.0f} min"
 
 
 def _time(unix_s: float) -> str:
-    return time.strftime("%H:%M:%S", time.localtime(unix_s))
+    return _local("%H:%M:%S", unix_s)
 
 
 def _date(unix_s: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(unix_s))
+    return _local("%Y-%m-%d %H:%M:%S", unix_s)
+
+
+def zone(unix_s: float) -> str:
+    """Whose time it is that is shown: ids are in UTC."""
+    return _local("%Z", unix_s)
+
+
+def _local(form: str, unix_s: float) -> str:
+    try:
+        return time.strftime(form, time.localtime(unix_s))
+    except (OverflowError, OSError, ValueError):  # no time that a clock ever said
+        return _DASH

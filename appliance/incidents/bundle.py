@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import itertools
 import time
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,8 +23,14 @@ from appliance.records import Incident, NodeSnapshot
 FORMAT: Final = 1
 ENDING: Final = ".pdi"
 _LINE_BYTES: Final = 16 << 20
-_LINES: Final = 50_000
+_BYTES: Final = 512 << 20  # in all, unpacked; a snapshot of eight engines has 30 KB
+_AGES_S: Final = 1e11  # no clock says more, and dates can be made of it
 _MAGIC: Final = b"\x1f\x8b"
+_UNREADABLE: Final = (
+    msgspec.MsgspecError,
+    UnicodeDecodeError,
+    RecursionError,
+)  # of what is no JSON, or made to do harm
 
 
 class Header(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,6 +63,12 @@ class _IncidentLine(msgspec.Struct):
     incident: Incident
 
 
+class _Moment(msgspec.Struct):
+    """What tells one kept snapshot from another."""
+
+    uptime_s: float
+
+
 class _Line(msgspec.Struct):
     """A snapshot, or the end."""
 
@@ -70,7 +83,7 @@ def name(incident: Incident) -> str:
 
 def write(incident: Incident, chunks: Sequence[bytes], *, now: float | None = None) -> bytes:
     """The file. ``chunks``: as ``frames.joined`` makes them, in order."""
-    row = list(_in_order(chunks))
+    count = sum(1 for _ in _in_order(chunks))
     header = Header(
         pd_appliance_incident=FORMAT,
         version=incident.version,
@@ -79,12 +92,14 @@ def write(incident: Incident, chunks: Sequence[bytes], *, now: float | None = No
         slo_ttft_s=incident.slo_ttft_s,
         slo_itl_s=incident.slo_itl_s,
         slo_share=incident.slo_share,
-        snapshots=len(row),
+        snapshots=count,
     )
-    lines: list[Any] = [header, {"incident": incident}, *({"snapshot": one} for one in row), {"end": len(row)}]
+    rows = (
+        {"snapshot": _plain(one)} for one in _in_order(chunks)
+    )  # never all of them at once: it is written where requests are served
     file = io.BytesIO()
     with gzip.GzipFile(fileobj=file, mode="wb", filename="", mtime=0) as packed:
-        for line in lines:
+        for line in itertools.chain[Any]((header, {"incident": incident}), rows, ({"end": count},)):
             packed.write(msgspec.json.encode(line) + b"\n")
     return file.getvalue()
 
@@ -97,7 +112,7 @@ def read(path: Path) -> Bundle:
                 raise IncidentError(f"{path} is no incident that a pd-appliance has exported")
             file.seek(0)
             with gzip.GzipFile(fileobj=file) as unpacked:
-                return _read(_lines(unpacked), path)
+                return _read(_lines(unpacked, path), path)
     except EOFError as error:
         raise IncidentError(f"{path} is cut off: copy it again") from error
     except (gzip.BadGzipFile, zlib.error) as error:
@@ -110,7 +125,7 @@ def _read(lines: Iterator[bytes], path: Path) -> Bundle:
     first = next(lines, b"")
     try:
         known = msgspec.json.decode(first, type=_Format)
-    except msgspec.MsgspecError as error:
+    except _UNREADABLE as error:
         raise IncidentError(f"{path} is no incident that a pd-appliance has exported") from error
     if known.pd_appliance_incident != FORMAT:
         raise IncidentError(
@@ -121,10 +136,12 @@ def _read(lines: Iterator[bytes], path: Path) -> Bundle:
         header = msgspec.json.decode(first, type=Header)
         incident = msgspec.json.decode(next(lines, b""), type=_IncidentLine).incident
         row = tuple(_snapshots(lines))
-    except msgspec.MsgspecError as error:
+    except _UNREADABLE as error:
         raise IncidentError(
             f"{path} has something that this version can't read ({error}): it is of pd-appliance {known.version}; use that"
         ) from error
+    if not all(abs(one) < _AGES_S for one in _times(incident, row)):
+        raise IncidentError(f"{path} has times in it that no clock has said: it was not written by a pd-appliance")
     if len(row) != header.snapshots:
         raise IncidentError(f"{path} has {len(row)} snapshots and should have {header.snapshots}: export it again")
     return Bundle(header, incident, row)
@@ -138,27 +155,43 @@ def _snapshots(lines: Iterator[bytes]) -> Iterator[NodeSnapshot]:
             yield one.snapshot
 
 
-def _lines(file: gzip.GzipFile) -> Iterator[bytes]:
+def _times(incident: Incident, row: Sequence[NodeSnapshot]) -> Iterator[float]:
+    yield incident.opened
+    for one in row:
+        yield from (one.time, one.uptime_s)
+
+
+def _lines(file: gzip.GzipFile, path: Path) -> Iterator[bytes]:
     """Bounded: whoever sent the file may have made it to fill a disk or a memory."""
-    for _ in range(_LINES):
-        line = file.readline(_LINE_BYTES)
-        if not line:
-            return
+    left = _BYTES
+    while line := file.readline(min(_LINE_BYTES, left)):
+        left -= len(line)
+        if left <= 0:
+            raise IncidentError(f"{path} holds more than {_BYTES >> 20} MiB: no incident does, and it is not read")
         yield line
 
 
-def _in_order(chunks: Iterable[bytes]) -> Iterator[dict[str, Any]]:
-    """Each snapshot once. What can't be read is passed over: what is left says more than nothing."""
+# ---- what was kept
+
+
+def _in_order(chunks: Iterable[bytes]) -> Iterator[msgspec.Raw]:
+    """Each snapshot once, as it was kept. What can't be read is passed over: what is left says more than nothing."""
     last_s = float("-inf")
     for chunk in chunks:
         for one in _readable(chunk):
-            if one["uptime_s"] > last_s:
-                last_s = one["uptime_s"]
+            now_s = msgspec.msgpack.decode(one, type=_Moment).uptime_s
+            if now_s > last_s:
+                last_s = now_s
                 yield one
 
 
-def _readable(chunk: bytes) -> list[dict[str, Any]]:
+def _readable(chunk: bytes) -> list[msgspec.Raw]:
     try:
-        return frames.snapshots(chunk)
+        return frames.raw(chunk)
     except (ValueError, msgspec.MsgspecError):
         return []
+
+
+def _plain(one: msgspec.Raw) -> dict[str, Any]:
+    found: dict[str, Any] = msgspec.msgpack.decode(one)
+    return found

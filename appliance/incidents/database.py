@@ -8,7 +8,7 @@ import logging
 import os
 import sqlite3
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -27,6 +27,10 @@ _BUSY_S: Final = 2.0  # a lock of somebody else's is waited for
 _CHANGES_KEPT: Final = 5000
 _DAY_S: Final = 86_400.0
 _RUINED: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+_CANT_SHARE: Final = (
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_READONLY,
+)  # with one who writes: the directory can only be read
 _STEPS: Final = (  # from each format of the file to the next; a new file takes all of them
     """
 CREATE TABLE incidents (id TEXT PRIMARY KEY, opened REAL NOT NULL, state TEXT NOT NULL, updated REAL NOT NULL, data TEXT NOT NULL);
@@ -92,15 +96,15 @@ class Database:
                     (remedy.id, remedy.time, _text(remedy)),
                 )
 
-    def end_open(self, ended: str) -> list[Incident]:
-        """Close what the last process left open, at the time at which it was last heard of."""
+    def end_open(self, ended: str, but: Collection[str] = ()) -> list[Incident]:
+        """Close what the last process left open, at the time at which it was last heard of. ``but``: ids of those that are open now."""
         left = self._connection.execute(
             "SELECT updated, data FROM incidents WHERE state = ?", (IncidentState.OPEN.value,)
         ).fetchall()
         closed = []
         for updated, data in left:
             incident = _record(data, Incident)
-            if incident is not None:
+            if incident is not None and incident.id not in but:
                 over = max(updated, incident.opened)
                 change = {"state": IncidentState.CLOSED, "closed": over, "ended": ended}
                 closed.append(msgspec.structs.replace(incident, **change))
@@ -232,19 +236,36 @@ def reading(directory: Path) -> Iterator[Database]:
 
 def _open_to_read(directory: Path) -> Database:
     path = directory / FILE
-    if not path.is_file():
-        raise IncidentError(f"no incidents are kept in {directory}: name a node's state directory with --state-dir")
+    try:
+        os.close(os.open(path, os.O_RDONLY | os.O_CLOEXEC))  # SQLite does not say why it can't
+    except FileNotFoundError:
+        raise IncidentError(
+            f"no incidents are kept in {directory}: name a node's state directory with --state-dir"
+        ) from None
+    except OSError as error:
+        raise IncidentError(f"{path} can't be read: {error.strerror}; ask as the appliance's user") from error
     address = f"{path.resolve().as_uri()}?mode=ro"
     try:
         try:
-            connection = _checked(sqlite3.connect(address, uri=True, timeout=_BUSY_S), path)
-        except sqlite3.OperationalError:  # a directory that can't be written to, and nobody who writes
-            connection = _checked(sqlite3.connect(f"{address}&immutable=1", uri=True), path)
+            return _readable(address, path)
+        except sqlite3.OperationalError as error:
+            if _code(error) not in _CANT_SHARE:
+                raise
+            return _readable(f"{address}&immutable=1", path)
+    except sqlite3.Error as error:
+        raise IncidentError(f"{path} can't be read: {error}") from error
+
+
+def _readable(address: str, path: Path) -> Database:
+    connection = sqlite3.connect(address, uri=True, timeout=_BUSY_S)
+    try:
+        _checked(connection, path)
         if not _number(connection, "user_version"):
             raise IncidentError(f"{path} has no incidents")
         return Database(connection)
-    except sqlite3.Error as error:
-        raise IncidentError(f"{path} can't be read: {error}") from error
+    except BaseException:
+        connection.close()
+        raise
 
 
 def set_aside(directory: Path, why: str) -> None:
@@ -258,7 +279,12 @@ def set_aside(directory: Path, why: str) -> None:
 
 def is_ruined(error: Exception) -> bool:
     """Whether it is the file that is wrong, and not the disk or the moment."""
-    return (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF in _RUINED
+    return _code(error) in _RUINED
+
+
+def _code(error: Exception) -> int:
+    """SQLite's primary one."""
+    return (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
 
 
 def _locked(directory: Path) -> int:

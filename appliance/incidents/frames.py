@@ -21,6 +21,11 @@ from appliance.records import Leg, NodeSnapshot, Timeline
 BEFORE_S: Final = 160.0  # the diagnoser looks back on 90 s, and the minute before the incident shall be judged rightly
 AFTER_S: Final = 30.0
 DENSE_S: Final = 130.0  # from its opening on, and until its end, all of them
+_SPARSE: Final = (
+    (DENSE_S, 5.0),
+    (3600.0, 60.0),
+    (86_400.0, 900.0),
+)  # from which age on one snapshot in how many seconds will do
 _CHUNK_S: Final = 10.0
 _APART_S: Final = 0.25  # of a quicker tick not all are kept
 _LEVEL: Final = 1  # of compression in memory; on disk, where frames are compressed together, zlib's own default
@@ -112,13 +117,14 @@ class Recorder:
 
 
 def _thin(id: str, recording: _Recording, now_s: float) -> list[Thin]:
-    """The middle; after an hour a snapshot a minute will do."""
-    since_s, until_s = recording.began_s + DENSE_S, now_s - DENSE_S
-    if until_s <= since_s:
-        return []
-    hour_s = recording.began_s + 3600
-    found = [Thin(incident=id, since_s=since_s, until_s=min(until_s, hour_s), apart_s=5.0)]
-    return [*found, Thin(incident=id, since_s=hour_s, until_s=until_s, apart_s=60.0)] if until_s > hour_s else found
+    """The middle, the less the longer it lasts: one that nobody sees to may last for months."""
+    until_s = now_s - DENSE_S
+    since = [recording.began_s + age_s for age_s, _ in _SPARSE]
+    return [
+        Thin(incident=id, since_s=since_s, until_s=min(until_s, next_s), apart_s=apart_s)
+        for since_s, next_s, (_, apart_s) in zip(since, [*since[1:], until_s], _SPARSE, strict=True)
+        if until_s > since_s
+    ]
 
 
 # ---- bytes
@@ -136,11 +142,15 @@ def joined(frames: Sequence[Frame]) -> bytes:
 
 def snapshots(data: bytes) -> list[dict[str, Any]]:
     """What ``joined`` has made, as plain tables. Raises ``ValueError`` for what is no such thing."""
+    return [msgspec.msgpack.decode(one, type=dict[str, Any]) for one in raw(data)]
+
+
+def raw(data: bytes) -> list[msgspec.Raw]:
+    """The same, each as it was kept."""
     try:
-        found: list[dict[str, Any]] = msgspec.msgpack.decode(zlib.decompress(data), type=list[dict[str, Any]])
+        return msgspec.msgpack.decode(zlib.decompress(data), type=list[msgspec.Raw])
     except zlib.error as error:
         raise ValueError(str(error)) from error
-    return found
 
 
 def thinned(data: bytes, apart_s: float) -> bytes | None:

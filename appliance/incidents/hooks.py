@@ -24,6 +24,8 @@ _WAITING: Final = 64  # notices; beyond that, new ones are not told
 _PAUSES_S: Final = (1.0, 4.0, 15.0)  # between tries of the webhook
 _ANSWER_S: Final = 10.0  # for one try
 _KEPT_BYTES: Final = 4000  # of what a command says, the end
+_PIECE_BYTES: Final = 65_536
+_PIECE_S: Final = 0.005  # 13 MB per second
 _LOOK_S: Final = 0.05
 _TERM_S: Final = 2.0  # from SIGTERM to SIGKILL
 _OWN: Final = "PD_APPLIANCE_"
@@ -141,27 +143,29 @@ async def run_command(
     command: Sequence[str], body: bytes, environment: Mapping[str, str], within_s: float
 ) -> str | None:
     """Run it, in a session of its own. None if it ended well, else why not."""
-    told = _file(body)
+    told, (output, end) = _file(body), os.pipe()
     try:
         process = await asyncio.create_subprocess_exec(
             *command,
             stdin=told,
-            stdout=asyncio.subprocess.PIPE,
+            stdout=end,
             stderr=asyncio.subprocess.STDOUT,
             start_new_session=True,
             env=dict(environment),
         )
     except (OSError, ValueError) as error:
+        os.close(output)
         return f"{command[0]} can't be run: {getattr(error, 'strerror', None) or error}"
     finally:
         os.close(told)
+        os.close(end)
     said = bytearray()
-    reading = asyncio.create_task(_read(process, said))
+    reading = asyncio.create_task(_read(output, said))
     try:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(within_s):
                 await process.wait()
-                await reading  # until the last one that has its output has closed it
+                await asyncio.shield(reading)  # until the last one that has its output has closed it
                 while _some_are_left(process.pid):
                     await asyncio.sleep(_LOOK_S)
         if process.returncode is None:
@@ -180,12 +184,22 @@ def _file(body: bytes) -> int:
     return descriptor
 
 
-async def _read(process: asyncio.subprocess.Process, said: bytearray) -> None:
-    """All of it, so that it never waits; the end of it is kept."""
-    assert process.stdout is not None
-    while piece := await process.stdout.read(65_536):
-        said += piece
-        del said[:-_KEPT_BYTES]
+async def _read(output: int, said: bytearray) -> None:
+    """Its output to the end, of which the last is kept; the descriptor is closed then, whoever may still write to it.
+
+    One that never stops is read no faster than it takes to leave the loop to others.
+    """
+    reader = asyncio.StreamReader()
+    pipe, _ = await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(output, "rb", buffering=0)
+    )
+    try:
+        while piece := await reader.read(_PIECE_BYTES):
+            said += piece
+            del said[:-_KEPT_BYTES]
+            await asyncio.sleep(_PIECE_S)
+    finally:
+        pipe.close()
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
@@ -216,7 +230,8 @@ def _ending(code: int) -> str:
 
 
 def _saying(said: bytearray) -> str:
-    words = said.decode(errors="replace").strip()
+    """In one line, and nothing that a terminal would obey: it stands in the log."""
+    words = " ".join("".join(one if one.isprintable() else " " for one in said.decode(errors="replace")).split())
     return f", and said: {words}" if words else ""
 
 
@@ -242,7 +257,8 @@ async def _post(session: aiohttp.ClientSession, url: str, body: bytes) -> tuple[
         async with session.post(url, data=body, allow_redirects=False) as answer:
             if answer.status < 300:
                 return None, False
-            return f"it answered {answer.status}", answer.status >= 500 or answer.status in (408, 425, 429)
+            moved = ", which is not followed: name the address that it leads to" if answer.status < 400 else ""
+            return f"it answered {answer.status}{moved}", answer.status >= 500 or answer.status in (408, 425, 429)
     except TimeoutError:
         return f"it did not answer within {_ANSWER_S:g} s", True
     except aiohttp.InvalidURL:

@@ -93,8 +93,15 @@ class Incidents:
     # ---- what happens
 
     async def _begin(self) -> None:
-        found = await self._store.open(time.time() - BEFORE_S)
-        self._tracker = Tracker(self._slo_share, taken=found.ids, changes=found.changes)
+        await self._store.open(time.time() - BEFORE_S)
+        self._learn()
+
+    def _learn(self) -> None:
+        """What there was on disk, as soon as that can be read."""
+        found = self._store.found()
+        if found is None:
+            return
+        self._tracker.know(found.ids, found.changes)
         self._last_start = found.last_start
         for incident in found.closed:
             _log.warning("incident %s was open when the appliance ended: it is closed", incident.id)
@@ -109,6 +116,7 @@ class Incidents:
 
     def _fold(self, snapshot: NodeSnapshot) -> None:
         self._last = snapshot
+        self._learn()
         changes = [self._after_start(one) for one in self._changes.fold(snapshot)]
         self._store.put_changes(changes)
         self._recorder.fold(snapshot)

@@ -28,11 +28,16 @@ _AGAIN_S: Final = 15.0  # after a failure
 _SAY_AGAIN_S: Final = 600.0  # the same failure
 _HELD_BYTES: Final = 16 << 20  # of snapshots that could not be written
 _HELD: Final = 1000  # changes that could not be
+_HELD_INCIDENTS: Final = 200  # that could not be
+_READ_S: Final = 5.0  # for what is asked of the disk, until what is in memory is the answer
+_SILENT: Final = (
+    f"the disk has not answered for {_READ_S:g} s; look at it (dmesg), or name a server.state_dir on another one"
+)
 _log = logging.getLogger("pd-appliance.incidents")
 
 
 class Found(msgspec.Struct, frozen=True, kw_only=True):
-    """What there was at the start. ``closed``: incidents that were open when the last process ended."""
+    """What there was when the file was opened. ``closed``: incidents that were open when the last process ended."""
 
     ids: frozenset[str] = frozenset()
     changes: tuple[Change, ...] = ()
@@ -56,18 +61,27 @@ class Store:
         self._incidents: dict[str, Incident] = {}  # not written yet, or not in this shape
         self._changes: deque[Change] = deque(maxlen=_HELD)
         self._chunks: deque[Chunk] = deque()
-        self._thins: list[Thin] = []
+        self._thins: dict[tuple[str, float], Thin] = {}  # the last one of a beginning says all
         self._remedies: dict[str, Remedy] = {}  # as incidents
+        self._mine: set[str] = set()  # incidents of this process
+        self._found: Found | None = None
+        self._changes_since = time.time()
+        self._began = (time.time(), time.monotonic())
         self._said: tuple[str, float] = ("", 0.0)
         self._closed = False
 
-    async def open(self, changes_since: float) -> Found:
-        """What is there already; nothing if it can't be opened now."""
+    async def open(self, changes_since: float, within_s: float = _READ_S) -> None:
+        """Open it now if that can be done in time, or else when there is something to write. ``found`` tells what was there."""
+        self._changes_since = changes_since
         try:
-            return await self._run(lambda: self._open(changes_since))
+            await self._in_time(self._open, within_s)
         except Failure as error:
             self._complain(error)
-            return Found()
+
+    def found(self) -> Found | None:
+        """What there was, once it is known; told once."""
+        found, self._found = self._found, None
+        return found
 
     async def run(self) -> None:
         """Write what has been put, until cancelled."""
@@ -118,7 +132,10 @@ class Store:
     # ---- what is to be kept
 
     def put(self, incident: Incident) -> None:
+        self._mine.add(incident.id)
         self._incidents[incident.id] = incident
+        if len(self._incidents) > _HELD_INCIDENTS:
+            del self._incidents[next(iter(self._incidents))]  # the oldest; at most the newest one is open
         self._dirty.set()
 
     def put_remedy(self, remedy: Remedy) -> None:
@@ -133,7 +150,7 @@ class Store:
     def put_frames(self, chunks: Sequence[Chunk], thins: Sequence[Thin]) -> None:
         if chunks:
             self._chunks.extend(chunks)
-            self._thins += thins
+            self._thins |= {(thin.incident, thin.since_s): thin for thin in thins}
             self._forget()
             self._dirty.set()
 
@@ -160,45 +177,66 @@ class Store:
         if self._closed:
             return otherwise
         try:
-            return await self._run(lambda: how(self._database) if self._database is not None else otherwise)
+            return await self._in_time(
+                lambda: how(self._database) if self._database is not None else otherwise, _READ_S
+            )
         except Failure as error:
             self._complain(error)
             return otherwise
 
     # ---- in threads
 
+    async def _in_time(self, what: Callable[[], T], within_s: float) -> T:
+        """Raises ``IncidentError`` where the disk takes longer: its thread is left to it."""
+        try:
+            async with asyncio.timeout(within_s):
+                return await self._run(what)
+        except TimeoutError:
+            raise IncidentError(_SILENT) from None
+
     async def _run(self, what: Callable[[], T]) -> T:
         """One after the other."""
         async with self._turn:
             if self._closed:
                 raise IncidentError("the appliance ends")
-            return await asyncio.to_thread(self._alone, what)
+            if self._mutex.locked():
+                raise IncidentError(_SILENT)  # nobody waits for that thread any more, and no second one shall hang
+            return await beside(lambda: self._alone(what))
 
     def _alone(self, what: Callable[[], T]) -> T:
         with self._mutex:
             return what()
 
-    def _open(self, changes_since: float) -> Found:
-        self._database = kept = database.open_to_write(self._directory)
-        found = Found(
-            ids=frozenset(kept.ids()),
-            changes=tuple(kept.changes(changes_since)),
-            last_start=kept.last_change("started"),
-            closed=tuple(kept.end_open(self._ended)),
-            remedies=tuple(kept.remedies()),
-        )
-        kept.prune(self._config.keep, self._config.keep_days, time.time())
-        return found
+    def _open(self) -> None:
+        """All of it, or it is tried again: what was left open must be closed once."""
+        kept = database.open_to_write(self._directory)
+        try:
+            self._found = Found(
+                ids=frozenset(kept.ids()),
+                changes=tuple(kept.changes(self._changes_since)),
+                last_start=kept.last_change("started"),
+                closed=tuple(kept.end_open(self._ended, frozenset(self._mine))),
+                remedies=tuple(kept.remedies()),
+            )
+        except BaseException:
+            kept.close()
+            raise
+        self._database = kept
+
+    def _now(self) -> float:
+        """The time, for what is too old: a clock that is set forward makes nothing older."""
+        began, began_s = self._began
+        return min(time.time(), began + time.monotonic() - began_s)
 
     def _write(self, batch: Batch, prune: bool) -> None:
         if self._database is None:
-            self._open(time.time())
+            self._open()
         kept = self._database
         assert kept is not None
         try:
             kept.write(batch, time.time())
             if prune:
-                kept.prune(self._config.keep, self._config.keep_days, time.time())
+                kept.prune(self._config.keep, self._config.keep_days, self._now())
         except sqlite3.DatabaseError as error:
             if not database.is_ruined(error):
                 raise
@@ -217,7 +255,7 @@ class Store:
             incidents=tuple(self._incidents.values()),
             changes=tuple(self._changes),
             chunks=tuple(self._chunks),
-            thins=tuple(self._thins),
+            thins=tuple(self._thins.values()),
             remedies=tuple(self._remedies.values()),
         )
 
@@ -232,7 +270,8 @@ class Store:
         written = {id(one) for one in (*batch.changes, *batch.chunks)}
         self._changes = deque((one for one in self._changes if id(one) not in written), maxlen=_HELD)
         self._chunks = deque(one for one in self._chunks if id(one) not in written)
-        self._thins = self._thins[len(batch.thins) :]
+        thinned = {id(one) for one in batch.thins}
+        self._thins = {key: thin for key, thin in self._thins.items() if id(thin) not in thinned}
 
     def _forget(self) -> None:
         """The oldest snapshots, of those that could not be written for long."""
@@ -247,6 +286,28 @@ class Store:
             return
         self._said = (str(error), now)
         _log.error("incidents are kept in memory only, not in %s: %s", self._directory, _remedy(error))
+
+
+async def beside(what: Callable[[], T]) -> T:
+    """Its result, from a thread that does not keep the process alive: a disk may never answer, and asyncio's threads are waited for."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[T] = loop.create_future()
+
+    def told(how: Callable[[], None]) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(lambda: None if done.done() else how())
+
+    def run() -> None:
+        try:
+            found = what()
+        except Exception as error:
+            failure = error
+            told(lambda: done.set_exception(failure))
+        else:
+            told(lambda: done.set_result(found))
+
+    threading.Thread(target=run, name="incidents", daemon=True).start()
+    return await done
 
 
 def _remedy(error: Exception) -> str:

@@ -62,6 +62,11 @@ class Tracker:
         self._well_from: tuple[float, float] | None = None  # with Unix time
         self._closed_at: float | None = None
 
+    def know(self, taken: Collection[str], changes: Collection[Change]) -> None:
+        """The same, of a file that could be read only later."""
+        self._taken |= set(taken)
+        self._changes = deque([*changes, *self._changes], maxlen=_CHANGES)
+
     @property
     def open(self) -> Incident | None:
         """The one that is open, if one is."""

@@ -114,6 +114,42 @@ async def test_one_that_talks_without_end_neither_waits_nor_fills_the_memory(cap
     assert len(record.getMessage()) < 5000
 
 
+async def test_one_that_never_stops_talking_leaves_the_loop_to_others() -> None:
+    taken = 0.0
+
+    async def measure() -> None:
+        nonlocal taken
+        before = time.thread_time()
+        await asyncio.sleep(1.5)
+        taken = time.thread_time() - before
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(told(IncidentsConfig(command=("/usr/bin/yes",), command_timeout_s=2.0), OPENED))
+        group.create_task(measure())
+    assert taken < 0.5, "seconds of this thread, of one and a half"
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
+def test_a_daemon_that_keeps_the_output_keeps_no_descriptor_of_ours(run: Any) -> None:
+    async def count() -> tuple[int, int]:
+        me = psutil.Process()
+        await told(IncidentsConfig(command=("/bin/true",)), OPENED)
+        before = me.num_fds()
+        command = ("/bin/sh", "-c", "setsid sleep 8 & exit 0")  # beyond the session that is ended
+        for _ in range(3):
+            await told(IncidentsConfig(command=command, command_timeout_s=0.5), OPENED)
+        return before, me.num_fds()
+
+    before, after = run(count())
+    assert after == before
+
+
+async def test_what_it_says_is_one_line_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    await told(IncidentsConfig(command=("/bin/sh", "-c", "printf 'a\\033[2Jb\\nERROR forged\\n'; exit 1")), OPENED)
+    [record] = caplog.records
+    assert record.getMessage().endswith("and said: a [2Jb ERROR forged")
+
+
 async def test_what_it_leaves_behind_may_finish_until_the_deadline(tmp_path: Path) -> None:
     late, never = tmp_path / "late", tmp_path / "never"
     script = f"(sleep 0.3; touch {late}) & (sleep 60; touch {never}) >/dev/null 2>&1 & exit 0"
@@ -128,13 +164,14 @@ mine = os.path.join({str(tmp_path)!r}, str(os.getpid()))
 open(mine + ".on", "w").close()
 count = len([name for name in os.listdir({str(tmp_path)!r}) if name.endswith(".on")])
 open(mine + "." + str(count), "w").close()
-time.sleep(0.2)
+time.sleep(1)
 os.remove(mine + ".on")
 """
     events = [(EventKind.OPENED, Incident(id=f"i{number}", opened=0.0)) for number in range(12)]
     await told(IncidentsConfig(command=python(script)), *events)
     counts = [int(path.suffix[1:]) for path in tmp_path.iterdir()]
-    assert (len(counts), max(counts)) == (12, 4)
+    assert len(counts) == 12
+    assert 1 < max(counts) <= 4, "how many start within a second is the machine's affair"
 
 
 async def test_too_many_that_wait_are_not_told_and_that_is_logged(caplog: pytest.LogCaptureFixture) -> None:
@@ -223,7 +260,7 @@ async def test_what_may_end_better_is_tried_again(answers: tuple[int, ...], capl
     [
         ((500, 500, 500), 3, "it answered 500"),
         ((404,), 1, "it answered 404"),
-        ((302,), 1, "it answered 302"),
+        ((302,), 1, "it answered 302, which is not followed"),
         ((0, 0, 0), 3, "it can't be told"),
         ((1, 1, 1), 3, "did not answer within 0.2 s"),
     ],

@@ -13,11 +13,11 @@ import pytest
 from typer.testing import CliRunner
 
 from appliance.cli import app
-from appliance.cli.ask import ask
+from appliance.cli.ask import ask, fetch, is_here
 from appliance.errors import ActionError
 
 VERDICT = {
-    "state": "ok", "summary": "No bottleneck.", "engine": None, "link": None, "cause": None, "confidence": None,
+    "state": "ok", "summary": "No bottleneck.", "since": 1_700_000_000.0, "engine": None, "link": None, "cause": None, "confidence": None,
     "evidence": [], "action": None, "next": None,
 }  # fmt: skip
 
@@ -66,7 +66,116 @@ def test_what_is_no_verdict_is_said_to_be_none(node: Any, body: Any) -> None:
     node.answers["/api/diagnosis"] = (200, body)
     done = CliRunner().invoke(app, ["diagnose", "--url", url(node)])
     assert isinstance(done.exception, ActionError)
-    assert "not as a node does" in str(done.exception)
+    assert "not as a node of this version does" in str(done.exception)
+
+
+def test_a_node_that_serves_nobody_is_not_called_well(node: Any) -> None:
+    node.answers["/api/diagnosis"] = (200, VERDICT)
+    node.answers["/ready"] = (503, {"status": "not ready", "reason": "e0 is loading its model."})
+    done = CliRunner().invoke(app, ["diagnose", "--url", url(node)])
+    assert (done.exit_code, done.stdout) == (11, "NOT SERVING: e0 is loading its model.\n")
+    node.answers["/ready"] = (200, {"status": "ready"})
+    assert CliRunner().invoke(app, ["diagnose", "--url", url(node)]).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (
+            {"engine": "e1", "engines": ["e1", "e2"], "cause": "prefill_saturated"},
+            "BOTTLENECK e1, e2: prefill_saturated (since ",
+        ),
+        ({"link": ["e0", "e4"], "cause": "handoff_link_slow"}, "BOTTLENECK e0 to e4: handoff_link_slow (since "),
+        ({"cause": "frontend_bound"}, "BOTTLENECK the node: frontend_bound (since "),
+    ],
+)
+def test_what_holds_it_back_is_told_with_where_and_since_when(node: Any, more: dict[str, Any], says: str) -> None:
+    node.answers["/api/diagnosis"] = (200, {**VERDICT, "state": "bottleneck", **more})
+    done = CliRunner().invoke(app, ["diagnose", "--url", url(node)])
+    assert done.stdout.startswith(says)
+    assert "sure" not in done.stdout, "a confidence that is not told is not made up"
+
+
+def test_what_an_engine_says_of_itself_is_shown_and_not_obeyed(node: Any) -> None:
+    evidence = [{"measured": 1.0, "expected": None, "unit": "", "sentence": "e1 said: \x1b]0;pwned\x07\r\nlost"}]
+    node.answers["/api/diagnosis"] = (200, {**VERDICT, "state": "unknown", "evidence": evidence})
+    done = CliRunner().invoke(app, ["diagnose", "--url", url(node)])
+    assert "  - e1 said: \N{REPLACEMENT CHARACTER}]0;pwned\N{REPLACEMENT CHARACTER}  lost\n" in done.stdout
+
+
+def watched(
+    node: Any, monkeypatch: pytest.MonkeyPatch, *answers: tuple[int, Any], options: tuple[str, ...] = ()
+) -> Any:
+    """What ``--watch`` says of these answers, one after the other."""
+    left = list(answers)
+
+    def pause(_: float) -> None:
+        if not left:
+            raise KeyboardInterrupt
+        node.answers["/api/diagnosis"] = left.pop(0)
+
+    node.answers["/api/diagnosis"] = left.pop(0)
+    monkeypatch.setattr("appliance.cli.diagnose.time.sleep", pause)
+    return CliRunner().invoke(app, ["diagnose", "--watch", "--url", url(node), *options])
+
+
+def test_a_watch_says_what_changes_with_the_time_and_outlasts_a_restart(
+    node: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = {**VERDICT, "state": "bottleneck", "cause": "handoff_link_slow", "link": ["e0", "e4"]}
+    other = {**slow, "link": ["e0", "e5"]}
+    gone = (500, {})
+    done = watched(
+        node, monkeypatch, (200, VERDICT), (200, VERDICT), (200, slow), gone, gone, (200, slow), (200, other)
+    )
+    said = [line for line in done.stdout.splitlines() if line[:2].isdigit()]
+    assert [line[10:].split(" (")[0][:33] for line in said] == [
+        "No bottleneck.",
+        "BOTTLENECK e0 to e4: handoff_link",
+        f"NO ANSWER: {url(node)}api/dia"[:33],
+        "BOTTLENECK e0 to e4: handoff_link",
+        "BOTTLENECK e0 to e5: handoff_link",
+    ]
+    assert done.exit_code == 10, "as of the last one"
+
+
+def test_lines_of_a_watch_in_json_are_verdicts_only(node: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = watched(node, monkeypatch, (200, VERDICT), (500, {}), (200, VERDICT), options=("--json",))
+    assert [json.loads(line)["state"] for line in done.stdout.splitlines()] == ["ok", "ok"]
+    assert "NO ANSWER" in done.stderr
+    assert done.exit_code == 0
+
+
+def test_a_proxy_is_not_asked_for_what_is_on_this_machine(node: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "HTTP_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    node.answers["/api/node"] = (200, {"a": 1})
+    assert ask(url(node), "GET", "api", "node") == {"a": 1}
+    with pytest.raises(ActionError, match="Connection refused"):
+        ask("http://node.invalid", "GET", "api", "node")
+
+
+@pytest.mark.parametrize(
+    ("host", "here"), [("localhost", True), ("127.0.0.9", True), ("::1", True), ("10.0.0.1", False), ("gpu-7", False)]
+)
+def test_what_is_on_this_machine(host: str, here: bool) -> None:
+    assert is_here(host) is here
+
+
+def test_an_answer_that_breaks_off_is_told_in_a_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def half() -> None:
+            connection, _ = server.accept()
+            connection.recv(1000)
+            connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\nhalf")
+            connection.close()
+
+        threading.Thread(target=half, daemon=True).start()
+        with pytest.raises(ActionError, match="IncompleteRead"):
+            fetch(f"http://127.0.0.1:{server.getsockname()[1]}", "GET", "api", "incidents", "a", "bundle")
 
 
 def test_what_the_node_says_is_the_error(node: Any) -> None:

@@ -60,16 +60,19 @@ def directory(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_list_is_a_table(directory: Path) -> None:
+def test_the_list_is_a_table(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("appliance.cli.incidents.time.time", lambda: LINK.opened + 10_000)
     done = ran("--state-dir", directory)
     assert done.exit_code == 0, done.output
     lines = [line.split() for line in done.stdout.splitlines()]
-    assert lines[0][:5] == ["id", "opened", "lasted", "where", "cause"]
+    assert lines[0][:6] == ["id", "opened", "(UTC)", "lasted", "where", "cause"]
     assert lines[1] == [
         "231114-2301",
         "2023-11-14",
         "22:46:40",
-        "open",
+        "open,",
+        "2.8",
+        "h",
         "e0",
         "to",
         "e1",
@@ -87,7 +90,7 @@ def test_the_list_is_a_table(directory: Path) -> None:
 def test_one_is_shown_with_its_time_line(directory: Path) -> None:
     done = ran("show", ONE.id, "--state-dir", directory)
     text = done.stdout
-    assert "Incident 231114-2215 (simulated), opened 2023-11-14 22:15:31, over after 29 s: well again" in text
+    assert "Incident 231114-2215 (simulated), opened 2023-11-14 22:15:31 UTC, over after 29 s: well again" in text
     for part in (
         "e0, e2: prefill_saturated",
         "42% were late",
@@ -97,7 +100,7 @@ def test_one_is_shown_with_its_time_line(directory: Path) -> None:
         "[router] x",
     ):
         assert part in text
-    timeline = text.partition("Time line:\n")[2].splitlines()
+    timeline = text.partition("Time line (UTC):\n")[2].splitlines()
     assert [line.split("  ")[-1] for line in timeline] == [
         "e0 got another weight.",
         "* it began",
@@ -119,6 +122,25 @@ def test_one_is_exported_and_replayed(directory: Path, tmp_path: Path) -> None:
     assert "The diagnoser says what it said then" in done.stdout
     found = json.loads(ran("replay", path, "--json").stdout)
     assert (found["agrees"], found["incident"], found["snapshots"]) == (True, ONE.id, 400)
+
+
+def test_a_file_can_go_through_a_pipe(directory: Path, tmp_path: Path) -> None:
+    """As over ssh: nothing but the file is on standard output."""
+    done = ran("export", ONE.id, "-o", "-", "--state-dir", directory)
+    (tmp_path / "a.pdi").write_bytes(done.stdout_bytes)
+    assert ran("replay", tmp_path / "a.pdi").exit_code == 0
+
+
+def test_what_a_file_or_an_engine_says_is_shown_and_not_obeyed(tmp_path: Path) -> None:
+    bad = "\x1b]0;pwned\x07\nforged line"
+    gone = Change(time=NOON, kind=ChangeKind.ENDED, sentence=bad)
+    made = open_to_write(tmp_path)
+    made.write(Batch(incidents=(replace(ONE, cause=bad, engine=bad, engines=(), summary=bad, changes=(gone,)),)), NOON)
+    made.close()
+    for done in (ran("--state-dir", tmp_path), ran("show", ONE.id, "--state-dir", tmp_path)):
+        assert done.exit_code == 0
+        assert "\x1b" not in done.stdout and "\x07" not in done.stdout
+        assert not [line for line in done.stdout.splitlines() if line.startswith("forged")]
 
 
 def test_scripts_can_tell_that_the_diagnoser_has_changed_its_mind(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import tracemalloc
 import zlib
 from collections.abc import Sequence
 from itertools import pairwise
@@ -18,7 +19,19 @@ from msgspec.structs import replace
 from appliance.errors import IncidentError
 from appliance.incidents import bundle
 from appliance.incidents.bundle import read, write
-from appliance.incidents.frames import BEFORE_S, LEFT_OUT, Chunk, Recorder, Thin, bare, joined, snapshots, thinned
+from appliance.incidents.frames import (
+    BEFORE_S,
+    LEFT_OUT,
+    Chunk,
+    Recorder,
+    Thin,
+    _Recording,
+    _thin,
+    bare,
+    joined,
+    snapshots,
+    thinned,
+)
 from appliance.incidents.replay import complete, replay
 from appliance.records import Incident, Leg, NodeSnapshot
 
@@ -84,6 +97,14 @@ def test_the_middle_of_a_long_one_is_thinned_and_its_ends_are_not() -> None:
     assert 0.15 < len([one for one in times if 1000 <= one < 3000]) / 2000 < 0.3, "one in five seconds"
     assert 32 <= len([one for one in times if 5000 <= one < 7000]) <= 40, "one a minute"
     assert len(times) < 1700, "of 17,000"
+
+
+def test_one_that_nobody_sees_to_for_a_month_stays_small() -> None:
+    thins = _thin("a", _Recording(0.0), 30 * 86_400.0)
+    kept = sum((one.until_s - one.since_s) / one.apart_s for one in thins)
+    assert [one.apart_s for one in thins] == [5.0, 60.0, 900.0]
+    assert all(one.until_s == other.since_s for one, other in pairwise(thins)), "without a gap"
+    assert kept < 5000
 
 
 def test_a_quick_tick_does_not_fill_the_memory_and_what_has_no_verdict_is_none_to_keep() -> None:
@@ -213,6 +234,12 @@ HEADER |= {"slo_ttft_s": 2.0, "slo_itl_s": 0.05, "slo_share": 0.95}
         (packed("hello"), "is no incident"),
         (packed({"other": 1}), "is no incident"),
         (packed({**HEADER, "pd_appliance_incident": 2, "version": "9.0"}), "it was written by pd-appliance 9.0"),
+        (
+            gzip.compress(b'{"pd_appliance_incident": 1, "x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"),
+            "is no incident",
+        ),
+        (gzip.compress(b'{"pd_appliance_incident": 1, "version": "\xff"}'), "is no incident"),
+        (gzip.compress(json.dumps(HEADER).encode() + b'\n{"incident": {"id": "\xff", "opened": 1}}'), "can't read"),
         (packed(HEADER), "this version can't read"),
         (packed(HEADER, {"incident": {"id": 7}}), "this version can't read"),
         (packed(HEADER, {"incident": {"id": "a", "opened": 1}}, {"snapshot": {"time": 1}}), "this version can't read"),
@@ -252,13 +279,56 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
         read(tmp_path)
 
 
+@pytest.mark.parametrize("line", [b"0" * 10_000, b'{"snapshot": null}\n' * 1000])
 def test_a_file_that_would_fill_the_memory_is_not_read_to_its_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: bytes
 ) -> None:
+    """In one line, or in many of which each is small."""
     monkeypatch.setattr(bundle, "_LINE_BYTES", 1000)
-    (tmp_path / "a.pdi").write_bytes(gzip.compress(b"0" * 10_000_000))
-    with pytest.raises(IncidentError):
+    monkeypatch.setattr(bundle, "_BYTES", 5000)
+    path = tmp_path / "a.pdi"
+    head = json.dumps(HEADER).encode() + b'\n{"incident": {"id": "a", "opened": 1}}\n'
+    path.write_bytes(gzip.compress(head + line))
+    with pytest.raises(IncidentError, match=r"can't read|more than"):
+        read(path)
+
+
+def test_many_small_lines_are_counted_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bundle, "_BYTES", 200_000)
+    life = row(0, 60)
+    assert len(read(exported(tmp_path / "a.pdi", life[:20])).snapshots) == 20
+    with pytest.raises(IncidentError, match=r"a\.pdi holds more than"):
+        read(exported(tmp_path / "a.pdi", life))
+
+
+@pytest.mark.parametrize("key", ["time", "uptime_s"])
+@pytest.mark.parametrize("value", [1e300, -1e300, 1e12])
+def test_times_that_no_clock_has_said_are_refused(tmp_path: Path, key: str, value: float) -> None:
+    life = row(0, 10)
+    life[3] = msgspec.structs.replace(life[3], **{key: value})
+    lines = [{"snapshot": msgspec.to_builtins(one)} for one in life]
+    head = {**HEADER, "snapshots": len(life)}
+    (tmp_path / "a.pdi").write_bytes(packed(head, {"incident": {"id": "a", "opened": 1}}, *lines, {"end": len(life)}))
+    with pytest.raises(IncidentError, match="no clock has said"):
         read(tmp_path / "a.pdi")
+
+
+def test_a_long_one_is_written_without_being_held_as_a_whole() -> None:
+    """The file is made where requests are served."""
+    recorder = Recorder(SECRET)
+    for one in row(0, 150):
+        recorder.fold(one)
+    frames = list(recorder._frames)
+    chunks = [joined(frames[at : at + 10]) for at in range(0, 300, 10)]
+    assert peak_bytes(chunks) < 1.2 * peak_bytes(chunks[:5])
+
+
+def peak_bytes(chunks: Sequence[bytes]) -> int:
+    tracemalloc.start()
+    write(INCIDENT, chunks)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return peak
 
 
 # ---- the replay

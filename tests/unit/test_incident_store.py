@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import sqlite3
+import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -70,7 +71,9 @@ async def test_what_is_put_is_there_at_once_and_after_a_restart(tmp_path: Path) 
         assert await ids(now, "open") == ["i0002"]
         assert (await now.incident("i0001"), await now.incident("i9")) == (one, None)
     later = Store(tmp_path, IncidentsConfig(), "open when the appliance ended")
-    found = await later.open(NOW - 600)
+    await later.open(NOW - 600)
+    found = later.found()
+    assert found is not None and later.found() is None, "told once"
     assert found.ids == {"i0001", "i0002"}
     assert [one.sentence for one in found.changes] == ["at -20", "at -10"]
     assert found.last_start is not None and found.last_start.sentence == "at -10"
@@ -243,13 +246,122 @@ async def test_a_lock_that_lasts_never_holds_up_the_event_loop(tmp_path: Path, m
         other.close()
 
 
+async def test_what_was_left_open_is_closed_when_a_lock_at_the_start_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "_BUSY_S", 0.05)
+    async with kept(tmp_path) as now:
+        now.put(incident(1, closed=False))
+        now.put_changes([change(-20)])
+        await now.flush()
+    later = Store(tmp_path, IncidentsConfig(), "ended")
+    with sqlite3.connect(tmp_path / FILE, isolation_level=None) as other:
+        other.execute("BEGIN IMMEDIATE")
+        await later.open(NOW - 600)
+        assert later.found() is None
+        other.execute("ROLLBACK")
+    other.close()
+    later.put(incident(2, closed=False))
+    assert await later.flush()
+    found = later.found()
+    assert found is not None
+    assert ([one.id for one in found.closed], found.ids) == (["i0001"], {"i0001"})
+    assert [one.sentence for one in found.changes] == ["at -20"]
+    assert await ids(later, "open") == ["i0002"]
+    await later.close(1.0)
+
+
+async def test_what_is_open_now_is_not_closed_when_the_file_is_opened_again(tmp_path: Path) -> None:
+    async with kept(tmp_path) as now:
+        now.put(incident(1, closed=False))
+        await now.flush()
+        now._shut()  # as after an error that looked like a ruined file
+        now.put_changes([change()])
+        await now.flush()
+        assert await ids(now, "open") == ["i0001"]
+
+
+class Hung:
+    """A disk that does not answer until it is told to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.answers = threading.Event()
+        really = open_to_write
+
+        def opened(directory: Path) -> database.Database:
+            self.answers.wait()
+            return really(directory)
+
+        monkeypatch.setattr(database, "open_to_write", opened)
+        monkeypatch.setattr(store, "_READ_S", 0.2)
+
+
+async def test_a_disk_that_never_answers_holds_up_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    disk = Hung(monkeypatch)
+    now = Store(tmp_path, IncidentsConfig(), "ended")
+    async with asyncio.timeout(5):
+        await now.open(0, 0.2)
+        now.put(incident(1))
+        for _ in range(20):
+            assert await ids(now) == ["i0001"], "from memory"
+        assert await now.flush() is False
+    waiting = [thread for thread in threading.enumerate() if thread.name == "incidents"]
+    assert [thread.daemon for thread in waiting] == [True], "one, that the process's end does not wait for"
+    assert "the disk has not answered" in caplog.text
+    disk.answers.set()
+    waiting[0].join(5)
+    assert await now.flush(), "nothing was lost"
+    assert now.found() is not None
+    await now.close(1.0)
+    with reading(tmp_path) as found:
+        assert [one.id for one in found.incidents(5)] == ["i0001"]
+
+
+async def test_the_end_does_not_wait_for_a_disk_that_never_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = Hung(monkeypatch)
+    now = Store(tmp_path, IncidentsConfig(), "ended")
+    now.put(incident(1))
+    async with asyncio.timeout(5):
+        await now.close(0.2)
+    disk.answers.set()
+
+
+async def test_a_clock_that_is_set_forward_makes_nothing_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with kept(tmp_path, keep_days=1.0) as now:
+        now.put(incident(1))
+        await now.flush()
+        monkeypatch.setattr("appliance.incidents.store.time.time", lambda: NOW + 4e9)
+        now.put(incident(2))
+        await now.flush()
+        assert await ids(now) == ["i0002", "i0001"]
+
+
+async def test_what_can_not_be_written_for_long_does_not_fill_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "_HELD_INCIDENTS", 5)
+    now = Store(tmp_path / "missing", IncidentsConfig(), "ended")
+    for number in range(50):
+        now.put(incident(number))
+        thin = Thin(incident="i0001", since_s=130.0, until_s=200.0 + number, apart_s=5.0)
+        now.put_frames([chunk("i0001", 10.0 * number, 1)], [thin])
+    assert await ids(now) == [f"i{number:04}" for number in range(49, 44, -1)]
+    assert [thin.until_s for thin in now._waiting().thins] == [249.0]
+    await now.close(0.5)
+
+
 @pytest.mark.parametrize("place", ["/proc", "missing"])
 async def test_a_directory_that_can_not_be_written_to(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, place: str
 ) -> None:
     """Not even root writes to /proc."""
     now = Store(tmp_path / place, IncidentsConfig(), "ended")
-    assert (await now.open(0)).ids == frozenset()
+    await now.open(0)
+    assert now.found() is None
     assert await now.flush(), "there is nothing to write"
     await expect_memory(now, caplog)
     await now.close(1.0)
@@ -417,6 +529,11 @@ async def test_a_directory_that_can_only_be_read(tmp_path: Path) -> None:
 
 def test_what_is_not_there_to_be_read_is_said(tmp_path: Path) -> None:
     with pytest.raises(IncidentError, match="no incidents are kept in"), reading(tmp_path):
+        pass
+    with (
+        pytest.raises(IncidentError, match=r"incidents\.db can't be read: Not a directory"),
+        reading(Path("/dev/null")),
+    ):
         pass
     (tmp_path / FILE).write_bytes(b"nonsense" * 1000)
     with pytest.raises(IncidentError, match="can't be read"), reading(tmp_path):
