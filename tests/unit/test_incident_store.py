@@ -101,7 +101,10 @@ async def test_remedies_are_kept_as_they_were_last_put_and_as_long_as_incidents(
         now.put_remedy(remedy(4, brought="much", undo=Order(kind=OrderKind.TOPOLOGY, roles={"e0": Role.BOTH})))
         await now.flush()
     later = Store(tmp_path, IncidentsConfig(), "ended")
-    found = (await later.open(NOW)).remedies
+    await later.open(NOW)
+    told = later.found()
+    assert told is not None
+    found = told.remedies
     assert [one.id for one in found] == ["r0002", "r0003", "r0004"]
     assert (found[-1].brought, found[-1].undo and found[-1].undo.roles) == ("much", {"e0": Role.BOTH})
     await later.close(1.0)
