@@ -1,6 +1,6 @@
 # pd-appliance: `make serve` and `make test` each do all set-up on a fresh machine.
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint format bench bench-streams bench-diagnosis bench-knee bench-split chaos wheel clean setup setup-test
+.PHONY: help serve test lint format bench bench-streams bench-diagnosis bench-knee bench-split bench-cost chaos wheel clean setup setup-test
 
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest -q
@@ -50,6 +50,9 @@ bench-diagnosis: setup-test  ## whether faults of simulated nodes are named; ARG
 
 bench-knee: setup-test  ## the smallest batch that saturates an engine, against brute force; ARGS="--url http://127.0.0.1:8000" for a node that runs
 	$(BIN)/python -m bench.knee $(ARGS)
+
+bench-cost: setup-test  ## what telemetry and diagnosis take of a core, and recording of a step
+	$(BIN)/python -m bench.diagnosis_cost $(ARGS)
 
 bench-split: setup-test  ## whether the layout that is predicted to be best is; ARGS="--seeds 100:121" is passed on
 	$(BIN)/python -m bench.split $(ARGS)

@@ -33,7 +33,7 @@ from bench.diagnosis.cases import AFTER_S, FAULT_S, NODES, ONSET_S, Case, World
 
 TICK_S: Final = 0.5
 ALL_S: Final = ONSET_S + FAULT_S + AFTER_S
-_MODELS: Final = Path(__file__).parents[2] / "examples" / "models"
+MODELS: Final = Path(__file__).parents[2] / "examples" / "models"
 _FOLLOWS_S: Final = 3.0  # from a verdict to the order that it advises
 _AGAIN_S: Final = 15.0  # from one order to the next
 _CONSTANTS: Final = ("memory", "matrix", "experts", "attention", "allreduce_s", "layer_s", "moe_layer_s", "step_s")
@@ -112,7 +112,7 @@ def play(
     clock = VirtualClock()
     origin_ns = clock.now_ns
     clients = _Clients((scenario.slo.ttft_s, scenario.slo.itl_s), int(duration_s), origin_ns)
-    loaded = Loaded(scenario, _MODELS)
+    loaded = Loaded(scenario, MODELS)
     engines = [_of_world(plan, case) for plan in plans(loaded, scenario.layout)]
     node = SimulatedNode(config(scenario), engines, clock, clients.answered)
     _feed(node, clock, _traffic(loaded, case, duration_s, injected), clients)
