@@ -13,25 +13,28 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import logging
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 from msgspec.structs import replace
 
 from appliance.channel import Fault, Frames, Step, Up, encode
 from appliance.cli.forecast import Forecast
+from appliance.config import Config
 from appliance.costs.fitted import CopyModel, StepModel
 from appliance.diagnosis import signs
 from appliance.diagnosis.verdicts import Diagnoser
 from appliance.incidents.keeper import Incidents
 from appliance.records import EngineView, GpuSnapshot, HostReading, NodeSnapshot, Verdict
+from appliance.simulator import words
 from appliance.simulator.clock import VirtualClock
 from appliance.simulator.node import SimulatedNode
 from appliance.simulator.report import feed
@@ -44,7 +47,7 @@ from bench.diagnosis.play import MODELS, TICK_S
 from bench.recorder_cost import Recorded
 
 NODE: Final = NODES["gpt-oss 4p4d"]  # eight engines, with steps of a few milliseconds
-MEASURED_S: Final = 60.0
+MEASURED_S: Final = 40.0
 SLOW: Final = Fault(kind="ecc", severity=0.9)
 SLOW_ENGINE: Final = "e7"
 BEFORE_S: Final = 15.0  # that it is slow before anything is measured
@@ -112,6 +115,8 @@ class Supervisor:
             clock_ns=lambda: self._clock.now_ns,
             unix_s=lambda: self._clock.now_ns * 1e-9,
         )
+        for plan in engines:  # which they said when nobody heard it
+            self._hear(plan.name, self._node.views()[0].epoch, words.ready(plan.settings))
         seconds = signs.WINDOW_S + MEASURED_S
         feed(self._clock, self._node, list(arrivals(NODE.traffic, 1, seconds, BLOCK_TOKENS, MODELS)))
         if hurt:
@@ -157,24 +162,44 @@ class _Hardware:
         return self._node.host(view)
 
 
-class _Replayed:
-    """What was published, once more, for whoever follows it. What is done between two snapshots is theirs."""
+class Replayed:
+    """What was published, once more, for one who follows it: what is done between two snapshots is theirs."""
 
-    def __init__(self, snapshots: Sequence[NodeSnapshot], learnt: tuple[StepModel, CopyModel], spent: Spent) -> None:
-        self._snapshots, self._learnt, self._spent = snapshots, learnt, spent
+    def __init__(
+        self, snapshots: Sequence[NodeSnapshot], learnt: tuple[StepModel, CopyModel], spent: Spent, what: str
+    ) -> None:
+        self._snapshots, self._learnt, self._spent, self._what = snapshots, learnt, spent, what
+        self._over = asyncio.Event()
 
     def learnt(self, engine: str) -> tuple[StepModel, CopyModel]:
+        """See ``Collector.learnt``."""
         return self._learnt
 
-    def updates(self) -> AsyncIterator[NodeSnapshot]:
-        return self.told("")
-
-    async def told(self, what: str) -> AsyncIterator[NodeSnapshot]:
-        """To whom the time goes."""
+    async def updates(self) -> AsyncIterator[NodeSnapshot]:
+        """See ``Collector.updates``; it ends."""
         for snapshot in self._snapshots:
             self._spent.counts = snapshot.uptime_s > signs.WINDOW_S
-            with self._spent.on(what or PLANS):
+            with self._spent.on(self._what):
                 yield snapshot
+        self._over.set()
+
+    async def until_over(self, follower: Coroutine[Any, Any, None]) -> None:
+        """Some would go on for ever."""
+        task, over = asyncio.create_task(follower), asyncio.create_task(self._over.wait())
+        await asyncio.wait((task, over), return_when=asyncio.FIRST_COMPLETED)
+        for one in (task, over):
+            one.cancel()
+        await asyncio.gather(task, over, return_exceptions=True)
+
+
+async def follow(
+    config: Config, snapshots: Sequence[NodeSnapshot], learnt: tuple[StepModel, CopyModel], spent: Spent
+) -> None:
+    """Incidents, and plans."""
+    incidents, plans = (Replayed(snapshots, learnt, spent, what) for what in (INCIDENTS, PLANS))
+    with tempfile.TemporaryDirectory(prefix="pd-") as directory:
+        await incidents.until_over(Incidents(config, Path(directory)).run(incidents.updates()))
+    await plans.until_over(Forecast(plans, NODE.slo.share).run())
 
 
 def supervisor(hurt: bool) -> Cost:
@@ -182,10 +207,7 @@ def supervisor(hurt: bool) -> Cost:
     spent = Spent()
     node = Supervisor(hurt, spent)
     snapshots = list(node.run())
-    replayed = _Replayed(snapshots, node.collector.learnt(SLOW_ENGINE), spent)
-    with tempfile.TemporaryDirectory(prefix="pd-") as directory:
-        asyncio.run(Incidents(node.config, Path(directory)).run(replayed.told(INCIDENTS)))
-    asyncio.run(Forecast(replayed, NODE.slo.share).run())
+    asyncio.run(follow(node.config, snapshots, node.collector.learnt(SLOW_ENGINE), spent))
     engines = len(snapshots[-1].engines)
     verdict = snapshots[-1].verdict
     return Cost(
@@ -222,6 +244,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="bench.diagnosis_cost", description="What telemetry and diagnosis cost.")
     parser.add_argument("--no-engine", action="store_true", help="leave out what recording takes of a real engine")
     options = parser.parse_args()
+    logging.disable()  # of incidents
     sys.stdout.write(markdown(supervisor(hurt=False), supervisor(hurt=True), None if options.no_engine else recorder()))
 
 

@@ -76,7 +76,7 @@ def scheduler() -> type:
 
     from appliance.engine.recorder import StepRecorder
 
-    class Inner(Scheduler):
+    class Inner(Scheduler):  # type: ignore[misc]
         def schedule(self, *args: Any, **kwargs: Any) -> Any:
             return TIMER.inner(super().schedule, *args, **kwargs)
 

@@ -228,8 +228,11 @@ class StepModel:
 
     def __init__(self, kept: KeptModel | None = None) -> None:
         """``kept``: of an earlier process. Raises ``ValueError`` if it can't be that."""
-        self.forget()
+        self._first: Fit | None = None  # what was usual
+        self.established: float | None = None
+        """When what it knew was taken as usual, in Unix seconds."""
         self._tried = kept is not None
+        self.forget()
         if kept is not None:
             self._fit.take(kept.fit)
             self._most = list(map(_counted, kept.most))
@@ -240,9 +243,7 @@ class StepModel:
         """Know nothing any more: it was learnt from an engine that is not well."""
         self._fit = Fit(_FIGURES)
         self._most = [1.0, 1.0]
-        self._first: Fit | None = None
-        self.established: float | None = None
-        """When what it knew was taken as usual, in Unix seconds."""
+        self._first, self.established = None, None
         self._now_s = self._first_s = 0.0  # that steps like the latest take, by what it knows now, and knew then
 
     @property
