@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from operator import mul
 from typing import Final
 
 import msgspec
@@ -25,6 +26,7 @@ _MOST: Final = 5.0  # times what is expected, that one case is taken for
 _LEAST: Final = 0.25  # of the median, that an error counts relative to while nothing is expected yet
 _AGAIN: Final = 3  # times that the first line is looked for, each time with the weights that follow from the last one
 _FIGURES: Final = 9
+_FEW: Final = 7  # of them, by which it is told who is slow
 _YOUNG: Final = 1_000  # steps, before which a model knows too little to say who is well
 _SURE: Final = 50_000  # steps, after which it knows what is usual here
 _CREEP: Final = 1.05  # times what was usual first, that it may come to expect
@@ -51,31 +53,62 @@ class KeptFit(msgspec.Struct, frozen=True, kw_only=True):
     noise: float | None = None  # for those who read the file; it follows from the rest
 
 
+class _Line:
+    """By the first figures of each case, or by all of them: what was learnt is the same."""
+
+    def __init__(self, products: Sequence[Sequence[float]], targets: Sequence[float], size: int) -> None:
+        rows = [
+            [*row[:size], *(1.0 if place == number else 0.0 for place in range(size))]
+            for number, row in enumerate(products[:size])
+        ]
+        for number, row in enumerate(rows):
+            row[number] += _RIDGE * row[number] + 1e-12
+        self._size = size
+        self._inverse = _inverted(rows, size)
+        self._factors = [sum(a * b for a, b in zip(row, targets[:size], strict=True)) for row in self._inverse]
+
+    def at(self, x: Sequence[float]) -> float | None:
+        """None where the line has left what can be."""
+        y: float = sum(map(mul, self._factors, x))
+        return y if y > 0 else None
+
+    def spread(self, x: Sequence[float]) -> float:
+        """How little like it was learnt."""
+        rows = zip(x[: self._size], self._inverse, strict=True)
+        spread: float = sum(value * sum(map(mul, row, x)) for value, row in rows if value)
+        return spread
+
+    def noise(self, targets: Sequence[float], total: float) -> float:
+        """What it leaves, relative."""
+        return math.sqrt(max(0.0, 1 - sum(map(mul, self._factors, targets)) / total))
+
+
 class Fit:
     """``y`` as a weighted sum of figures ``x``. ``expected`` says nothing about an ``x`` unlike those learnt."""
 
-    def __init__(self, size: int) -> None:
-        self._size = size
+    def __init__(self, size: int, few: int | None = None) -> None:
+        """``few``: figures, the first ones, by which ``expected`` goes. Fewer reach further from what was seen before they say nothing."""
+        self._size, self._few = size, few or size
         self._products = [[0.0] * size for _ in range(size)]
         self._targets = [0.0] * size
         self._weight = 1.0
         self._total = 0.0
         self._growth = 2 ** (1 / _HALF_LIFE)
-        self._inverse: list[list[float]] | None = None
-        self._scale = 1.0  # weight of the newest, when the inverse was made
-        self._line: list[float] = []
+        self._line: _Line | None = None  # by few figures
+        self._full: _Line | None = None
+        self._scale = 1.0  # weight of the newest, when the lines were found
         self._first: list[tuple[Sequence[float], float]] = []  # until there is a line
         self.learnt = 0
 
     def learn(self, x: Sequence[float], y: float) -> None:
         """One more case; ``y`` is above 0."""
         self.learnt += 1
-        if self._inverse is None:
+        if self._line is None:
             self._first.append((x, y))
             if len(self._first) == _SOLVED_AFTER:
                 self._begin()
             return
-        usual = self._guessed(x) or y
+        usual = self._line.at(x) or y
         self._add(x, min(y, _MOST * usual), usual)
         if self.learnt % _SOLVED_AFTER == 0:
             self._solve()
@@ -84,7 +117,8 @@ class Fit:
         """The first line."""
         median = sorted(y for _, y in self._first)[len(self._first) // 2]
         for _ in range(_AGAIN):
-            usual = [max(self._guessed(x) or y, _LEAST * median) for x, y in self._first]
+            line = self._line
+            usual = [max((line.at(x) if line else None) or y, _LEAST * median) for x, y in self._first]
             self._products = [[0.0] * self._size for _ in range(self._size)]
             self._targets, self._total, self._weight = [0.0] * self._size, 0.0, 1.0
             for (x, y), about in zip(self._first, usual, strict=True):
@@ -103,33 +137,17 @@ class Fit:
         self._total += weight * y * y
         self._weight *= self._growth
 
-    def _guessed(self, x: Sequence[float]) -> float | None:
-        """Also where little like it has been seen; None before the first line, and where the line has left what can be."""
-        y = sum(a * b for a, b in zip(self._line, x, strict=False))
-        return y if y > 0 else None
-
     def expected(self, x: Sequence[float]) -> float | None:
         """None where too little like it has been seen."""
-        inverse = self._inverse
-        if inverse is None:
+        if self._line is None:
             return None
-        y = sum(a * b for a, b in zip(self._line, x, strict=True))
-        if y <= 0:
-            return None
-        spread = sum(
-            value * sum(a * b for a, b in zip(row, x, strict=True))
-            for value, row in zip(x, inverse, strict=True)
-            if value
-        )
-        return y if spread * self._scale / (y * y) <= _LEVERAGE else None
+        y = self._line.at(x)
+        return y if y is not None and self._line.spread(x) * self._scale / (y * y) <= _LEVERAGE else None
 
     @property
     def noise(self) -> float | None:
-        """Standard deviation of a case around the line, relative; None while there is no line."""
-        if self._inverse is None:
-            return None
-        explained = sum(a * b for a, b in zip(self._line, self._targets, strict=True))
-        return math.sqrt(max(0.0, 1 - explained / self._total))
+        """Standard deviation of a case around what is expected, relative; None while there is no line."""
+        return None if self._line is None else self._line.noise(self._targets, self._total)
 
     def kept(self) -> KeptFit:
         """All that it knows."""
@@ -161,37 +179,24 @@ class Fit:
         That is the noise times the root of the case's leverage. That the line may bend where nobody has been is not in it. None while
         there is no line, and where it is not above 0.
         """
-        inverse, noise = self._inverse, self.noise
-        if inverse is None or noise is None:
+        y = None if self._full is None else self._full.at(x)
+        if self._full is None or y is None:
             return None
-        y = sum(a * b for a, b in zip(self._line, x, strict=True))
-        if y <= 0:
-            return None
-        products = (sum(a * b for a, b in zip(row, x, strict=True)) for row in inverse)
-        spread = sum(a * b for a, b in zip(x, products, strict=True))
-        return y, noise * math.sqrt(max(0.0, spread * self._scale)) / y
+        noise = self._full.noise(self._targets, self._total)
+        return y, noise * math.sqrt(max(0.0, self._full.spread(x) * self._scale)) / y
 
     def _solve(self) -> None:
         if self._weight > _RESCALED_AT:
             self._rescale()
-        size = self._size
-        rows = [
-            [*row, *(1.0 if place == number else 0.0 for place in range(size))]
-            for number, row in enumerate(self._products)
-        ]
-        for number, row in enumerate(rows):
-            row[number] += _RIDGE * row[number] + 1e-12
-        self._inverse = _inverted(rows, size)
         self._scale = self._weight
-        self._line = [sum(a * b for a, b in zip(row, self._targets, strict=True)) for row in self._inverse]
+        self._full = _Line(self._products, self._targets, self._size)
+        few = self._few
+        self._line = self._full if few == self._size else _Line(self._products, self._targets, few)
 
     def _rescale(self) -> None:
         self._products = [[value / self._weight for value in row] for row in self._products]
         self._targets = [value / self._weight for value in self._targets]
         self._total /= self._weight
-        self._scale /= self._weight
-        if self._inverse is not None:
-            self._inverse = [[value * self._weight for value in row] for row in self._inverse]
         self._weight = 1.0
 
 
@@ -222,8 +227,9 @@ class KeptModel(msgspec.Struct, frozen=True, kw_only=True):
 class StepModel:
     """Of all engines that run one model on like hardware with like arguments.
 
-    One line serves two questions. Who is slow is told only by batches like those that were seen (``expected_s``); a plan asks about others,
-    too, and is told how far off the answer may be (``estimate``).
+    What was learnt serves two questions. Who is slow is told only by batches like those that were seen, and by few figures, so that one
+    that has grown because the engine is slow is still like them (``expected_s``). A plan asks about others, too, by all figures, and is
+    told how far off the answer may be (``estimate``).
     """
 
     def __init__(self, kept: KeptModel | None = None) -> None:
@@ -241,7 +247,7 @@ class StepModel:
 
     def forget(self) -> None:
         """Know nothing any more: it was learnt from an engine that is not well."""
-        self._fit = Fit(_FIGURES)
+        self._fit = Fit(_FIGURES, _FEW)
         self._most = [1.0, 1.0]
         self._first, self.established = None, None
         self._now_s = self._first_s = 0.0  # that steps like the latest take, by what it knows now, and knew then
@@ -336,7 +342,7 @@ class StepModel:
 
 
 def _fit_of(kept: KeptFit) -> Fit:
-    fit = Fit(_FIGURES)
+    fit = Fit(_FIGURES, _FEW)
     fit.take(kept)
     return fit
 
@@ -354,8 +360,10 @@ def _of_sums(prompt_tokens: float, decode_tokens: float, context_tokens: float) 
 
 
 def _figures(prompt_tokens: float, decode_tokens: float, context_tokens: float, attention: float) -> tuple[float, ...]:
-    """Starting; weights against products (two bends); reading KV; attention of prompts; what any prompt costs besides; and experts, of
-    which ever more are read: n tokens touch about 1 − e^(−n/32) of them where each goes to one of 32, 1 − e^(−n/10) where to one of ten.
+    """The few: starting; weights against products (two bends); reading KV; attention of prompts; what any prompt costs besides.
+
+    And experts, of which ever more are read: n tokens touch about 1 − e^(−n/32) of them where each goes to one of 32, 1 − e^(−n/10) where
+    to one of ten.
     """
     tokens = prompt_tokens + decode_tokens
     return (
