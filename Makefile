@@ -1,6 +1,6 @@
 # pd-appliance: `make serve` and `make test` each do all set-up on a fresh machine.
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint format bench gpu-check bench-streams bench-diagnosis bench-knee bench-split chaos wheel clean setup setup-test bench-diagnosis-cpu
+.PHONY: help serve test lint format bench gpu-check bench-streams bench-diagnosis bench-knee bench-split chaos wheel clean setup setup-test bench-diagnosis-cpu bench-cost
 
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest -q
@@ -53,6 +53,9 @@ bench-diagnosis-cpu: setup-test  ## the same of real engines on this machine's C
 
 bench-knee: setup-test  ## the smallest batch that saturates an engine, against brute force; ARGS="--url http://127.0.0.1:8000" for a node that runs
 	$(BIN)/python -m bench.knee $(ARGS)
+
+bench-cost: setup-test  ## what telemetry and diagnosis take of a core, and recording of a step
+	$(BIN)/python -m bench.diagnosis_cost $(ARGS)
 
 bench-split: setup-test  ## whether the layout that is predicted to be best is; ARGS="--seeds 100:121" is passed on
 	$(BIN)/python -m bench.split $(ARGS)

@@ -18,7 +18,7 @@ import msgspec
 from appliance.errors import ChannelError
 from appliance.records import GpuSnapshot, HostReading
 
-VERSION: Final = 6
+VERSION: Final = 7
 LONG_STEP_TOKENS: Final = 128
 """A step with so many prompt tokens is announced (``StepBegan``), and compared with others of its kind only."""
 CANARY: Final = "canary/"
@@ -73,7 +73,11 @@ class StepBegan(Message, frozen=True, kw_only=True, tag=True):
 
 
 class Step(Message, frozen=True, kw_only=True, tag=True):
-    """One scheduler step. Token counts are of this step; ``running`` … ``preemptions`` are the state after it."""
+    """One scheduler step. Token counts are of this step; ``running`` … ``preemptions`` are the state after it.
+
+    A step computes a token for each sequence that decodes, and each is given one, unless ``sequences`` and ``decoded`` say otherwise: with
+    speculative decoding it computes several, and gives as many as were guessed rightly; after a preemption it computes them again.
+    """
 
     start_ns: int
     end_ns: int
@@ -88,7 +92,19 @@ class Step(Message, frozen=True, kw_only=True, tag=True):
     preemptions: int  # since the engine's start
     prefix_queries: int  # prompt tokens asked of the prefix cache since the start
     prefix_hits: int
+    sequences: int | None = None  # that decode; None: ``decode_tokens``
+    decoded: int | None = None  # tokens that these were given; None: one each
     dropped: int = 0  # steps not reported before this one, for want of room in the socket
+
+    @property
+    def decoding(self) -> int:
+        """Sequences that decode."""
+        return self.decode_tokens if self.sequences is None else self.sequences
+
+    @property
+    def given(self) -> int:
+        """Output tokens of sequences that decode. (The first one of each comes with its prompt.)"""
+        return self.decoding if self.decoded is None else self.decoded
 
 
 class Heartbeat(Message, frozen=True, kw_only=True, tag=True):

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from operator import mul
 from typing import Final
 
 import msgspec
 
-FORM: Final = 1
+FORM: Final = 2
 """Of the figures. With others, what was kept of a fit means something else."""
 _RIDGE: Final = 1e-6  # of each figure's own weight: enough to solve for what has not varied yet
 _SOLVED_AFTER: Final = 100  # learnt, until the line is looked for again
@@ -24,7 +25,13 @@ _RESCALED_AT: Final = 1e12
 _MOST: Final = 5.0  # times what is expected, that one case is taken for
 _LEAST: Final = 0.25  # of the median, that an error counts relative to while nothing is expected yet
 _AGAIN: Final = 3  # times that the first line is looked for, each time with the weights that follow from the last one
+_FIGURES: Final = 9
+_FEW: Final = 7  # of them, by which it is told who is slow
 _YOUNG: Final = 1_000  # steps, before which a model knows too little to say who is well
+_SURE: Final = 50_000  # steps, after which it knows what is usual here
+_CREEP: Final = 1.05  # times what was usual first, that it may come to expect
+_COMPARED: Final = 10  # steps learnt, of which one is compared with what was usual first
+_FADES: Final = 0.998  # from one of these to the next
 _DOUBLED: Final = (
     0.05  # error of an estimate for twice as much as was seen, where a line is known; both as bench.split has it
 )
@@ -46,31 +53,62 @@ class KeptFit(msgspec.Struct, frozen=True, kw_only=True):
     noise: float | None = None  # for those who read the file; it follows from the rest
 
 
+class _Line:
+    """By the first figures of each case, or by all of them: what was learnt is the same."""
+
+    def __init__(self, products: Sequence[Sequence[float]], targets: Sequence[float], size: int) -> None:
+        rows = [
+            [*row[:size], *(1.0 if place == number else 0.0 for place in range(size))]
+            for number, row in enumerate(products[:size])
+        ]
+        for number, row in enumerate(rows):
+            row[number] += _RIDGE * row[number] + 1e-12
+        self._size = size
+        self._inverse = _inverted(rows, size)
+        self._factors = [sum(a * b for a, b in zip(row, targets[:size], strict=True)) for row in self._inverse]
+
+    def at(self, x: Sequence[float]) -> float | None:
+        """None where the line has left what can be."""
+        y: float = sum(map(mul, self._factors, x))
+        return y if y > 0 else None
+
+    def spread(self, x: Sequence[float]) -> float:
+        """How little like it was learnt."""
+        rows = zip(x[: self._size], self._inverse, strict=True)
+        spread: float = sum(value * sum(map(mul, row, x)) for value, row in rows if value)
+        return spread
+
+    def noise(self, targets: Sequence[float], total: float) -> float:
+        """What it leaves, relative."""
+        return math.sqrt(max(0.0, 1 - sum(map(mul, self._factors, targets)) / total))
+
+
 class Fit:
     """``y`` as a weighted sum of figures ``x``. ``expected`` says nothing about an ``x`` unlike those learnt."""
 
-    def __init__(self, size: int) -> None:
-        self._size = size
+    def __init__(self, size: int, few: int | None = None) -> None:
+        """``few``: figures, the first ones, by which ``expected`` goes. Fewer reach further from what was seen before they say nothing."""
+        self._size, self._few = size, few or size
         self._products = [[0.0] * size for _ in range(size)]
         self._targets = [0.0] * size
         self._weight = 1.0
         self._total = 0.0
         self._growth = 2 ** (1 / _HALF_LIFE)
-        self._inverse: list[list[float]] | None = None
-        self._scale = 1.0  # weight of the newest, when the inverse was made
-        self._line: list[float] = []
+        self._line: _Line | None = None  # by few figures
+        self._full: _Line | None = None
+        self._scale = 1.0  # weight of the newest, when the lines were found
         self._first: list[tuple[Sequence[float], float]] = []  # until there is a line
         self.learnt = 0
 
     def learn(self, x: Sequence[float], y: float) -> None:
         """One more case; ``y`` is above 0."""
         self.learnt += 1
-        if self._inverse is None:
+        if self._line is None:
             self._first.append((x, y))
             if len(self._first) == _SOLVED_AFTER:
                 self._begin()
             return
-        usual = self.guessed(x) or y
+        usual = self._line.at(x) or y
         self._add(x, min(y, _MOST * usual), usual)
         if self.learnt % _SOLVED_AFTER == 0:
             self._solve()
@@ -79,7 +117,8 @@ class Fit:
         """The first line."""
         median = sorted(y for _, y in self._first)[len(self._first) // 2]
         for _ in range(_AGAIN):
-            usual = [max(self.guessed(x) or y, _LEAST * median) for x, y in self._first]
+            line = self._line
+            usual = [max((line.at(x) if line else None) or y, _LEAST * median) for x, y in self._first]
             self._products = [[0.0] * self._size for _ in range(self._size)]
             self._targets, self._total, self._weight = [0.0] * self._size, 0.0, 1.0
             for (x, y), about in zip(self._first, usual, strict=True):
@@ -89,43 +128,26 @@ class Fit:
 
     def _add(self, x: Sequence[float], y: float, usual: float) -> None:
         weight = self._weight / (usual * usual)
-        for row, value in zip(self._products, x, strict=True):
-            if value:
-                factor = weight * value
-                for place, other in enumerate(x):
-                    row[place] += factor * other
-        for place, value in enumerate(x):
-            self._targets[place] += weight * y * value
+        present = [(place, value) for place, value in enumerate(x) if value]  # of a step that only decodes, half
+        for place, value in present:
+            row, factor = self._products[place], weight * value
+            for other, its in present:
+                row[other] += factor * its
+            self._targets[place] += factor * y
         self._total += weight * y * y
         self._weight *= self._growth
 
-    def guessed(self, x: Sequence[float]) -> float | None:
-        """Also where little like it has been seen; None before the first line, and where the line has left what can be."""
-        y = sum(a * b for a, b in zip(self._line, x, strict=False))
-        return y if y > 0 else None
-
     def expected(self, x: Sequence[float]) -> float | None:
         """None where too little like it has been seen."""
-        inverse = self._inverse
-        if inverse is None:
+        if self._line is None:
             return None
-        y = sum(a * b for a, b in zip(self._line, x, strict=True))
-        if y <= 0:
-            return None
-        spread = sum(
-            value * sum(a * b for a, b in zip(row, x, strict=True))
-            for value, row in zip(x, inverse, strict=True)
-            if value
-        )
-        return y if spread * self._scale / (y * y) <= _LEVERAGE else None
+        y = self._line.at(x)
+        return y if y is not None and self._line.spread(x) * self._scale / (y * y) <= _LEVERAGE else None
 
     @property
     def noise(self) -> float | None:
-        """Standard deviation of a case around the line, relative; None while there is no line."""
-        if self._inverse is None:
-            return None
-        explained = sum(a * b for a, b in zip(self._line, self._targets, strict=True))
-        return math.sqrt(max(0.0, 1 - explained / self._total))
+        """Standard deviation of a case around what is expected, relative; None while there is no line."""
+        return None if self._line is None else self._line.noise(self._targets, self._total)
 
     def kept(self) -> KeptFit:
         """All that it knows."""
@@ -157,37 +179,24 @@ class Fit:
         That is the noise times the root of the case's leverage. That the line may bend where nobody has been is not in it. None while
         there is no line, and where it is not above 0.
         """
-        inverse, noise = self._inverse, self.noise
-        if inverse is None or noise is None:
+        y = None if self._full is None else self._full.at(x)
+        if self._full is None or y is None:
             return None
-        y = sum(a * b for a, b in zip(self._line, x, strict=True))
-        if y <= 0:
-            return None
-        products = (sum(a * b for a, b in zip(row, x, strict=True)) for row in inverse)
-        spread = sum(a * b for a, b in zip(x, products, strict=True))
-        return y, noise * math.sqrt(max(0.0, spread * self._scale)) / y
+        noise = self._full.noise(self._targets, self._total)
+        return y, noise * math.sqrt(max(0.0, self._full.spread(x) * self._scale)) / y
 
     def _solve(self) -> None:
         if self._weight > _RESCALED_AT:
             self._rescale()
-        size = self._size
-        rows = [
-            [*row, *(1.0 if place == number else 0.0 for place in range(size))]
-            for number, row in enumerate(self._products)
-        ]
-        for number, row in enumerate(rows):
-            row[number] += _RIDGE * row[number] + 1e-12
-        self._inverse = _inverted(rows, size)
         self._scale = self._weight
-        self._line = [sum(a * b for a, b in zip(row, self._targets, strict=True)) for row in self._inverse]
+        self._full = _Line(self._products, self._targets, self._size)
+        few = self._few
+        self._line = self._full if few == self._size else _Line(self._products, self._targets, few)
 
     def _rescale(self) -> None:
         self._products = [[value / self._weight for value in row] for row in self._products]
         self._targets = [value / self._weight for value in self._targets]
         self._total /= self._weight
-        self._scale /= self._weight
-        if self._inverse is not None:
-            self._inverse = [[value * self._weight for value in row] for row in self._inverse]
         self._weight = 1.0
 
 
@@ -206,16 +215,42 @@ def _inverted(rows: list[list[float]], size: int) -> list[list[float]]:
     return [row[size:] for row in rows]
 
 
-class StepModel:
-    """Of all engines that run one model on like hardware with like arguments."""
+class KeptModel(msgspec.Struct, frozen=True, kw_only=True):
+    """What a model knows. ``most``: tokens of prompts, and sequences, of the largest steps. ``first``: see ``StepModel.establish``."""
 
-    def __init__(self, kept: KeptFit | None = None) -> None:
+    fit: KeptFit
+    most: tuple[float, float]
+    first: KeptFit | None = None
+    established: float | None = None  # Unix seconds
+
+
+class StepModel:
+    """Of all engines that run one model on like hardware with like arguments.
+
+    What was learnt serves two questions. Who is slow is told only by batches like those that were seen, and by few figures, so that one
+    that has grown because the engine is slow is still like them (``expected_s``). A plan asks about others, too, by all figures, and is
+    told how far off the answer may be (``estimate``).
+    """
+
+    def __init__(self, kept: KeptModel | None = None) -> None:
         """``kept``: of an earlier process. Raises ``ValueError`` if it can't be that."""
-        self._fit = Fit(7)
-        self._beyond = Beyond()
+        self._first: Fit | None = None  # what was usual
+        self.established: float | None = None
+        """When what it knew was taken as usual, in Unix seconds."""
         self._tried = kept is not None
+        self.forget()
         if kept is not None:
-            self._fit.take(kept)
+            self._fit.take(kept.fit)
+            self._most = list(map(_counted, kept.most))
+            self.established = kept.established
+            self._first = _fit_of(kept.first) if kept.first is not None else None
+
+    def forget(self) -> None:
+        """Know nothing any more: it was learnt from an engine that is not well."""
+        self._fit = Fit(_FIGURES, _FEW)
+        self._most = [1.0, 1.0]
+        self._first, self.established = None, None
+        self._now_s = self._first_s = 0.0  # that steps like the latest take, by what it knows now, and knew then
 
     @property
     def young(self) -> bool:
@@ -223,74 +258,62 @@ class StepModel:
         return not self._tried and self._fit.learnt < _YOUNG
 
     @property
+    def sure(self) -> bool:
+        """It knows enough to be what steps are compared with from then on."""
+        return self._fit.learnt >= _SURE
+
+    @property
     def noise(self) -> float | None:
         """Of a step around what is expected, relative: a standard deviation."""
         return self._fit.noise
-
-    def kept(self) -> KeptFit:
-        """All that it knows, for a later process."""
-        return self._fit.kept()
-
-    def forget(self) -> None:
-        """Know nothing any more: it was learnt from an engine that is not well."""
-        self._fit = Fit(7)
-        self._beyond = Beyond()
 
     @property
     def learnt(self) -> int:
         return self._fit.learnt
 
+    @property
+    def drift(self) -> float | None:
+        """Times what steps like the latest took at first, that they take now; None where nothing is established."""
+        return self._now_s / self._first_s if self._first_s else None
+
+    def kept(self) -> KeptModel:
+        """All that it knows, for a later process."""
+        first = self._first.kept() if self._first is not None else None
+        return KeptModel(
+            fit=self._fit.kept(), most=(self._most[0], self._most[1]), first=first, established=self.established
+        )
+
+    def establish(self, unix_s: float) -> None:
+        """What it knows now bounds what it may come to expect: from now on, steps that get slower and slower, each day by too little to be
+        told from noise, are learnt up to ``_CREEP`` only, and beyond that they are slow.
+        """
+        self._first, self.established = _fit_of(self._fit.kept()), unix_s
+        self._now_s = self._first_s = 0.0
+
     def learn(self, prompt_tokens: int, decode_tokens: int, context_tokens: int, seconds: float) -> None:
         """A step that took so long, on an engine that is well."""
-        self._fit.learn(_figures(prompt_tokens, decode_tokens, context_tokens), seconds)
-        self._beyond.learn(prompt_tokens, decode_tokens, context_tokens, seconds)
+        figures = _of_sums(prompt_tokens, decode_tokens, context_tokens)
+        self._fit.learn(figures, seconds)
+        if self._first is not None and self._fit.learnt % _COMPARED == 0:
+            self._compare(self._first, figures)
+        self._most = [max(self._most[0], prompt_tokens), max(self._most[1], decode_tokens)]
+
+    def _compare(self, first: Fit, figures: Sequence[float]) -> None:
+        now_s, first_s = self._fit.expected(figures), first.expected(figures)
+        if now_s is not None and first_s is not None:
+            self._now_s, self._first_s = _FADES * self._now_s + now_s, _FADES * self._first_s + first_s
 
     def expected_s(self, prompt_tokens: int, decode_tokens: int, context_tokens: int) -> float | None:
         """None for a batch unlike those that were seen."""
-        return self._fit.expected(_figures(prompt_tokens, decode_tokens, context_tokens))
-
-    def guessed_s(self, prompt_tokens: float, decode_tokens: float, context_tokens: float) -> float | None:
-        """An extrapolation, where need be."""
-        return self._fit.guessed(_figures(prompt_tokens, decode_tokens, context_tokens))
-
-    def estimate(self, chunks: Sequence[Chunk], sequences: float, context: float) -> tuple[float, float] | None:
-        """Also of a batch unlike those that were seen; see ``Beyond``."""
-        return self._beyond.estimate(chunks, sequences, context)
-
-
-def _figures(prompt_tokens: float, decode_tokens: float, context_tokens: float) -> tuple[float, ...]:
-    """Starting; weights against products (two bends); reading KV; attention of prompts; and what any prompt costs besides."""
-    tokens = prompt_tokens + decode_tokens
-    return (
-        1.0,
-        tokens * 1e-3,
-        max(0, tokens - 512) * 1e-3,
-        max(0, tokens - 2048) * 1e-3,
-        context_tokens * 1e-5,
-        prompt_tokens * context_tokens * 1e-8,
-        1.0 if prompt_tokens else 0.0,
-    )
-
-
-class Beyond:
-    """What a step would take that nobody has made yet: for plans. How far off that may be is always said.
-
-    ``StepModel`` says nothing of a batch unlike those that were seen, as it has to tell who is slow. A plan asks about other batches than
-    there are; so this line has more bends, for a mixture's experts, of which ever more are read, and goes on.
-    """
-
-    def __init__(self) -> None:
-        self._fit = Fit(9)
-        self._most = [1.0, 1.0]  # tokens of prompts, and sequences, in a step: seen
-
-    def learn(self, prompt_tokens: float, decode_tokens: float, context_tokens: float, seconds: float) -> None:
-        """A step that took so long, on an engine that is well."""
-        attention = prompt_tokens * context_tokens
-        self._fit.learn(_more_figures(prompt_tokens, decode_tokens, context_tokens, attention), seconds)
-        self._most = [max(self._most[0], prompt_tokens), max(self._most[1], decode_tokens)]
+        figures = _of_sums(prompt_tokens, decode_tokens, context_tokens)
+        now_s = self._fit.expected(figures)
+        first_s = self._first.expected(figures) if self._first is not None else None
+        if now_s is None or first_s is None:
+            return now_s if now_s is not None else first_s
+        return min(now_s, _CREEP * first_s)
 
     def estimate(self, chunks: Sequence[Chunk], sequences: float, context: float) -> tuple[float, float] | None:
-        """Seconds, and their standard deviation, relative. None while nothing is known.
+        """Seconds, and their standard deviation, relative; also of a batch unlike those that were seen. None while nothing is known.
 
         Args:
             chunks: of prompts: tokens computed in this step, and tokens of the same prompt that were there before.
@@ -314,16 +337,33 @@ class Beyond:
         """
         new, seen = sum(new for new, _ in chunks), sum(new + before for new, before in chunks)
         attention = (new * seen + sum(new * (new + before) for new, before in chunks)) / 2
-        found = self._fit.estimate(_more_figures(new, sequences, seen + context, attention))
+        found = self._fit.estimate(_figures(new, sequences, seen + context, attention))
         return None if found is None else (found[0], math.hypot(_LEAST_ERROR, found[1]))
 
 
-def _more_figures(
-    prompt_tokens: float, decode_tokens: float, context_tokens: float, attention: float
-) -> tuple[float, ...]:
-    """The same, with the attention of prompts alone; and experts of which to read.
+def _fit_of(kept: KeptFit) -> Fit:
+    fit = Fit(_FIGURES, _FEW)
+    fit.take(kept)
+    return fit
 
-    Of these, n tokens touch about 1 − e^(−n/32) where each goes to one of 32, 1 − e^(−n/10) where to one of ten.
+
+def _counted(most: float) -> float:
+    """Raises ``ValueError`` for what is no number of tokens."""
+    if not math.isfinite(most) or most < 1:
+        raise ValueError("its largest step has no tokens")
+    return most
+
+
+def _of_sums(prompt_tokens: float, decode_tokens: float, context_tokens: float) -> tuple[float, ...]:
+    """Of a step as engines tell of it."""
+    return _figures(prompt_tokens, decode_tokens, context_tokens, prompt_tokens * context_tokens)
+
+
+def _figures(prompt_tokens: float, decode_tokens: float, context_tokens: float, attention: float) -> tuple[float, ...]:
+    """The few: starting; weights against products (two bends); reading KV; attention of prompts; what any prompt costs besides.
+
+    And experts, of which ever more are read: n tokens touch about 1 − e^(−n/32) of them where each goes to one of 32, 1 − e^(−n/10) where
+    to one of ten.
     """
     tokens = prompt_tokens + decode_tokens
     return (

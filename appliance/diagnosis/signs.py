@@ -133,7 +133,8 @@ def read(window: Sequence[NodeSnapshot]) -> Signs:
     firsts = _first_tokens(window)
     ended = _ended(now) - _ended(trend[0])
     failed = _failed(now) - _failed(trend[0])
-    engines = tuple(_engine(engine, lately, trend, before) for engine in now.engines)
+    past = _past(window)
+    engines = tuple(_engine(engine, past[engine.name], trend) for engine in now.engines)
     return Signs(
         now=now,
         engines=engines,
@@ -185,16 +186,25 @@ def _failed(snapshot: NodeSnapshot) -> int:
     return snapshot.requests.failed - snapshot.requests.refused
 
 
-def _engine(
-    now: EngineSnapshot, lately: Sequence[NodeSnapshot], trend: Sequence[NodeSnapshot], before: Sequence[NodeSnapshot]
-) -> Engine:
-    mine = [found for one in lately if (found := _of(one, now))]
-    older = [found for one in before if (found := _of(one, now))]
-    trending = [found for one in trend if (found := _of(one, now))]
-    older_than_few = [
-        found for one in before if trend[-1].uptime_s - one.uptime_s <= _USUAL_S and (found := _of(one, now))
-    ]
-    first = next((found for one in trend if (found := _of(one, now))), now)
+def _past(window: Sequence[NodeSnapshot]) -> dict[str, list[tuple[float, EngineSnapshot]]]:
+    """Each engine in its present life, by name: how long ago, and how it was then; oldest first."""
+    now = window[-1]
+    epochs = {engine.name: engine.epoch for engine in now.engines}
+    found: dict[str, list[tuple[float, EngineSnapshot]]] = {name: [] for name in epochs}
+    for one in window:
+        ago_s = now.uptime_s - one.uptime_s
+        for engine in one.engines:
+            if epochs.get(engine.name) == engine.epoch:
+                found[engine.name].append((ago_s, engine))
+    return found
+
+
+def _engine(now: EngineSnapshot, past: Sequence[tuple[float, EngineSnapshot]], trend: Sequence[NodeSnapshot]) -> Engine:
+    mine = [one for ago_s, one in past if ago_s <= _LATELY_S]
+    trending = [one for ago_s, one in past if ago_s <= _TREND_S]
+    older = [one for ago_s, one in past if ago_s >= _BEFORE_S]
+    older_than_few = [one for ago_s, one in past if _BEFORE_S <= ago_s <= _USUAL_S]
+    first = trending[0]
     seconds = max(1e-3, trend[-1].uptime_s - trend[0].uptime_s)
     slots = now.max_running
     host = [found.host for found in mine if found.host is not None]
@@ -222,11 +232,6 @@ def _engine(
         prompt_tokens_s=now.prompt_tokens_s or 0.0,
         output_tokens_s=now.output_tokens_s or 0.0,
     )
-
-
-def _of(snapshot: NodeSnapshot, engine: EngineSnapshot) -> EngineSnapshot | None:
-    """That engine in another snapshot, in the same life."""
-    return next((one for one in snapshot.engines if (one.name, one.epoch) == (engine.name, engine.epoch)), None)
 
 
 def _core_delay(host: HostReading) -> float:

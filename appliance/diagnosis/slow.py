@@ -7,6 +7,7 @@ request, and what is beyond the noise of a figure. They were chosen on the tunin
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Sequence
 from typing import Final
 
@@ -261,7 +262,7 @@ def straggler(signs: Signs) -> Finding | None:
             measured=worst.slowdown,
             expected=1.0,
             unit="times",
-            sentence=f"Steps of {worst.name} take {worst.slowdown:.2f} times as long as such steps do.",
+            sentence=f"Steps of {worst.name} take {worst.slowdown:.2f} times as long as such steps do{_since(worst)}.",
         )
     ]
     if trouble:
@@ -288,6 +289,12 @@ def straggler(signs: Signs) -> Finding | None:
         ),
         gain=1 - 1 / worst.slowdown,
     )
+
+
+def _since(engine: Engine) -> str:
+    """Since when that is known: a decline may be as old."""
+    since = engine.now.usual_since
+    return "" if since is None else f", as was learnt by {time.strftime('%Y-%m-%d', time.localtime(since))}"
 
 
 def _starved(engine: Engine) -> bool:

@@ -22,8 +22,10 @@ from appliance.engine.link import BEAT_S
 from appliance.engine.resume import Tee
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from vllm.v1.core.sched.output import SchedulerOutput
-    from vllm.v1.engine import EngineCoreOutputs
+    from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
     from vllm.v1.metrics.stats import SchedulerStats
     from vllm.v1.outputs import ModelRunnerOutput
     from vllm.v1.request import Request
@@ -35,21 +37,37 @@ _BEAT_NS: Final = int(BEAT_S * 1e9)
 class Batch:
     """What one step was given to do, counted when it was scheduled."""
 
-    __slots__ = ("context_tokens", "decode_tokens", "prompt_tokens", "start_ns")
+    __slots__ = ("context_tokens", "decode_tokens", "decoding", "prompt_tokens", "sequences", "start_ns")
 
-    def __init__(self, start_ns: int) -> None:
+    def __init__(self, start_ns: int, speculates: bool = False) -> None:
         self.start_ns = start_ns
         self.prompt_tokens = 0
         self.decode_tokens = 0
         self.context_tokens = 0
+        self.sequences = 0  # that decode
+        self.decoding: set[str] | None = (
+            set() if speculates else None
+        )  # their ids, where they may be given several tokens
 
     def add(self, request: Request, tokens: int) -> None:
         """``tokens`` of the request; vLLM has counted them as computed already."""
-        before = request.num_computed_tokens - tokens
-        prompt = max(0, min(tokens, request.num_prompt_tokens - before))
-        self.prompt_tokens += prompt
-        self.decode_tokens += tokens - prompt
-        self.context_tokens += before + tokens
+        computed = request.num_computed_tokens
+        prompt = request.num_prompt_tokens - (computed - tokens)  # that was left
+        if prompt >= tokens:
+            self.prompt_tokens += tokens
+        else:
+            prompt = max(0, prompt)
+            self.prompt_tokens += prompt
+            self.decode_tokens += tokens - prompt
+            self.sequences += 1
+            if self.decoding is not None:
+                self.decoding.add(request.request_id)
+        self.context_tokens += computed
+
+    def given(self, outputs: Iterable[EngineCoreOutput]) -> int | None:
+        """Tokens that those were given that decode; None where that is one each."""
+        ids = self.decoding
+        return None if ids is None else sum(len(one.new_token_ids) for one in outputs if one.request_id in ids)
 
 
 class StepRecorder:
@@ -67,6 +85,7 @@ class StepRecorder:
         self._link = link_of(self.vllm_config, KVConnectorRole.SCHEDULER)
         self._link.send(Progress(stage="warming up", fraction=0.9))
         self._batches: dict[int, Batch] = {}
+        self._speculates = self.vllm_config.speculative_config is not None
         self._tee = Tee()
         self._tokenless: dict[str, str] = {}  # requests without an output token yet: vLLM's id → the router's key
         self._last_end_ns = 0
@@ -81,7 +100,7 @@ class StepRecorder:
         start_ns = time.monotonic_ns()
         self.connector.scheduler_half.tick(start_ns)
         output: SchedulerOutput = super().schedule(*args, **kwargs)  # type: ignore[misc]
-        batch = Batch(start_ns)
+        batch = Batch(start_ns, self._speculates)
         for request_id, tokens in output.num_scheduled_tokens.items():
             batch.add(self.requests[request_id], tokens)
         for new in output.scheduled_new_reqs:
@@ -97,7 +116,7 @@ class StepRecorder:
         batch = self._batches.pop(id(scheduler_output), None)
         end_ns = time.monotonic_ns()
         if batch is not None and scheduler_output.total_num_scheduled_tokens > 0:
-            self._say_step(batch, end_ns)
+            self._say_step(batch, end_ns, batch.given(one for group in outputs.values() for one in group.outputs))
         self._last_end_ns = end_ns
         if self._tokenless:
             self._say_first_tokens(outputs, end_ns)
@@ -170,7 +189,7 @@ class StepRecorder:
         """From schedule to update: right where steps do not overlap."""
         return batch.start_ns
 
-    def _say_step(self, batch: Batch, end_ns: int) -> None:
+    def _say_step(self, batch: Batch, end_ns: int, decoded: int | None) -> None:
         self._last_sign_ns = end_ns
         running, waiting = self._counts()
         self._link.send(
@@ -188,6 +207,8 @@ class StepRecorder:
                 preemptions=self._preemptions,
                 prefix_queries=self._prefix_queries,
                 prefix_hits=self._prefix_hits,
+                sequences=None if batch.sequences == batch.decode_tokens else batch.sequences,
+                decoded=decoded,
                 dropped=self._link.dropped_steps,
             )
         )

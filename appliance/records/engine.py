@@ -77,6 +77,7 @@ class EngineSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     token_budget: int | None = None  # of a step
     busy: float | None = None  # share of the last seconds in which it made steps with tokens
     slowdown: float | None = None  # time that these took, of what such steps take on engines that are well
+    usual_since: float | None = None  # Unix time from when on that was known; None: it is not yet kept as what is usual
     step_prompt_tokens: float | None = None  # of a step with prompt tokens, mean
     step_decode_tokens: float | None = None  # of a step with decode tokens, mean
     fuller: float | None = None  # prompt tokens/s in full steps, times those in half-full ones; 1: more brings nothing

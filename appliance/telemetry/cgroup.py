@@ -14,6 +14,8 @@ _MOUNT: Final = Path("/sys/fs/cgroup")
 _PROC: Final = Path("/proc")
 _SAME_NS: Final = 20_000_000  # engines that share a group ask for it one after the other: one answer for all
 
+_MOVED_NS: Final = 10_000_000_000  # hardly any process is: it is looked where it is no more often
+
 Stat = tuple[int, int, int]  # periods, of which held back, for how many nanoseconds
 
 
@@ -23,25 +25,33 @@ class Cgroups:
     def __init__(self, mount: Path = _MOUNT, proc: Path = _PROC) -> None:
         self._mount = mount
         self._proc = proc
+        self._known: dict[int, tuple[int, list[Path]]] = {}  # by pid: when it was looked, and the groups
         self._stats: dict[Path, tuple[int, Stat, float | None]] = {}
         self._stalls: dict[Path, tuple[int, int, float | None]] = {}
 
     def throttled(self, pid: int, now_ns: int) -> float | None:
         """By the quota of its group, or of any that this one is in. None the first time, and where no group can be read."""
-        shares = [share for group in self._groups(pid) if (share := self._throttled(group, now_ns)) is not None]
+        shares = [share for group in self._groups(pid, now_ns) if (share := self._throttled(group, now_ns)) is not None]
         return max(shares, default=None)
 
     def pressure(self, pid: int, now_ns: int) -> float | None:
         """Of its own group, or of the machine where groups don't tell."""
-        own = self._groups(pid)[:1]
+        own = self._groups(pid, now_ns)[:1]
         for file in (*(group / "cpu.pressure" for group in own), self._proc / "pressure" / "cpu"):
             stalled_us = _stalled_us(file)
             if stalled_us is not None:
                 return self._pressed(file, stalled_us, now_ns)
         return None
 
-    def _groups(self, pid: int) -> list[Path]:
+    def _groups(self, pid: int, now_ns: int) -> list[Path]:
         """From its own to the outermost that can be seen."""
+        at_ns, known = self._known.get(pid, (now_ns - _MOVED_NS, []))
+        if now_ns - at_ns >= _MOVED_NS:
+            self._known = {other: found for other, found in self._known.items() if now_ns - found[0] < _MOVED_NS}
+            at_ns, known = self._known[pid] = now_ns, self._look_for(pid)
+        return known
+
+    def _look_for(self, pid: int) -> list[Path]:
         with contextlib.suppress(OSError, ValueError):
             for line in (self._proc / str(pid) / "cgroup").read_text().splitlines():
                 _, controllers, path = line.split(":", 2)

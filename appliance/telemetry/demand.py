@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
 from collections import deque
 from collections.abc import Sequence
@@ -65,4 +66,5 @@ def quantiles(values: Sequence[int], parts: int = _PARTS) -> tuple[float, ...]:
 
 def _variation(gaps: Sequence[int]) -> float:
     mean = statistics.fmean(gaps)
-    return statistics.pstdev(gaps) / mean if mean > 0 else 1.0
+    square = statistics.fmean((gap - mean) ** 2 for gap in gaps)  # pstdev is exact, and takes thirty times as long
+    return math.sqrt(square) / mean if mean > 0 else 1.0

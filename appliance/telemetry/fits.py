@@ -18,16 +18,17 @@ from typing import Final
 
 import msgspec
 
-from appliance.costs.fitted import FORM, KeptFit, StepModel
+from appliance.costs.fitted import FORM, KeptModel, StepModel
 from appliance.records import EngineSnapshot, NodeSnapshot, Verdict
 from appliance.telemetry.series import WELL
 
-VERSION: Final = 1  # of the file
+VERSION: Final = 2  # of the file
 _DIRECTORY: Final = "fits"
 _EVERY_S: Final = 60.0
 _NOISY: Final = 0.3  # around the line, relative: beyond it nobody can be called slow by it
 _MOMENTS: Final = 0.25  # of the time
 _WORTH: Final = 500  # steps learnt, for which a file is written again
+_QUICK: Final = 0.95  # times what was usual first: if steps take less, they were slow then
 _STRAGGLER: Final = "_straggler_"  # in the causes that name a slow engine
 _log = logging.getLogger("pd-appliance")
 
@@ -39,7 +40,7 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
     form: int
     kind: str
     saved: float  # Unix seconds
-    fit: KeptFit
+    model: KeptModel
 
 
 class Fits:
@@ -78,10 +79,16 @@ class Fits:
         for kind, model in self._models.items():
             worth = model.learnt >= self._saved[kind] + _WORTH and not model.young and (model.noise or 0.0) <= _NOISY
             if worth and self._was_well(kind):
+                self._establish(model)
                 self._write(kind, model)
         self._looks.clear()
         self._slow.clear()
         self._named.clear()
+
+    def _establish(self, model: StepModel) -> None:
+        """Once, when it knows enough; and again where that turns out to have been slow."""
+        if model.sure and (model.established is None or (model.drift or 1.0) < _QUICK):
+            model.establish(self._unix_s())
 
     def _was_well(self, kind: str) -> bool:
         """But for moments: what they had for slow steps was not learnt anyhow."""
@@ -111,7 +118,7 @@ class Fits:
             kept = msgspec.json.decode(path.read_bytes(), type=Kept)
             if (kept.version, kept.form, kept.kind) != (VERSION, FORM, kind):
                 raise ValueError("it is of another version, or of another kind of engine")
-            return StepModel(kept.fit)
+            return StepModel(kept.model)
         except FileNotFoundError:
             return StepModel()
         except (OSError, ValueError) as error:  # msgspec's are ValueErrors
@@ -120,7 +127,7 @@ class Fits:
 
     def _write(self, kind: str, model: StepModel) -> None:
         """All of it or nothing."""
-        kept = Kept(version=VERSION, form=FORM, kind=kind, saved=self._unix_s(), fit=model.kept())
+        kept = Kept(version=VERSION, form=FORM, kind=kind, saved=self._unix_s(), model=model.kept())
         path = self.path(kind)
         temporary = path.with_suffix(f".{os.getpid()}")
         try:

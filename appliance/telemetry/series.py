@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -40,6 +41,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
 
     busy: float
     slowdown: float | None
+    usual_since: float | None
     step_prompt_tokens: float | None
     step_decode_tokens: float | None
     itl_s: float | None
@@ -70,7 +72,8 @@ class Series:
         self.calibrating = False
         self.calibrated: CalibrationSnapshot | None = None
         self._model = model or StepModel()
-        self._made: deque[_Made] = deque(maxlen=_MOST_STEPS)
+        self._made: deque[_Made] = deque()
+        self._prompt_tokens = self._output_tokens = self._busy_ns = 0  # sums of these
         self._before: Step | None = None  # the last one before the window
         self._decoded_ns: int | None = None
         self._expected: deque[tuple[int, float, float]] = (
@@ -99,31 +102,30 @@ class Series:
 
     def rates(self, now_ns: int) -> Rates:
         self._forget(now_ns)
-        steps = [made.step for made in self._made]
-        seconds = WINDOW_NS * 1e-9
-        busy_ms = sum(step.end_ns - step.start_ns for step in steps) * 1e-6
+        count, seconds = len(self._made), WINDOW_NS * 1e-9
         return Rates(
-            prompt_tokens_s=sum(step.prompt_tokens for step in steps) / seconds,
-            output_tokens_s=sum(step.decode_tokens for step in steps) / seconds,
-            steps_s=len(steps) / seconds,
-            step_ms=busy_ms / len(steps) if steps else None,
-            prefix_hit_rate=_hit_rate(self._before, steps),
+            prompt_tokens_s=self._prompt_tokens / seconds,
+            output_tokens_s=self._output_tokens / seconds,
+            steps_s=count / seconds,
+            step_ms=self._busy_ns * 1e-6 / count if count else None,
+            prefix_hit_rate=_hit_rate(self._before, self._made[-1].step) if count else None,
         )
 
     def load(self, now_ns: int, itl_target_s: float) -> Load:
         """How busy it was lately, how slow, and with what."""
         self._forget(now_ns)
         since_ns = now_ns - LATELY_NS
-        made = [one for one in self._made if one.step.end_ns > since_ns]
+        made = list(itertools.takewhile(lambda one: one.step.end_ns > since_ns, reversed(self._made)))[::-1]
         prompts = [one.step.prompt_tokens for one in made if one.step.prompt_tokens]
         decodes = [one.step.decode_tokens for one in made if one.step.decode_tokens]
-        gaps = [(one.gap_ns, one.step.decode_tokens) for one in made if one.gap_ns is not None]
-        tokens = sum(count for _, count in gaps)
-        late = sum(count for gap_ns, count in gaps if gap_ns > itl_target_s * 1e9)
-        itl_s = sum(gap_ns * count for gap_ns, count in gaps) / tokens * 1e-9 if tokens else None
+        waits = [(one.gap_ns * one.step.decoding, one.step.given) for one in made if one.gap_ns is not None]
+        tokens = sum(given for _, given in waits)
+        late = sum(given for waited_ns, given in waits if waited_ns > given * itl_target_s * 1e9)
+        itl_s = sum(waited_ns for waited_ns, _ in waits) / tokens * 1e-9 if tokens else None
         return Load(
             busy=_busy([one.step for one in made], since_ns, now_ns),
             slowdown=self.slowdown(),
+            usual_since=self._model.established,
             step_prompt_tokens=sum(prompts) / len(prompts) if prompts else None,
             step_decode_tokens=sum(decodes) / len(decodes) if decodes else None,
             itl_s=itl_s,
@@ -140,8 +142,8 @@ class Series:
         prompts = sum(step.prompt_tokens for step in steps)
         context = sum(step.context_tokens for step in steps) / prompts
         budget = self.core.max_batched_tokens
-        whole_s, half_s = (self._model.guessed_s(tokens, 0, context * tokens) for tokens in (budget, budget / 2))
-        return 2 * half_s / whole_s if whole_s and half_s else None
+        whole, half = (self._model.estimate([(part, (context - 1) * part)], 0, 0) for part in (budget, budget / 2))
+        return 2 * half[0] / whole[0] if whole and half else None
 
     def _room(self, made: Sequence[_Made], itl_s: float | None, target_s: float) -> float | None:
         """How many times what it decodes now it could decode in time, by what steps of other sizes take; see ``_fits``."""
@@ -149,14 +151,21 @@ class Series:
         if not decoded or itl_s is None:
             return None
         batch = [sum(figure) / len(decoded) for figure in zip(*map(_batch, decoded), strict=True)]
-        now_s = self._model.guessed_s(*batch)
+        now_s = self._estimate_s(*batch)
         if now_s is None:
             return None
 
         def itl_at(times: float) -> float:
-            return itl_s * (self._model.guessed_s(*(times * figure for figure in batch)) or now_s) / now_s
+            times = max(times, 1 / batch[1])  # of a single sequence at least
+            return itl_s * (self._estimate_s(*(times * figure for figure in batch)) or now_s) / now_s
 
         return _fits(itl_at, itl_s, target_s)
+
+    def _estimate_s(self, prompt_tokens: float, decode_tokens: float, context_tokens: float) -> float | None:
+        """Of a batch of any size."""
+        chunks = [(prompt_tokens, 0.0)] if prompt_tokens else []
+        found = self._model.estimate(chunks, decode_tokens, context_tokens - prompt_tokens)
+        return found[0] if found is not None else None
 
     def slowdown(self) -> float | None:
         """What the latest steps took, of what such steps take; None where too few of them have an expectation."""
@@ -190,6 +199,7 @@ class Series:
             gap_ns = step.end_ns - (step.start_ns if self._decoded_ns is None else self._decoded_ns)
         self._decoded_ns = step.end_ns
         self._made.append(_Made(now_ns, step, expected_s, gap_ns))
+        self._count(step, 1)
         self.steps.add(step, seconds, expected_s)
         if self.calibrating:
             self.calibration.append(Made(step, None if self._model.young else expected_s))
@@ -209,9 +219,16 @@ class Series:
             return not self.slow_from_the_start
         return self._usually_took_s <= WELL * self._usually_should_s and self._took_s <= WELL * self._should_s
 
+    def _count(self, step: Step, sign: int) -> None:
+        """It comes into the window, or with sign −1 leaves it."""
+        self._prompt_tokens += sign * step.prompt_tokens
+        self._output_tokens += sign * step.given
+        self._busy_ns += sign * (step.end_ns - step.start_ns)
+
     def _forget(self, now_ns: int) -> None:
-        while self._made and now_ns - self._made[0].heard_ns > WINDOW_NS:
+        while self._made and (now_ns - self._made[0].heard_ns > WINDOW_NS or len(self._made) > _MOST_STEPS):
             self._before = self._made.popleft().step
+            self._count(self._before, -1)
         while self._expected and now_ns - self._expected[0][0] > LATELY_NS:
             _, old_s, old_expected_s = self._expected.popleft()
             self._took_s -= old_s
@@ -249,9 +266,7 @@ def _busy(steps: Sequence[Step], since_ns: int, now_ns: int) -> float:
     return min(1.0, made_ns / max(1, (last.end_ns if under_way else now_ns) - since_ns))
 
 
-def _hit_rate(before: Step | None, steps: list[Step]) -> float | None:
+def _hit_rate(before: Step | None, last: Step) -> float | None:
     """Steps carry totals since the engine's start, which were 0 then."""
-    if not steps:
-        return None
-    queries = steps[-1].prefix_queries - (before.prefix_queries if before else 0)
-    return (steps[-1].prefix_hits - (before.prefix_hits if before else 0)) / queries if queries > 0 else None
+    queries = last.prefix_queries - (before.prefix_queries if before else 0)
+    return (last.prefix_hits - (before.prefix_hits if before else 0)) / queries if queries > 0 else None

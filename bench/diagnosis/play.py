@@ -33,7 +33,7 @@ from bench.diagnosis.goodput import Answer, Clients
 
 TICK_S: Final = 0.5
 ALL_S: Final = ONSET_S + FAULT_S + AFTER_S
-_MODELS: Final = Path(__file__).parents[2] / "appliance" / "presets"
+MODELS: Final = Path(__file__).parents[2] / "appliance" / "presets"
 _FOLLOWS_S: Final = 3.0  # from a verdict to the order that it advises
 _AGAIN_S: Final = 15.0  # from one order to the next
 _CONSTANTS: Final = ("memory", "matrix", "experts", "attention", "allreduce_s", "layer_s", "moe_layer_s", "step_s")
@@ -77,7 +77,7 @@ def play(
     clock = VirtualClock()
     origin_ns = clock.now_ns
     clients = Clients(scenario.slo.ttft_s, scenario.slo.itl_s, int(duration_s))
-    loaded = Loaded(scenario, _MODELS)
+    loaded = Loaded(scenario, MODELS)
     engines = [_of_world(plan, case) for plan in plans(loaded, scenario.layout)]
     node = SimulatedNode(config(scenario), engines, clock, lambda one: clients.answered(_answer(one, origin_ns)))
     _feed(node, clock, _traffic(loaded, case, duration_s, injected), clients)

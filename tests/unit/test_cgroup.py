@@ -89,3 +89,15 @@ def test_pressure_is_that_of_its_own_group_or_else_of_the_machine(unified: Machi
     assert unified.cgroups.pressure(7, 2 * SECOND_NS) is None
     unified.write(own, "some avg10=0.00 avg60=0.00 avg300=0.00 total=700000\n")
     assert unified.cgroups.pressure(7, 3 * SECOND_NS) == pytest.approx(0.7)
+
+
+def test_a_process_that_was_moved_is_found_again_within_ten_seconds(unified: Machine) -> None:
+    unified.stat("other", 100, 0, 0)
+    assert unified.cgroups.throttled(7, 0) is None
+    unified.write(unified.proc / "7" / "cgroup", "0::/other\n")
+    for second in range(1, 12):
+        unified.stat("other", 100 + 10 * second, 5 * second, 500_000 * second)
+        unified.cgroups.throttled(7, second * SECOND_NS)
+    assert unified.cgroups.throttled(7, 12 * SECOND_NS) == pytest.approx(0.0)
+    unified.stat("other", 230, 65, 6_500_000)
+    assert unified.cgroups.throttled(7, 13 * SECOND_NS) == pytest.approx(0.5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,17 @@ def test_a_slow_engine_is_named_before_saturation_and_the_gpu_that_slows_it_is_e
     assert (finding.cause, finding.engines) == ("prefill_straggler_gpu", ("e0",))
     assert any("990 of 1,980 MHz" in one.sentence for one in finding.evidence)
     assert (finding.action.order, "no other engine can take" in finding.action.sentence) == (None, True)
+
+
+def test_the_evidence_says_by_when_it_was_known_what_steps_take() -> None:
+    snapshots = [late(at_s, slowdown=1.5) for at_s in (100.0, 101.5)]
+    since = time.mktime((2026, 11, 2, 12, 0, 0, 0, 0, -1))
+    dated = [
+        replace(one, engines=tuple(replace(engine, usual_since=since) for engine in one.engines)) for one in snapshots
+    ]
+    sentences = [[one.sentence for one in judge(window, 0.95).finding.evidence] for window in (snapshots, dated)]
+    assert sentences[0][0] == "Steps of e0 take 1.50 times as long as such steps do."
+    assert sentences[1][0] == "Steps of e0 take 1.50 times as long as such steps do, as was learnt by 2026-11-02."
 
 
 def test_an_engine_gets_less_of_the_work_where_others_can_take_it_and_has_it_not_already() -> None:

@@ -15,6 +15,7 @@ import pytest
 
 from appliance.channel import Step
 from appliance.cli import kinds
+from appliance.costs import fitted
 from appliance.costs.fitted import StepModel
 from appliance.records import EngineSnapshot, EngineState, NodeSnapshot, Role, Verdict
 from appliance.supervisor.specs import EngineSpec
@@ -51,6 +52,12 @@ def node(*slowdowns: float | None, verdict: Verdict | None = None) -> NodeSnapsh
     values: dict[str, Any] = dict.fromkeys(NodeSnapshot.__struct_fields__)
     engines = tuple(engine(f"e{number}", slowdown) for number, slowdown in enumerate(slowdowns))
     return NodeSnapshot(**{**values, "engines": engines, "verdict": verdict})
+
+
+def changed(kept: dict[str, Any], **of_fit: Any) -> bytes:
+    """A file with another fit."""
+    model = kept["model"]
+    return json.dumps({**kept, "model": {**model, "fit": {**model["fit"], **of_fit}}}).encode()
 
 
 def called_slow(name: str) -> Verdict:
@@ -91,8 +98,8 @@ def test_what_was_learnt_is_there_again(tmp_path: Path) -> None:
     assert (found.learnt, found.young) == (3000, False)
     assert found.expected_s(*BATCH) == pytest.approx(seconds(*BATCH), rel=0.05)
     kept = json.loads(first.path(KIND).read_text())
-    assert (kept["version"], kept["kind"], kept["saved"]) == (1, KIND, 1.0)
-    assert kept["fit"]["noise"] == pytest.approx(0.02, abs=0.003)
+    assert (kept["version"], kept["kind"], kept["saved"]) == (2, KIND, 1.0)
+    assert kept["model"]["fit"]["noise"] == pytest.approx(0.02, abs=0.003)
     assert [path.suffix for path in first.path(KIND).parent.iterdir()] == [".json"], "nothing half-written is left"
 
 
@@ -111,10 +118,11 @@ def test_another_kind_knows_nothing_of_it(tmp_path: Path) -> None:
         lambda kept: json.dumps({**kept, "version": 0}).encode(),
         lambda kept: json.dumps({**kept, "form": 99}).encode(),
         lambda kept: json.dumps({**kept, "kind": "another"}).encode(),
-        lambda kept: json.dumps({**kept, "fit": {**kept["fit"], "targets": [1.0]}}).encode(),
-        lambda kept: json.dumps({**kept, "fit": {**kept["fit"], "weight": None}}).encode(),
-        lambda kept: json.dumps({**kept, "fit": {**kept["fit"], "weight": -1.0}}).encode(),
-        lambda kept: json.dumps({**kept, "fit": {**kept["fit"], "products": [[-1.0] * 7] * 7}}).encode(),
+        lambda kept: changed(kept, targets=[1.0]),
+        lambda kept: changed(kept, weight=None),
+        lambda kept: changed(kept, weight=-1.0),
+        lambda kept: changed(kept, products=[[-1.0] * 9] * 9),
+        lambda kept: json.dumps({**kept, "model": {**kept["model"], "most": [0.0, 1.0]}}).encode(),
     ],
 )
 def test_a_file_that_can_not_be_right_is_ignored_with_a_line(
@@ -265,6 +273,58 @@ def test_an_engine_that_has_become_quicker_sets_what_is_normal(tmp_path: Path) -
     for _ in range(12):
         _steps(series, 5000, slow=1.0)
     assert series.slowdown() == pytest.approx(1.0, abs=0.1)
+
+
+# ---- declines of days
+
+
+@pytest.fixture
+def short_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a day has few steps."""
+    monkeypatch.setattr(fitted, "_HALF_LIFE", 300)
+    monkeypatch.setattr(fitted, "_SURE", 2_000)
+
+
+def _day(directory: Path, slow: float, unix_s: float = 1.0) -> float:
+    """A process that serves for a day; how slow its engine is said to be at the end."""
+    found = Fits(directory, {"e0": KIND}, lambda: unix_s)
+    series = Series(1, found.model(KIND))
+    _steps(series, 1200, slow)
+    found.see(node(series.slowdown()))
+    found.save()
+    return series.slowdown() or 0.0
+
+
+@pytest.mark.usefixtures("short_memory")
+def test_a_decline_of_a_little_every_day_adds_up_and_is_not_learnt(tmp_path: Path) -> None:
+    first = fits(tmp_path)
+    teach(first.model(KIND))
+    first.save()
+    told = [_day(tmp_path, 1.02**day) for day in range(18)]
+    assert told[2] < 1.05, "which could be noise"
+    assert told[-1] == pytest.approx(1.02**17 / 1.05, abs=0.04)
+    assert fits(tmp_path).model(KIND).established == 1.0
+
+
+@pytest.mark.usefixtures("short_memory")
+def test_where_nothing_is_established_it_is_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the test above would tell nothing."""
+    monkeypatch.setattr(fitted, "_SURE", 10**9)
+    first = fits(tmp_path)
+    teach(first.model(KIND))
+    first.save()
+    assert max(_day(tmp_path, 1.02**day) for day in range(18)) < 1.08
+
+
+@pytest.mark.usefixtures("short_memory")
+def test_what_turns_out_to_have_been_slow_is_established_anew(tmp_path: Path) -> None:
+    first = fits(tmp_path)
+    teach(first.model(KIND), slow=1.4)
+    first.save()
+    for _ in range(4):
+        _day(tmp_path, 1.0, unix_s=2.0)
+    assert fits(tmp_path).model(KIND).established == 2.0
+    assert max(_day(tmp_path, 1.02**day) for day in range(16)) == pytest.approx(1.02**15 / 1.05, abs=0.04)
 
 
 # ---- kinds

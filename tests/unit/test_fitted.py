@@ -6,6 +6,7 @@ import random
 
 import pytest
 
+from appliance.costs import fitted
 from appliance.costs.fitted import CopyModel, StepModel
 
 
@@ -129,3 +130,36 @@ def test_how_more_sequences_would_fare_than_were_ever_seen_is_guessed_with_a_wid
     assert found is not None
     assert 0.01 <= found[0] <= 0.05
     assert found[1] > 0.5
+
+
+def test_what_was_kept_also_tells_what_other_batches_would_take() -> None:
+    model = taught()
+    again = StepModel(model.kept())
+    assert again.estimate((), 1000, 900_000) == pytest.approx(model.estimate((), 1000, 900_000), rel=1e-6)
+
+
+def test_what_was_usual_first_bounds_what_comes_to_be_expected_and_only_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fitted, "_HALF_LIFE", 1_000)
+    model = taught()
+    model.establish(7.0)
+    assert model.drift is None
+    chance = random.Random(8)
+    for _ in range(6_000):
+        decode = chance.randrange(1, 200)
+        model.learn(0, decode, decode * 500, 1.3 * seconds(0, decode, decode * 500))
+    assert model.expected_s(0, 50, 25_000) == pytest.approx(1.05 * seconds(0, 50, 25_000), rel=0.02)
+    assert model.drift == pytest.approx(1.3, abs=0.05)
+    found = model.estimate((), 50, 25_000)
+    assert found is not None
+    assert found[0] == pytest.approx(1.3 * seconds(0, 50, 25_000), rel=0.05), "a plan is of what there is"
+    assert StepModel(model.kept()).expected_s(0, 50, 25_000) == model.expected_s(0, 50, 25_000)
+
+
+def test_a_batch_that_has_grown_because_its_engine_is_slow_is_still_like_those_that_were_seen() -> None:
+    """An engine that nobody can be compared with: as soon as it is slow, more requests than ever are under way in it."""
+    chance, model = random.Random(9), StepModel()
+    for _ in range(6000):
+        decode = chance.randrange(12, 36)
+        context = decode * chance.randrange(1400, 1600)
+        model.learn(0, decode, context, chance.gauss(1, 0.02) * seconds(0, decode, context))
+    assert model.expected_s(0, 90, 90 * 1500) == pytest.approx(seconds(0, 90, 90 * 1500), rel=0.1)

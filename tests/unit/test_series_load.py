@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from appliance.channel import Step
@@ -17,6 +18,11 @@ def step(start_ns: int, end_ns: int, prompt: int = 0, decode: int = 8, context: 
         start_ns=start_ns, end_ns=end_ns, prompt_tokens=prompt, decode_tokens=decode, context_tokens=context, running=decode,
         waiting=0, fetching=0, kv_free=9, leased=0, preemptions=0, prefix_queries=0, prefix_hits=0,
     )  # fmt: skip
+
+
+def given(start_ns: int, end_ns: int, sequences: int, computed: int, decoded: int) -> Step:
+    """By speculative decoding: of what was computed, some was guessed rightly."""
+    return msgspec.structs.replace(step(start_ns, end_ns, decode=computed), sequences=sequences, decoded=decoded)
 
 
 def made(count: int, each_ns: int, series: Series | None = None, begin_ns: int = 0) -> tuple[Series, int]:
@@ -90,3 +96,32 @@ def test_what_more_an_engine_could_decode_in_time_is_foretold_by_what_steps_of_o
     assert room == pytest.approx(2 / 1.5, rel=0.1)
     assert series.load(100 * 20 * MS, 0.015).room == pytest.approx(0.5 / 0.75, rel=0.15)
     assert series.load(100 * 20 * MS, 0.005).room == 0.0, "not even a single one"
+
+
+def test_a_step_that_gives_several_tokens_to_each_makes_none_of_them_wait_for_all_of_it() -> None:
+    series = Series(1)
+    for number in range(20):  # 4 sequences, 60 ms a step, three tokens for each
+        series.add(given(number * 60 * MS, (number + 1) * 60 * MS, 4, computed=16, decoded=12), (number + 1) * 60 * MS)
+    load, rates = series.load(20 * 60 * MS, 0.050), series.rates(20 * 60 * MS)
+    assert load.itl_s == pytest.approx(0.020)
+    assert load.itl_late == 0.0
+    assert rates.output_tokens_s == pytest.approx(20 * 12 / 5)
+    assert load.step_decode_tokens == 16, "what is computed is what a step's time hangs on"
+    assert series.load(20 * 60 * MS, 0.015).itl_late == 1.0
+
+
+def test_what_a_preempted_sequence_computes_again_is_given_to_nobody() -> None:
+    series = Series(1)
+    again = msgspec.structs.replace(step(0, 30 * MS, decode=200), sequences=1)
+    series.add(again, 30 * MS)
+    assert series.rates(30 * MS).output_tokens_s == pytest.approx(1 / 5)
+
+
+def test_rates_are_of_the_last_seconds_however_many_steps_there_were_before() -> None:
+    series, now_ns = made(700, 10 * MS)
+    series, now_ns = made(50, 20 * MS, series, now_ns)
+    rates = series.rates(now_ns + 4 * S)
+    assert rates.steps_s == pytest.approx(50 / 5)
+    assert rates.output_tokens_s == pytest.approx(sum(8 + number % 3 for number in range(50)) / 5)
+    assert rates.step_ms == pytest.approx(20.1, abs=0.01)
+    assert series.rates(now_ns + 60 * S).steps_s == 0.0
