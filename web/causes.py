@@ -26,6 +26,7 @@ _CAUSES: Final = {
     "pool_imbalance": "roles out of balance",
     "engine_hung": "engine hangs",
     "engine_crashed": "engine has ended",
+    "engine_starting": "engine still starting",
 }
 
 

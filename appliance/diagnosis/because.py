@@ -49,6 +49,7 @@ _WAS: Final = {
     "frontend_bound": "the API process of {who} was too busy",
     "engine_hung": "{who} hung",
     "engine_crashed": "{who} had ended",
+    "engine_starting": "{who} {were} still starting",
     "routing_skew": "{who} got more of the work than {its} like",
 }
 _LARGE: Final = 2.0  # times the usual prompt

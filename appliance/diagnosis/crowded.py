@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from appliance.diagnosis import advice, layout
-from appliance.diagnosis.finding import Finding, first, ms, names
+from appliance.diagnosis.finding import Finding, do, first, ms, names
 from appliance.diagnosis.signs import Engine, Signs
 from appliance.records import Action, Evidence
 
@@ -35,8 +35,12 @@ def kv_full(signs: Signs) -> Finding | None:
         cause="decode_kv_full",
         stage="decode",
         sentence=(
-            f"The KV cache of {names(found)} is full ({worst.kv:.0%}): {worst.waiting:.0f} requests wait for room, "
-            f"and {worst.preemptions_s:.1f} per second are thrown out and computed again."
+            f"The KV cache of {names(found)} is full ({worst.kv:.0%}): {worst.waiting + worst.fetching:.0f} requests wait for room"
+            + (
+                f", and {worst.preemptions_s:.1f} per second are thrown out and computed again."
+                if worst.preemptions_s
+                else "."
+            )
         ),
         confidence=0.9,
         engines=first(worst, found),
@@ -102,7 +106,7 @@ def no_places(signs: Signs) -> Finding | None:
 
 def decode_saturated(signs: Signs) -> Finding | None:
     """Tokens come late because too many are decoded at once, and no engine is slower than it should be."""
-    pool = [engine for engine in signs.decode if engine.itl_s > signs.now.slo_itl_s]
+    pool = [engine for engine in signs.decode if signs.is_behind(engine)]
     if not pool or signs.itl_late < _SOME:
         return None
     worst = max(pool, key=lambda engine: engine.itl_s)
@@ -113,9 +117,9 @@ def decode_saturated(signs: Signs) -> Finding | None:
         cause="pool_imbalance" if idle and len(others) > 1 else "decode_saturated",
         stage="decode",
         sentence=(
-            f"{names(pool)} decode {worst.running:.0f} requests at once and take {ms(itl_s)} per token "
+            f"{do(pool, 'decodes', 'decode')} {worst.running:.0f} requests at once, which takes {ms(itl_s)} per token "
             f"where {ms(signs.now.slo_itl_s)} is the target"
-            + (f", while {names(others)} have little to prefill." if idle else ": that is what so many take.")
+            + (f", while {do(others, 'has', 'have')} little to prefill." if idle else ": that is what so many take.")
         ),
         confidence=0.8,
         engines=first(worst, pool),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from appliance.diagnosis import advice, layout
-from appliance.diagnosis.finding import Finding, first, load, names
+from appliance.diagnosis.finding import Finding, do, first, load, ms, names
 from appliance.diagnosis.signs import Engine, Signs
 from appliance.records import Action, Evidence
 
@@ -17,6 +17,7 @@ _SATURATED: Final = 0.9  # of the time
 _PINNED: Final = 0.8  # of the token budget
 _FULLER: Final = 1.15  # see ``records.EngineSnapshot.fuller``
 _BEHIND: Final = 0.5  # of the wait of those that are late
+_LONG: Final = 8  # times the usual prompt
 _FULL: Final = 0.95  # of KV
 _HELD: Final = 0.7  # of the KV in use
 _IDLE: Final = 0.3
@@ -32,12 +33,13 @@ def prefill_saturated(signs: Signs) -> Finding | None:
         bool(others) and max(load(engine, "decode") for engine in others) < _IDLE and max(e.kv for e in others) < _IDLE
     )
     rate = sum(engine.prompt_tokens_s for engine in pool)
+    wait = signs.queue + sum(engine.waiting for engine in pool)
     return Finding(
         cause="pool_imbalance" if idle and len(others) > 1 else "prefill_saturated",
         stage="prefill",
         sentence=(
-            f"{names(pool)} prefill all of the time, {rate:,.0f} tokens/s, and {signs.queue:.0f} requests wait"
-            + (f", while {names(others)} have little to decode." if idle else ": more is asked than they can do.")
+            f"{do(pool, 'prefills', 'prefill')} all of the time, {rate:,.0f} tokens/s, while {wait:.0f} requests wait"
+            + (f" and {do(others, 'has', 'have')} little to decode." if idle else ": more is asked than can be done.")
         ),
         confidence=0.85,
         engines=tuple(engine.name for engine in pool),
@@ -49,10 +51,10 @@ def prefill_saturated(signs: Signs) -> Finding | None:
                 sentence=f"Prefill engines are busy {min(engine.busy for engine in pool):.0%} of the time or more.",
             ),
             Evidence(
-                measured=signs.queue,
+                measured=wait,
                 expected=0.0,
                 unit="requests",
-                sentence=f"{signs.queue:.0f} requests wait, {signs.queue_growth_s:+.1f} per second.",
+                sentence=f"{wait:.0f} requests wait; the queue grows by {signs.queue_growth_s:+.1f} per second.",
             ),
         ),
         action=advice.resume(signs, "prefill")
@@ -76,8 +78,8 @@ def budget_small(signs: Signs) -> Finding | None:
         cause="prefill_budget_small",
         stage="prefill",
         sentence=(
-            f"{names(found)} prefill all of the time in steps of {budget} tokens, which are too small for the hardware: "
-            f"a step of half as many takes nearly as long."
+            f"{do(found, 'prefills', 'prefill')} all of the time in steps of {budget} tokens, which are too small for the hardware: "
+            f"a step of half the size takes {min(1.0, (1 + gain) / 2):.0%} as long."
         ),
         confidence=0.8,
         engines=first(worst, found),
@@ -92,7 +94,7 @@ def budget_small(signs: Signs) -> Finding | None:
                 measured=1 + gain,
                 expected=1.0,
                 unit="times",
-                sentence=f"Full steps do {gain:+.0%} tokens/s against half-full ones; were they large enough, it would be nothing.",
+                sentence=f"Full steps do {min(1.0, gain):.0%} more tokens/s than half-full ones; large enough, they would do no more.",
             ),
         ),
         action=Action(
@@ -142,8 +144,47 @@ def long_prompts(signs: Signs) -> Finding | None:
         ),
         action=Action(
             sentence="Let short prompts pass long ones, or give long ones an engine of their own.",
-            setting=f"{'[engine]' if worst.decodes else '[engine.prefill]'} args: "
-            f"--long-prefill-token-threshold {max(1, (worst.now.token_budget or 2048) // 2)}",
+            setting=_threshold(worst),
+        ),
+    )
+
+
+def _threshold(engine: Engine) -> str:
+    section = "[engine]" if engine.decodes else "[engine.prefill]"
+    return f"{section} args: --long-prefill-token-threshold {max(1, (engine.now.token_budget or 2048) // 2)}"
+
+
+def long_steps(signs: Signs) -> Finding | None:
+    """Where engines do both, tokens wait for each step of a very long prompt that their engine computes meanwhile."""
+    usual = signs.prompt_tokens_before
+    found = [
+        engine
+        for engine in signs.prefill
+        if engine.decodes and usual and signs.is_behind(engine) and engine.outstanding >= _LONG * usual
+    ]
+    if not found or usual is None:
+        return None
+    worst = max(found, key=lambda engine: engine.outstanding)
+    return Finding(
+        cause="long_prompt_blocking",
+        stage="prefill",
+        sentence=(
+            f"{do(found, 'computes', 'compute')} very long prompts, of {worst.outstanding:,.0f} tokens where {usual:,.0f} are usual: "
+            f"whoever waits for the next token there waits for whole steps of them."
+        ),
+        confidence=0.75,
+        engines=first(worst, found),
+        evidence=(
+            Evidence(
+                measured=worst.outstanding,
+                expected=usual,
+                unit="tokens",
+                sentence=f"{worst.name} has {worst.outstanding:,.0f} prompt tokens before it; {ms(worst.itl_s)} pass from token to token.",
+            ),
+        ),
+        action=Action(
+            sentence="Compute long prompts in smaller steps, or give them an engine of their own.",
+            setting=_threshold(worst),
         ),
     )
 

@@ -18,8 +18,11 @@ _USUAL_S: Final = 30.0  # ago, and later: how many come in usual times
 _SERVING: Final = (EngineState.READY, EngineState.DRAINING, EngineState.SUSPECT)
 _API_FULL: Final = 0.7
 _ENOUGH: Final = 20  # first tokens, for a share of them to mean something
+_A_FEW: Final = 8  # that are enough to see that it is over
 _MANY: Final = 60  # of which a small share tells something, too
 _FEW_S: Final = 30.0  # that are looked through for as many
+_AT: Final = 0.985  # of the target: where engines are on average, answers are on both sides of
+_STILL: Final = 0.96  # the same, to see that it is over
 _HARMLESS: Final = ("gpu_idle", "application_clocks", "sync_boost")
 _ORDINARY: Final = "sw_power_cap"  # a GPU at full work is held by its power limit, as its like are
 _BELOW: Final = 0.9  # of their clock, from where on it is worse off than they are
@@ -41,8 +44,11 @@ class Engine(msgspec.Struct, frozen=True, kw_only=True):
     full: bool  # as many run as there are places
     preemptions_s: float
     itl_s: float  # mean; 0 where it decodes nothing
+    itl_now_s: float  # over a shorter time
     hits: float | None  # of the prefix cache
     hits_before: float | None  # at its best
+    found_s: float | None  # prompt tokens per second that it finds there
+    found_before_s: float | None  # at its best
     gpu_trouble: str | None  # in words
     core_delay: float  # of the time, in which others had its core
     throttled: float  # its control group had used up its quota
@@ -89,8 +95,10 @@ class Signs(msgspec.Struct, frozen=True, kw_only=True):
         tuple[int, float], ...
     ]  # first tokens of ever more of the last seconds, and the share of them that was late
     ttft_late: float  # share of those of the last seconds, of more of these where there were few
+    ttft_late_now: float  # of fewer: to see that it is over
     waits_too_long: bool  # the oldest in the queue is over the target already
     itl_late: float  # share of output tokens, of engines whose tokens take longer than the target in the mean: one gap is no pace
+    itl_late_now: float  # over a shorter time: to see that it is over
     failing: float  # share of requests that failed, and not for what clients had asked
     failed: int
     arrivals_s: float
@@ -100,10 +108,14 @@ class Signs(msgspec.Struct, frozen=True, kw_only=True):
     stages: dict[str, float]  # mean seconds of the requests whose first token came lately
     behind_long: float  # of the time that late ones waited to be prefilled, the share behind a few very long prompts
     prompt_tokens: float | None  # of a request, mean
-    prompt_tokens_before: float | None  # in the times with the shorter ones
+    prompt_tokens_before: float | None
     split: bool
     supervisor_busy: float  # of one core
     loop_delay_s: float  # of the supervisor's event loop
+
+    def is_behind(self, engine: Engine) -> bool:
+        """Its tokens come later than the target, or so little earlier that those of many answers do."""
+        return engine.itl_s > _AT * self.now.slo_itl_s
 
     @property
     def prefill(self) -> list[Engine]:
@@ -139,9 +151,11 @@ def read(window: Sequence[NodeSnapshot]) -> Signs:
         now=now,
         engines=engines,
         firsts=firsts,
-        ttft_late=next((late for count, late in firsts if count >= _ENOUGH), firsts[-1][1] if firsts else 0.0),
+        ttft_late=_share_late(firsts, _ENOUGH),
+        ttft_late_now=_share_late(firsts, _A_FEW),
         waits_too_long=(now.queue.oldest_s or 0.0) > now.slo_ttft_s,
-        itl_late=_late(engines, now.slo_itl_s),
+        itl_late=_late([(engine.itl_s, engine.output_tokens_s) for engine in engines], _AT * now.slo_itl_s),
+        itl_late_now=_late([(engine.itl_now_s, engine.output_tokens_s) for engine in engines], _STILL * now.slo_itl_s),
         failing=failed / ended if ended > 0 else 0.0,
         failed=failed,
         arrivals_s=(now.requests.total - trend[0].requests.total) / seconds,
@@ -151,7 +165,7 @@ def read(window: Sequence[NodeSnapshot]) -> Signs:
         stages=_stages(latest.stages if latest else ()),
         behind_long=_mean([one.behind_long for one in told if one.behind_long is not None]) or 0.0,
         prompt_tokens=latest.prompt_tokens if latest else None,
-        prompt_tokens_before=_low(
+        prompt_tokens_before=_mean(
             [one.lately.prompt_tokens for one in before if one.lately and one.lately.prompt_tokens]
         ),
         split=any(not (engine.prefills and engine.decodes) for engine in engines),
@@ -161,20 +175,29 @@ def read(window: Sequence[NodeSnapshot]) -> Signs:
 
 
 def _first_tokens(window: Sequence[NodeSnapshot]) -> tuple[tuple[int, float], ...]:
-    """How many of the last seconds, and the share that was late; then of ever longer spells, until there are many."""
+    """How many of the last seconds, and the share that was late; then of ever longer spells, until there are many.
+
+    Those that are still to come and are late already count with them: where nothing comes at all, nobody else would tell.
+    """
     found: list[tuple[int, float]] = []
-    count, late, until_s = 0, 0.0, math.inf
+    count = window[-1].overdue or 0
+    late, until_s = float(count), math.inf
     for one in reversed(window):
         if one.uptime_s > until_s or one.lately is None:
             continue
-        if count >= _MANY or window[-1].uptime_s - one.uptime_s > _FEW_S:
+        if (found and count >= _MANY) or window[-1].uptime_s - one.uptime_s > _FEW_S:
             break
         count += one.lately.first_tokens
         late += one.lately.first_tokens * (one.lately.ttft_late or 0.0)
         until_s = one.uptime_s - LATELY_S
         if count:
             found.append((count, late / count))
-    return tuple(found)
+    return tuple(found) or (((count, 1.0),) if count else ())
+
+
+def _share_late(firsts: Sequence[tuple[int, float]], enough: int) -> float:
+    """Of the shortest spell with so many first tokens, or the longest there is."""
+    return next((late for count, late in firsts if count >= enough), firsts[-1][1] if firsts else 0.0)
 
 
 def _ended(snapshot: NodeSnapshot) -> int:
@@ -220,8 +243,11 @@ def _engine(now: EngineSnapshot, past: Sequence[tuple[float, EngineSnapshot]], t
         full=bool(slots) and _of_all(mine, "running") >= 0.95 * (slots or 1),
         preemptions_s=max(0, (now.preemptions or 0) - (first.preemptions or 0)) / seconds,
         itl_s=_pace(trending) or 0.0,
+        itl_now_s=_pace(mine) or 0.0,
         hits=_mean([value for found in mine if (value := found.prefix_hit_rate) is not None]),
         hits_before=_high([value for found in older if (value := found.prefix_hit_rate) is not None]),
+        found_s=_mean([value for found in mine if (value := _found(found)) is not None]),
+        found_before_s=_high([value for found in older if (value := _found(found)) is not None]),
         gpu_trouble=_gpu_trouble(now, trend),
         core_delay=_mean([_core_delay(one) for one in host]) or 0.0,
         throttled=_mean([one.throttled or 0.0 for one in host]) or 0.0,
@@ -238,6 +264,12 @@ def _core_delay(host: HostReading) -> float:
     """For which others had its core. Where there is only one, its own API process has it now and then, and nothing is wrong with that."""
     own = (host.api_busy or 0.0) - (host.api_starved or 0.0) if host.cores == 1 else 0.0
     return max(0.0, (host.core_delay or 0.0) - max(0.0, own))
+
+
+def _found(engine: EngineSnapshot) -> float | None:
+    """Of what it is asked, some is found and the rest is computed."""
+    rate, hits = engine.prompt_tokens_s, engine.prefix_hit_rate
+    return None if rate is None or hits is None or hits >= 1 else rate * hits / (1 - hits)
 
 
 def _of_all(engines: Sequence[EngineSnapshot], field: str) -> float:
@@ -313,10 +345,10 @@ def _pace(engines: Sequence[EngineSnapshot]) -> float | None:
     return sum(itl_s * rate for itl_s, rate in told) / tokens if tokens else None
 
 
-def _late(engines: Sequence[Engine], target_s: float) -> float:
-    tokens = sum(engine.output_tokens_s for engine in engines)
-    late = sum(engine.output_tokens_s for engine in engines if engine.itl_s > target_s)
-    return late / tokens if tokens else 0.0
+def _late(paces: Sequence[tuple[float, float]], target_s: float) -> float:
+    """Of paces and the tokens per second that come at them."""
+    tokens = sum(rate for _, rate in paces)
+    return sum(rate for itl_s, rate in paces if itl_s > target_s) / tokens if tokens else 0.0
 
 
 def _rate(snapshots: Sequence[NodeSnapshot]) -> float | None:
@@ -338,11 +370,6 @@ def _mean(values: Sequence[float]) -> float | None:
 def _high(values: Sequence[float]) -> float | None:
     """What nine of ten are below."""
     return sorted(values)[int(0.9 * (len(values) - 1))] if values else None
-
-
-def _low(values: Sequence[float]) -> float | None:
-    """What four of five are above."""
-    return sorted(values)[int(0.2 * (len(values) - 1))] if values else None
 
 
 def _slope(points: Sequence[tuple[float, float]]) -> float:

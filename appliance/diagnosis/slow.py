@@ -14,7 +14,7 @@ from typing import Final
 from appliance.diagnosis import advice
 from appliance.diagnosis.finding import Finding, first, ms, share
 from appliance.diagnosis.signs import Engine, Signs
-from appliance.records import Action, EngineState, Evidence, Order, OrderKind
+from appliance.records import LINKS_S, MOST_TIMES, Action, EngineState, Evidence, Order, OrderKind
 from appliance.remedies.catalogue import advise
 
 _SLOW: Final = 1.08  # times what steps take: beyond noise and drift, where GPUs or cores tell of a reason
@@ -26,6 +26,8 @@ _ALL_OF_THE_TIME: Final = 0.9
 _CLEARLY_MORE: Final = 1.1
 _STARVED: Final = 0.08  # of the time waiting for a core
 _THROTTLED: Final = 0.1  # of the time without any, for a quota that is used up
+_STUCK: Final = 3  # requests, whose KV does not come
+_STUCK_S: Final = 10.0  # that one waits for it then
 _FELT: Final = 0.05  # of the time to the first token
 _HELD: Final = 0.25  # of it, in one place
 _HELD_S: Final = 0.05  # beyond what busy cores make of it
@@ -57,7 +59,7 @@ def down(signs: Signs) -> Finding | None:
                 measured=engine.now.last_step_age_s or engine.now.in_state_s,
                 expected=1.0,
                 unit="s",
-                sentence=f"{engine.name} is {state.value} since {engine.now.in_state_s:.0f} s.",
+                sentence=f"{engine.name} has been in state {state.value} for {engine.now.in_state_s:.0f} s.",
             ),
         ),
         action=_back(engine),
@@ -218,9 +220,8 @@ def slow_link(signs: Signs) -> Finding | None:
         cause="handoff_link_slow",
         stage="handoff",
         sentence=(
-            f"KV from {worst.producer} to {worst.consumer} is copied{rate}, "
-            f"{worst.slowdown:.1f} times as slowly as over links that are well"
-            + (f"; all links of {common} are slow." if several else ".")
+            f"KV from {worst.producer} to {worst.consumer} is copied{rate}, {_times(worst.slowdown or 1.0)} as slowly as over links "
+            "that are well" + (f"; all links of {common} are slow." if several else ".")
         ),
         confidence=0.9,
         engines=(common,) if several else (worst.consumer, worst.producer),
@@ -230,7 +231,8 @@ def slow_link(signs: Signs) -> Finding | None:
                 measured=worst.slowdown or 0.0,
                 expected=1.0,
                 unit="times",
-                sentence=f"Hand-offs from {worst.producer} to {worst.consumer} take {worst.slowdown:.1f} times as long as they should.",
+                sentence=f"Hand-offs from {worst.producer} to {worst.consumer} take {_times(worst.slowdown or 1.0)} as long as they "
+                "should.",
             ),
             Evidence(
                 measured=moving,
@@ -242,6 +244,50 @@ def slow_link(signs: Signs) -> Finding | None:
         action=advice.off_link(ends_of, signs),
         gain=share(moving * (1 - 1 / (worst.slowdown or 1.0)), sum(signs.stages.values())),
     )
+
+
+def _times(slowdown: float) -> str:
+    """No single copy is taken for more than so much."""
+    return f"{slowdown:.1f} times" if slowdown < 0.95 * MOST_TIMES else f"{MOST_TIMES:.0f} or more times"
+
+
+def dead_link(signs: Signs) -> Finding | None:
+    """Hardly any of the KV that an engine waits for comes, though it has room for it: by Little's law, each waits far too long."""
+    found = [
+        one for one in signs.engines if one.serves and not one.full and one.kv < _NEARLY_FULL and _fetches(one, signs)
+    ]
+    if not found:
+        return None
+    worst = max(found, key=lambda engine: engine.fetching)
+    came_s = _come_s(worst, signs)
+    return Finding(
+        cause="handoff_link_slow",
+        stage="handoff",
+        sentence=f"{worst.name} waits for the KV of {worst.fetching:.0f} requests, of which "
+        f"{f'{came_s:.1f} come per second' if came_s else f'none has come for {LINKS_S:.0f} s'}: the links to it stand still, or nearly.",
+        confidence=0.8,
+        engines=first(worst, found),
+        evidence=(
+            Evidence(
+                measured=worst.fetching,
+                expected=None,
+                unit="requests",
+                sentence=f"{worst.fetching:.0f} hand-offs to {worst.name} are under way; {came_s * LINKS_S:.0f} ended in the last "
+                f"{LINKS_S:.0f} s.",
+            ),
+        ),
+        action=advice.off_link([worst], signs),
+    )
+
+
+def _fetches(engine: Engine, signs: Signs) -> bool:
+    """For ever, at the present pace."""
+    return engine.fetching >= _STUCK and engine.fetching > _STUCK_S * _come_s(engine, signs)
+
+
+def _come_s(engine: Engine, signs: Signs) -> float:
+    """Hand-offs to it."""
+    return sum(link.handoffs_s for link in signs.now.links if link.consumer == engine.name)
 
 
 def straggler(signs: Signs) -> Finding | None:
@@ -271,7 +317,7 @@ def straggler(signs: Signs) -> Finding | None:
     return Finding(
         cause=f"{stage}_straggler_{kind}",
         stage=stage,
-        sentence=f"{worst.name} takes {worst.slowdown:.1f} times as long for its steps as it should: {why}.",
+        sentence=f"{_who(worst)} takes {worst.slowdown:.1f} times as long for its steps as it should: {why}.",
         confidence=0.95 if trouble or starved else 0.6,
         engines=first(worst, found),
         evidence=tuple(evidence),
@@ -295,6 +341,11 @@ def _since(engine: Engine) -> str:
     """Since when that is known: a decline may be as old."""
     since = engine.now.usual_since
     return "" if since is None else f", as was learnt by {time.strftime('%Y-%m-%d', time.localtime(since))}"
+
+
+def _who(engine: Engine) -> str:
+    """With what it does, where engines do not all do the same."""
+    return engine.name if engine.prefills and engine.decodes else f"{engine.name}, which {_stage(engine)}s,"
 
 
 def _starved(engine: Engine) -> bool:
@@ -352,7 +403,7 @@ def _is_slow(engine: Engine, others: Sequence[Engine]) -> bool:
 def _matters(engine: Engine, signs: Signs) -> bool:
     """To those who are hurt: a slow engine that does its work in time is not what they wait for."""
     prompts = signs.ttft_late > 0 or signs.waits_too_long or signs.queue >= 1
-    tokens = engine.itl_s > signs.now.slo_itl_s or engine.full or engine.kv >= _NEARLY_FULL
+    tokens = signs.is_behind(engine) or engine.full or engine.kv >= _NEARLY_FULL
     waiting = engine.waiting + engine.fetching >= 1 or (prompts and _waits_for_decoding(signs))
     return (engine.prefills and prompts) or (engine.decodes and (tokens or waiting))
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from appliance.diagnosis import advice
-from appliance.diagnosis.finding import Finding, first, load, names
+from appliance.diagnosis.finding import Finding, do, first, load
 from appliance.diagnosis.signs import Engine, Signs
 from appliance.records import Action, Evidence
 
@@ -20,6 +20,7 @@ _LEAST_LOAD: Final = 0.3  # of its capacity: less is never too much
 _MORE: Final = 1.3  # times the requests that are usual
 _WARM_S: Final = 60.0  # from an engine's start
 _MISSED: Final = 0.15  # of the prompt tokens
+_AS_MUCH: Final = 0.7  # of what it found at its best: rates go up and down by themselves
 
 
 def favoured(signs: Signs) -> Finding | None:
@@ -82,7 +83,9 @@ def cache(signs: Signs) -> Finding | None:
     if length and (signs.prompt_tokens or 0.0) > _MORE * length:
         return None  # other prompts come than before
     fell = [
-        engine for engine in signs.prefill if (usual := _usual_hits(engine, signs, more)) and _missed(engine, usual)
+        engine
+        for engine in signs.prefill
+        if (usual := _usual_hits(engine, signs, more)) and _missed(engine, usual) and not _finds_as_much(engine)
     ]
     if not fell:
         return None
@@ -92,8 +95,8 @@ def cache(signs: Signs) -> Finding | None:
         cause="cache_miss_storm",
         stage="prefill",
         sentence=(
-            f"{names(fell)} finds {hits:.0%} of its prompts in the prefix cache where {usual:.0%} is usual: "
-            "with no more requests it has more to compute."
+            f"{do(fell, 'finds', 'find')} {hits:.0%} of prompts in the prefix cache where {usual:.0%} is usual: "
+            "with no more requests there is more to compute."
         ),
         confidence=0.85,
         engines=first(worst, fell),
@@ -114,13 +117,18 @@ def cache(signs: Signs) -> Finding | None:
 
 def _usual_hits(engine: Engine, signs: Signs, more: bool) -> float | None:
     """What its like find now; where it has none, what it found before, unless more is asked by now."""
-    if engine.now.in_state_s < _WARM_S:
-        return None  # its cache has only begun to fill
     others = [other.hits for other in signs.prefill if other is not engine and other.hits is not None]
-    usual = [statistics.median(others)] if others else []
+    filling = engine.now.in_state_s < _WARM_S  # its cache has only begun to, and that of others not
+    usual = [statistics.median(others)] if others and not filling else []
     if engine.hits_before is not None and not more:
         usual.append(engine.hits_before)
     return max(usual, default=None)
+
+
+def _finds_as_much(engine: Engine) -> bool:
+    """As before, though it is a smaller share of what is asked: others ask, too, whose prompts nobody has seen yet."""
+    found, before = engine.found_s, engine.found_before_s
+    return found is not None and bool(before) and found >= _AS_MUCH * (before or 0.0)
 
 
 def _missed(engine: Engine, usual: float) -> bool:

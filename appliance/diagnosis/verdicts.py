@@ -16,7 +16,8 @@ _MOVED_FOR_S: Final = 5.0  # the same cause of another engine
 _FADES: Final = 0.5  # for each second in which something else is seen
 _MOST_S: Final = 10.0
 _UNKNOWN_FOR_S: Final = 4.0  # somebody is hurt and nothing tells why, until that is said
-_WELL_FOR_S: Final = 5.0  # nobody is hurt, until it is over
+_WELL_FOR_S: Final = 2.0  # nobody is hurt, until it is over
+_WELL_STILL_S: Final = 6.0  # the same, while what was said is still there: soon somebody will be hurt again
 
 Key = tuple[str, str]
 
@@ -44,13 +45,13 @@ class Diagnoser:
         self._window.append(snapshot)
         while now - self._window[0].uptime_s > signs.WINDOW_S:
             self._window.popleft()
-        judgement = judge(self._window, self._share, standing=self._said is not None)
+        judgement = judge(self._window, self._share, standing=self._verdict if self._said is not None else None)
         self._verdict = self._steady(judgement, snapshot)
         return self._verdict
 
     def _steady(self, judgement: Judgement, snapshot: NodeSnapshot) -> Verdict:
         if judgement.hurt is None:
-            return self._is_well(snapshot)
+            return self._is_well(judgement, snapshot)
         self._well_since = None
         key = _key(judgement.finding)
         self._see(key)
@@ -89,11 +90,11 @@ class Diagnoser:
             return _SEEN_FOR_S
         return _MOVED_FOR_S if self._said[0] == key[0] else _CHANGED_FOR_S
 
-    def _is_well(self, snapshot: NodeSnapshot) -> Verdict:
+    def _is_well(self, judgement: Judgement, snapshot: NodeSnapshot) -> Verdict:
         self._well_since = snapshot.uptime_s if self._well_since is None else self._well_since
         self._see(None)
         if self._said is not None and self._verdict is not None:
-            if snapshot.uptime_s - self._well_since < _WELL_FOR_S:
+            if snapshot.uptime_s - self._well_since < (_WELL_STILL_S if judgement.lasts else _WELL_FOR_S):
                 return self._verdict
             self._said, self._seen = None, {}
             return _ok(snapshot.time)

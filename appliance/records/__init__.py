@@ -20,6 +20,8 @@ from appliance.records.inventory import Card, Inventory
 from appliance.records.names import new_id
 from appliance.records.node import (
     LATELY_S,
+    LINKS_S,
+    MOST_TIMES,
     HandoffSnapshot,
     Lately,
     Lease,
@@ -38,6 +40,8 @@ from appliance.records.verdict import Action, Evidence, Verdict
 
 __all__ = [
     "LATELY_S",
+    "LINKS_S",
+    "MOST_TIMES",
     "STAGES",
     "Action",
     "Better",

@@ -12,9 +12,12 @@ from appliance.records.plan import Better, Demand
 from appliance.records.request import Stage, Timeline
 from appliance.records.verdict import Verdict
 
+LINKS_S: Final = 5.0
+MOST_TIMES: Final = 8.0  # as long as it should take, that one hand-off is taken for
+
 
 class LinkSnapshot(msgspec.Struct, frozen=True, kw_only=True):
-    """Hand-offs from one engine to another, of the last seconds."""
+    """Hand-offs from one engine to another, of the last ``LINKS_S`` seconds; of slow ones, how slow the last of them were."""
 
     producer: str
     consumer: str
@@ -141,6 +144,9 @@ class NodeSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     ttft_p99_s: float | None = None
     itl_p50_s: float | None = None
     lately: Lately | None = None
+    overdue: int | None = (
+        None  # requests that have waited for their first token for longer than the target, and have none yet
+    )
     demand: Demand | None = None
     better: Better | None = None
     recent: tuple[Timeline, ...] = ()  # newest first

@@ -31,6 +31,7 @@ KINDS: Final = {
 LASTING: Final = frozenset(KINDS) - {"hang", "crash"}
 """Those of the hardware or the node: a new life of the engine has them, too."""
 _LEAST: Final = 0.01  # share that is always left: nothing takes for ever
+_LEAST_LINK: Final = 0.001  # of a link: what falls back to the network is slower by far
 
 
 def check(fault: Fault, engine: str, engines: Collection[str]) -> None:
@@ -83,7 +84,7 @@ class Faults:
             case "cpu":
                 self._physics.speed = replace(self._physics.speed, core=left)
             case "link":
-                self._links.set(self._engine.name, fault.peer, left)
+                self._links.set(self._engine.name, fault.peer, max(_LEAST_LINK, 1 - fault.severity))
             case "kv":
                 self._engine.withhold(int(self._engine.blocks.count * (1 - left)))
             case "cache":

@@ -256,7 +256,7 @@ class SimulatedNode:
             self.clock.at(self.clock.now_ns + _LOOK_NS, partial(self._drained, place, epoch))
         else:
             self._be(place, state=EngineState.READY)
-            self._lose(place, epoch, "restarted", EngineState.STARTING)
+            self._lose(place, epoch, None, EngineState.STARTING)
 
     def _as_places(self) -> list[Place]:
         return [Place(name, place.role, place.plan.tensor_parallel) for name, place in self._places.items()]
@@ -286,13 +286,13 @@ class SimulatedNode:
         self,
         place: _Place,
         epoch: int,
-        cause: str = "ended by SIGSEGV",
+        cause: str | None = "ended by SIGSEGV",
         state: EngineState = EngineState.BACKOFF,
     ) -> None:
         """A life is over, and the next one is some time away."""
         if place.epoch != epoch or place.view.state not in (EngineState.READY, EngineState.DRAINING):
             return
-        place.view = msgspec.structs.replace(place.view, state=state, cause=cause)
+        place.view = msgspec.structs.replace(place.view, state=state, cause=cause, since_ns=self.clock.now_ns)
         self.ledger.lost(place.plan.name, place.epoch, self.clock.now_ns)
         place.engine.die()
         place.epoch += 1
@@ -300,6 +300,16 @@ class SimulatedNode:
         place.gpus.ended()
         place.host.ended()
         self.clock.at(self.clock.now_ns + _RESTART_NS, lambda: self._live(place))
+        if state is EngineState.STARTING:
+            self._starts(place)
+
+    def _starts(self, place: _Place) -> None:
+        """It says now and then how far it is."""
+        view, now_ns = place.view, self.clock.now_ns
+        if view.state is EngineState.STARTING:
+            done = (now_ns - view.since_ns) / _RESTART_NS
+            place.view = msgspec.structs.replace(view, stage="loading weights", progress=min(done, 1.0))
+            self.clock.at(now_ns + _LOOK_NS, partial(self._starts, place))
 
     def _faults(self, place: _Place) -> Faults:
         return Faults(

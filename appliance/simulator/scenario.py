@@ -7,7 +7,7 @@ import math
 import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Final, get_args, get_type_hints
+from typing import Annotated, Any, Final, Literal, get_args, get_type_hints
 
 import msgspec
 
@@ -33,6 +33,7 @@ _LONGEST_S: Final = 1e7  # four months
 class Hardware(Section, frozen=True, kw_only=True):
     gpu: str = "h100"  # costs.gpus' names
     gpus: Count = 8
+    link: Literal["nvlink", "pcie"] = "nvlink"  # by which they see each other
 
 
 class Model(Section, frozen=True, kw_only=True):
@@ -162,7 +163,8 @@ def plans(loaded: Loaded, layout: str, *, quiet: bool = False) -> list[EnginePla
     shape = huggingface.read(
         presets.described(scenario.model.config, loaded.directory), name=scenario.model.name or None
     )
-    lanes = closed.nvlink(hardware, min(place.tensor_parallel for place in places))  # ranks copy side by side
+    link = closed.pcie if scenario.hardware.link == "pcie" else closed.nvlink
+    lanes = link(hardware, min(place.tensor_parallel for place in places))  # ranks copy side by side
     link_bytes_s = lanes.bytes_s * lanes.reached * lanes.lanes
     firsts = itertools.accumulate((place.tensor_parallel for place in places), initial=0)
     return [

@@ -14,6 +14,7 @@ _NS: Final = 1e-9
 _WINDOW_NS: Final = int(LATELY_S * 1e9)
 _LONG: Final = 8  # times the usual prompt
 _LONG_KEPT: Final = 64
+_FEW_ARE_LONG: Final = 0.9  # of prompts are not
 _ENOUGH: Final = 20  # prompts, to say which length is usual
 _KEPT: Final = 300  # of them, the newest: enough for a mean
 
@@ -45,7 +46,9 @@ class Begun:
             return Lately(first_tokens=0)
         prompts = [trace.prompt_tokens for trace in traces if trace.prompt_tokens]
         if len(self._prompts) >= _ENOUGH:
-            self._usual = sorted(self._prompts)[len(self._prompts) // 2]
+            ordered = sorted(self._prompts)
+            middle, large = ordered[len(ordered) // 2], ordered[int(_FEW_ARE_LONG * len(ordered))]
+            self._usual = middle if large < _LONG * middle else None  # where many are long, none is unusual
         late = [trace for trace in traces if (trace.ttft_ns or 0) * _NS > ttft_target_s and trace not in self._long]
         waited_ns = sum(end - begin for begin, end in map(_wait, late))
         behind_ns = sum(self._behind_ns(trace, now_ns) for trace in late)

@@ -347,6 +347,11 @@ class Timelines:
         newest = heapq.nlargest(max(0, limit), everything, key=lambda trace: trace.marks.arrived)
         return [trace.timeline(now_ns) for trace in newest]
 
+    def overdue(self, now_ns: int, target_s: float) -> int:
+        """How many run that have waited for their first token for longer than that, and have none yet."""
+        since_ns = now_ns - round(target_s / _NS)
+        return sum(one.marks.first_token is None and one.marks.arrived < since_ns for one in self._running)
+
     def get(self, id: str, now_ns: int | None = None) -> Timeline | None:
         """The newest request of that id."""
         trace = self._by_id.get(id)

@@ -27,7 +27,7 @@ class Clients:
 
     def __init__(self, ttft_s: float, itl_s: float, seconds: int) -> None:
         self._ttft_s, self._itl_s = ttft_s, itl_s
-        self.good, self.asked = [0] * (seconds + 1), [0] * (seconds + 1)
+        self.good, self.asked, self.missed = [0] * (seconds + 1), [0] * (seconds + 1), [0] * (seconds + 1)
         self.hurt_s: list[float] = []
 
     def come(self, at_s: float) -> None:
@@ -40,8 +40,8 @@ class Clients:
             self.hurt_s.append(one.arrived_s + self._ttft_s)
         elif slow or not one.ok:
             self.hurt_s.append(one.ended_s)
-        else:
-            self.good[min(int(one.arrived_s), len(self.good) - 1)] += 1
+        kept = self.missed if late or slow or not one.ok else self.good
+        kept[min(int(one.arrived_s), len(kept) - 1)] += 1
 
     def impact_s(self, since_s: float) -> float | None:
         """When a tenth of those who had come lately was hurt; three at least."""
@@ -52,3 +52,12 @@ class Clients:
             if at_s >= since_s and recent >= max(_FEW, _SHARE * came):
                 return at_s
         return None
+
+    def recovered_s(self, over_s: float) -> float:
+        """From when on less than a tenth of those who came within a few seconds missed the targets."""
+        found = over_s
+        for second in range(int(over_s), len(self.asked)):
+            lately = slice(max(0, second + 1 - int(_IMPACT_S)), second + 1)
+            if sum(self.missed[lately]) >= max(_FEW, _SHARE * sum(self.asked[lately])):
+                found = second + 1.0
+        return found

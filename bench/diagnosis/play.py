@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import random
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -26,7 +26,7 @@ from appliance.simulator.plan import EnginePlan
 from appliance.simulator.request import Answered
 from appliance.simulator.scenario import BLOCK_TOKENS, Loaded, Scenario, config, plans
 from appliance.simulator.traces import Arrival
-from appliance.simulator.traffic import arrivals
+from appliance.simulator.traffic import Traffic, arrivals
 from bench.diagnosis.baselines import RULES
 from bench.diagnosis.cases import AFTER_S, FAULT_S, NODES, ONSET_S, Case, World
 from bench.diagnosis.goodput import Answer, Clients
@@ -37,6 +37,7 @@ MODELS: Final = Path(__file__).parents[2] / "appliance" / "presets"
 _FOLLOWS_S: Final = 3.0  # from a verdict to the order that it advises
 _AGAIN_S: Final = 15.0  # from one order to the next
 _CONSTANTS: Final = ("memory", "matrix", "experts", "attention", "allreduce_s", "layer_s", "moe_layer_s", "step_s")
+_SOME: Final = 3  # requests, of which fewer tell nothing
 _PLANS_S: Final = 10.0
 _PLANS_OF: Final = 6
 
@@ -50,6 +51,7 @@ class Said(msgspec.Struct, frozen=True, kw_only=True):
     cause: str | None
     summary: str
     link: tuple[str, str] | None = None
+    evidence: tuple[str, ...] = ()
     advice: str = ""
 
 
@@ -65,6 +67,7 @@ class Played(msgspec.Struct, frozen=True, kw_only=True):
     good: tuple[int, ...]
     asked: tuple[int, ...]
     impact_s: float | None = None  # when somebody was hurt first, once it had begun
+    recovered_s: float | None = None  # from when on, once it was over, whoever came was answered in time; None: not yet
     named: dict[str, str | None] = {}
     orders: tuple[str, ...] = ()
 
@@ -84,17 +87,19 @@ def play(
     if injected:
         _injure(node, clock, case)
     look = _Look(node, clock, scenario.slo.share, follow)
-    for order in case.orders:
-        look.remedies.apply(order, "bench")
+    if injected or not case.orders_at_s:
+        clock.at(origin_ns + int(case.orders_at_s * 1e9), lambda: look.obey(case.orders))
     if watched:
         look()
     clock.run(origin_ns + int(duration_s * 1e9))
+    waits = node.overdue(origin_ns, int(scenario.slo.ttft_s * 1e9))
     return Played(
         case=case,
         said=tuple(look.said),
         good=tuple(clients.good),
         asked=tuple(clients.asked),
         impact_s=clients.impact_s(ONSET_S) if injected else None,
+        recovered_s=clients.recovered_s(ONSET_S + FAULT_S) if injected and waits < _SOME else None,
         named={rule: max(found, key=found.__getitem__, default=None) for rule, found in look.named.items()},
         orders=tuple(look.orders),
     )
@@ -127,6 +132,11 @@ class _Look:
         self.said: list[Said] = []
         self.named: dict[str, Counter[str]] = {rule: Counter() for rule in RULES}
         self.orders: list[str] = []
+
+    def obey(self, orders: Iterable[Order]) -> None:
+        """What an owner says, for reasons of his own."""
+        for order in orders:
+            self.remedies.apply(order, "bench")
 
     def __call__(self) -> None:
         """Now, and at every tick from now on."""
@@ -180,6 +190,7 @@ def told(at_s: float, verdict: Verdict) -> Said:
         cause=verdict.cause,
         summary=verdict.summary,
         link=verdict.link,
+        evidence=tuple(one.sentence for one in verdict.evidence),
         advice=verdict.action.sentence if verdict.action else "",
     )
 
@@ -195,8 +206,12 @@ def _scenario(case: Case, injected: bool) -> Scenario:
         scenario,
         seed=case.seed,
         engine=case.engines if case.engines and injected else scenario.engine,
-        traffic=case.traffic or scenario.traffic,
+        traffic=_times(case.traffic or scenario.traffic, case.load),
     )
+
+
+def _times(traffic: Traffic, load: float) -> Traffic:
+    return replace(traffic, rate=load * traffic.rate)
 
 
 def _of_world(plan: EnginePlan, case: Case) -> EnginePlan:
@@ -222,7 +237,7 @@ def _traffic(loaded: Loaded, case: Case, duration_s: float, injected: bool) -> I
     own = arrivals(loaded.scenario.traffic, case.seed, duration_s, BLOCK_TOKENS, loaded.directory)
     if case.surge is None or not injected:
         return own
-    more = arrivals(case.surge, case.seed + 7_000_000, FAULT_S, BLOCK_TOKENS, loaded.directory)
+    more = arrivals(_times(case.surge, case.load), case.seed + 7_000_000, FAULT_S, BLOCK_TOKENS, loaded.directory)
     later = ((at_s + ONSET_S, asked) for at_s, asked in more)
     return heapq.merge(own, later, key=lambda arrival: arrival[0])
 

@@ -31,7 +31,8 @@ def markdown(report: Report) -> str:
     hurt = [row for row in report.scored if row.impactful]
     lines = [
         f"Seeds {report.seeds}, noise {report.world.noise:g} times, constants {report.world.constants:.0%} off: "
-        f"{len(report.scored)} injections, of which {len(hurt)} cost at least a tenth of the goodput; the others are not scored.",
+        f"{len(report.scored)} injections, of which {len(hurt)} cost at least a tenth of the goodput; the others are not scored, "
+        f"{sum(not row.served for row in report.scored)} of them because the node could not serve its own traffic.",
         "",
         *tables(report.scored),
         *_followed(report.scored),
@@ -55,17 +56,19 @@ def tables(scored: Sequence[Scored]) -> list[str]:
             _line(f"both, goodput down {low:.0%} to {min(high, 1):.0%}", *_band(hurt, low, high))
             for low, high in _BANDS
         ),
-        *(
-            _line(f"engine, by {rule}", sum(row.rules.get(rule, False) for row in hurt), len(hurt))
-            for rule in _rules(hurt)
-        ),
         "",
+        *_engines(hurt),
         f"From the first one hurt to the right verdict: {_spread(hurt, lambda row: row.from_impact_s)}; from the onset: "
-        f"{_spread(hurt, lambda row: row.diagnosed_s)}; clear after the end: {_spread(hurt, lambda row: row.cleared_s)}.",
+        f"{_spread(hurt, lambda row: row.diagnosed_s)}.",
         "",
-        "| injection | scored | engine right | cause, too | from impact p50 / p95 s | clear after its end p50 s | changes of mind |",
-        "|---|---|---|---|---|---|---|",
-        *_by_kind(hurt),
+        f"Clear after the end: {_spread(hurt, lambda row: row.cleared_s)}; after clients' requests were in time again: "
+        f"{_spread(hurt, lambda row: row.held_on_s)}. The others were not clear when the play ended; of them "
+        f"{sum(row.cleared_s is None and row.recovered_s is None for row in hurt)} had clients who still waited too long.",
+        "",
+        "| injection | played | scored | engine right | by chance | cause, too | from impact p50 / p95 s | clear after its end / "
+        "after clients were well, p50 s | changes of mind |",
+        "|---|---|---|---|---|---|---|---|---|",
+        *_by_kind(scored),
         "",
         *_confusion(hurt),
     ]
@@ -96,6 +99,27 @@ def calm(hours: float, alarms: Sequence[Alarm], unit: str) -> list[str]:
     ]
 
 
+def _engines(rows: Sequence[Scored]) -> list[str]:
+    """How often the engine was right, beside rules and chance. Where several engines are right, a guess often is."""
+    single = [row for row in rows if row.single]
+    lines = [
+        f"| engine named by | right, of {len(rows)} | where one engine alone is right, of {len(single)} |",
+        "|---|---|---|",
+        _beside("the diagnoser", rows, single, lambda row: row.engine_right),
+        *(_beside(rule, rows, single, _by_rule(rule)) for rule in _rules(rows)),
+        _beside("chance", rows, single, lambda row: row.chance),
+    ]
+    return [*lines, ""]
+
+
+def _by_rule(rule: str) -> Callable[[Scored], float]:
+    return lambda row: row.rules.get(rule, False)
+
+
+def _beside(name: str, rows: Sequence[Scored], single: Sequence[Scored], right: Callable[[Scored], float]) -> str:
+    return f"| {name} | {_mean(map(right, rows)):.1%} | {_mean(map(right, single)):.1%} |"
+
+
 def _rules(rows: Sequence[Scored]) -> list[str]:
     return list(rows[0].rules) if rows else []
 
@@ -117,13 +141,17 @@ def _by_kind(rows: Iterable[Scored]) -> list[str]:
     return [_kind_line(kind, found) for kind, found in sorted(kinds.items())]
 
 
-def _kind_line(kind: str, rows: Sequence[Scored]) -> str:
+def _kind_line(kind: str, played: Sequence[Scored]) -> str:
+    rows = [row for row in played if row.impactful]
+    if not rows:
+        return f"| {kind} | {len(played)} | 0 | — | — | — | — | — | — |"
     took = sorted(row.from_impact_s for row in rows if row.from_impact_s is not None)
     cleared = sorted(row.cleared_s for row in rows if row.cleared_s is not None)
+    held = sorted(row.held_on_s for row in rows if row.held_on_s is not None)
     return (
-        f"| {kind} | {len(rows)} | {sum(row.engine_right for row in rows)} | {sum(row.cause_right for row in rows)} "
-        f"| {_quantile(took, 0.5)} / {_quantile(took, 0.95)} "
-        f"| {_quantile(cleared, 0.5)} | {sum(row.flaps for row in rows) / len(rows):.1f} |"
+        f"| {kind} | {len(played)} | {len(rows)} | {sum(row.engine_right for row in rows)} | {_mean(row.chance for row in rows):.0%} "
+        f"| {sum(row.cause_right for row in rows)} | {_quantile(took, 0.5)} / {_quantile(took, 0.95)} "
+        f"| {_quantile(cleared, 0.5)} / {_quantile(held, 0.5)} | {sum(row.flaps for row in rows) / len(rows):.1f} |"
     )
 
 
@@ -181,7 +209,7 @@ def _two(rows: Sequence[Scored]) -> list[str]:
 
 def other_verdicts(scored: Sequence[Scored]) -> list[str]:
     """On what cost less than a tenth: silence is right, and so is the true cause."""
-    rows = [row for row in scored if not row.impactful]
+    rows = [row for row in scored if row.served and not row.impactful]
     wrong = [row for row in rows if row.cause not in ("ok", None) and not row.cause_right]
     return [
         f"Of {len(rows)} injections that cost less, {len(wrong)} were given another cause for most of the time in which anything was said.",

@@ -22,7 +22,7 @@ from bench.diagnosis.cases import USUAL, Case, World, cases, doubles, healthy
 from bench.diagnosis.kept import judges, keep, read
 from bench.diagnosis.play import Played, play
 from bench.diagnosis.report import Report
-from bench.diagnosis.score import Scored, alarms, score
+from bench.diagnosis.score import Scored, alarms, score, serves
 
 _ROOMS: Final = (
     "appliance/diagnosis",
@@ -31,6 +31,7 @@ _ROOMS: Final = (
     "appliance/simulator",
     "bench/diagnosis",
 )
+_LOADS: Final = (0.85, 0.7)
 HEALTHY_S: Final = 600.0
 T = TypeVar("T")
 Job = tuple[str, Callable[..., Any], tuple[Any, ...]]
@@ -47,10 +48,15 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def together(several: Sequence[Case], follow: bool) -> list[Scored]:
-    """Cases of one node and seed: what would have been without is played once."""
-    first = several[0]
-    without = play(first, injected=False, watched=False)
-    return [score(play(case), without, play(case, follow=True) if follow else None) for case in several]
+    """Cases of one node and seed: what would have been without is played once. In another world, with as much as the node can bear."""
+    first, without = several[0], play(several[0], injected=False, watched=False)
+    for load in _LOADS if first.world.constants else ():
+        if serves(without):
+            break
+        first = msgspec.structs.replace(first, load=load)
+        without = play(first, injected=False, watched=False)
+    cases = [msgspec.structs.replace(case, load=first.load) for case in several]
+    return [score(play(case), without, play(case, follow=True) if follow else None) for case in cases]
 
 
 def quiet(case: Case) -> Played:

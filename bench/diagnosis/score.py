@@ -9,10 +9,12 @@ from typing import Final, Protocol
 
 import msgspec
 
-from bench.diagnosis.cases import FAULT_S, ONSET_S, Truth
+from appliance.supervisor.topology import parse
+from bench.diagnosis.cases import FAULT_S, NODES, ONSET_S, Truth
 from bench.diagnosis.play import Played, Said
 
 _IMPACT: Final = 0.10  # of the goodput: what costs less is no injection, but a hard negative
+_SERVES: Final = 0.9  # of the requests: a node that does no better by itself is not scored
 _SOON_S: Final = 10.0  # from the first one hurt, until which nothing need have been said
 _SETTLED_S: Final = 15.0  # after the onset, from which on advice that was followed has had time to help
 
@@ -20,7 +22,10 @@ Key = tuple[str, str | None, str | None]  # state, engine, cause
 
 
 class Scored(msgspec.Struct, frozen=True, kw_only=True):
-    """One case. Times are in seconds: ``diagnosed_s`` from the onset, ``cleared_s`` from its end."""
+    """One case. Times are in seconds: ``diagnosed_s`` from the onset, ``cleared_s`` from its end.
+
+    ``held_on_s``: from when clients were well again, which a queue that outlasts the fault puts off, until the verdict was gone.
+    """
 
     node: str
     name: str
@@ -32,14 +37,21 @@ class Scored(msgspec.Struct, frozen=True, kw_only=True):
     said: str  # the verdict that stood longest while it lasted
     cause: str | None
     expected: str  # the first of the right causes
+    causes: tuple[str, ...] = ()  # all of them
     sentence: str
+    evidence: tuple[str, ...] = ()
     advice: str
     impact_s: float | None  # from the onset
     diagnosed_s: float | None  # until the right one was said first
-    cleared_s: float | None  # from its end until the node was well
+    cleared_s: float | None  # from its end until nothing was said any more
+    held_on_s: float | None = None
+    recovered_s: float | None = None  # from its end, until clients were well again
     flaps: int
     second_right: bool | None = None  # of two faults: the one that stayed was named once the other was over
     rules: dict[str, bool] = {}  # whether they named the engine
+    chance: float = 0.0  # that a random engine is right
+    single: bool = True  # one engine alone is
+    served: bool = True  # the node could serve its own traffic, when nothing was done to it
     good: float | None = None  # share of what was asked late in the fault
     good_before: float | None = None  # the same without the fault
     good_followed: float | None = None  # the same with the fault, where advice was followed
@@ -47,7 +59,7 @@ class Scored(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def impactful(self) -> bool:
-        return self.lost >= _IMPACT
+        return self.served and self.lost >= _IMPACT
 
     @property
     def from_impact_s(self) -> float | None:
@@ -96,8 +108,16 @@ def score(played: Played, without: Played, followed: Played | None = None) -> Sc
     if case.surge is not None:  # what the surge itself asked counts, too
         before = total(played.asked, ONSET_S, end_s)
     after = total(played.good, ONSET_S, end_s)
+    found = judged(played, ONSET_S, end_s, lost=1 - after / before if before else 0.0)
+    recovered = None if played.recovered_s is None else max(0.0, played.recovered_s - end_s)
+    cleared = found.cleared_s
+    engines = {engine for truth in case.truths for engine in truth.engines}
     return msgspec.structs.replace(
-        judged(played, ONSET_S, end_s, lost=1 - after / before if before else 0.0),
+        found,
+        held_on_s=None if cleared is None or recovered is None else max(0.0, cleared - recovered),
+        recovered_s=recovered,
+        chance=len(engines) / len(parse(NODES[case.node].layout).places),
+        served=serves(without),
         second_right=_second(played) if len(case.truths) > 1 else None,
         good=_share(played),
         good_before=_share(without) if case.surge is None else None,
@@ -109,7 +129,7 @@ def score(played: Played, without: Played, followed: Played | None = None) -> Sc
 def judged(played: Seen, onset_s: float, end_s: float, *, lost: float) -> Scored:
     """What was said while it lasted, against the truth. ``lost``: share of the goodput that it cost."""
     case, impact_s = played.case, played.impact_s
-    during = _while(played.said, onset_s, end_s, quiet_from_s=(impact_s or onset_s) + _SOON_S)
+    during = _while(played, onset_s, end_s, quiet_from_s=(impact_s or onset_s) + _SOON_S)
     longest = max(during, key=during.__getitem__, default=("ok", None, None))
     said = next((one for one in reversed(played.said) if _key(one) == longest), None)
     at_onset = next(one for one in reversed(played.said) if one.at_s <= onset_s)
@@ -129,14 +149,23 @@ def judged(played: Seen, onset_s: float, end_s: float, *, lost: float) -> Scored
         said=" ".join(str(part) for part in longest),
         cause=longest[2] or longest[0],
         expected=case.truths[0].causes[0],
+        causes=tuple(cause for truth in case.truths for cause in truth.causes),
         sentence=said.summary if said else "",
+        evidence=said.evidence if said else (),
         advice=said.advice if said else "",
         impact_s=None if impact_s is None else impact_s - onset_s,
         diagnosed_s=None if first is None else first - onset_s,
         cleared_s=None if well is None else max(0.0, well - end_s),
         flaps=max(0, len(over) - 2),
         rules={rule: engine in engines for rule, engine in played.named.items()},
+        single=len(engines) == 1,
     )
+
+
+def serves(without: Played) -> bool:
+    """Of what was asked when nothing was done, nearly all was answered in time."""
+    asked = total(without.asked, ONSET_S, ONSET_S + FAULT_S)
+    return total(without.good, ONSET_S, ONSET_S + FAULT_S) >= _SERVES * asked
 
 
 class Alarm(msgspec.Struct, frozen=True, kw_only=True):
@@ -175,7 +204,7 @@ def _right(case: Told, said: Said) -> bool:
 def _second(played: Played) -> bool:
     """Whether the fault that stayed was what stood longest, from ten seconds after the end of the other."""
     until_s = played.case.faults[1].until_s or math.inf
-    during = _while(played.said, ONSET_S + FAULT_S + 10, until_s, quiet_from_s=ONSET_S + FAULT_S + 10)
+    during = _while(played, ONSET_S + FAULT_S + 10, until_s, quiet_from_s=ONSET_S + FAULT_S + 10)
     _, engine, cause = max(during, key=during.__getitem__, default=("ok", None, None))
     return played.case.truths[1].is_said(engine, cause)
 
@@ -195,14 +224,27 @@ def _key(said: Said) -> Key:
     return said.state, said.engine, said.cause
 
 
-def _while(said: Sequence[Said], begin_s: float, end_s: float, quiet_from_s: float) -> Counter[Key]:
-    """Milliseconds for which each verdict stood; silence counts as one from ``quiet_from_s`` on."""
+def _while(played: Seen, begin_s: float, end_s: float, quiet_from_s: float) -> Counter[Key]:
+    """Milliseconds for which each verdict stood; silence counts as one from ``quiet_from_s`` on, while clients were hurt."""
     found: Counter[Key] = Counter()
+    said = played.said
     for number, one in enumerate(said):
         until = said[number + 1].at_s if number + 1 < len(said) else math.inf
-        overlap = min(until, end_s) - max(one.at_s, quiet_from_s if one.state == "ok" else begin_s)
-        if overlap > 0:
-            found[_key(one)] += round(overlap * 1000)
+        begin, end = max(one.at_s, quiet_from_s if one.state == "ok" else begin_s), min(until, end_s)
+        lasted_s = _hurt_s(played, begin, end) if one.state == "ok" else end - begin
+        if end > begin and lasted_s > 0:
+            found[_key(one)] += round(lasted_s * 1000)
+    return found
+
+
+def _hurt_s(played: Seen, begin_s: float, end_s: float) -> float:
+    """Seconds in which a tenth of those who had come lately was not answered in time; three at least."""
+    found = 0.0
+    for second in range(int(begin_s), min(math.ceil(end_s), len(played.asked))):
+        came = total(played.asked, max(0, second - 2), second + 1)
+        missed = came - total(played.good, max(0, second - 2), second + 1)
+        if missed >= max(3, _IMPACT * came):
+            found += max(0.0, min(end_s, second + 1) - max(begin_s, second))
     return found
 
 

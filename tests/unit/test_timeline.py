@@ -275,3 +275,15 @@ def test_stages_sum_to_the_time_whatever_the_marks(
     assert [stage.name for stage in found] == [*STAGES][: len(found)]
     if first is not None:
         assert len(found) == (7 if is_split else 3)
+
+
+def test_who_waits_for_longer_than_the_target_is_overdue_until_the_first_token_comes() -> None:
+    timelines, waits = begun()
+    _, soon = begun(timelines, 900, id="s")
+    assert timelines.overdue(1000 * MS, target_s=1.0) == 0
+    assert timelines.overdue(1001 * MS, target_s=1.0) == 1
+    waits.first_byte(1500 * MS)
+    assert timelines.overdue(1600 * MS, target_s=1.0) == 0, "it has been answered, late"
+    assert timelines.overdue(2000 * MS, target_s=1.0) == 1
+    soon.finish("cancelled", None, 2000 * MS)
+    assert timelines.overdue(3000 * MS, target_s=1.0) == 0
