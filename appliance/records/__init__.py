@@ -15,7 +15,7 @@ from appliance.records.engine import (
     StepReading,
 )
 from appliance.records.gpu import GpuProcess, GpuSnapshot, Throttled
-from appliance.records.incident import Change, ChangeKind, Incident, IncidentState, Said
+from appliance.records.incident import Change, ChangeKind, Incident, IncidentState, IncidentTotals, Said
 from appliance.records.node import (
     LATELY_S,
     HandoffSnapshot,
@@ -54,6 +54,7 @@ __all__ = [
     "HostReading",
     "Incident",
     "IncidentState",
+    "IncidentTotals",
     "KneeReading",
     "Lately",
     "Lease",
