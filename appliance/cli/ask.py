@@ -44,7 +44,9 @@ def read(url: str, kind: type[T], *path: str, query: str = "") -> T:
 
 
 def target(url: str, *path: str, query: str = "") -> str:
-    return f"{url.rstrip('/')}/{'/'.join(quote(part, safe='') for part in path)}{query}"
+    """The whole address; of a node that is named as ``host:port``, too."""
+    base = url if "://" in url else f"http://{url}"
+    return f"{base.rstrip('/')}/{'/'.join(quote(part, safe='') for part in path)}{query}"
 
 
 def not_serving(url: str) -> str | None:
@@ -59,7 +61,10 @@ def not_serving(url: str) -> str | None:
 
 
 def no_node(url: str, error: Exception) -> ActionError:
-    return ActionError(f"no node answers at {url} ({error}); name the right one with --url")
+    """``error``: urllib's own says less in its words than the one that it is about."""
+    why = error.reason if isinstance(error, urllib.error.URLError) else error
+    said = (why.strerror if isinstance(why, OSError) else None) or why
+    return ActionError(f"no node answers at {url} ({said}); name the right one with --url")
 
 
 def not_as_a_node(url: str, error: Exception) -> ActionError:

@@ -22,12 +22,14 @@ _ASCII: Final = str.maketrans(
 
 
 def plain(text: str) -> str:
-    """The page's words, with the spaces that terminals copy."""
-    return text.replace("\u00a0", " ")
+    """The page's words, with the spaces that terminals copy; an engine's last words among them are shown, and not obeyed."""
+    return visible(text.replace("\u00a0", " "))
 
 
 def visible(text: str) -> str:
     """What a node or a file says, as one line that a terminal shows and does not obey."""
+    if text.isprintable():
+        return text
     return "".join(one if one.isprintable() else " " if one.isspace() else "\N{REPLACEMENT CHARACTER}" for one in text)
 
 

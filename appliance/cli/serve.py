@@ -201,7 +201,7 @@ class Appliance:
             planning=forecast,
             max_body_bytes=server.max_body_bytes,
             max_held_bytes=server.max_held_bytes,
-            metrics=exposition.render,
+            metrics=lambda snapshot: exposition.render(snapshot, incidents.totals()),
             bound_to=self._listener.getsockname()[0],
             allowed_hosts=server.allowed_hosts,
         )

@@ -45,12 +45,14 @@ class Hooks:
         self._places = asyncio.Semaphore(_AT_ONCE)
         self._last: dict[str, asyncio.Task[None]] = {}
         self._running: set[asyncio.Task[None]] = set()
+        self.untold = 0  # notices that did not arrive
 
     def tell(self, event: EventKind, incident: Incident) -> None:
         """An incident has been opened or closed."""
         if not (self._config.command or self._config.webhook):
             return
         if len(self._running) >= _WAITING:
+            self.untold += 1
             _log.error("%s: nobody is told that it was %s, for %d notices wait", incident.id, event, _WAITING)
             return
         task = asyncio.create_task(self._tell(event, incident, self._last.get(incident.id)))
@@ -65,6 +67,7 @@ class Hooks:
         await asyncio.wait({told, hurried}, timeout=within_s, return_when=asyncio.FIRST_COMPLETED)
         left = set(self._running)
         if left:
+            self.untold += len(left)
             _log.error("%d notices of incidents are given up: the appliance ends", len(left))
         for task in (*left, told, hurried):
             task.cancel()
@@ -79,6 +82,7 @@ class Hooks:
         if self._last.get(id) is task:
             del self._last[id]
         if not task.cancelled() and task.exception() is not None:
+            self.untold += 1
             _log.error("telling of incident %s failed", id, exc_info=task.exception())
 
     async def _tell(self, event: EventKind, incident: Incident, before: asyncio.Task[None] | None) -> None:
@@ -90,10 +94,12 @@ class Hooks:
                 environment = {**_passed_on(self._environment), **variables(event, incident)}
                 why = await run_command(self._config.command, body, environment, self._config.command_timeout_s)
                 if why is not None:
+                    self.untold += 1
                     _log.error("[incidents] command, told that %s was %s: %s", incident.id, event, why)
             if self._config.webhook:
                 why = await post(self._config.webhook, body, self._pauses_s)
                 if why is not None:
+                    self.untold += 1
                     where = origin(self._config.webhook)
                     _log.error(
                         "[incidents] webhook at %s was not told that %s was %s: %s", where, incident.id, event, why

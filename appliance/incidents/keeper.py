@@ -7,6 +7,7 @@ import logging
 import os
 import secrets
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Final
@@ -20,7 +21,7 @@ from appliance.incidents.frames import Recorder
 from appliance.incidents.hooks import Hooks
 from appliance.incidents.store import Store
 from appliance.incidents.tracker import BEFORE_S, STOPPED, EventKind, Tracker
-from appliance.records import Change, ChangeKind, Incident, NodeSnapshot, Remedy
+from appliance.records import Change, ChangeKind, Incident, IncidentTotals, NodeSnapshot, Remedy
 
 _log = logging.getLogger("pd-appliance.incidents")
 _LEAST_S: Final = 2.0  # to tell of the end, whatever grace there is
@@ -44,6 +45,8 @@ class Incidents:
         self._saved_s = 0.0  # uptime
         self.recall: Callable[[Sequence[Remedy]], None] = lambda remedies: None
         """Told which remedies earlier runs have left, oldest first."""
+        self._opened = 0
+        self._closed: Counter[str] = Counter()
 
     async def run(self, snapshots: AsyncIterator[NodeSnapshot]) -> None:
         """Follow them. A fault in here must not end the node."""
@@ -90,6 +93,16 @@ class Incidents:
             return None
         return await asyncio.to_thread(bundle.write, incident, await self._store.chunks(id))
 
+    def totals(self) -> IncidentTotals:
+        """For metrics."""
+        return IncidentTotals(
+            open=self._tracker.open is not None,
+            opened=self._opened,
+            closed=dict(self._closed),
+            untold=self._hooks.untold,
+            kept=self._store.writes,
+        )
+
     # ---- what happens
 
     async def _begin(self) -> None:
@@ -130,8 +143,10 @@ class Incidents:
     def _take(self, event: EventKind, incident: Incident, now_s: float) -> None:
         self._save(incident, now_s)
         if event is EventKind.OPENED:
+            self._opened += 1
             self._recorder.begin(incident.id, now_s)
         elif event is EventKind.CLOSED:
+            self._closed[incident.cause or "unknown"] += 1
             self._recorder.end(incident.id, now_s)
         if event is not EventKind.UPDATED:
             _log.warning("incident %s %s: %s", incident.id, event, incident.summary)

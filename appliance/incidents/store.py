@@ -119,6 +119,11 @@ class Store:
             async with asyncio.timeout(within_s):
                 await self.flush()
 
+    @property
+    def writes(self) -> bool:
+        """Whether what is put gets to the disk, as far as is known."""
+        return not self._said[0]
+
     async def close(self, within_s: float) -> None:
         """Write what is left, if that can be done in time. Nothing is kept any more."""
         await self.settle(within_s)

@@ -15,7 +15,7 @@ from appliance.records.engine import (
     StepReading,
 )
 from appliance.records.gpu import GpuProcess, GpuSnapshot, Throttled
-from appliance.records.incident import Change, ChangeKind, Incident, IncidentState, Said
+from appliance.records.incident import Change, ChangeKind, Incident, IncidentState, IncidentTotals, Said
 from appliance.records.inventory import Card, Inventory
 from appliance.records.names import new_id
 from appliance.records.node import (
@@ -61,6 +61,7 @@ __all__ = [
     "HostReading",
     "Incident",
     "IncidentState",
+    "IncidentTotals",
     "Inventory",
     "KneeReading",
     "Lately",

@@ -91,3 +91,13 @@ class Incident(msgspec.Struct, frozen=True, kw_only=True):
     slo_ttft_s: float | None = None
     slo_itl_s: float | None = None
     slo_share: float | None = None
+
+
+class IncidentTotals(msgspec.Struct, frozen=True, kw_only=True):
+    """What there has been of incidents since the appliance's start."""
+
+    open: bool = False
+    opened: int = 0  # or opened again
+    closed: dict[str, int] = {}  # by what explained them in the end; "unknown" where nothing did
+    untold: int = 0  # notices that the owner's command or webhook did not take
+    kept: bool = True  # on disk; else in memory only

@@ -15,7 +15,16 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from appliance.records import EngineSnapshot, EngineState, GpuSnapshot, HostReading, NodeSnapshot, Role
+from appliance.records import (
+    EngineSnapshot,
+    EngineState,
+    GpuSnapshot,
+    HostReading,
+    IncidentTotals,
+    NodeSnapshot,
+    Role,
+    Verdict,
+)
 
 _PREFIX: Final = "pd_appliance"
 
@@ -58,6 +67,7 @@ _ENGINE_GAUGES: Final[tuple[tuple[str, str, _Read], ...]] = (
     ("token_budget", "Tokens that a step may have.", lambda e: e.token_budget),
     ("busy_ratio", "Share of the last seconds in which it made steps with tokens.", lambda e: e.busy),
     ("slowdown_ratio", "Time of its steps, of what such steps take.", lambda e: e.slowdown),
+    ("usual_since_timestamp_seconds", "When what such steps take was known first.", lambda e: e.usual_since),
     ("calibration_steps", "Steps of its calibration.", lambda e: e.calibration.steps if e.calibration else None),
     (
         "calibration_slowdown_ratio",
@@ -88,6 +98,7 @@ _ENGINE_GAUGES: Final[tuple[tuple[str, str, _Read], ...]] = (
     ),
     ("core_busy_ratio", "Time for which EngineCore ran.", lambda e: _host(e).core_busy),
     ("api_busy_ratio", "Time for which the API process ran, or could have.", lambda e: _host(e).api_busy),
+    ("api_starved_ratio", "Time for which the API process could run, and had no core.", lambda e: _host(e).api_starved),
     ("cpu_throttled_ratio", "Time for which its control group was out of CPU quota.", lambda e: _host(e).throttled),
     ("cpu_pressure_ratio", "Time for which something around it had no core.", lambda e: _host(e).pressure),
     ("cores_allowed", "Cores that EngineCore's main thread may run on.", lambda e: _host(e).cores),
@@ -163,18 +174,19 @@ def _host(engine: EngineSnapshot) -> HostReading:
     return engine.host or _NO_READING
 
 
-def render(snapshot: NodeSnapshot) -> bytes:
-    """The snapshot in Prometheus' text format."""
+def render(snapshot: NodeSnapshot, incidents: IncidentTotals | None = None) -> bytes:
+    """The snapshot in Prometheus' text format, and what there has been of incidents where they are kept."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Snapshot(snapshot))
+    registry.register(_Snapshot(snapshot, incidents))
     return generate_latest(registry)
 
 
 class _Snapshot(Collector):
     """All metrics of one snapshot. A family without a sample is left out."""
 
-    def __init__(self, snapshot: NodeSnapshot) -> None:
+    def __init__(self, snapshot: NodeSnapshot, incidents: IncidentTotals | None) -> None:
         self._snapshot = snapshot
+        self._incidents = incidents
 
     def describe(self) -> list[Metric]:
         return []  # or the registry would collect once more, for the names
@@ -183,6 +195,8 @@ class _Snapshot(Collector):
         families = (
             *_node(self._snapshot),
             *_labelled(self._snapshot),
+            *_verdict(self._snapshot.verdict),
+            *_incidents(self._incidents),
             *_engines(self._snapshot.engines),
             *_gpus(self._snapshot.gpus),
         )
@@ -248,13 +262,47 @@ def _labelled(snapshot: NodeSnapshot) -> Iterator[Metric]:
     yield _gauge("pair_ok", "1 where KV was last seen to get from one to the other.", ("prefill", "decode"), pair_ok)
     pair_in_use = [((pair.prefill, pair.decode), pair.in_use) for pair in snapshot.pairs]
     yield _gauge("pair_in_use", "0 where it does not: nothing is split over them.", ("prefill", "decode"), pair_in_use)
-    verdict = snapshot.verdict
-    held = [((verdict.engine or "", verdict.cause or "unknown"), 1)] if verdict and verdict.state != "ok" else []
-    yield _gauge("bottleneck", "What holds the node back; none while nothing does.", ("engine", "cause"), held)
     quantiles = [(("0.5",), snapshot.ttft_p50_s), (("0.99",), snapshot.ttft_p99_s)]
     yield _gauge("ttft_seconds", "Time to first token of the recent requests.", ("quantile",), quantiles)
     yield _gauge(
         "itl_seconds", "Time between tokens of the recent requests.", ("quantile",), [(("0.5",), snapshot.itl_p50_s)]
+    )
+
+
+def _verdict(verdict: Verdict | None) -> Iterator[Metric]:
+    if verdict is None:
+        return
+    state = StateSetMetricFamily(f"{_PREFIX}_verdict", "Whether something holds the node back.")
+    state.add_metric((), {one: one == verdict.state for one in ("ok", "bottleneck", "unknown")})
+    yield state
+    text = "When the verdict became what it is."
+    yield _gauge("verdict_since_timestamp_seconds", text, (), [((), verdict.since)])
+    if verdict.state != "ok":
+        yield from _bottleneck(verdict)
+
+
+def _bottleneck(verdict: Verdict) -> Iterator[Metric]:
+    """A series for each engine that shares it; without an engine where it is a link's, the node's, or nobody knows whose."""
+    why = ("-".join(verdict.link or ()), verdict.stage or "", verdict.cause or "unknown")
+    held = [((engine, *why), 1) for engine in verdict.engines or (verdict.engine or "",)]
+    text = "What holds the node back; none while nothing does."
+    yield _gauge("bottleneck", text, ("engine", "link", "stage", "cause"), held)
+    yield _gauge("bottleneck_confidence_ratio", "How sure that is, 0 to 1.", (), [((), verdict.confidence)])
+    text = "Share by which what is late would get shorter, were it gone; estimated."
+    yield _gauge("bottleneck_expected_gain_ratio", text, (), [((), verdict.expected_gain)])
+
+
+def _incidents(totals: IncidentTotals | None) -> Iterator[Metric]:
+    if totals is None:
+        return
+    yield _gauge("incident_open", "1 while an incident is open.", (), [((), totals.open)])
+    yield _counter("incidents_opened", "Incidents opened, or opened again.", (), [((), totals.opened)])
+    closed = [((cause,), count) for cause, count in totals.closed.items()]
+    yield _counter("incidents_closed", "Incidents closed, by what explained them.", ("cause",), closed)
+    text = "Notices of incidents that the owner's command or webhook did not take."
+    yield _counter("incident_notices_failed", text, (), [((), totals.untold)])
+    yield _gauge(
+        "incidents_kept", "1 while incidents get to the disk, 0 while memory only has them.", (), [((), totals.kept)]
     )
 
 

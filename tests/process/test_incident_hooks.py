@@ -42,13 +42,14 @@ def python(script: str) -> tuple[str, ...]:
     return (sys.executable, "-c", script)
 
 
-async def told(config: IncidentsConfig, *events: tuple[EventKind, Incident], within_s: float = 20.0) -> None:
-    """Until all is over, and no process is left."""
+async def told(config: IncidentsConfig, *events: tuple[EventKind, Incident], within_s: float = 20.0) -> int:
+    """Until all is over, and no process is left. How many notices did not arrive."""
     made = Hooks(config, {**os.environ, "PD_APPLIANCE_INCIDENTS_WEBHOOK": SECRET, "NOTIFY_SOCKET": "x"}, (0.05, 0.05))
     for event, incident in events:
         made.tell(event, incident)
     await made.finish(within_s, asyncio.Event())
     assert not psutil.Process().children(recursive=True)
+    return made.untold
 
 
 OPENED, CLOSED = (EventKind.OPENED, ONE), (EventKind.CLOSED, OVER)
@@ -64,7 +65,7 @@ own = {{name: value for name, value in os.environ.items() if name.startswith(("P
 session = os.getsid(0) == os.getpid()
 open({str(tmp_path / "log")!r}, "a").write(json.dumps([told, own, session]) + "\\n")
 """
-    await told(IncidentsConfig(command=python(script)), OPENED, CLOSED)
+    assert await told(IncidentsConfig(command=python(script)), OPENED, CLOSED) == 0
     first, second = map(json.loads, (tmp_path / "log").read_text().splitlines())
     assert (first[0]["event"], second[0]["event"]) == ("opened", "closed"), "in order"
     assert first[0]["incident"]["engine"] == "e1"
@@ -93,7 +94,7 @@ async def test_what_goes_wrong_is_logged_with_what_it_said(
     caplog: pytest.LogCaptureFixture, command: tuple[str, ...], says: str
 ) -> None:
     timeout_s = 1.0 if "within" in says else 20.0
-    await told(IncidentsConfig(command=command, command_timeout_s=timeout_s), OPENED)
+    assert await told(IncidentsConfig(command=command, command_timeout_s=timeout_s), OPENED) == 1
     [record] = caplog.records
     assert says in record.getMessage()
     assert "told that 261126-1432 was opened" in record.getMessage()
@@ -183,7 +184,7 @@ async def test_too_many_that_wait_are_not_told_and_that_is_logged(caplog: pytest
 async def test_at_the_end_of_the_appliance_what_still_runs_is_ended(caplog: pytest.LogCaptureFixture) -> None:
     slow = IncidentsConfig(command=python("import time; time.sleep(60)"))
     began = time.monotonic()
-    await told(slow, OPENED, CLOSED, within_s=0.5)
+    assert await told(slow, OPENED, CLOSED, within_s=0.5) == 2
     assert time.monotonic() - began < 10
     assert "2 notices of incidents are given up" in caplog.text
     made = Hooks(slow, os.environ)
@@ -276,7 +277,7 @@ async def test_what_fails_is_logged_and_no_secret_with_it(
         monkeypatch.setattr(hooks, "_ANSWER_S", 0.2)
     hooked = Hooked(*answers)
     async with hooked.served() as url:
-        await told(IncidentsConfig(webhook=url), OPENED)
+        assert await told(IncidentsConfig(webhook=url), OPENED) == 1
     assert len(hooked.got) == tries
     [record] = caplog.records
     assert says in record.getMessage()

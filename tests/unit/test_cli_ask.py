@@ -164,6 +164,16 @@ def test_what_is_on_this_machine(host: str, here: bool) -> None:
     assert is_here(host) is here
 
 
+def test_a_node_can_be_named_without_a_scheme(node: Any) -> None:
+    node.answers["/api/node"] = (200, {"a": 1})
+    assert ask(f"127.0.0.1:{node.server_address[1]}", "GET", "api", "node") == {"a": 1}
+
+
+def test_why_nobody_answers_is_told_in_the_systems_words() -> None:
+    with pytest.raises(ActionError, match=r"no node answers at http://127\.0\.0\.1:1 \(Connection refused\); name"):
+        ask("http://127.0.0.1:1", "GET", "api", "node")
+
+
 def test_an_answer_that_breaks_off_is_told_in_a_line() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
 

@@ -504,7 +504,8 @@ def test_a_link_is_named_by_its_ends_and_the_unknown_as_such() -> None:
 
 def test_the_terminal_says_the_same() -> None:
     said = text(Look(made.bottleneck(0).verdict, b"", None))
-    assert said.startswith("BOTTLENECK e1: prefill_straggler_gpu (95% sure)")
+    assert said.startswith("BOTTLENECK e1: prefill_straggler_gpu (since ")
+    assert ", 95% sure)" in said
     assert "What to do: Give e1 less of the work" in said
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 from prometheus_client.parser import text_string_to_metric_families
 
 from appliance.records import (
@@ -16,15 +18,19 @@ from appliance.records import (
     GpuSnapshot,
     HandoffSnapshot,
     HostReading,
+    IncidentTotals,
     NodeSnapshot,
     QueueSnapshot,
     Role,
     Throttled,
+    Verdict,
 )
 from appliance.telemetry import exposition
 
 sys.path.append(str(Path(__file__).parents[1] / "browser"))
 import page_states as made
+
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 def samples(snapshot: NodeSnapshot) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
@@ -62,6 +68,58 @@ def test_pairs_are_told_by_both_engines() -> None:
     assert one(snapshot, "pair_ok", prefill="e0", decode="e2") == 0
     assert one(snapshot, "pair_in_use", prefill="e0", decode="e2") == 0
     assert one(snapshot, "pair_ok", prefill="e1", decode="e2") == 1
+
+
+def test_a_verdict_is_told_by_its_engines_its_link_and_its_cause() -> None:
+    shared = Verdict(
+        state="bottleneck", summary="", since=1000.0, engine="e0", engines=("e0", "e1"), stage="prefill",
+        cause="prefill_saturated", confidence=0.9, expected_gain=0.3,
+    )  # fmt: skip
+    node = replace(made.busy(0), verdict=shared)
+    for engine in ("e0", "e1"):
+        assert one(node, "bottleneck", engine=engine, link="", stage="prefill", cause="prefill_saturated") == 1
+    assert one(node, "verdict", pd_appliance_verdict="bottleneck") == 1
+    assert one(node, "verdict", pd_appliance_verdict="ok") == 0
+    assert one(node, "verdict_since_timestamp_seconds") == 1000
+    assert (one(node, "bottleneck_confidence_ratio"), one(node, "bottleneck_expected_gain_ratio")) == (0.9, 0.3)
+    link = Verdict(
+        state="bottleneck", summary="", since=1.0, link=("e0", "e4"), stage="handoff", cause="handoff_link_slow"
+    )
+    slow = replace(node, verdict=link)
+    assert one(slow, "bottleneck", engine="", link="e0-e4", stage="handoff", cause="handoff_link_slow") == 1
+    assert one(slow, "bottleneck_confidence_ratio") is None
+
+
+def test_while_nothing_holds_it_back_there_is_no_bottleneck() -> None:
+    well = replace(made.busy(0), verdict=Verdict(state="ok", summary="", since=1.0))
+    assert one(well, "verdict", pd_appliance_verdict="ok") == 1
+    assert not [name for name, _ in samples(well) if "bottleneck" in name]
+    nameless = replace(well, verdict=Verdict(state="unknown", summary="", since=1.0))
+    assert one(nameless, "bottleneck", engine="", link="", stage="", cause="unknown") == 1
+
+
+def test_incidents_are_counted_where_they_are_kept() -> None:
+    totals = IncidentTotals(open=True, opened=3, closed={"decode_kv_full": 2}, untold=1, kept=False)
+    families = text_string_to_metric_families(exposition.render(made.busy(0), totals).decode())
+    found = {(s.name, s.labels.get("cause")): s.value for family in families for s in family.samples}
+    assert found["pd_appliance_incident_open", None] == 1
+    assert found["pd_appliance_incidents_opened_total", None] == 3
+    assert found["pd_appliance_incidents_closed_total", "decode_kv_full"] == 2
+    assert found["pd_appliance_incident_notices_failed_total", None] == 1
+    assert found["pd_appliance_incidents_kept", None] == 0
+    assert not [name for name, _ in samples(made.busy(0)) if "incident" in name]
+
+
+@pytest.mark.parametrize("name", re.findall(r"`(pd_appliance_\w+)`", (DOCS / "metrics.md").read_text()))
+def test_what_the_documents_name_is_there(name: str) -> None:
+    verdict = Verdict(
+        state="bottleneck", summary="", since=1.0, engine="e0", cause="x", confidence=0.9, expected_gain=0.1
+    )
+    node = made.bottleneck(3)
+    engine = replace(node.engines[0], busy=0.5, slowdown=1.2, itl_late=0.1)
+    node = replace(node, verdict=verdict, engines=(engine, *node.engines[1:]))
+    text = exposition.render(node, IncidentTotals(closed={"x": 1})).decode()
+    assert re.search(rf"^{name}\b", text, re.MULTILINE), name
 
 
 def test_state_and_role_are_one_of_all() -> None:

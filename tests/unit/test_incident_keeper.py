@@ -99,6 +99,9 @@ async def test_an_incident_from_its_beginning_to_its_file(tmp_path: Path, monkey
         data = await now.incidents.bundle(incident.id)
         assert data is not None
         assert await now.incidents.bundle("no such") is None
+        totals = now.incidents.totals()
+        assert (totals.open, totals.opened, totals.closed) == (False, 1, {"prefill_saturated": 1})
+        assert totals.kept
     (tmp_path / "a.pdi").write_bytes(data)
     read = bundle.read(tmp_path / "a.pdi")
     assert read.incident == incident
@@ -181,6 +184,7 @@ async def test_without_a_disk_all_but_the_restart_works(
         assert [kind for kind, _ in now.told] == ["opened", "closed"]
         data = await now.incidents.bundle(incident.id)
         assert data is not None
+        assert not now.incidents.totals().kept
     errors = [record for record in caplog.records if record.levelno == logging.ERROR]
     assert len(errors) == 1
     (tmp_path / "a.pdi").write_bytes(data)

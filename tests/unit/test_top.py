@@ -16,9 +16,10 @@ import page_states as made
 
 from appliance.cli import glyphs
 from appliance.cli.live.frame import frame, printable
+from appliance.cli.live.hardware import handoffs
 from appliance.cli.live.layout import Column, Section, fit, table
 from appliance.cli.live.view import View, Watch
-from appliance.records import EngineState, Lately, NodeSnapshot, Role, Verdict
+from appliance.records import EngineState, Lately, LinkSnapshot, NodeSnapshot, Role, Verdict
 
 URL = "http://127.0.0.1:8000"
 SIZES = [(60, 5), (60, 16), (80, 24), (100, 30), (160, 50), (200, 70), (80, None), (20, 3), (60, 1)]
@@ -157,6 +158,29 @@ def test_a_pair_that_no_kv_gets_over() -> None:
 
 
 # ---- the node and its engines
+
+
+def test_links_stand_still_but_those_that_are_slow() -> None:
+    def drawn(*slowdowns: float) -> list[str]:
+        ways = [("e1", "e2"), ("e0", "e3"), ("e0", "e2"), ("e1", "e3")]
+        links = tuple(
+            LinkSnapshot(producer=one, consumer=other, handoffs_s=1.0, slowdown=slowdown)
+            for (one, other), slowdown in zip(ways, slowdowns, strict=True)
+        )
+        lines = handoffs(msgspec.structs.replace(well(1), links=links), 200).variants[0].lines
+        return re.findall(r"e\d→e\d", "\n".join(line.plain for line in lines))
+
+    assert drawn(1.0, 1.1, 0.9, 1.0) == drawn(1.1, 0.9, 1.0, 1.2) == ["e0→e2", "e0→e3", "e1→e2", "e1→e3"]
+    assert drawn(1.0, 2.0, 1.0, 5.0) == ["e1→e3", "e0→e3", "e0→e2", "e1→e2"]
+
+
+def test_an_engines_last_words_are_shown_and_not_obeyed() -> None:
+    engine = made.engine("e0", state=EngineState.FAILED, cause="it said \x1b]0;pwned\x07 and ended")
+    watch = Watch(URL, 1.0)
+    watch.heard(msgspec.structs.replace(well(1), engines=(engine,)), 0.0)
+    text = "\n".join(line.plain for line in frame(watch.view(0.0, time.time()), 120))
+    assert "it said \N{REPLACEMENT CHARACTER}]0;pwned" in text
+    assert "\x1b" not in text
 
 
 def test_engines_in_a_wide_terminal() -> None:

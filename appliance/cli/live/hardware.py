@@ -34,7 +34,7 @@ def handoffs(snapshot: NodeSnapshot, width: int) -> Section:
     ]
     head = flowing(line, width, between=" · ")
     broken = [row for pair in snapshot.pairs if not pair.in_use for row in _broken(pair, width)]
-    slow = sorted(snapshot.links, key=lambda link: -(link.slowdown or 0.0))
+    slow = sorted(snapshot.links, key=_place)
     links = flowing([_link(link) for link in slow], width, indent="  ")
     worst = flowing([_link(link) for link in slow if _is_slow(link)], width, indent="  ")
     return Section.of(
@@ -47,6 +47,11 @@ def handoffs(snapshot: NodeSnapshot, width: int) -> Section:
 def _broken(pair: Pair, width: int) -> list[Text]:
     said = f"{pair.prefill} → {pair.decode} is broken and not used: {pair.error or 'no KV gets over it'}"
     return wrapped(said, width, style="bold red", indent="    ", first="✕ ")
+
+
+def _place(link: LinkSnapshot) -> tuple[float, str, str]:
+    """Slow ones first, the slowest of all; the others where one looks for them, whatever they do from second to second."""
+    return -(link.slowdown or 0.0) if _is_slow(link) else 0.0, link.producer, link.consumer
 
 
 def _is_slow(link: LinkSnapshot) -> bool:
