@@ -90,6 +90,7 @@ class RouterConfig(Section, frozen=True, kw_only=True):
 class TelemetryConfig(Section, frozen=True, kw_only=True):
     tick_s: Annotated[float, msgspec.Meta(ge=0.05, le=60)] = 0.5
     recent_requests: Count = 512
+    history_days: Annotated[float, msgspec.Meta(ge=0, le=3660)] = 30.0  # of slots of a minute; 0: in memory only
 
 
 class DiagnosisConfig(Section, frozen=True, kw_only=True):

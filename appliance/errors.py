@@ -7,6 +7,7 @@ ApplianceError
  ├ ChannelError           a frame that can't be read, or a peer of another version
  ├ ActionError            an engine can't be told to do that now
  ├ IncidentError          what is kept of incidents can't be read or written
+ ├ HistoryError           the file of the node's history is another node's, or a newer version's
  ├ HandoffError           KV can't be shared between two engines
  └ RequestError           an answer in OpenAI's error shape, with an HTTP status
 """
@@ -48,6 +49,10 @@ class ActionError(ApplianceError):
 
 class IncidentError(ApplianceError):
     """What is kept of incidents can't be read or written, or isn't there. Says why, and what would help."""
+
+
+class HistoryError(ApplianceError):
+    """The node's history can't be kept in its file. Says why, and what would help."""
 
 
 class HandoffError(ApplianceError):

@@ -1,10 +1,9 @@
-// What the page does besides htmx: says whether it is live, draws two charts, remembers a theme, copies a command.
+// What the page does besides htmx: says whether it is live, remembers a theme, copies a command.
 "use strict";
 
 const root = document.documentElement;
 const byId = (id) => document.getElementById(id);
 const STALE_MS = 6000; // a snapshot comes twice a second
-const KEPT_S = 300;
 
 // ---- theme
 
@@ -98,84 +97,13 @@ function startLink(live, onSample) {
   }, 1000);
 }
 
-// ---- charts
-
-function resolved(name) { // light-dark() is resolved by an element, not by a property's text
-  const probe = document.body.appendChild(document.createElement("i"));
-  probe.style.color = `var(${name})`;
-  const found = getComputedStyle(probe).color;
-  probe.remove();
-  return found;
-}
-
-function chart(target, data, values, floor) {
-  const soft = resolved("--soft");
-  const grid = { stroke: resolved("--rule"), width: 1 };
-  const font = `11px ${getComputedStyle(document.body).fontFamily}`;
-  const line = (name, dash) => ({ stroke: resolved(name), width: 1.75, dash, points: { show: false } });
-  const series = [{}, line("--prefill"), line("--decode", [6, 3])];
-  const options = {
-    width: target.clientWidth,
-    height: 150,
-    legend: { show: false },
-    cursor: { show: false },
-    scales: { x: { range: (_, low, high) => [Math.min(low, high - 60), high] }, y: { range: (_, low, high) => [0, Math.max(floor, (high ?? 0) * 1.1)] } },
-    axes: [
-      { stroke: soft, grid: { show: false }, ticks: grid, font, values: (_, ticks) => ticks.map(clock), space: 70 },
-      { stroke: soft, grid, ticks: { show: false }, font, size: 56, values: (_, ticks) => ticks.map(values) },
-    ],
-    series,
-  };
-  return new uPlot(options, data, target);
-}
-
-const clock = (seconds) => new Date(seconds * 1000).toTimeString().slice(0, 8);
-const whole = (value) => (value == null ? "—" : Math.round(value).toLocaleString("en"));
-const length = (value) => {
-  if (value == null) return "—";
-  return value < 1 ? `${Math.round(value * 1000)} ms` : `${+value.toFixed(2)} s`;
-};
-
-function startCharts() {
-  const columns = ["time", "prompt_tokens_s", "output_tokens_s", "ttft_p50_s", "ttft_p99_s"];
-  const kept = Object.fromEntries(columns.map((name) => [name, []]));
-  const now = { "now-prompt": ["prompt_tokens_s", whole], "now-output": ["output_tokens_s", whole],
-    "now-p50": ["ttft_p50_s", length], "now-p99": ["ttft_p99_s", length] };
-  let drawn = [];
-
-  const tokens = () => [kept.time, kept.prompt_tokens_s, kept.output_tokens_s];
-  const ttft = () => [kept.time, kept.ttft_p50_s, kept.ttft_p99_s];
-  const draw = () => {
-    drawn.forEach((plot) => plot.destroy());
-    drawn = [chart(byId("chart-tokens"), tokens(), whole, 10), chart(byId("chart-ttft"), ttft(), length, 0.01)];
-  };
-  const push = (sample) => columns.forEach((name) => kept[name].push(sample[name] ?? null));
-
-  byId("charts").hidden = false;
-  document.addEventListener("theme", () => drawn.length && draw());
-  new ResizeObserver(() => drawn.forEach((plot) => plot.setSize({ width: plot.root.parentNode.clientWidth, height: 150 })))
-    .observe(byId("charts"));
-
-  return (sample) => {
-    const last = kept.time.at(-1);
-    if (last !== undefined && sample.time - last > 5) push({ time: last + 0.001 }); // a gap, not a line across it
-    push(sample);
-    while (kept.time.at(-1) - kept.time[0] > KEPT_S) columns.forEach((name) => kept[name].shift());
-    for (const [id, [name, words]] of Object.entries(now)) byId(id).textContent = words(sample[name]);
-    if (!drawn.length) return draw();
-    drawn[0].setData(tokens());
-    drawn[1].setData(ttft());
-  };
-}
-
 // ---- start
 
 startTheme();
 startCopy();
 if (byId("live")) {
-  const chartSample = startCharts();
   startLink(byId("live"), (sample) => {
     if (sample.build !== document.body.dataset.build) location.reload(); // the appliance was upgraded
-    else if (!document.hidden) chartSample(sample);
+    else if (!document.hidden) document.dispatchEvent(new CustomEvent("node:sample", { detail: sample })); // to charts.js
   });
 }

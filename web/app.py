@@ -19,12 +19,13 @@ from web import assets, errors
 from web.actions import ActionRoutes
 from web.api import Api, encoded_snapshot
 from web.door import Door
+from web.history import HistoryRoutes
 from web.incidents import IncidentRoutes
 from web.openai import OpenAI
 from web.overview import Overview
 from web.pages import Pages
 from web.plans import PlanRoutes
-from web.ports import Actions, IncidentView, Inference, NodeView, Planning, Simulation
+from web.ports import Actions, HistoryView, IncidentView, Inference, MarkView, NodeView, Planning, Simulation
 from web.simulation import SimulationRoutes
 from web.stream import Feed
 
@@ -51,6 +52,8 @@ def create_app(
     simulation: Simulation | None = None,
     incidents: IncidentView | None = None,
     planning: Planning | None = None,
+    history: HistoryView | None = None,
+    marks: MarkView | None = None,
     max_body_bytes: int,
     max_held_bytes: int,
     metrics: Callable[[NodeSnapshot], bytes],
@@ -66,6 +69,8 @@ def create_app(
         simulation: of a simulated node; every answer then says that it is one.
         incidents: what is kept of them.
         planning: what other layouts would bring.
+        history: how the node was.
+        marks: what happened to it meanwhile.
         max_body_bytes: of a request to ``/v1/*``.
         max_held_bytes: of all these requests under way.
         metrics: a snapshot as Prometheus text (``appliance.telemetry.exposition.render``).
@@ -80,10 +85,12 @@ def create_app(
             *SimulationRoutes(simulation).routes(),
             *IncidentRoutes(incidents).routes(),
             *PlanRoutes(planning).routes(),
+            *HistoryRoutes(node, history, marks).routes(),
         ],
         metrics,
         Door(bound_to, allowed_hosts),
         Middleware(Guard, {**_GUARDS, **({"x-simulated": "true"} if simulation else {})}),
+        history,
     )
 
 
@@ -99,8 +106,9 @@ class Site:
         metrics: Callable[[NodeSnapshot], bytes],
         door: Door,
         guard: Middleware,
+        history: HistoryView | None = None,
     ) -> None:
-        self._pages = Pages(node, [Overview(actions)])
+        self._pages = Pages(node, [Overview(actions, history)])
         self._door = door
         self._openai = openai
         self._events = Feed(node, encoded_snapshot)

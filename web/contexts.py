@@ -200,15 +200,3 @@ def footer(snapshot: NodeSnapshot) -> FooterContext:
         cpu=words.DASH if supervisor.cpu_share is None else f"{supervisor.cpu_share * 100:.1f}\u00a0%",
         loop_delay=words.duration(None if delay_ms is None else delay_ms / 1e3),
     )
-
-
-def sample(snapshot: NodeSnapshot) -> dict[str, float | None]:
-    """One point of the charts."""
-    prompt, output = token_rates(snapshot)
-    return {
-        "time": snapshot.time,
-        "prompt_tokens_s": prompt,
-        "output_tokens_s": output,
-        "ttft_p50_s": snapshot.ttft_p50_s,
-        "ttft_p99_s": snapshot.ttft_p99_s,
-    }

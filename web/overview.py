@@ -11,9 +11,9 @@ from typing import Final
 from markupsafe import Markup
 
 from appliance.records import NodeSnapshot
-from web import contexts, diagnosis, flow, gpus, remedies, waterfall
+from web import assets, contexts, diagnosis, flow, gpus, remedies, waterfall
 from web.contexts import Context
-from web.ports import Actions
+from web.ports import Actions, HistoryView
 from web.views import Asked, Parts, View
 
 _ORIGIN: Final = re.compile(r"https?://([A-Za-z0-9.\-]+|\[[0-9a-fA-F:.]+\])(:\d+)?")
@@ -25,6 +25,7 @@ class OverviewContext(Context, frozen=True, kw_only=True):
     parts: Mapping[str, Markup]
     curl: str  # a first request, to be copied
     empty: bool  # nothing has been asked yet
+    build: str  # fingerprint of the static files
 
 
 class Overview:
@@ -34,8 +35,9 @@ class Overview:
     template = "overview"
     place = "Overview"
 
-    def __init__(self, actions: Actions) -> None:
+    def __init__(self, actions: Actions, history: HistoryView | None) -> None:
         self._actions = actions
+        self._history = history
 
     def view(self, asked: Asked) -> View:
         def body(snapshot: NodeSnapshot, parts: Mapping[str, Markup]) -> Context:
@@ -43,9 +45,16 @@ class Overview:
                 parts=parts,
                 curl=curl(snapshot.model, asked.origin),
                 empty=not snapshot.requests.total,
+                build=assets.fingerprint(),
             )
 
-        return View(title=lambda snapshot: snapshot.model, parts=self._parts, body=body, sample=contexts.sample)
+        sample = self._history.sample if self._history else None
+        return View(title=lambda snapshot: snapshot.model, parts=self._parts, body=body, sample=sample)
+            title=lambda snapshot: snapshot.model,
+            parts=self._parts,
+            body=body,
+            sample=self._history.sample if self._history else None,
+        )
 
     def _parts(self, snapshot: NodeSnapshot) -> Parts:
         return {

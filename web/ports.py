@@ -7,7 +7,18 @@ from typing import Protocol
 
 import msgspec
 
-from appliance.records import Incident, KneeReading, NodeSnapshot, Order, Plans, Remedy, StepReading, Timeline
+from appliance.records import (
+    Change,
+    History,
+    Incident,
+    KneeReading,
+    NodeSnapshot,
+    Order,
+    Plans,
+    Remedy,
+    StepReading,
+    Timeline,
+)
 
 
 class InferenceRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -104,6 +115,31 @@ class IncidentView(Protocol):
 
     async def bundle(self, id: str) -> bytes | None:
         """One file with all that was seen around it; None if there is no such incident."""
+        ...
+
+
+class MarkView(Protocol):
+    """What happened to the node."""
+
+    async def between(self, since: float, until: float, limit: int) -> tuple[Sequence[Change], Sequence[Incident]]:
+        """What changed between two times, and the incidents that were open then: the newest of each, oldest first."""
+        ...
+
+
+class HistoryView(Protocol):
+    """How the node was."""
+
+    def sample(self, snapshot: NodeSnapshot) -> Mapping[str, float | None]:
+        """What the page's charts are told with each snapshot, by the names that ``read`` knows."""
+        ...
+
+    async def read(self, since: float, until: float, points: int, series: Sequence[str]) -> History:
+        """Series between two times, in at most so many points.
+
+        Args:
+            since, until: Unix seconds.
+            series: names: ``ttft_s``, ``e0.kv_usage``, ``*.kv_usage``. Raises ``RequestError`` where there is no such.
+        """
         ...
 
 

@@ -31,6 +31,7 @@ from appliance.diagnosis.verdicts import Diagnoser
 from appliance.errors import NoEngineError, NotNowError
 from appliance.gpu.nvml import Nvml
 from appliance.gpu.watch import Watch
+from appliance.history.keeper import History
 from appliance.incidents.keeper import Incidents
 from appliance.records import EngineState, EngineView, NodeSnapshot, Role
 from appliance.remedies.apply import Remedies, present
@@ -119,9 +120,10 @@ class Appliance:
         remedies = Remedies(node.actions, partial(_as_it_is, collector, node), _say, incidents.keep_remedy)
         incidents.recall = remedies.recall
         node.on_change(self._note)
+        history = History(config.telemetry, self._state_directory)
         forecast = Forecast(collector, config.slo.share)
         collector.better = forecast.better
-        app = self._app(router, remedies, incidents, collector, control, forecast)
+        app = self._app(router, remedies, incidents, history, collector, control, forecast)
         server = _Web(app, self._listener)
         herald = Herald(
             config,
@@ -138,6 +140,7 @@ class Appliance:
             trials = group.create_task(remedies.run(collector.updates()))
             keeping = group.create_task(self._fits.run(collector.updates()))
             watch = group.create_task(incidents.run(collector.updates()))
+            remembering = group.create_task(history.run(collector.updates()))
             await router.start()
             await node.start()
             telling = group.create_task(herald.run())
@@ -155,9 +158,11 @@ class Appliance:
             trials.cancel()
             telemetry.cancel()
             keeping.cancel()
+            remembering.cancel()
             await server.stop(web)
             await router.close()
             await farewell
+            await history.close()
             await node.stop(0.0 if self._hurry.is_set() else _ENGINE_GRACE_S)
             telling.cancel()
         _say("pd-appliance: stopped")
@@ -187,6 +192,7 @@ class Appliance:
         router: Router,
         remedies: Remedies,
         incidents: Incidents,
+        history: History,
         collector: Collector,
         control: Control | None,
         forecast: Forecast,
@@ -199,6 +205,8 @@ class Appliance:
             simulation=control,
             incidents=incidents,
             planning=forecast,
+            history=history,
+            marks=incidents,
             max_body_bytes=server.max_body_bytes,
             max_held_bytes=server.max_held_bytes,
             metrics=lambda snapshot: exposition.render(snapshot, incidents.totals()),

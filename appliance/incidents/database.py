@@ -185,6 +185,17 @@ class Database:
         rows = self._connection.execute("SELECT data FROM changes WHERE time >= ? ORDER BY number", (since,))
         return [one for (data,) in rows if (one := _record(data, Change)) is not None]
 
+    def between(self, since: float, until: float, limit: int) -> tuple[list[Change], list[Incident]]:
+        """The newest of each, oldest first; of incidents those that were open at some time of it."""
+        run = self._connection.execute
+        changes = run(
+            "SELECT data FROM changes WHERE time >= ? AND time < ? ORDER BY number DESC LIMIT ?", (since, until, limit)
+        )
+        found = [change for (data,) in changes if (change := _record(data, Change)) is not None]
+        incidents = run("SELECT data FROM incidents WHERE opened < ? ORDER BY opened DESC LIMIT ?", (until, limit))
+        spells = [spell for (data,) in incidents if (spell := _record(data, Incident)) is not None]
+        return found[::-1], [spell for spell in spells[::-1] if spell.closed is None or spell.closed >= since]
+
     def last_change(self, kind: str) -> Change | None:
         row = self._connection.execute(
             "SELECT data FROM changes WHERE kind = ? ORDER BY number DESC LIMIT 1", (kind,)

@@ -86,6 +86,10 @@ class Incidents:
         """None if there is no such, or it is not kept any more."""
         return await self._store.incident(id)
 
+    async def between(self, since: float, until: float, limit: int) -> tuple[list[Change], list[Incident]]:
+        """What changed between two times, and what held the node back then: the newest of each, oldest first."""
+        return await self._store.between(since, until, limit)
+
     async def bundle(self, id: str) -> bytes | None:
         """The file of it."""
         incident = await self._store.incident(id)

@@ -172,6 +172,17 @@ class Store:
         """None if there is no such, or it is not kept any more."""
         return self._incidents.get(id) or await self._read(lambda kept: kept.incident(id), None)
 
+    async def between(self, since: float, until: float, limit: int) -> tuple[list[Change], list[Incident]]:
+        """The newest of each, oldest first, those that are not on disk included."""
+        held, open_now = list(self._changes), dict(self._incidents)
+        nothing: tuple[list[Change], list[Incident]] = ([], [])
+        changes, incidents = await self._read(lambda kept: kept.between(since, until, limit), nothing)
+        changes += [one for one in held if since <= one.time < until and one not in changes]
+        incidents = [one for one in incidents if one.id not in open_now] + [
+            one for one in open_now.values() if one.opened < until and (one.closed is None or one.closed >= since)
+        ]
+        return changes[-limit:], database.newest(incidents, limit)[::-1]
+
     async def chunks(self, id: str) -> list[bytes]:
         """The snapshots around it, as ``frames.snapshots`` reads them."""
         waiting = [chunk for chunk in self._chunks if chunk.incident == id]

@@ -15,6 +15,7 @@ from appliance.records.engine import (
     StepReading,
 )
 from appliance.records.gpu import GpuProcess, GpuSnapshot, Throttled
+from appliance.records.history import History
 from appliance.records.incident import Change, ChangeKind, Incident, IncidentState, IncidentTotals, Said
 from appliance.records.inventory import Card, Inventory
 from appliance.records.names import new_id
@@ -58,6 +59,7 @@ __all__ = [
     "GpuProcess",
     "GpuSnapshot",
     "HandoffSnapshot",
+    "History",
     "HostReading",
     "Incident",
     "IncidentState",

@@ -116,6 +116,8 @@ class Lately(msgspec.Struct, frozen=True, kw_only=True):
         None  # of the time that late ones waited for an engine, the share behind prompts many times as long
     )
     long_tokens: float | None = None  # of such prompts, mean
+    ended: int = 0  # requests that were answered to the end or failed, whenever they had come
+    good: float | None = None  # share of these that met both targets
 
 
 class NodeSnapshot(msgspec.Struct, frozen=True, kw_only=True):

@@ -282,7 +282,7 @@ class Collector:
             ttft_p50_s=percentiles.ttft_p50_s,
             ttft_p99_s=percentiles.ttft_p99_s,
             itl_p50_s=percentiles.itl_p50_s,
-            lately=self._timelines.begun.lately(now_ns, self._config.slo.ttft_s),
+            lately=self._timelines.begun.lately(now_ns, self._config.slo.ttft_s, self._config.slo.itl_s),
             overdue=self._timelines.overdue(now_ns, self._config.slo.ttft_s),
             demand=self._timelines.wanted.demand(now_ns),
             better=self.better(),

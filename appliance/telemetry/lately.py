@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
@@ -16,7 +17,9 @@ _LONG: Final = 8  # times the usual prompt
 _LONG_KEPT: Final = 64
 _FEW_ARE_LONG: Final = 0.9  # of prompts are not
 _ENOUGH: Final = 20  # prompts, to say which length is usual
+_TOO_MANY: Final = 429  # refused for want of room: that is the node's
 _KEPT: Final = 300  # of them, the newest: enough for a mean
+_MOST_ENDED: Final = 3000  # they are counted: a thousand per second
 
 
 class Begun:
@@ -27,6 +30,7 @@ class Begun:
         self._prompts: deque[int] = deque(maxlen=_KEPT)
         self._usual: int | None = None  # tokens of a prompt, median
         self._long: deque[Trace] = deque(maxlen=_LONG_KEPT)
+        self._ended: deque[tuple[int, Trace]] = deque(maxlen=_MOST_ENDED)
 
     def scheduled(self, trace: Trace) -> None:
         """An engine has begun with a prompt."""
@@ -38,12 +42,20 @@ class Begun:
         if trace.prompt_tokens:
             self._prompts.append(trace.prompt_tokens)
 
-    def lately(self, now_ns: int, ttft_target_s: float) -> Lately:
-        """Means, and the share that came late."""
+    def ended(self, trace: Trace, now_ns: int) -> None:
+        """Who left, and who was refused for what he had asked, says nothing of the node."""
+        mistaken = trace.status is not None and 400 <= trace.status < 500 and trace.status != _TOO_MANY
+        if trace.outcome != "cancelled" and not mistaken:
+            self._ended.append((now_ns, trace))
+
+    def lately(self, now_ns: int, ttft_target_s: float, itl_target_s: float = math.inf) -> Lately:
+        """Means, and the shares that came late and that met both targets."""
         traces = self._recent(now_ns)
+        ended = _within(self._ended, now_ns)
+        good = sum(_good(trace, ttft_target_s, itl_target_s) for trace in ended) / len(ended) if ended else None
         ttfts = [trace.ttft_ns * _NS for trace in traces if trace.ttft_ns is not None]
         if not ttfts:
-            return Lately(first_tokens=0)
+            return Lately(first_tokens=0, ended=len(ended), good=good)
         prompts = [trace.prompt_tokens for trace in traces if trace.prompt_tokens]
         if len(self._prompts) >= _ENOUGH:
             ordered = sorted(self._prompts)
@@ -65,6 +77,8 @@ class Begun:
             prompt_tokens=sum(prompts) / len(prompts) if prompts else None,
             behind_long=behind_ns / waited_ns if waited_ns else None,
             long_tokens=sum(long) / len(long) if long else None,
+            ended=len(ended),
+            good=good,
         )
 
     def _behind_ns(self, trace: Trace, now_ns: int) -> int:
@@ -86,9 +100,24 @@ class Begun:
         return {engine: sum(delays) / len(delays) for engine, delays in found.items()}
 
     def _recent(self, now_ns: int) -> list[Trace]:
-        while self._traces and now_ns - self._traces[0][0] > _WINDOW_NS:
-            self._traces.popleft()
-        return [trace for _, trace in self._traces]
+        return _within(self._traces, now_ns)
+
+
+def _within(traces: deque[tuple[int, Trace]], now_ns: int) -> list[Trace]:
+    """Those of the last seconds; the others are forgotten."""
+    while traces and now_ns - traces[0][0] > _WINDOW_NS:
+        traces.popleft()
+    return [trace for _, trace in traces]
+
+
+def _good(trace: Trace, ttft_target_s: float, itl_target_s: float) -> bool:
+    """Answered, the first token in time, and those after it, in the mean; of an answer in one piece nobody sees these."""
+    if trace.outcome != "ok" or trace.ttft_ns is None or trace.ttft_ns * _NS > ttft_target_s:
+        return False
+    after = trace.output_chunks - 1
+    if not trace.stream or after < 1 or trace.total_ns is None:
+        return True
+    return (trace.total_ns - trace.ttft_ns) * _NS <= itl_target_s * after
 
 
 def _wait(trace: Trace) -> tuple[int, int]:

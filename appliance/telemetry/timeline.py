@@ -181,7 +181,7 @@ class Trace:
         self.outcome, self.status, self.error = outcome, status, error
         self.total_ns = now_ns - self.marks.arrived
         self.on_scheduled = self.on_first_token = None
-        self._owner.finished(self)
+        self._owner.finished(self, now_ns)
 
     # ---- what is read
 
@@ -321,8 +321,9 @@ class Timelines:
         self._by_id[id] = trace
         return trace
 
-    def finished(self, trace: Trace) -> None:
+    def finished(self, trace: Trace, now_ns: int) -> None:
         """Called by the trace itself."""
+        self.begun.ended(trace, now_ns)
         self._running.pop(trace, None)
         self._finished.append(trace)
         while len(self._finished) > self._capacity:

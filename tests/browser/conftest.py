@@ -27,8 +27,9 @@ class Served:
     The port is bound as long as this lives, so that nobody else gets it; but nobody listens there while it is stopped.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, site: Callable[[FakeNode], Demo] = Demo) -> None:
         self.node = FakeNode("empty", tick_s=0.1)
+        self._site = site
         self._place = _bound(0)
         self.url = f"http://127.0.0.1:{self._port}"
 
@@ -37,7 +38,7 @@ class Served:
         return int(self._place.getsockname()[1])
 
     def start(self) -> None:
-        self._demo = Demo(self.node)
+        self._demo = self._site(self.node)
         self._server = uvicorn.Server(uvicorn.Config(self._demo, log_level="warning"))
         self._thread = threading.Thread(target=self._server.run, args=([_bound(self._port)],))
         self._thread.start()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 
+import page_history as past
 import uvicorn
 from page_states import STATES, FakeNode
 from starlette.types import Receive, Scope, Send
@@ -15,7 +16,7 @@ from appliance.errors import RequestError
 from appliance.remedies.apply import Remedies
 from appliance.telemetry import exposition
 from web.app import Site, create_app
-from web.ports import InferenceRequest, Reply
+from web.ports import HistoryView, InferenceRequest, MarkView, Reply
 
 
 class NoInference:
@@ -28,12 +29,14 @@ class NoInference:
 class Demo:
     """The site, with a door of its own for changing the state."""
 
-    def __init__(self, node: FakeNode) -> None:
+    def __init__(self, node: FakeNode, history: HistoryView | None = None, marks: MarkView | None = None) -> None:
         self.node = node
         self.site: Site = create_app(
             inference=NoInference(),
             node=node,
             actions=Remedies(node, node.latest),
+            history=history or past.history(None, node.latest().time),
+            marks=marks,
             max_body_bytes=1 << 20,
             max_held_bytes=1 << 24,
             metrics=exposition.render,

@@ -446,7 +446,7 @@ class NoActions:
         raise AssertionError
 
 
-OVERVIEW = Overview(NoActions())
+OVERVIEW = Overview(NoActions(), None)
 
 
 def sections(snapshot: NodeSnapshot, page: Page | None = None) -> dict[str, str]:

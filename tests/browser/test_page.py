@@ -191,7 +191,7 @@ def test_two_requests_of_one_id_are_two_rows(open_page: Opened, served: Served) 
 def test_the_keyboard_reaches_everything_in_reading_order(open_page: Opened) -> None:
     page = open_page("empty")
     reached = []
-    for _ in range(12 + len(PLACES)):
+    for _ in range(26 + len(PLACES)):
         page.keyboard.press("Tab")
         reached.append(
             page.evaluate("document.activeElement.id || document.activeElement.textContent.trim().slice(0, 20)")
@@ -199,7 +199,10 @@ def test_the_keyboard_reaches_everything_in_reading_order(open_page: Opened) -> 
     assert reached.pop(0) == "Skip to the page"
     assert [reached.pop(0) for _ in PLACES] == list(PLACES)
     assert reached[:4] == ["theme", "Send a request", "curl", "copy"]
-    assert reached[4:10] == ["e0", "e1", "node", "requests", "metrics", "models"]
+    assert reached[4:11] == ["e0", "e1", "5 min", "1 h", "6 h", "24 h", "7 d"]
+    assert reached[11:16] == ["←", "→", "−", "+", "charts-plots"]
+    assert reached[16:18] == ["No incident and no c", "The same in numbers"]
+    assert reached[18:22] == ["node", "requests", "metrics", "models"]
 
 
 def test_the_curl_names_this_host_and_is_copied(open_page: Opened, served: Served) -> None:
@@ -208,12 +211,6 @@ def test_the_curl_names_this_host_and_is_copied(open_page: Opened, served: Serve
     page.get_by_role("button", name="Copy").click()
     expect(page.locator("#copy")).to_have_text("Copied")
     assert page.evaluate("navigator.clipboard.readText()").startswith(f"curl -N {served.url}/v1/chat/completions")
-
-
-def test_the_charts_draw_what_has_come(open_page: Opened) -> None:
-    page = open_page("busy")
-    expect(page.locator("#charts canvas")).to_have_count(2)
-    expect(page.locator("#now-prompt")).not_to_have_text("—")
 
 
 def test_the_remedy_is_asked_for_applied_and_taken_back(open_page: Opened, served: Served) -> None:

@@ -553,3 +553,21 @@ def test_a_batch_is_written_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
     assert len(made.incidents(5)) == 1
     made.close()
     made.close()
+
+
+async def test_what_happened_between_two_times_is_told_wherever_it_is(tmp_path: Path) -> None:
+    async with kept(tmp_path) as now:
+        for one in (incident(1, age_s=900), incident(2, age_s=500), incident(3, age_s=100, closed=False)):
+            now.put(one)
+        now.put_changes([change(-800), change(-450)])
+        await now.flush()
+        now.put(incident(4, age_s=50, closed=False))
+        now.put_changes([change(-40)])
+        changes, incidents = await now.between(NOW - 600, NOW, 10)
+        assert [one.sentence for one in changes] == ["at -450", "at -40"]
+        assert [one.id for one in incidents] == ["i0002", "i0003", "i0004"], "oldest first, whoever is on disk"
+        changes, incidents = await now.between(NOW - 1000, NOW - 460, 10)
+        assert ([one.sentence for one in changes], [one.id for one in incidents]) == (["at -800"], ["i0001", "i0002"])
+        changes, incidents = await now.between(NOW - 1000, NOW, 2)
+        assert [one.sentence for one in changes] == ["at -450", "at -40"], "the newest, where there are too many"
+        assert [one.id for one in incidents] == ["i0003", "i0004"]

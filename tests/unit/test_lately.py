@@ -49,3 +49,38 @@ def test_from_a_prompts_kv_to_the_word_that_it_is_there_is_the_api_process_of_th
     timelines.fold("e1", FirstToken(request="k", at_ns=300 * MS))
     trace.first_byte(310 * MS)
     assert timelines.begun.api_delays(S) == {"e0": pytest.approx(0.08), "e1": pytest.approx(0.01)}
+
+
+def ended(
+    timelines: Timelines, outcome: str = "ok", status: int = 200, ttft_ms: int = 100, tokens: int = 11, gap_ms: int = 10
+) -> None:
+    trace = timelines.begin("r", "/v1/completions", True, 0)
+    if outcome == "ok":
+        trace.first_byte(ttft_ms * MS)
+        for number in range(1, tokens):
+            trace.chunk((ttft_ms + number * gap_ms) * MS)
+    trace.finish(outcome, status, (ttft_ms + (tokens - 1) * gap_ms) * MS)
+
+
+def test_good_is_who_was_answered_within_both_targets() -> None:
+    timelines = Timelines(10)
+    for how in ({}, {"ttft_ms": 900}, {"gap_ms": 60}, {"outcome": "failed", "status": 502}, {"tokens": 1}):
+        ended(timelines, **how)
+    ended(timelines, outcome="failed", status=429)  # there was no room: that is the node's
+    found = timelines.begun.lately(1 * S, 0.5, 0.05)
+    assert (found.ended, found.good) == (6, pytest.approx(2 / 6))
+
+
+@pytest.mark.parametrize(("outcome", "status"), [("cancelled", 200), ("failed", 400)])
+def test_who_left_or_asked_for_what_there_is_not_says_nothing_of_goodput(outcome: str, status: int) -> None:
+    timelines = Timelines(10)
+    ended(timelines, outcome=outcome, status=status)
+    found = timelines.begun.lately(1 * S, 0.5, 0.05)
+    assert (found.ended, found.good) == (0, None)
+
+
+def test_goodput_is_of_the_last_seconds() -> None:
+    timelines = Timelines(10)
+    ended(timelines)
+    assert timelines.begun.lately(2 * S, 0.5, 0.05).ended == 1
+    assert timelines.begun.lately(60 * S, 0.5, 0.05).ended == 0

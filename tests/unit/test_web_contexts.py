@@ -103,8 +103,7 @@ def test_rates_are_of_all_engines_whatever_their_role() -> None:
         made.engine("e1", Role.DECODE, prompt_tokens_s=7.0, output_tokens_s=50.0),
     )
     snapshot = replace(made.empty(0), engines=engines)
-    point = contexts.sample(snapshot)
-    assert (point["prompt_tokens_s"], point["output_tokens_s"]) == (107.0, 51.0)
+    assert contexts.token_rates(snapshot) == (107.0, 51.0)
     assert (flow.flow(snapshot).prompts.label, flow.flow(snapshot).outputs.label) == ("107", "51.0")
 
 
@@ -129,7 +128,7 @@ def test_an_engines_other_rate_is_shown_where_it_amounts_to_something(
 
 
 def test_a_rate_that_nobody_measured_is_absent() -> None:
-    assert contexts.sample(made.loading(0))["prompt_tokens_s"] is None
+    assert contexts.token_rates(made.loading(0))[0] is None
     prompts = flow.flow(made.loading(0)).prompts
     assert prompts.label == "—"
     assert {ribbon.look for ribbon in prompts.ribbons} == {"empty"}

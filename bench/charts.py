@@ -1,0 +1,200 @@
+"""``make bench-charts``: whether a day of history can be looked through without the page ever hanging.
+
+    python -m bench.charts --hours 24
+
+A made-up past (``tests/browser/page_history.py``) is opened in the system's Chromium, zoomed, moved through and zoomed out again. What is
+told of the longest tasks is their wall time, which is what a person waits for, and the CPU time that they had, which is what is left of
+it on a machine with nothing else to do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+import threading
+import time
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import uvicorn
+from playwright.sync_api import Browser, Page, sync_playwright
+from rich.console import Console
+from rich.table import Table
+
+from bench.servers import ROOT, _free_port
+
+_LIMIT_MS: Final = 50.0
+_FLAGS: Final = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking")
+_SETTLE_MS: Final = 1500
+_CATEGORIES: Final = ["toplevel", "disabled-by-default-devtools.timeline"]
+
+
+class Row(msgspec.Struct, frozen=True, kw_only=True):
+    """The main thread's tasks while something was done."""
+
+    what: str
+    tasks: int
+    longest_ms: float
+    longest_cpu_ms: float
+    over: int  # tasks of more than 50 ms, by the clock
+    over_cpu: int  # by CPU time
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--hours", type=float, default=24.0)
+    parser.add_argument("--apart-s", type=float, default=30.0, help="between two snapshots of the past")
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        rows = _measured(Path(name), arguments.hours, arguments.apart_s)
+    if arguments.json:
+        sys.stdout.write(msgspec.json.encode(rows).decode() + "\n")
+    else:
+        _show(rows)
+
+
+def _measured(directory: Path, hours: float, apart_s: float) -> list[Row]:
+    sys.path.append(str(ROOT / "tests" / "browser"))
+    past, states, demo = (import_module(name) for name in ("page_history", "page_states", "demo_server"))
+    now = time.time()
+    vars(states)["_NOON"] = now
+    past.write(directory, now, hours, apart_s)
+    history = past.history(directory, now, apart_s)
+    site = demo.Demo(states.FakeNode("large"), history, past.Marks(now))
+    port = _free_port()
+    server = uvicorn.Server(uvicorn.Config(site, host="127.0.0.1", port=port, log_level="warning"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        with sync_playwright() as playwright:
+            path = shutil.which("chromium") or shutil.which("chromium-browser")
+            browser = playwright.chromium.launch(executable_path=path, args=list(_FLAGS))
+            return _looked_through(browser, f"http://127.0.0.1:{port}")
+    finally:
+        site.site.close_streams()
+        server.should_exit = True
+        thread.join()
+
+
+def _looked_through(browser: Browser, url: str) -> list[Row]:
+    page = browser.new_page(viewport={"width": 1400, "height": 1000})
+    rows = [_row(browser, page, "open the last 24 h", lambda: _open(page, f"{url}/?last=24h"))]
+    page.locator('[data-chart="kv"]').scroll_into_view_if_needed()
+    steps = {
+        "watch it go on, 5 s": lambda: page.wait_for_timeout(5000),
+        "follow the pointer": lambda: _follow(page),
+        "zoom in by dragging, 5 times": lambda: _zoom(page),
+        "zoom out by a double click, 5 times": lambda: _back(page),
+        "scroll through the day, 60 steps": lambda: _scroll(page),
+        "7 d, 24 h, 6 h, 1 h, 5 min": lambda: _ranges(page),
+        "another theme, twice": lambda: _themes(page),
+    }
+    rows += [_row(browser, page, what, how) for what, how in steps.items()]
+    page.close()
+    return rows
+
+
+def _open(page: Page, address: str) -> None:
+    page.goto(address, wait_until="load", timeout=120_000)
+    page.locator("#charts canvas").nth(5).wait_for(timeout=60_000)
+
+
+def _box(page: Page) -> dict[str, float]:
+    box: Any = page.locator('[data-chart="itl"] .u-over').bounding_box()
+    return dict(box)
+
+
+def _follow(page: Page) -> None:
+    box = _box(page)
+    page.mouse.move(box["x"], box["y"] + 20)
+    page.mouse.move(box["x"] + box["width"] - 1, box["y"] + 40, steps=100)
+
+
+def _zoom(page: Page) -> None:
+    box = _box(page)
+    for _ in range(5):
+        page.mouse.move(box["x"] + box["width"] * 0.3, box["y"] + 30)
+        page.mouse.down()
+        page.mouse.move(box["x"] + box["width"] * 0.7, box["y"] + 30, steps=10)
+        page.mouse.up()
+        page.wait_for_timeout(700)
+
+
+def _back(page: Page) -> None:
+    box = _box(page)
+    for _ in range(5):
+        page.mouse.dblclick(box["x"] + 100, box["y"] + 30)
+        page.wait_for_timeout(700)
+
+
+def _scroll(page: Page) -> None:
+    box = _box(page)
+    page.mouse.move(box["x"] + 200, box["y"] + 30)
+    for step in range(60):
+        page.mouse.wheel(-60 if step < 40 else 60, 0)
+        page.wait_for_timeout(30)
+
+
+def _ranges(page: Page) -> None:
+    for name in ("7 d", "24 h", "6 h", "1 h", "5 min", "24 h"):
+        page.get_by_role("button", name=name, exact=True).click()
+        page.wait_for_timeout(700)
+
+
+def _themes(page: Page) -> None:
+    for _ in range(2):
+        page.get_by_role("button", name="Theme").click()
+        page.wait_for_timeout(700)
+
+
+def _row(browser: Browser, page: Page, what: str, how: Any) -> Row:
+    browser.start_tracing(page=page, categories=_CATEGORIES)
+    how()
+    page.wait_for_timeout(_SETTLE_MS)
+    events = json.loads(browser.stop_tracing())["traceEvents"]
+    tasks = _tasks(events)
+    wall, cpu = [one["dur"] / 1e3 for one in tasks], [one.get("tdur", 0) / 1e3 for one in tasks]
+    return Row(
+        what=what,
+        tasks=len(tasks),
+        longest_ms=max(wall, default=0.0),
+        longest_cpu_ms=max(cpu, default=0.0),
+        over=sum(one > _LIMIT_MS for one in wall),
+        over_cpu=sum(one > _LIMIT_MS for one in cpu),
+    )
+
+
+def _tasks(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of the renderer's main thread."""
+    mains = {
+        (one["pid"], one["tid"])
+        for one in events
+        if one.get("name") == "thread_name" and one["args"]["name"] == "CrRendererMain"
+    }
+    return [
+        one for one in events if one.get("ph") == "X" and one["name"] == "RunTask" and (one["pid"], one["tid"]) in mains
+    ]
+
+
+def _show(rows: list[Row]) -> None:
+    table = Table("what is done", "tasks", "longest, ms", "CPU of the longest, ms", "> 50 ms", "> 50 ms of CPU")
+    for row in rows:
+        table.add_row(
+            row.what,
+            str(row.tasks),
+            f"{row.longest_ms:.1f}",
+            f"{row.longest_cpu_ms:.1f}",
+            str(row.over),
+            str(row.over_cpu),
+        )
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
