@@ -143,6 +143,9 @@ class FakeNode:
     def views(self) -> list[EngineView]:
         return self.engines
 
+    def command(self, name: str) -> list[str] | None:
+        return None
+
     def logs(self, name: str) -> list[str] | None:
         return ["a line"] if name == "e0" else None
 
