@@ -48,6 +48,7 @@ async function copy(text) {
 
 function startCopy() {
   const button = byId("copy");
+  if (!button) return;
   button.hidden = false;
   button.addEventListener("click", async () => {
     const said = await copy(byId("curl").textContent).then(() => "Copied", () => "Select and copy it");
@@ -173,7 +174,7 @@ function startCharts() {
 startTheme();
 startCopy();
 if (byId("live")) {
-  const chartSample = startCharts();
+  const chartSample = byId("charts") ? startCharts() : () => {};
   startLink(byId("live"), (sample) => {
     if (sample.build !== document.body.dataset.build) location.reload(); // the appliance was upgraded
     else if (!document.hidden) chartSample(sample);

@@ -19,14 +19,18 @@ from web import assets, errors
 from web.actions import ActionRoutes
 from web.api import Api, encoded_snapshot
 from web.door import Door
+from web.engines import EnginePage, Engines
 from web.incidents import IncidentRoutes
 from web.openai import OpenAI
 from web.overview import Overview
 from web.pages import Pages
 from web.plans import PlanRoutes
-from web.ports import Actions, IncidentView, Inference, NodeView, Planning, Simulation
+from web.ports import Actions, Explain, IncidentView, Inference, NodeView, Planning, Simulation
+from web.request_list import RequestList
+from web.request_page import RequestPage
 from web.simulation import SimulationRoutes
 from web.stream import Feed
+from web.views import Page
 
 _POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
@@ -51,6 +55,7 @@ def create_app(
     simulation: Simulation | None = None,
     incidents: IncidentView | None = None,
     planning: Planning | None = None,
+    explain: Explain | None = None,
     max_body_bytes: int,
     max_held_bytes: int,
     metrics: Callable[[NodeSnapshot], bytes],
@@ -66,6 +71,7 @@ def create_app(
         simulation: of a simulated node; every answer then says that it is one.
         incidents: what is kept of them.
         planning: what other layouts would bring.
+        explain: says what held a request up.
         max_body_bytes: of a request to ``/v1/*``.
         max_held_bytes: of all these requests under way.
         metrics: a snapshot as Prometheus text (``appliance.telemetry.exposition.render``).
@@ -74,7 +80,13 @@ def create_app(
     return Site(
         OpenAI(inference, max_body_bytes, max_held_bytes, _MARK if simulation else ()),
         node,
-        actions,
+        [
+            Overview(actions),
+            Engines(),
+            EnginePage(node, actions),
+            RequestList(node),
+            RequestPage(node, explain),
+        ],
         [
             *ActionRoutes(actions).routes(),
             *SimulationRoutes(simulation).routes(),
@@ -94,13 +106,13 @@ class Site:
         self,
         openai: ASGIApp,
         node: NodeView,
-        actions: Actions,
+        pages: Sequence[Page],
         orders: Sequence[BaseRoute],
         metrics: Callable[[NodeSnapshot], bytes],
         door: Door,
         guard: Middleware,
     ) -> None:
-        self._pages = Pages(node, [Overview(actions)])
+        self._pages = Pages(node, pages)
         self._door = door
         self._openai = openai
         self._events = Feed(node, encoded_snapshot)

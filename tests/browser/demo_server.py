@@ -11,6 +11,7 @@ import uvicorn
 from page_states import STATES, FakeNode
 from starlette.types import Receive, Scope, Send
 
+from appliance.cli.why import explained_by
 from appliance.errors import RequestError
 from appliance.remedies.apply import Remedies
 from appliance.telemetry import exposition
@@ -34,6 +35,7 @@ class Demo:
             inference=NoInference(),
             node=node,
             actions=Remedies(node, node.latest),
+            explain=explained_by,
             max_body_bytes=1 << 20,
             max_held_bytes=1 << 24,
             metrics=exposition.render,
