@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import uvicorn
 from demo_server import Demo
-from page_states import FakeNode
+from made_up import FullNode
 from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
 
 _FLAGS = (
@@ -28,7 +28,7 @@ class Served:
     """
 
     def __init__(self) -> None:
-        self.node = FakeNode("empty", tick_s=0.1)
+        self.node = FullNode("empty", tick_s=0.1)
         self._place = _bound(0)
         self.url = f"http://127.0.0.1:{self._port}"
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import argparse
 
 import uvicorn
-from page_states import STATES, FakeNode
+from made_up import FullNode
+from page_states import STATES
 from starlette.types import Receive, Scope, Send
 
 from appliance.cli.why import explained_by
@@ -29,7 +30,7 @@ class NoInference:
 class Demo:
     """The site, with a door of its own for changing the state."""
 
-    def __init__(self, node: FakeNode) -> None:
+    def __init__(self, node: FullNode) -> None:
         self.node = node
         self.site: Site = create_app(
             inference=NoInference(),
@@ -59,7 +60,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8099)
     parser.add_argument("--state", choices=STATES, default="busy")
     arguments = parser.parse_args()
-    uvicorn.run(Demo(FakeNode(arguments.state)), host="127.0.0.1", port=arguments.port, log_level="warning")
+    uvicorn.run(Demo(FullNode(arguments.state)), host="127.0.0.1", port=arguments.port, log_level="warning")
 
 
 if __name__ == "__main__":
