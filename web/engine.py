@@ -107,9 +107,8 @@ def find(snapshot: NodeSnapshot, name: str) -> EngineSnapshot | None:
 def head(engine: EngineSnapshot, snapshot: NodeSnapshot) -> HeadContext:
     """How it is."""
     starting = engine.state is EngineState.STARTING
-    tone = flow.STATE_TONES[engine.state]
     held = engine.name in flow.held_back(snapshot)
-    verdict = snapshot.verdict
+    tone, verdict = "bad" if held else flow.STATE_TONES[engine.state], snapshot.verdict
     return HeadContext(
         name=engine.name,
         role=engine.role.value,

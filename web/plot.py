@@ -17,6 +17,7 @@ from web.contexts import Context
 WIDTH: Final = 1000
 HEIGHT: Final = 200
 _TICK: Final = 3.5  # half the height of an upright mark
+_MOST_STEPS: Final = 6  # of an even axis
 _MANY_DECADES: Final = 2.2  # beyond them every power of ten is label enough
 
 
@@ -88,7 +89,7 @@ class Axis(msgspec.Struct, frozen=True):
         return tuple(value for value in found if self.low * 0.999 <= value <= self.high * 1.001)
 
     def _steps(self) -> tuple[float, ...]:
-        step = _round_above((self.high - self.low) / 4)
+        step = _round_above((self.high - self.low) / _MOST_STEPS)
         first = math.ceil(self.low / step - 1e-9)
         last = math.floor(self.high / step + 1e-9)
         return tuple(number * step for number in range(first, last + 1))

@@ -22,6 +22,7 @@ _LOOKED_AT: Final = 1000  # timelines
 _ROWS: Final = (50, 200)
 _EVERY_S: Final = 1.0
 _WITHIN: Final = 0.98  # of the rows lie within the scale; the others go beyond it
+_SHORT: Final = 7  # characters of an id
 _PATH: Final = "/requests"
 
 
@@ -202,7 +203,7 @@ def line(timeline: Timeline, scale_s: float, target_s: float, target_x: str | No
     return LineContext(
         key=row.key,
         id=row.id,
-        short=row.id[:8],
+        short=_short(row.id),
         clock=row.clock,
         path=row.path,
         bars=row.bars,
@@ -219,6 +220,11 @@ def line(timeline: Timeline, scale_s: float, target_s: float, target_x: str | No
         marks=row.marks,
         error=row.error,
     )
+
+
+def _short(id: str) -> str:
+    """Its end: those that clients number begin alike."""
+    return id if len(id) <= _SHORT else f"…{id[1 - _SHORT :]}"
 
 
 def _sentence(shown: int, found: int, kept: int, wanted: Wanted, target_s: float) -> str:

@@ -72,7 +72,7 @@ class StagesContext(Context, frozen=True, kw_only=True):
     target: str
     whole: str
     usual: str
-    first: bool  # there was a first token
+    title: str
     compared: str
 
 
@@ -203,7 +203,7 @@ def head(timeline: Timeline, explained: Explained | None, snapshot: NodeSnapshot
         title=_title(timeline, row.outcome, snapshot.slo_ttft_s),
         sentence=explained.sentence if explained else None,
         notes=tuple(explained.notes) if explained else (),
-        error=timeline.error,
+        error=timeline.error if explained is None or timeline.outcome == "ok" else None,  # else the sentence says it
     )
 
 
@@ -234,9 +234,15 @@ def stages(timeline: Timeline, explained: Explained | None, snapshot: NodeSnapsh
         target=words.duration(target_s),
         whole=words.duration(whole_s),
         usual=words.duration(explained.usual_first_s if explained else None),
-        first=timeline.ttft_s is not None,
+        title=_until(timeline),
         compared=_compared(explained),
     )
+
+
+def _until(timeline: Timeline) -> str:
+    if timeline.ttft_s is not None:
+        return "To the first token"
+    return "So far" if timeline.outcome == "running" else "Until it ended"
 
 
 def _compared(explained: Explained | None) -> str:

@@ -78,7 +78,7 @@ def _durations(
 ) -> PlotContext | None:
     both = [*prompts, *decodes]
     x = plot.around(map(tokens, both))
-    y = plot.around(step.seconds for step in both)
+    y = plot.around(seconds for step in both for seconds in (step.seconds, step.expected_s or 0.0))
     if x is None or y is None:
         return None
 
@@ -183,7 +183,7 @@ def _ratios(prompts: Sequence[StepReading], decodes: Sequence[StepReading]) -> P
         f"{words.DASH if ratio is None else format(ratio, '.2f')} in the middle.",
         x_name="before the last step",
         y_name="times what is expected",
-        x_ticks=plot.x_ticks(x, [(value, words.age(-value)) for value in x.ticks()]),
+        x_ticks=plot.x_ticks(x, [(value, _back(-value)) for value in x.ticks()]),
         y_ticks=plot.y_ticks(_RATIO, _RATIOS),
         drawn=(
             *_marks(at, *known),
@@ -191,6 +191,11 @@ def _ratios(prompts: Sequence[StepReading], decodes: Sequence[StepReading]) -> P
         ),
         band=None,
     )
+
+
+def _back(seconds: float) -> str:
+    """Ticks of an axis that is some minutes long at most."""
+    return f"{seconds:.0f} s" if seconds <= 180 else words.age(seconds)
 
 
 def _median_ratio(readings: Sequence[StepReading]) -> float | None:
