@@ -67,7 +67,7 @@ function startCharts() {
     if (last !== undefined && sample.time - last > 5) push({ time: last + 0.001 }); // a gap, not a line across it
     push(sample);
     while (kept.time.at(-1) - kept.time[0] > KEPT_S) names.forEach((name) => kept[name].shift());
-    if (document.hidden) return;
+    if (document.hidden || kept.time.length < 2) return;
     for (const one of CHARTS) for (const name of one.series) byId(`now-${name}`).textContent = one.words(sample[name]);
     if (!drawn.length) return draw();
     drawn.forEach((plot, number) => plot.setData(data(CHARTS[number])));

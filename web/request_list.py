@@ -210,7 +210,7 @@ def line(timeline: Timeline, scale_s: float, target_s: float, target_x: str | No
         spoken=row.spoken,
         beyond=seconds(timeline) > scale_s,
         target_x=target_x,
-        ttft=row.ttft,
+        ttft=_first(timeline),
         late=_slow(timeline, target_s),
         mostly=row.mostly,
         total=words.duration(timeline.total_s),
@@ -220,6 +220,13 @@ def line(timeline: Timeline, scale_s: float, target_s: float, target_x: str | No
         marks=row.marks,
         error=row.error,
     )
+
+
+def _first(timeline: Timeline) -> str:
+    """Of one that still waits for its first token, for how long it does."""
+    if timeline.ttft_s is None and timeline.outcome == "running":
+        return f"> {words.duration(seconds(timeline))}"
+    return words.duration(timeline.ttft_s)
 
 
 def _short(id: str) -> str:

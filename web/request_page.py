@@ -194,7 +194,8 @@ class _Last:
 
 def head(timeline: Timeline, explained: Explained | None, snapshot: NodeSnapshot) -> RequestHeadContext:
     row = waterfall.row(timeline, 1.0)
-    late = seconds(timeline) > snapshot.slo_ttft_s
+    pace = explained.pace if explained else None
+    late = seconds(timeline) > snapshot.slo_ttft_s or (pace is not None and pace.each_s > snapshot.slo_itl_s)
     tone = "warn" if row.tone == "ok" and late else row.tone
     return RequestHeadContext(
         id=timeline.id,

@@ -195,7 +195,7 @@ def _ratios(prompts: Sequence[StepReading], decodes: Sequence[StepReading]) -> P
 
 def _back(seconds: float) -> str:
     """Ticks of an axis that is some minutes long at most."""
-    return f"{seconds:.0f} s" if seconds <= 180 else words.age(seconds)
+    return f"{abs(seconds):.0f} s" if seconds <= 180 else words.age(seconds)
 
 
 def _median_ratio(readings: Sequence[StepReading]) -> float | None:

@@ -94,7 +94,9 @@ class Sent:
 
     def pieces(self) -> Pieces | None:
         """None of an answer that has not begun."""
-        return Pieces(every=self._every, after_s=tuple(self._after_s)) if self._after_s else None
+        return (
+            Pieces(every=self._every, after_s=tuple(round(one, 5) for one in self._after_s)) if self._after_s else None
+        )
 
 
 class Trace:

@@ -88,6 +88,19 @@ def test_links_keep_the_other_choices() -> None:
     assert (choices["e1"].here, choices["any"].here, choices["all"].here) == (True, False, True)
 
 
+def test_one_that_still_waits_for_its_first_token_says_for_how_long() -> None:
+    found = rows([WAITS], Wanted(), made.busy(0)).rows
+    assert "&gt; 2.50\u00a0s" in found
+    assert "<b class" in found  # late already
+
+
+def test_an_answer_that_comes_too_slowly_is_not_shown_as_well() -> None:
+    slow = msgspec.structs.replace(QUICK, total_s=60.0)
+    snapshot = made.busy(0)
+    assert request_page.head(slow, explained_by(slow, ALL, snapshot), snapshot).tone == "warn"
+    assert request_page.head(QUICK, explained_by(QUICK, ALL, snapshot), snapshot).tone == "ok"
+
+
 def test_what_a_client_calls_its_request_is_text() -> None:
     odd = msgspec.structs.replace(FAILED, error="<script>alert(1)</script>")
     assert "<script>" not in rows([odd], Wanted(), made.busy(0)).rows

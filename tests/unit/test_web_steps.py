@@ -58,6 +58,7 @@ def test_steps_that_take_twice_what_they_should_are_told() -> None:
     assert (found.ratio, found.late) == ("2.00", True)
     assert found.ratios is not None
     assert "2.00 in the middle" in found.ratios.label
+    assert found.ratios.x_ticks[-1].label == "0 s"
     assert not steps([step(1, prompt=100, expected_s=0.02)], None).late
 
 
