@@ -47,6 +47,7 @@ async function copy(text) {
 
 function startCopy() {
   const button = byId("copy");
+  if (!button) return;
   button.hidden = false;
   button.addEventListener("click", async () => {
     const said = await copy(byId("curl").textContent).then(() => "Copied", () => "Select and copy it");

@@ -52,6 +52,7 @@ class Api:
             Route("/api/requests", self.requests),
             Route("/api/requests/{id}", self.request),
             Route("/api/engines/{name}/logs", self.logs),
+            Route("/api/engines/{name}/command", self.command),
             Route("/api/engines/{name}/steps", self.steps),
             Route("/api/engines/{name}/knee", self.knee),
         ]
@@ -103,6 +104,14 @@ class Api:
         if request.query_params.get("format") == "text":
             return PlainTextResponse("\n".join(lines) + "\n")
         return _json({"engine": name, "lines": lines})
+
+    async def command(self, request: Request) -> Response:
+        """The command line that the engine is started with, without secrets."""
+        name = request.path_params["name"]
+        found = self._node.command(name)
+        if found is None:
+            raise _unknown("engine", name)
+        return _json({"engine": name, "command": found})
 
     async def steps(self, request: Request) -> Response:
         """The latest steps, oldest first; ``?since=N`` for those after that number."""

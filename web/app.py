@@ -19,15 +19,19 @@ from web import assets, errors
 from web.actions import ActionRoutes
 from web.api import Api, encoded_snapshot
 from web.door import Door
+from web.engines import EnginePage, Engines
 from web.history import HistoryRoutes
 from web.incidents import IncidentRoutes
 from web.openai import OpenAI
 from web.overview import Overview
 from web.pages import Pages
 from web.plans import PlanRoutes
-from web.ports import Actions, HistoryView, IncidentView, Inference, MarkView, NodeView, Planning, Simulation
+from web.ports import Actions, Explain, HistoryView, IncidentView, Inference, MarkView, NodeView, Planning, Simulation
+from web.request_list import RequestList
+from web.request_page import RequestPage
 from web.simulation import SimulationRoutes
 from web.stream import Feed
+from web.views import Page
 
 _POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
@@ -54,6 +58,7 @@ def create_app(
     planning: Planning | None = None,
     history: HistoryView | None = None,
     marks: MarkView | None = None,
+    explain: Explain | None = None,
     max_body_bytes: int,
     max_held_bytes: int,
     metrics: Callable[[NodeSnapshot], bytes],
@@ -71,6 +76,7 @@ def create_app(
         planning: what other layouts would bring.
         history: how the node was.
         marks: what happened to it meanwhile.
+        explain: says what held a request up.
         max_body_bytes: of a request to ``/v1/*``.
         max_held_bytes: of all these requests under way.
         metrics: a snapshot as Prometheus text (``appliance.telemetry.exposition.render``).
@@ -79,7 +85,13 @@ def create_app(
     return Site(
         OpenAI(inference, max_body_bytes, max_held_bytes, _MARK if simulation else ()),
         node,
-        actions,
+        [
+            Overview(actions, history),
+            Engines(),
+            EnginePage(node, actions),
+            RequestList(node),
+            RequestPage(node, explain),
+        ],
         [
             *ActionRoutes(actions).routes(),
             *SimulationRoutes(simulation).routes(),
@@ -90,7 +102,6 @@ def create_app(
         metrics,
         Door(bound_to, allowed_hosts),
         Middleware(Guard, {**_GUARDS, **({"x-simulated": "true"} if simulation else {})}),
-        history,
     )
 
 
@@ -101,14 +112,13 @@ class Site:
         self,
         openai: ASGIApp,
         node: NodeView,
-        actions: Actions,
+        pages: Sequence[Page],
         orders: Sequence[BaseRoute],
         metrics: Callable[[NodeSnapshot], bytes],
         door: Door,
         guard: Middleware,
-        history: HistoryView | None = None,
     ) -> None:
-        self._pages = Pages(node, [Overview(actions, history)])
+        self._pages = Pages(node, pages)
         self._door = door
         self._openai = openai
         self._events = Feed(node, encoded_snapshot)

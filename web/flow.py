@@ -230,7 +230,7 @@ def card(engine: EngineSnapshot, snapshot: NodeSnapshot) -> CardContext:
         state=engine.state.value,
         tone=tone,
         glyph=TONES[tone],
-        hardware=_hardware(engine, snapshot),
+        hardware=hardware(engine, snapshot),
         trouble=(engine.stage or "starting") if starting else _trouble(engine),
         progress=_percent(engine.progress) if starting else None,
         working=engine.state in _WORK,
@@ -278,7 +278,7 @@ def _trouble(engine: EngineSnapshot) -> str | None:
     """The first thing that is wrong."""
     if engine.state not in _WORK and engine.cause:
         return engine.cause
-    return next(iter(_warnings(engine)), engine.cause)
+    return next(iter(warnings(engine)), engine.cause)
 
 
 def _engine_rates(snapshot: EngineSnapshot) -> tuple[RateContext, ...]:
@@ -298,7 +298,7 @@ def _amounts(other_s: float | None, own_s: float | None) -> bool:
     return (other_s or 0.0) > _NEGLIGIBLE * (own_s or 0.0)
 
 
-def _hardware(engine: EngineSnapshot, snapshot: NodeSnapshot) -> str:
+def hardware(engine: EngineSnapshot, snapshot: NodeSnapshot) -> str:
     """Its GPUs as the table below numbers them, or its cores."""
     if engine.gpus:
         numbers = sorted(gpu.index for gpu in snapshot.gpus if gpu.uuid in engine.gpus or gpu.engine == engine.name)
@@ -308,7 +308,7 @@ def _hardware(engine: EngineSnapshot, snapshot: NodeSnapshot) -> str:
     return f"{'core' if len(engine.cores) == 1 else 'cores'} {words.ranges(engine.cores)}"
 
 
-def _warnings(snapshot: EngineSnapshot) -> tuple[str, ...]:
+def warnings(snapshot: EngineSnapshot) -> tuple[str, ...]:
     silent = snapshot.last_step_age_s
     if silent is not None and silent > _SILENT_S and snapshot.state is EngineState.READY:
         return (f"has said nothing for {words.age(silent)}", *snapshot.peer_errors)

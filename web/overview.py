@@ -50,11 +50,6 @@ class Overview:
 
         sample = self._history.sample if self._history else None
         return View(title=lambda snapshot: snapshot.model, parts=self._parts, body=body, sample=sample)
-            title=lambda snapshot: snapshot.model,
-            parts=self._parts,
-            body=body,
-            sample=self._history.sample if self._history else None,
-        )
 
     def _parts(self, snapshot: NodeSnapshot) -> Parts:
         return {

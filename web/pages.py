@@ -14,6 +14,7 @@ from starlette.routing import BaseRoute, Route
 from appliance.errors import RequestError
 from web import views
 from web.ports import NodeView
+from web.refused import Refused
 from web.stream import Feed, stream
 from web.views import Asked, Page
 
@@ -48,8 +49,13 @@ class Pages:
         return endpoint
 
     async def _paint(self, page: Page, request: Request) -> Response:
-        html = views.paint(page, page.view(_asked(request)), self._node.latest(), _STREAMS + _address(request))
-        return HTMLResponse(html, headers={"cache-control": "no-store"})
+        try:
+            view, status, stream = page.view(_asked(request)), 200, _STREAMS + _address(request)
+        except RequestError as error:
+            page, status, stream = Refused(error, page.place), error.status, None
+            view = page.view(_asked(request))
+        html = views.paint(page, view, self._node.latest(), stream)
+        return HTMLResponse(html, status, headers={"cache-control": "no-store"})
 
     async def _follow(self, page: Page, request: Request) -> Response:
         return await stream(request, self._feed(page, request))

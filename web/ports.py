@@ -162,10 +162,101 @@ class NodeView(Protocol):
         """The engine's last log lines, oldest first; None if there is no such engine."""
         ...
 
+    def command(self, engine: str) -> list[str] | None:
+        """What it is started with, without secrets; None if there is no such engine."""
+        ...
+
     def steps(self, engine: str, since: int, limit: int) -> Sequence[StepReading] | None:
         """Its latest steps after that number, oldest first; None if there is no such engine."""
         ...
 
     async def knee(self, engine: str) -> KneeReading | None:
         """The smallest prefill batch that saturates it, by the steps that it has made; None if there is no such engine."""
+        ...
+
+
+class Part(Protocol):
+    """A stage of a request, beside what is usual."""
+
+    @property
+    def stage(self) -> str: ...
+
+    @property
+    def duration_s(self) -> float: ...
+
+    @property
+    def share(self) -> float | None:
+        """Of the time to the first token."""
+        ...
+
+    @property
+    def usual_s(self) -> float | None: ...
+
+
+class Pace(Protocol):
+    """A stream after its first piece."""
+
+    @property
+    def each_s(self) -> float:
+        """From one piece to the next, mean."""
+        ...
+
+    @property
+    def usual_s(self) -> float | None: ...
+
+
+class Moved(Protocol):
+    """KV on its way."""
+
+    @property
+    def bytes_s(self) -> float | None: ...
+
+    @property
+    def usual_bytes_s(self) -> float | None: ...
+
+
+class Explained(Protocol):
+    """What held one request up, and what is usual."""
+
+    @property
+    def sentence(self) -> str: ...
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What was not as it mostly is."""
+        ...
+
+    @property
+    def held_by(self) -> str | None:
+        """A stage, or ``decode``; None if nothing did."""
+        ...
+
+    @property
+    def also(self) -> str | None:
+        """What did so besides."""
+        ...
+
+    @property
+    def parts(self) -> Sequence[Part]: ...
+
+    @property
+    def pace(self) -> Pace | None: ...
+
+    @property
+    def transfer(self) -> Moved | None: ...
+
+    @property
+    def usual_first_s(self) -> float | None: ...
+
+    @property
+    def compared(self) -> int:
+        """Others that say what is usual."""
+        ...
+
+
+class Explain(Protocol):
+    """Says what held a request up."""
+
+    def __call__(self, timeline: Timeline, kept: Sequence[Timeline], snapshot: NodeSnapshot) -> Explained:
+        """Of the timelines that are ``kept``, with the verdict and the targets that the node has now."""
         ...

@@ -65,13 +65,13 @@ class PageContext(Context, frozen=True, kw_only=True):
     places: tuple[PlaceContext, ...]
     body: Markup
     shared: dict[str, Markup]  # parts that every page has
-    stream: str  # where updates come from
+    stream: str | None  # where updates come from; None where there are none
     live: bool  # the browser libraries are there
     simulated: bool
     build: str  # fingerprint of the static files
 
 
-PLACES: Final = {"Overview": "/"}
+PLACES: Final = {"Overview": "/", "Engines": "/engines", "Requests": "/requests"}
 """The navigation."""
 
 
@@ -84,7 +84,7 @@ def shared(snapshot: NodeSnapshot) -> Parts:
     }
 
 
-def paint(page: Page, view: View, snapshot: NodeSnapshot, stream: str) -> str:
+def paint(page: Page, view: View, snapshot: NodeSnapshot, stream: str | None) -> str:
     """The first paint, complete without any script. ``stream``: the address of its updates."""
     body = view.body(snapshot, _painted(view.parts(snapshot)))
     return render(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
+from urllib.parse import urlencode
 
 DASH = "—"
 _NB = "\u00a0"  # no line ends between a number and its unit
@@ -103,3 +105,14 @@ def listing(items: Sequence[str]) -> str:
     if len(items) < 2:
         return "".join(items)
     return f"{', '.join(items[:-1])} and {items[-1]}"
+
+
+def address(path: str, **query: str) -> str:
+    """With those parts of a query that say something."""
+    said = {name: value for name, value in query.items() if value}
+    return f"{path}?{urlencode(said)}" if said else path
+
+
+def quoted(argument: str) -> str:
+    """As a shell takes it; dots that stand for something stay as they are."""
+    return argument if "…" in argument else shlex.quote(argument)

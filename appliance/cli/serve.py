@@ -26,6 +26,7 @@ from appliance.cli.cast import Cast, Company
 from appliance.cli.cast import cast as _cast
 from appliance.cli.forecast import Forecast
 from appliance.cli.herald import Herald
+from appliance.cli.why import explained_by
 from appliance.config import Config, ServerConfig, config_path_default, load, state_directory
 from appliance.diagnosis.verdicts import Diagnoser
 from appliance.errors import NoEngineError, NotNowError
@@ -207,6 +208,7 @@ class Appliance:
             planning=forecast,
             history=history,
             marks=incidents,
+            explain=explained_by,
             max_body_bytes=server.max_body_bytes,
             max_held_bytes=server.max_held_bytes,
             metrics=lambda snapshot: exposition.render(snapshot, incidents.totals()),

@@ -36,7 +36,7 @@ from appliance.records.node import (
 )
 from appliance.records.plan import Better, Demand, Plan, Plans, Predicted
 from appliance.records.remedy import Condition, Moved, Order, OrderKind, Remedy, RemedyState
-from appliance.records.request import STAGES, Leg, Stage, Timeline
+from appliance.records.request import STAGES, Leg, Pieces, Stage, Timeline
 from appliance.records.verdict import Action, Evidence, Verdict
 
 __all__ = [
@@ -76,6 +76,7 @@ __all__ = [
     "Order",
     "OrderKind",
     "Pair",
+    "Pieces",
     "Plan",
     "Plans",
     "Predicted",

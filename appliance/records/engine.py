@@ -108,6 +108,7 @@ class StepReading(msgspec.Struct, frozen=True, kw_only=True):
     context_tokens: int  # that its requests have by its end, all together
     seconds: float
     expected_s: float | None = None  # what such a step takes on engines that are well
+    time: float | None = None  # of its end, Unix seconds
 
 
 class KneeReading(msgspec.Struct, frozen=True, kw_only=True):

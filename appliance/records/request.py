@@ -24,6 +24,13 @@ STAGES = (
 """Stages before the first token, in order. Their durations sum to TTFT. An unsplit request has no hand-off stages."""
 
 
+class Pieces(msgspec.Struct, frozen=True, kw_only=True):
+    """When pieces of an answer left for the client: of many only some. What they said is nowhere kept."""
+
+    every: int  # one time for so many pieces; the first is that of the first one
+    after_s: tuple[float, ...]  # since the request's arrival
+
+
 class Timeline(msgspec.Struct, frozen=True, kw_only=True):
     """One request from arrival to its end, on the supervisor's CLOCK_MONOTONIC."""
 
@@ -49,6 +56,7 @@ class Timeline(msgspec.Struct, frozen=True, kw_only=True):
     total_s: float | None = None
     stages: tuple[Stage, ...] = ()
     legs: tuple[Leg, ...] = ()
+    pieces: Pieces | None = None  # only where one request is asked for
 
 
 class Leg(msgspec.Struct, frozen=True, kw_only=True):

@@ -146,6 +146,9 @@ class SimulatedNode:
     def frontend(self, name: str) -> Frontend:
         return self._places[name].frontend
 
+    def command(self, name: str) -> list[str] | None:
+        return None
+
     def logs(self, name: str) -> list[str] | None:
         """There are none."""
         return None

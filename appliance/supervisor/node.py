@@ -43,7 +43,7 @@ from appliance.supervisor.process import Session
 from appliance.supervisor.reshaping import Reshaping
 from appliance.supervisor.roster import Roster
 from appliance.supervisor.runtime import Runtime
-from appliance.supervisor.specs import EngineSpec
+from appliance.supervisor.specs import EngineSpec, shown
 from appliance.supervisor.starts import Starts
 from appliance.supervisor.topology import described
 from appliance.supervisor.watch import Watch
@@ -129,6 +129,11 @@ class Node:
     def logs(self, name: str) -> list[str] | None:
         engine = self._engines.get(name)
         return list(engine.log) if engine else None
+
+    def command(self, name: str) -> list[str] | None:
+        """What the engine is started with, but for what changes from life to life; secrets are left out."""
+        engine = self._engines.get(name)
+        return shown(engine.spec) if engine else None
 
     def send_core(self, name: str, message: Down) -> bool:
         """To an engine's EngineCore; False if there is none now."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -44,6 +45,12 @@ _NOT_TO_GIVE: Final = {
     "--enable-sleep-mode": "memory that can be put to sleep can't be shared with other engines",
     "--enable-return-routed-experts": "answers that are split over two engines can't have them",
 }
+_DOTS: Final = "…"
+_SECRET: Final = re.compile(r"(?i)key|token$|secret|passw|credential|auth")
+_SECRET_IN_JSON: Final = re.compile(
+    r'(?i)("[^"]*(?:key|token|secret|passw|credential|auth)[^"]*"\s*:\s*")(?:[^"\\]|\\.)*(")'
+)
+_SECRET_IN_ADDRESS: Final = re.compile(r"(://)[^/@\s]*@")
 
 
 class Model(msgspec.Struct, frozen=True):
@@ -249,6 +256,24 @@ def arguments(spec: EngineSpec, runtime: Runtime, config: Config, epoch: int, pa
 def command(spec: EngineSpec, arguments: Sequence[str]) -> list[str]:
     """The command line of an engine in an interpreter of its own."""
     return [sys.executable, "-m", spec.module, *arguments]
+
+
+def shown(spec: EngineSpec) -> list[str]:
+    """The command line for people: without what changes from life to life, and with dots in the place of secrets."""
+    found, hidden = [], False
+    for argument in command(spec, ["--", *spec.arguments]):
+        name, equals, _ = argument.partition("=")
+        if argument.startswith("--"):
+            hidden = _SECRET.search(name) is not None  # all values that follow, too
+            found.append(f"{name}={_DOTS}" if hidden and equals else _without_secrets(argument))
+        else:
+            found.append(_DOTS if hidden else _without_secrets(argument))
+    return found
+
+
+def _without_secrets(text: str) -> str:
+    """JSON and addresses may have some within."""
+    return _SECRET_IN_ADDRESS.sub(rf"\1{_DOTS}@", _SECRET_IN_JSON.sub(rf"\1{_DOTS}\2", text))
 
 
 def environment(spec: EngineSpec, temporary: Path, inherited: Mapping[str, str]) -> dict[str, str]:

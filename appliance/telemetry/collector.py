@@ -56,6 +56,7 @@ class NodeSource(Protocol):
     def topology(self) -> str: ...
     def views(self) -> Sequence[EngineView]: ...
     def logs(self, name: str) -> list[str] | None: ...
+    def command(self, name: str) -> list[str] | None: ...
 
 
 class RouterSource(Protocol):
@@ -218,13 +219,18 @@ class Collector:
     def logs(self, engine: str) -> list[str] | None:
         return self._node.logs(engine)
 
+    def command(self, engine: str) -> list[str] | None:
+        """See ``web.ports.NodeView``."""
+        return self._node.command(engine)
+
     def steps(self, engine: str, since: int, limit: int) -> tuple[StepReading, ...] | None:
         """See ``web.ports.NodeView``."""
         view = self._view(engine)
         if view is None:
             return None
         series = self._living(view)
-        return series.steps.since(since, limit) if series else ()
+        offset_s = self._unix_s() - time.monotonic_ns() * 1e-9
+        return series.steps.since(since, limit, lambda at_ns: offset_s + at_ns * 1e-9) if series else ()
 
     async def knee(self, engine: str) -> KneeReading | None:
         """See ``web.ports.NodeView``. It takes some tenths of a second, beside the loop."""

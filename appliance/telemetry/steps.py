@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Callable
 from typing import Final
 
 from appliance.channel import Step
@@ -35,10 +36,11 @@ class Steps:
             size = int(_PER_OCTAVE * math.log2(step.prompt_tokens))
             self._sizes.setdefault(size, deque(maxlen=_OF_A_SIZE)).append(seen)
 
-    def since(self, number: int, limit: int) -> tuple[StepReading, ...]:
-        """Those after that one, oldest first; of too many the latest."""
+    def since(self, number: int, limit: int, unix_s: Callable[[int], float]) -> tuple[StepReading, ...]:
+        """Those after that one, oldest first; of too many the latest. ``unix_s``: when a nanosecond of the node's clock was."""
         found = [one for one in (*self._prompts, *self._decodes) if one[0] > number]
-        return tuple(_reading(*one) for one in sorted(found, key=lambda one: one[0])[-limit:])
+        latest = sorted(found, key=lambda one: one[0])[-limit:]
+        return tuple(_reading(*one, unix_s(one[1].end_ns)) for one in latest)
 
     def of_all_sizes(self) -> list[StepSeen]:
         """What the knee is found from."""
@@ -60,7 +62,7 @@ def reading(found: knee.Knee | None, missing: str | None) -> KneeReading:
     )
 
 
-def _reading(number: int, step: Step, expected_s: float | None) -> StepReading:
+def _reading(number: int, step: Step, expected_s: float | None, time: float) -> StepReading:
     return StepReading(
         number=number,
         prompt_tokens=step.prompt_tokens,
@@ -68,4 +70,5 @@ def _reading(number: int, step: Step, expected_s: float | None) -> StepReading:
         context_tokens=step.context_tokens,
         seconds=(step.end_ns - step.start_ns) * 1e-9,
         expected_s=expected_s,
+        time=time,
     )

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import heapq
 import time
+from array import array
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -19,7 +20,7 @@ from typing import Final
 import msgspec
 
 from appliance.channel import FirstToken, HandoffEnded, LeaseGranted, Scheduled, Up
-from appliance.records import STAGES, Leg, Stage, Timeline
+from appliance.records import STAGES, Leg, Pieces, Stage, Timeline
 from appliance.telemetry.demand import Wanted
 from appliance.telemetry.lately import Begun
 
@@ -27,6 +28,7 @@ _NS: Final = 1e-9
 _WHOLE_STAGES: Final = STAGES[:3]  # nothing divides the rest of an unsplit request
 _GAPS_KEPT: Final = 4096
 _ONE_STEP_NS: Final = 500_000  # no engine makes a step in less
+_TIMES_KEPT: Final = 256  # of one request's pieces
 
 
 class Marks(msgspec.Struct):
@@ -72,6 +74,32 @@ def _between(start: int, inner: list[int | None], end: int, names: Sequence[str]
     return tuple(found)
 
 
+class Sent:
+    """When pieces left, in at most ``_TIMES_KEPT`` times however many they are: when it is full, every other one goes."""
+
+    __slots__ = ("_after_s", "_every", "due")
+
+    def __init__(self) -> None:
+        self._every = 1
+        self._after_s = array("f")  # single precision: a tenth of a millisecond after half an hour
+        self.due = 1
+        """The next piece, counted from 1, whose time is wanted."""
+
+    def add(self, after_ns: int) -> None:
+        """The piece that was due has left."""
+        self._after_s.append(after_ns * _NS)
+        if len(self._after_s) == _TIMES_KEPT:
+            self._after_s = self._after_s[::2]
+            self._every *= 2
+        self.due = 1 + len(self._after_s) * self._every
+
+    def pieces(self) -> Pieces | None:
+        """None of an answer that has not begun."""
+        return (
+            Pieces(every=self._every, after_s=tuple(round(one, 5) for one in self._after_s)) if self._after_s else None
+        )
+
+
 class Trace:
     """One request's marks and outcomes; written by the router and by ``Timelines.fold``, from one event loop."""
 
@@ -92,6 +120,7 @@ class Trace:
         self.prompt_tokens: int | None = None
         self.output_chunks = 0
         self.last_chunk_ns = 0
+        self.sent = Sent()
         self.transfer_bytes: int | None = None
         self.transfer_copies: int | None = None
         self.recomputed = False
@@ -163,11 +192,14 @@ class Trace:
             self.marks.first_token = now_ns
         self.last_chunk_ns = now_ns
         self.output_chunks = 1
+        self.sent.add(now_ns - self.marks.arrived)
         self._owner.begun.add(self, now_ns)
 
     def chunk(self, now_ns: int) -> None:
         """Another piece has been sent. Called for every one, so it does next to nothing."""
         self.output_chunks += 1
+        if self.output_chunks >= self.sent.due:
+            self.sent.add(now_ns - self.marks.arrived)
         gap_ns = now_ns - self.last_chunk_ns
         if gap_ns < _ONE_STEP_NS:
             return
@@ -354,9 +386,12 @@ class Timelines:
         return sum(one.marks.first_token is None and one.marks.arrived < since_ns for one in self._running)
 
     def get(self, id: str, now_ns: int | None = None) -> Timeline | None:
-        """The newest request of that id."""
+        """The newest request of that id, and when the pieces of its answer left."""
         trace = self._by_id.get(id)
-        return None if trace is None else trace.timeline(time.monotonic_ns() if now_ns is None else now_ns)
+        if trace is None:
+            return None
+        found = trace.timeline(time.monotonic_ns() if now_ns is None else now_ns)
+        return msgspec.structs.replace(found, pieces=trace.sent.pieces())
 
     def percentiles(self) -> Percentiles:
         """TTFT and ITL of the requests kept here."""

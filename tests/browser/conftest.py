@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import uvicorn
 from demo_server import Demo
-from page_states import FakeNode
+from made_up import FullNode
 from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
 
 _FLAGS = (
@@ -27,8 +27,8 @@ class Served:
     The port is bound as long as this lives, so that nobody else gets it; but nobody listens there while it is stopped.
     """
 
-    def __init__(self, site: Callable[[FakeNode], Demo] = Demo) -> None:
-        self.node = FakeNode("empty", tick_s=0.1)
+    def __init__(self, site: Callable[[FullNode], Demo] = Demo) -> None:
+        self.node = FullNode("empty", tick_s=0.1)
         self._site = site
         self._place = _bound(0)
         self.url = f"http://127.0.0.1:{self._port}"
@@ -100,13 +100,13 @@ def open_page(browser: Browser, served: Served, complaints: list[str]) -> Iterat
         if message.type in ("error", "warning"):
             complaints.append(message.text)
 
-    def opened(state: str, live: bool = True, **options: object) -> Page:
+    def opened(state: str, live: bool = True, path: str = "", **options: object) -> Page:
         served.node.show(state)
         page = browser.new_page(**{"viewport": {"width": 1400, "height": 900}, **options})  # type: ignore[arg-type]
         page.on("console", heard)
         page.on("pageerror", lambda error: complaints.append(str(error)))
         pages.append(page)
-        page.goto(served.url)
+        page.goto(served.url + path)
         if live:
             page.locator('html[data-link="live"]').wait_for(timeout=10_000)
         return page

@@ -9,9 +9,11 @@ import argparse
 
 import page_history as past
 import uvicorn
-from page_states import STATES, FakeNode
+from made_up import FullNode
+from page_states import STATES
 from starlette.types import Receive, Scope, Send
 
+from appliance.cli.why import explained_by
 from appliance.errors import RequestError
 from appliance.remedies.apply import Remedies
 from appliance.telemetry import exposition
@@ -29,7 +31,7 @@ class NoInference:
 class Demo:
     """The site, with a door of its own for changing the state."""
 
-    def __init__(self, node: FakeNode, history: HistoryView | None = None, marks: MarkView | None = None) -> None:
+    def __init__(self, node: FullNode, history: HistoryView | None = None, marks: MarkView | None = None) -> None:
         self.node = node
         self.site: Site = create_app(
             inference=NoInference(),
@@ -37,6 +39,7 @@ class Demo:
             actions=Remedies(node, node.latest),
             history=history or past.history(None, node.latest().time),
             marks=marks,
+            explain=explained_by,
             max_body_bytes=1 << 20,
             max_held_bytes=1 << 24,
             metrics=exposition.render,
@@ -60,7 +63,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8099)
     parser.add_argument("--state", choices=STATES, default="busy")
     arguments = parser.parse_args()
-    uvicorn.run(Demo(FakeNode(arguments.state)), host="127.0.0.1", port=arguments.port, log_level="warning")
+    uvicorn.run(Demo(FullNode(arguments.state)), host="127.0.0.1", port=arguments.port, log_level="warning")
 
 
 if __name__ == "__main__":

@@ -228,6 +228,12 @@ def _mixed(newest: int) -> tuple[Timeline, ...]:
     return running, *(_one(number) for number in range(newest + 100, newest + 86, -1))
 
 
+def older(than: Timeline, count: int) -> tuple[Timeline, ...]:
+    """Requests before that one, newest first."""
+    newest = int(than.id, 16)
+    return tuple(_one(number) for number in range(newest - 1, max(newest - 1 - count, 0), -1))
+
+
 def _one(number: int) -> Timeline:
     dice = random.Random(number)
     base = (
@@ -433,6 +439,10 @@ STATES: dict[str, Callable[[int], NodeSnapshot]] = {
 }
 
 
+NODES_WITHOUT_WORK = ("loading", "empty", "failed")
+"""States in which no engine has made a step lately."""
+
+
 class NoActions:
     """Nothing has been done."""
 
@@ -520,6 +530,9 @@ class FakeNode:
     def logs(self, engine: str) -> list[str] | None:
         known = {e.name for e in self.latest().engines}
         return [f"INFO {engine} one", f"ERROR {engine} two"] if engine in known else None
+
+    def command(self, engine: str) -> list[str] | None:
+        return ["python", "-m", "appliance.engine.main"] if self.logs(engine) else None
 
     def steps(self, engine: str, since: int, limit: int) -> list[StepReading] | None:
         made = [

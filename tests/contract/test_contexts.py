@@ -8,14 +8,35 @@ from pathlib import Path
 import pytest
 from jinja2 import Environment, meta, nodes
 
-from web import assets, contexts, diagnosis, flow, gpus, overview, remedies, views, waterfall
+from appliance.cli.why import explained_by
+from web import (
+    assets,
+    contexts,
+    diagnosis,
+    engine,
+    engine_log,
+    engine_orders,
+    engines,
+    flow,
+    gpus,
+    overview,
+    plot,
+    refused,
+    remedies,
+    request_list,
+    request_page,
+    steps,
+    views,
+    waterfall,
+)
 from web.contexts import Context
 from web.render import compact
 from web.render import environment as new_environment
 from web.views import Asked, Page
 
 sys.path.append(str(Path(__file__).parents[1] / "browser"))
-from page_states import OVERVIEW, STATES
+from made_up import FullNode
+from page_states import OVERVIEW, STATES, NoActions
 
 TEMPLATES: dict[str, type[Context]] = {
     "page": views.PageContext,
@@ -29,6 +50,24 @@ TEMPLATES: dict[str, type[Context]] = {
     "diagnosis": diagnosis.DiagnosisContext,
     "requests": waterfall.RequestsContext,
     "footer": contexts.FooterContext,
+    "refused": refused.RefusedContext,
+    "engines": engines.EnginesContext,
+    "engine_list": engines.ListContext,
+    "engine": engines.EngineContext,
+    "engine_head": engine.HeadContext,
+    "engine_steps": steps.StepsContext,
+    "engine_figures": engine.FiguresContext,
+    "engine_handoffs": engine.HandoffsContext,
+    "engine_orders": engine_orders.OrdersContext,
+    "engine_log": engine_log.LogContext,
+    "request_list": request_list.RequestListContext,
+    "request_rows": request_list.RowsContext,
+    "request_line": request_list.LineContext,
+    "request_page": request_page.RequestPageContext,
+    "request_head": request_page.RequestHeadContext,
+    "request_stages": request_page.StagesContext,
+    "request_tokens": request_page.TokensContext,
+    "request_facts": request_page.RequestFactsContext,
 }
 """Templates that are rendered over a context's fields."""
 
@@ -47,6 +86,27 @@ PARTIALS: dict[str, dict[str, type[Context]]] = {
     "gpus": {"gpu": gpus.GpuContext},
     "remedies": {"one": remedies.RemedyContext},
     "diagnosis": {"one": diagnosis.EvidenceContext},
+    "plot": {"plot": plot.PlotContext, "tick": plot.TickContext, "one": plot.DrawnContext},
+    "engine_list": {"row": engines.ListedContext},
+    "engine": {"level": engines.LevelContext},
+    "engine_head": {"engine": engine.NeighbourContext},
+    "engine_steps": {"size": steps.SizeContext},
+    "engine_figures": {"group": engine.GroupContext, "fact": engine.FactContext},
+    "engine_handoffs": {"row": engine.HandoffRowContext},
+    "engine_orders": {"one": engine_orders.OrderContext},
+    "engine_log": {"line": engine_log.LineContext},
+    "request_list": {
+        "group": request_list.GroupContext,
+        "choice": request_list.ChoiceContext,
+        "entry": waterfall.LegendContext,
+    },
+    "request_line": {"bar": waterfall.BarContext},
+    "request_stages": {
+        "lane": request_page.LaneContext,
+        "bar": waterfall.BarContext,
+        "stage": request_page.StageContext,
+    },
+    "request_facts": {"fact": request_page.DetailContext, "leg": request_page.LegContext},
 }
 """Variables of templates that hold a context of their own."""
 
@@ -97,14 +157,27 @@ def test_a_partial_uses_its_context_and_all_of_it(environment: Environment, name
     assert used == fields
 
 
-PAGES: tuple[Page, ...] = (OVERVIEW,)
+NODE = FullNode("busy")
+PAGES: tuple[Page, ...] = (
+    OVERVIEW,
+    engines.Engines(),
+    engines.EnginePage(NODE, NoActions()),
+    request_list.RequestList(NODE),
+    request_page.RequestPage(NODE, explained_by),
+)
 """Each kind of page."""
+
+
+def asked() -> Asked:
+    """By what any of them can be asked for."""
+    names = {"name": "e0", "id": NODE.timelines(20)[15].id}
+    return Asked(origin="http://localhost:8000", names=names)
 
 
 @pytest.mark.parametrize("state", STATES)
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.template)
-def test_every_state_renders_strictly(page: Page, state: str) -> None:
-    view = page.view(Asked(origin="http://localhost:8000"))
+async def test_every_state_renders_strictly(page: Page, state: str) -> None:
+    view = page.view(asked())
     for tick in (0, 17):
         snapshot = STATES[state](tick)
         html = views.paint(page, view, snapshot, "/live/")
@@ -117,12 +190,12 @@ def test_every_context_says_what_it_is() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.template)
-def test_live_parts_are_elements_of_their_page(page: Page) -> None:
+async def test_live_parts_are_elements_of_their_page(page: Page) -> None:
     snapshot = STATES["busy"](0)
     frame, body = (
         (assets.directory("templates") / f"{name}.html").read_text(encoding="utf-8") for name in ("page", page.template)
     )
-    for name in page.view(Asked()).parts(snapshot):
+    for name in page.view(asked()).parts(snapshot):
         assert f'id="{name}"' in body
         assert f"parts.{name}" in body
     for name in views.shared(snapshot):

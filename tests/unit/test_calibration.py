@@ -202,6 +202,9 @@ class Two:
             EngineView(name=name, role=Role.BOTH, state=EngineState.READY, epoch=1, socket="") for name in ("e0", "e1")
         ]
 
+    def command(self, name: str) -> list[str] | None:
+        return None
+
     def logs(self, name: str) -> list[str] | None:
         return None
 

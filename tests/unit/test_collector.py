@@ -143,6 +143,9 @@ class FakeNode:
     def views(self) -> list[EngineView]:
         return self.engines
 
+    def command(self, name: str) -> list[str] | None:
+        return None
+
     def logs(self, name: str) -> list[str] | None:
         return ["a line"] if name == "e0" else None
 
@@ -274,6 +277,7 @@ def test_steps_are_told_one_by_one_and_of_many_the_latest(house: House) -> None:
         (1997, 0, 7), (1998, 300, 0), (1999, 0, 7), (2000, 300, 0)
     ]  # fmt: skip
     assert found[0].seconds == pytest.approx(0.01)
+    assert found[0].time == pytest.approx(time.time() + (NOW - time.monotonic_ns()) * 1e-9, abs=1)
     assert [one.number for one in house.collector.steps("e0", 0, 2) or ()] == [1999, 2000]
     assert len(house.collector.steps("e0", 0, 9999) or ()) < 2000, "bounded"
     assert (house.collector.steps("e1", 0, 9), house.collector.steps("e9", 0, 9)) == ((), None)

@@ -10,8 +10,9 @@ import pytest
 
 from appliance.config import Config, EngineConfig, ModelConfig, RoleArgs
 from appliance.errors import ConfigError
+from appliance.records import Role
 from appliance.supervisor.runtime import Runtime, parent_directory
-from appliance.supervisor.specs import arguments, command, environment, resolve_model, share, specs
+from appliance.supervisor.specs import EngineSpec, arguments, command, environment, resolve_model, share, shown, specs
 from appliance.supervisor.topology import parse
 
 
@@ -151,3 +152,29 @@ def test_a_runtime_directory_that_can_not_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="RUNTIME_DIRECTORY"):
         Runtime(tmp_path / "file")
+
+
+def test_a_command_line_is_shown_without_secrets() -> None:
+    arguments = ("--model", "a b", "--api-key", "sk-1", "sk-2", "--max-num-batched-tokens", "8192", "--hf-token=hf_1")
+    arguments += (
+        "--tokenizer",
+        "t",
+        "--additional-config",
+        '{"hf_token": "s\\"e", "n": 1}',
+        "--x",
+        "http://me:pw@host/",
+    )
+    spec = EngineSpec(
+        name="e0", role=Role.PREFILL, cores=(), tensor_parallel=1, arguments=arguments, environment={"HF_TOKEN": "hf_2"}
+    )
+    found = shown(spec)
+    assert found[1:4] == ["-m", "appliance.engine.main", "--"]
+    assert found[4:12] == ["--model", "a b", "--api-key", "…", "…", "--max-num-batched-tokens", "8192", "--hf-token=…"]
+    assert found[12:] == [
+        "--tokenizer",
+        "t",
+        "--additional-config",
+        '{"hf_token": "…", "n": 1}',
+        "--x",
+        "http://…@host/",
+    ]

@@ -287,3 +287,39 @@ def test_who_waits_for_longer_than_the_target_is_overdue_until_the_first_token_c
     assert timelines.overdue(2000 * MS, target_s=1.0) == 1
     soon.finish("cancelled", None, 2000 * MS)
     assert timelines.overdue(3000 * MS, target_s=1.0) == 0
+
+
+def test_when_pieces_left_is_kept_and_told_only_of_the_one_that_is_asked_for() -> None:
+    timelines, trace = begun(now_ms=1000)
+    trace.first_byte(1100 * MS)
+    for piece in range(1, 4):
+        trace.chunk((1100 + 20 * piece) * MS)
+    found = timelines.get("r")
+    assert found is not None
+    assert found.pieces is not None
+    assert (found.pieces.every, found.pieces.after_s) == (1, pytest.approx((0.1, 0.12, 0.14, 0.16)))
+    assert timelines.recent(1)[0].pieces is None
+
+
+def test_an_answer_that_has_not_begun_has_no_pieces() -> None:
+    timelines, _ = begun()
+    found = timelines.get("r")
+    assert found is not None
+    assert found.pieces is None
+
+
+@pytest.mark.parametrize("count", [1, 2, 255, 256, 257, 700, 5000, 100_000])
+def test_of_many_pieces_some_times_are_kept_evenly_over_all_of_them(count: int) -> None:
+    timelines, trace = begun()
+    trace.first_byte(MS)
+    for piece in range(2, count + 1):
+        trace.chunk(piece * MS)
+    found = timelines.get("r")
+    assert found is not None
+    pieces = found.pieces
+    assert pieces is not None
+    assert len(pieces.after_s) <= 256
+    assert len(pieces.after_s) * pieces.every >= count  # up to the end
+    assert [round(after_s * 1e3) for after_s in pieces.after_s] == [
+        1 + number * pieces.every for number in range(len(pieces.after_s))
+    ]

@@ -144,6 +144,28 @@ def test_steps_of_an_engine_after_a_number(client: TestClient) -> None:
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, wrong.partition("=")[0])
 
 
+def test_what_an_engine_is_started_with(client: TestClient) -> None:
+    assert client.get("/api/engines/e1/command").json()["command"][1:] == ["-m", "appliance.engine.main"]
+    assert client.get("/api/engines/e9/command").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "says"),
+    [
+        ("/engines/e9", 404, "There is no engine &#39;e9&#39; on this node. It has e0 and e1."),
+        ("/requests/none", 404, "There is no request &#39;none&#39;, or it is no longer kept."),
+        ("/requests?show=odd", 400, "show must be one of"),
+    ],
+)
+def test_a_page_that_there_is_not_is_said_in_the_frame(client: TestClient, path: str, status: int, says: str) -> None:
+    answer = client.get(path)
+    assert (answer.status_code, answer.headers["content-type"]) == (status, "text/html; charset=utf-8")
+    assert says in answer.text
+    assert 'id="strip"' in answer.text
+    assert "hx-sse:connect" not in answer.text  # there is nothing to follow
+    assert client.get(f"/live{path}").json()["error"]["message"]
+
+
 def test_the_knee_of_an_engine(client: TestClient) -> None:
     assert client.get("/api/engines/e1/knee").json()["knee"]["tokens"] == 608
     assert client.get("/api/engines/e9/knee").status_code == 404

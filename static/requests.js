@@ -1,0 +1,28 @@
+// Requests held still: what is being read is a copy that no update touches, while the list goes on beneath it.
+
+const pause = document.getElementById("pause");
+const live = document.getElementById("request_rows");
+const said = document.getElementById("held");
+
+function hold() {
+  const copy = live.cloneNode(true);
+  copy.id = "request_rows_held";
+  copy.querySelectorAll("[id]").forEach((element) => element.removeAttribute("id"));
+  live.hidden = true;
+  live.after(copy);
+  pause.textContent = "Go on";
+  said.textContent = `Held still since ${new Date().toTimeString().slice(0, 8)}.`;
+}
+
+function goOn() {
+  document.getElementById("request_rows_held").remove();
+  live.hidden = false;
+  pause.textContent = "Hold still";
+  said.textContent = "";
+}
+
+pause.addEventListener("click", () => {
+  const held = pause.getAttribute("aria-pressed") === "true";
+  (held ? goOn : hold)();
+  pause.setAttribute("aria-pressed", String(!held));
+});

@@ -1,0 +1,419 @@
+"""The page of one request: what held it up, where its time went on which engine, and its answer as it left.
+
+What was asked and what was answered is nowhere kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from markupsafe import Markup
+
+from appliance.errors import RequestError
+from appliance.records import Leg, NodeSnapshot, Pieces, Timeline
+from web import assets, plot, waterfall, words
+from web.contexts import TONES, Context
+from web.paced import Paced
+from web.plot import Axis, BandContext, DrawnContext, PlotContext
+from web.ports import Explain, Explained, NodeView
+from web.request_list import seconds
+from web.views import Asked, Parts, View
+from web.waterfall import BarContext
+
+_COMPARED: Final = 1000  # timelines that say what is usual
+_EVERY_S: Final = 1.0
+_SETTLED_S: Final = 10.0  # after its end; a verdict that explains it may come that late
+_FIRST: Final = ("prefill_wait", "prefill_compute")
+_BETWEEN: Final = ("handoff_wait", "transfer")
+
+
+class RequestHeadContext(Context, frozen=True, kw_only=True):
+    """``request_head.html``."""
+
+    id: str
+    tone: str
+    glyph: str
+    title: str
+    sentence: str | None  # what held it up
+    notes: tuple[str, ...]
+    error: str | None
+
+
+class LaneContext(Context, frozen=True, kw_only=True):
+    """Where it was: an engine, or the way to one."""
+
+    label: str
+    href: str | None
+    bars: tuple[BarContext, ...]
+    spoken: str
+
+
+class StageContext(Context, frozen=True, kw_only=True):
+    """One stage."""
+
+    stage: str
+    label: str
+    on: str
+    began: str
+    took: str
+    share: str
+    usual: str
+    held: bool
+
+
+class StagesContext(Context, frozen=True, kw_only=True):
+    """``request_stages.html``."""
+
+    lanes: tuple[LaneContext, ...]
+    stages: tuple[StageContext, ...]
+    scale: str
+    target_x: str | None
+    target: str
+    whole: str
+    usual: str
+    title: str
+    compared: str
+
+
+class TokensContext(Context, frozen=True, kw_only=True):
+    """``request_tokens.html``."""
+
+    plot: PlotContext | None
+    why_not: str
+    pieces: str
+    each: str
+    usual: str
+    target: str
+    slow: bool
+    whole: bool  # there is a time for every piece
+
+
+class DetailContext(Context, frozen=True, kw_only=True):
+    """A figure and what it is."""
+
+    label: str
+    value: str
+
+
+class LegContext(Context, frozen=True, kw_only=True):
+    """One call to one engine."""
+
+    kind: str
+    engine: str
+    outcome: str
+    tone: str
+    glyph: str
+    status: str
+    took: str
+    error: str | None
+
+
+class RequestFactsContext(Context, frozen=True, kw_only=True):
+    """``request_facts.html``."""
+
+    facts: tuple[DetailContext, ...]
+    legs: tuple[LegContext, ...]
+
+
+class RequestPageContext(Context, frozen=True, kw_only=True):
+    """``request_page.html``."""
+
+    id: str
+    parts: Mapping[str, Markup]
+    build: str
+
+
+class RequestPage:
+    """``/requests/{id}``."""
+
+    path = "/requests/{id}"
+    template = "request_page"
+    place = "Requests"
+
+    def __init__(self, node: NodeView, explain: Explain | None) -> None:
+        self._node = node
+        self._explain = explain
+
+    def view(self, asked: Asked) -> View:
+        id = asked.names["id"]
+        last = _Last(self._node, id)
+        drawn = Paced[Parts](_EVERY_S)
+
+        def parts(snapshot: NodeSnapshot) -> Parts:
+            return last.settled or drawn.get(snapshot.time, lambda: self._parts(last, snapshot))
+
+        def body(snapshot: NodeSnapshot, painted: Mapping[str, Markup]) -> Context:
+            return RequestPageContext(id=id, parts=painted, build=assets.fingerprint())
+
+        return View(title=lambda snapshot: f"Request {id[:8]}", parts=parts, body=body)
+
+    def _parts(self, last: _Last, snapshot: NodeSnapshot) -> Parts:
+        timeline = last.latest()
+        explained = None
+        if self._explain is not None:
+            explained = self._explain(timeline, self._node.timelines(_COMPARED), snapshot)
+        found: Parts = {
+            "request_head": head(timeline, explained, snapshot),
+            "request_stages": stages(timeline, explained, snapshot),
+            "request_tokens": tokens(timeline, explained, snapshot),
+            "request_facts": facts(timeline, explained),
+        }
+        last.keep(found, snapshot.time)
+        return found
+
+
+class _Last:
+    """A request as it was seen last: it may be forgotten while somebody looks at it.
+
+    ``settled``: what there is to be shown of it, some time after its end.
+    """
+
+    def __init__(self, node: NodeView, id: str) -> None:
+        found = node.timeline(id)
+        if found is None:
+            raise RequestError(404, f"There is no request {id!r}, or it is no longer kept.", code="not_found")
+        self._node = node
+        self._seen = found
+        self.settled: Parts | None = None
+
+    def latest(self) -> Timeline:
+        found = self._node.timeline(self._seen.id)
+        if found is not None and found.arrived == self._seen.arrived:  # a client may use one id twice
+            self._seen = found
+        return self._seen
+
+    def keep(self, parts: Parts, now: float) -> None:
+        total_s = self._seen.total_s
+        if total_s is not None and now > self._seen.arrived + total_s + _SETTLED_S:
+            self.settled = parts
+
+
+# ---- what held it up
+
+
+def head(timeline: Timeline, explained: Explained | None, snapshot: NodeSnapshot) -> RequestHeadContext:
+    row = waterfall.row(timeline, 1.0)
+    pace = explained.pace if explained else None
+    late = seconds(timeline) > snapshot.slo_ttft_s or (pace is not None and pace.each_s > snapshot.slo_itl_s)
+    tone = "warn" if row.tone == "ok" and late else row.tone
+    return RequestHeadContext(
+        id=timeline.id,
+        tone=tone,
+        glyph=TONES[tone],
+        title=_title(timeline, row.outcome, snapshot.slo_ttft_s),
+        sentence=explained.sentence if explained else None,
+        notes=tuple(explained.notes) if explained else (),
+        error=timeline.error if explained is None or timeline.outcome == "ok" else None,  # else the sentence says it
+    )
+
+
+def _title(timeline: Timeline, outcome: str, target_s: float) -> str:
+    if timeline.ttft_s is None:
+        verb = {"running": "Runs since", "failed": outcome.capitalize() + " after"}.get(
+            timeline.outcome, "Cancelled after"
+        )
+        return f"{verb} {words.duration(timeline.total_s or seconds(timeline))}, without a token"
+    first = f"First token after {words.duration(timeline.ttft_s)}"
+    if timeline.ttft_s > target_s:
+        first += f", {words.duration(timeline.ttft_s - target_s)} late"
+    return first if timeline.outcome == "ok" else f"{first}; {outcome}"
+
+
+# ---- where its time went
+
+
+def stages(timeline: Timeline, explained: Explained | None, snapshot: NodeSnapshot) -> StagesContext:
+    whole_s = seconds(timeline)
+    scale_s = waterfall.scale([whole_s]) if whole_s > 0 else 0.1
+    target_s = snapshot.slo_ttft_s
+    return StagesContext(
+        lanes=_lanes(timeline, scale_s),
+        stages=_stages(timeline, explained),
+        scale=words.duration(scale_s),
+        target_x=_percent(target_s, scale_s) if target_s <= scale_s else None,
+        target=words.duration(target_s),
+        whole=words.duration(whole_s),
+        usual=words.duration(explained.usual_first_s if explained else None),
+        title=_until(timeline),
+        compared=_compared(explained),
+    )
+
+
+def _until(timeline: Timeline) -> str:
+    if timeline.ttft_s is not None:
+        return "To the first token"
+    return "So far" if timeline.outcome == "running" else "Until it ended"
+
+
+def _compared(explained: Explained | None) -> str:
+    if explained is None or (not explained.compared and explained.usual_first_s is None):
+        return "Nothing is known of what is usual: no other request like it is kept."
+    if not explained.compared:
+        return "Usual: the means of those whose first token came in the last seconds."
+    return f"Usual: the medians of {words.several(explained.compared, 'other request')} of that time."
+
+
+def _lanes(timeline: Timeline, scale_s: float) -> tuple[LaneContext, ...]:
+    """The queue, and where it went from there, in the order of its way."""
+    bars: dict[str, list[BarContext]] = {}
+    names: dict[str, list[str]] = {}
+    start_s = 0.0
+    for stage in timeline.stages:
+        where = _where(stage.name, timeline)
+        label = f"{waterfall.LABELS.get(stage.name, stage.name)} {words.duration(stage.duration_s)}"
+        if stage.duration_s > 0:
+            bar = BarContext(
+                stage=stage.name,
+                title=label,
+                x=_percent(start_s, scale_s),
+                width=_percent(stage.duration_s, scale_s),
+            )
+            bars.setdefault(where, []).append(bar)
+            names.setdefault(where, []).append(label)
+        start_s += stage.duration_s
+    engines = {timeline.prefill_engine, timeline.decode_engine}
+    return tuple(
+        LaneContext(
+            label=where,
+            href=f"/engines/{where}" if where in engines else None,
+            bars=tuple(found),
+            spoken=", ".join(names[where]),
+        )
+        for where, found in bars.items()
+    )
+
+
+def _where(stage: str, timeline: Timeline) -> str:
+    first = timeline.prefill_engine or words.DASH
+    second = timeline.decode_engine or first
+    if stage == "queue":
+        return "queue"
+    if stage in _BETWEEN:
+        return f"{first} → {second}"
+    return first if stage in _FIRST or not timeline.split else second
+
+
+def _percent(part_s: float, whole_s: float) -> str:
+    return f"{100 * part_s / whole_s:.2f}%"
+
+
+def _stages(timeline: Timeline, explained: Explained | None) -> tuple[StageContext, ...]:
+    usual = {part.stage: part.usual_s for part in explained.parts} if explained else {}
+    held = (explained.held_by, explained.also) if explained else ()
+    whole_s, began_s, found = seconds(timeline), 0.0, []
+    for stage in timeline.stages:
+        found.append(
+            StageContext(
+                stage=stage.name,
+                label=waterfall.LABELS.get(stage.name, stage.name),
+                on=_where(stage.name, timeline),
+                began=words.duration(began_s),
+                took=words.duration(stage.duration_s),
+                share=words.percent(stage.duration_s / whole_s if whole_s > 0 else None),
+                usual=words.duration(usual.get(stage.name)),
+                held=stage.name in held,
+            )
+        )
+        began_s += stage.duration_s
+    return tuple(found)
+
+
+# ---- its answer
+
+
+def tokens(timeline: Timeline, explained: Explained | None, snapshot: NodeSnapshot) -> TokensContext:
+    """Pieces over time. A piece is a token, as a rule."""
+    pace = explained.pace if explained else None
+    target_s = snapshot.slo_itl_s
+    return TokensContext(
+        plot=_pieces(timeline, timeline.pieces, target_s) if timeline.stream else None,
+        why_not=_why_not(timeline),
+        pieces=words.several(timeline.output_chunks, "piece"),
+        each=words.duration(pace.each_s if pace else None),
+        usual=words.duration(pace.usual_s if pace else None),
+        target=words.duration(target_s),
+        slow=pace is not None and pace.each_s > target_s,
+        whole=timeline.pieces is None or timeline.pieces.every == 1,
+    )
+
+
+def _why_not(timeline: Timeline) -> str:
+    if not timeline.stream:
+        return "It was answered in one piece: there is nothing to be seen between its first token and its end."
+    return "No piece of an answer has left yet." if timeline.outcome == "running" else "No answer had begun."
+
+
+def _pieces(timeline: Timeline, pieces: Pieces | None, target_s: float) -> PlotContext | None:
+    if pieces is None or timeline.ttft_s is None:
+        return None
+    points = [(after_s, 1 + number * pieces.every) for number, after_s in enumerate(pieces.after_s)]
+    end_s = timeline.total_s or points[-1][0]
+    points.append((max(end_s, points[-1][0]), timeline.output_chunks))
+    x, y = Axis(0.0, max(end_s, 1e-3)), Axis(0.0, float(max(timeline.output_chunks, 2)))
+    first_s = points[0][0]
+    in_time = min(end_s, first_s + target_s * timeline.output_chunks)
+    paced = [(x.x(first_s), y.y(1)), (x.x(in_time), y.y(1 + (in_time - first_s) / target_s))]
+    return PlotContext(
+        label=f"{words.several(timeline.output_chunks, 'piece')} of the answer, "
+        f"from {words.duration(first_s)} to {words.duration(end_s)} after the request came.",
+        x_name="since it came",
+        y_name="pieces sent",
+        x_ticks=plot.x_ticks(x, [(value, words.duration(value) if value else "0") for value in x.ticks()]),
+        y_ticks=plot.y_ticks(y, [(value, words.count(round(value))) for value in y.ticks()]),
+        drawn=(
+            DrawnContext(kind="at-target", d=plot.line(paced)),
+            DrawnContext(kind="pieces", d=plot.stairs([(x.x(after_s), y.y(count)) for after_s, count in points])),
+        ),
+        band=BandContext(x="0", width=f"{x.x(first_s):.1f}", middle=f"{x.x(first_s):.1f}"),
+    )
+
+
+# ---- the rest
+
+
+def facts(timeline: Timeline, explained: Explained | None) -> RequestFactsContext:
+    moved = explained.transfer if explained else None
+    usual = (
+        "" if moved is None or moved.usual_bytes_s is None else f" (usual {words.traffic_rate(moved.usual_bytes_s)})"
+    )
+    found = [
+        ("came", waterfall.row(timeline, 1.0).clock),
+        ("route", timeline.route),
+        ("prompt tokens", words.count(timeline.prompt_tokens)),
+        ("answer", "streamed" if timeline.stream else "in one piece"),
+        ("pieces sent", words.count(timeline.output_chunks)),
+        ("handed over", _handed_over(timeline)),
+        ("rate, while copied", words.traffic_rate(moved.bytes_s if moved else None) + usual),
+        ("tries", words.count(timeline.attempts)),
+        ("whole time", words.duration(timeline.total_s)),
+    ]
+    if timeline.unsplit_reason:
+        found.append(("not split", timeline.unsplit_reason))
+    return RequestFactsContext(
+        facts=tuple(DetailContext(label=label, value=value) for label, value in found),
+        legs=tuple(map(_leg, timeline.legs)),
+    )
+
+
+def _handed_over(timeline: Timeline) -> str:
+    copies = timeline.transfer_copies
+    how = "" if not copies else " in 1 copy" if copies == 1 else f" in {copies:,} copies"
+    return words.traffic(timeline.transfer_bytes) + how
+
+
+_LEG_TONES: Final = {"ok": "ok", "cancelled": "off"}
+
+
+def _leg(leg: Leg) -> LegContext:
+    tone = _LEG_TONES.get(leg.outcome, "bad")
+    return LegContext(
+        kind=leg.kind,
+        engine=leg.engine,
+        outcome=leg.outcome,
+        tone=tone,
+        glyph=TONES[tone],
+        status=words.DASH if leg.status is None else str(leg.status),
+        took=words.duration(leg.duration_s),
+        error=leg.error,
+    )
