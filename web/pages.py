@@ -48,19 +48,22 @@ class Pages:
         return endpoint
 
     async def _paint(self, page: Page, request: Request) -> Response:
-        html = views.paint(page, page.view(_asked(request)), self._node.latest(), _STREAMS + _address(request))
+        view = await views.of(page, _asked(request))
+        html = views.paint(page, view, self._node.latest(), _STREAMS + _address(request))
         return HTMLResponse(html, headers={"cache-control": "no-store"})
 
     async def _follow(self, page: Page, request: Request) -> Response:
-        return await stream(request, self._feed(page, request))
+        return await stream(request, await self._feed(page, request))
 
-    def _feed(self, page: Page, request: Request) -> Feed:
-        address = _address(request)
+    async def _feed(self, page: Page, request: Request) -> Feed:
+        address, asked = _address(request), _asked(request)
+        if address not in self._feeds:
+            await views.of(page, asked)  # or there is nothing to follow
         feed = self._feeds.get(address)
         if feed is None:
             if len(self._feeds) >= _FEEDS_MAX:
                 raise RequestError(503, "Too many different pages are looked at; close some.", code="busy")
-            feed = Feed(self._node, functools.partial(views.fragments, page.view(_asked(request))))
+            feed = Feed(self._node, functools.partial(views.followed, page, asked))
             if self._closed:
                 feed.close()
             self._feeds[address] = feed

@@ -70,7 +70,7 @@ def name(incident: Incident) -> str:
 
 def write(incident: Incident, chunks: Sequence[bytes], *, now: float | None = None) -> bytes:
     """The file. ``chunks``: as ``frames.joined`` makes them, in order."""
-    row = list(_in_order(chunks))
+    row = list(in_order(chunks))
     header = Header(
         pd_appliance_incident=FORMAT,
         version=incident.version,
@@ -147,7 +147,7 @@ def _lines(file: gzip.GzipFile) -> Iterator[bytes]:
         yield line
 
 
-def _in_order(chunks: Iterable[bytes]) -> Iterator[dict[str, Any]]:
+def in_order(chunks: Iterable[bytes]) -> Iterator[dict[str, Any]]:
     """Each snapshot once. What can't be read is passed over: what is left says more than nothing."""
     last_s = float("-inf")
     for chunk in chunks:

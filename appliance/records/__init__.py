@@ -15,7 +15,7 @@ from appliance.records.engine import (
     StepReading,
 )
 from appliance.records.gpu import GpuProcess, GpuSnapshot, Throttled
-from appliance.records.incident import Change, ChangeKind, Incident, IncidentState, Said
+from appliance.records.incident import Change, ChangeKind, Incident, IncidentState, Moment, Said
 from appliance.records.node import (
     LATELY_S,
     HandoffSnapshot,
@@ -28,6 +28,7 @@ from appliance.records.node import (
     QueueSnapshot,
     RequestCounts,
     SupervisorSnapshot,
+    Unexplained,
 )
 from appliance.records.plan import Better, Demand, Plan, Plans, Predicted
 from appliance.records.remedy import Condition, Order, OrderKind, Remedy, RemedyState
@@ -60,6 +61,7 @@ __all__ = [
     "LedgerSnapshot",
     "Leg",
     "LinkSnapshot",
+    "Moment",
     "NodeSnapshot",
     "Order",
     "OrderKind",
@@ -78,5 +80,6 @@ __all__ = [
     "SupervisorSnapshot",
     "Throttled",
     "Timeline",
+    "Unexplained",
     "Verdict",
 ]
