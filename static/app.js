@@ -171,9 +171,9 @@ function startCharts() {
 // ---- start
 
 startTheme();
-startCopy();
+if (byId("copy")) startCopy();
 if (byId("live")) {
-  const chartSample = startCharts();
+  const chartSample = byId("charts") ? startCharts() : () => {};
   startLink(byId("live"), (sample) => {
     if (sample.build !== document.body.dataset.build) location.reload(); // the appliance was upgraded
     else if (!document.hidden) chartSample(sample);

@@ -19,14 +19,20 @@ from web import assets, errors
 from web.actions import ActionRoutes
 from web.api import Api, encoded_snapshot
 from web.door import Door
+from web.incident_list import IncidentList
+from web.incident_page import IncidentPage
 from web.incidents import IncidentRoutes
+from web.ledger import Kv
 from web.openai import OpenAI
 from web.overview import Overview
 from web.pages import Pages
+from web.plan_page import PlanPage
 from web.plans import PlanRoutes
+from web.playground import Playground
 from web.ports import Actions, IncidentView, Inference, NodeView, Planning, Simulation
 from web.simulation import SimulationRoutes
 from web.stream import Feed
+from web.views import Page
 
 _POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
@@ -71,14 +77,18 @@ def create_app(
         metrics: a snapshot as Prometheus text (``appliance.telemetry.exposition.render``).
         bound_to: the address that is listened on; with ``allowed_hosts`` it decides which requests are answered (``Door``).
     """
+    incident, plan = IncidentPage(incidents, actions), PlanPage(node, planning, actions)
     return Site(
         OpenAI(inference, max_body_bytes, max_held_bytes, _MARK if simulation else ()),
         node,
+        [Overview(), IncidentList(incidents), incident, Kv(), plan, Playground()],
         [
             *ActionRoutes(actions).routes(),
             *SimulationRoutes(simulation).routes(),
             *IncidentRoutes(incidents).routes(),
             *PlanRoutes(planning).routes(),
+            *incident.routes(),
+            *plan.routes(),
         ],
         metrics,
         Door(bound_to, allowed_hosts),
@@ -93,12 +103,13 @@ class Site:
         self,
         openai: ASGIApp,
         node: NodeView,
+        pages: Sequence[Page],
         orders: Sequence[BaseRoute],
         metrics: Callable[[NodeSnapshot], bytes],
         door: Door,
         guard: Middleware,
     ) -> None:
-        self._pages = Pages(node, [Overview()])
+        self._pages = Pages(node, pages)
         self._door = door
         self._openai = openai
         self._events = Feed(node, encoded_snapshot)

@@ -76,7 +76,7 @@ def diagnosis(snapshot: NodeSnapshot) -> DiagnosisContext:
         tone=tone,
         glyph=TONES[tone],
         sentence=verdict.summary,
-        cause=named(verdict.cause, verdict.engine, verdict.link),
+        cause=_cause(verdict),
         since=words.age(max(0.0, snapshot.time - verdict.since)),
         evidence=tuple(map(_evidence, verdict.evidence)),
         action=action.sentence if action else None,
@@ -87,14 +87,13 @@ def diagnosis(snapshot: NodeSnapshot) -> DiagnosisContext:
     )
 
 
-def named(cause: str | None, engine: str | None = None, link: tuple[str, str] | None = None) -> str | None:
-    """A cause and where, as operators say it."""
-    if cause is None:
+def _cause(verdict: Verdict) -> str | None:
+    if verdict.cause is None:
         return None
-    where = " to ".join(link) if link else engine
-    if cause == "frontend_bound" and where is None:
+    where = " to ".join(verdict.link) if verdict.link else verdict.engine
+    if verdict.cause == "frontend_bound" and where is None:
         return "busy supervisor"
-    return _CAUSES.get(cause, cause.replace("_", " ")) + (f" on {where}" if where else "")
+    return _CAUSES.get(verdict.cause, verdict.cause.replace("_", " ")) + (f" on {where}" if where else "")
 
 
 def _evidence(evidence: Evidence) -> EvidenceContext:

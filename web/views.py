@@ -74,7 +74,7 @@ class PageContext(Context, frozen=True, kw_only=True):
     build: str  # fingerprint of the static files
 
 
-PLACES: Final = {"Overview": "/"}
+PLACES: Final = {"Overview": "/", "Incidents": "/incidents", "KV": "/kv", "Plan": "/plan", "Try it": "/try"}
 """The navigation."""
 
 

@@ -2,19 +2,39 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from pathlib import Path
 
 import pytest
 from jinja2 import Environment, meta, nodes
 
-from web import assets, contexts, diagnosis, flow, gpus, overview, views, waterfall
+from appliance.remedies.apply import Remedies
+from web import (
+    assets,
+    batch_curve,
+    contexts,
+    diagnosis,
+    flow,
+    gpus,
+    incident_axis,
+    incident_list,
+    incident_page,
+    ledger,
+    overview,
+    plan_page,
+    playground,
+    times,
+    views,
+    waterfall,
+)
 from web.contexts import Context
 from web.render import compact
 from web.render import environment as new_environment
-from web.views import Asked, Page
+from web.views import Asked, Page, View
 
 sys.path.append(str(Path(__file__).parents[1] / "browser"))
+import page_states as made
 from page_states import STATES
 
 TEMPLATES: dict[str, type[Context]] = {
@@ -28,6 +48,18 @@ TEMPLATES: dict[str, type[Context]] = {
     "diagnosis": diagnosis.DiagnosisContext,
     "requests": waterfall.RequestsContext,
     "footer": contexts.FooterContext,
+    "incidents": incident_list.IncidentsContext,
+    "incident_list": incident_list.IncidentListContext,
+    "incident": incident_page.IncidentContext,
+    "incident_facts": incident_page.IncidentFactsContext,
+    "incident_seen": incident_page.SeenContext,
+    "kv": ledger.KvContext,
+    "ledger": ledger.LedgerContext,
+    "plan": plan_page.PlanContext,
+    "plans": plan_page.PlansContext,
+    "curves": batch_curve.CurvesContext,
+    "try": playground.TryContext,
+    "readiness": playground.ReadinessContext,
 }
 """Templates that are rendered over a context's fields."""
 
@@ -40,6 +72,35 @@ PARTIALS: dict[str, dict[str, type[Context]]] = {
     "requests": {"entry": waterfall.LegendContext},
     "gpus": {"gpu": gpus.GpuContext},
     "diagnosis": {"one": diagnosis.EvidenceContext},
+    "incidents": {"filter": incident_list.FilterContext, "option": incident_list.OptionContext},
+    "incident_list": {
+        "lane": incident_list.LaneContext,
+        "bar": incident_list.SpellContext,
+        "row": incident_list.IncidentRowContext,
+        "tick": times.TickContext,
+    },
+    "incident": {"event": incident_axis.EventContext},
+    "incident_axis": {
+        "said": incident_axis.SaidContext,
+        "mark": incident_axis.MarkContext,
+        "curve": incident_axis.CurveContext,
+        "tick": times.TickContext,
+    },
+    "incident_facts": {"fact": incident_page.FactContext},
+    "incident_seen": {"fact": incident_page.FactContext},
+    "ledger": {
+        "leak": ledger.LeakContext,
+        "engine": ledger.HeldContext,
+        "lease": ledger.LeaseContext,
+        "total": ledger.TotalContext,
+    },
+    "plans": {"row": plan_page.LayoutContext, "load": plan_page.LoadContext, "applied": plan_page.AppliedContext},
+    "curves": {
+        "curve": batch_curve.BatchCurveContext,
+        "dot": batch_curve.DotContext,
+        "column": batch_curve.GridContext,
+    },
+    "try": {"entry": waterfall.LegendContext},
 }
 """Variables of templates that hold a context of their own."""
 
@@ -90,14 +151,29 @@ def test_a_partial_uses_its_context_and_all_of_it(environment: Environment, name
     assert used == fields
 
 
-PAGES: tuple[Page, ...] = (overview.Overview(),)
+NODE = made.FakeNode()
+ACTIONS = Remedies(NODE, NODE.latest)
+PAGES: tuple[Page, ...] = (
+    overview.Overview(),
+    incident_list.IncidentList(made.FakeIncidents()),
+    incident_page.IncidentPage(made.FakeIncidents(), ACTIONS),
+    ledger.Kv(),
+    plan_page.PlanPage(NODE, made.FakePlanning(NODE.latest), ACTIONS),
+    playground.Playground(),
+)
 """Each kind of page."""
+ASKED = Asked(origin="http://localhost:8000", names={"id": made.OPEN_INCIDENT.id})
+
+
+def viewed(page: Page) -> View:
+    """Also of one that has to wait for something."""
+    return asyncio.run(views.of(page, ASKED))
 
 
 @pytest.mark.parametrize("state", STATES)
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.template)
 def test_every_state_renders_strictly(page: Page, state: str) -> None:
-    view = page.view(Asked(origin="http://localhost:8000"))
+    view = viewed(page)
     for tick in (0, 17):
         snapshot = STATES[state](tick)
         html = views.paint(page, view, snapshot, "/live/")
@@ -115,7 +191,7 @@ def test_live_parts_are_elements_of_their_page(page: Page) -> None:
     frame, body = (
         (assets.directory("templates") / f"{name}.html").read_text(encoding="utf-8") for name in ("page", page.template)
     )
-    for name in page.view(Asked()).parts(snapshot):
+    for name in viewed(page).parts(snapshot):
         assert f'id="{name}"' in body
         assert f"parts.{name}" in body
     for name in views.shared(snapshot):

@@ -1,0 +1,68 @@
+// One incident: a slider goes through what was seen, and the address says which moment is shown.
+"use strict";
+
+(() => {
+  const scrub = document.getElementById("scrub");
+  if (!scrub) return;
+  const moments = JSON.parse(scrub.dataset.moments); // [uptime, x in percent, words]
+  const seen = document.getElementById("seen");
+  const cursor = document.getElementById("cursor");
+  const words = document.getElementById("scrub-words");
+  const path = location.pathname;
+  const WAIT_MS = 80;
+  let asked = null;
+  let soon = 0;
+
+  const step = (id, index) => {
+    const link = document.getElementById(id);
+    if (!link) return;
+    const moment = moments[Math.max(0, Math.min(moments.length - 1, index))];
+    link.href = `${path}?at=${moment[0]}#seen`;
+  };
+
+  function point(index) {
+    const [, x, said] = moments[index];
+    scrub.value = index;
+    scrub.setAttribute("aria-valuetext", said);
+    cursor.setAttribute("x1", `${x}%`);
+    cursor.setAttribute("x2", `${x}%`);
+    words.textContent = said;
+    step("earlier", index - 1);
+    step("later", index + 1);
+  }
+
+  async function show(index) {
+    asked?.abort();
+    asked = new AbortController();
+    const at = moments[index][0];
+    try {
+      const answer = await fetch(`${path}/seen?at=${at}`, { signal: asked.signal });
+      if (!answer.ok) throw new Error(answer.statusText);
+      seen.innerHTML = await answer.text();
+      seen.classList.remove("is-old");
+      history.replaceState(null, "", `${path}?at=${at}`);
+    } catch (error) {
+      if (error.name !== "AbortError") words.textContent = `${moments[index][2]}: it can't be fetched now.`;
+    }
+  }
+
+  function go(index) {
+    point(index);
+    seen.classList.add("is-old");
+    clearTimeout(soon);
+    soon = setTimeout(() => show(index), WAIT_MS);
+  }
+
+  const nearest = (at) => moments.reduce((best, moment, index) =>
+    (Math.abs(moment[0] - at) < Math.abs(moments[best][0] - at) ? index : best), 0);
+
+  scrub.hidden = false;
+  scrub.addEventListener("input", () => go(Number(scrub.value)));
+  document.addEventListener("click", (event) => {
+    const link = event.target.closest("a[data-at], #earlier, #later");
+    if (!link || event.ctrlKey || event.metaKey || event.shiftKey) return;
+    event.preventDefault();
+    const next = Number(scrub.value) + (link.id === "earlier" ? -1 : 1);
+    go(link.dataset.at ? nearest(Number(link.dataset.at)) : Math.max(0, Math.min(moments.length - 1, next)));
+  });
+})();
