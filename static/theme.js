@@ -5,3 +5,4 @@ try {
 } catch {
   // A browser that keeps nothing for this site: the theme is its own then.
 }
+document.documentElement.dataset.scripted = ""; // buttons that need a script may show

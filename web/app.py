@@ -81,7 +81,7 @@ def create_app(
     return Site(
         OpenAI(inference, max_body_bytes, max_held_bytes, _MARK if simulation else ()),
         node,
-        [Overview(), IncidentList(incidents), incident, Kv(), plan, Playground()],
+        [Overview(actions), IncidentList(incidents), incident, Kv(), plan, Playground()],
         [
             *ActionRoutes(actions).routes(),
             *SimulationRoutes(simulation).routes(),

@@ -119,15 +119,11 @@ def curve(engine: EngineSnapshot, knee: KneeReading, steps: Sequence[StepReading
 
 
 def _usable(step: StepReading) -> bool:
-    return (
-        step.prompt_tokens >= _SMALLEST and step.seconds > 0 and step.decode_tokens <= _PURE * step.prompt_tokens
-    )
+    return step.prompt_tokens >= _SMALLEST and step.seconds > 0 and step.decode_tokens <= _PURE * step.prompt_tokens
 
 
 def _dot(step: StepReading, scales: _Scales) -> DotContext:
-    return DotContext(
-        x=f"{scales.x(step.prompt_tokens):.2f}%", y=f"{scales.y(step.prompt_tokens / step.seconds):.2f}%"
-    )
+    return DotContext(x=f"{scales.x(step.prompt_tokens):.2f}%", y=f"{scales.y(step.prompt_tokens / step.seconds):.2f}%")
 
 
 def _path(knee: KneeReading, scales: _Scales) -> str | None:
@@ -155,7 +151,10 @@ def _advice(engine: EngineSnapshot, knee: KneeReading) -> tuple[str | None, str 
     to_set = max(_ROUND, round(knee.tokens / _ROUND) * _ROUND)
     setting = f'[{section}] args = ["--max-num-batched-tokens", "{to_set}"]'
     if knee.low is not None and budget < knee.low and (gain := _gain(budget, knee)) > _WORTH:
-        return f"Its budget of {budget:,} is too small: more tokens in a step would bring {gain:.0%} more per second.", setting
+        return (
+            f"Its budget of {budget:,} is too small: more tokens in a step would bring {gain:.0%} more per second.",
+            setting,
+        )
     if knee.limit_tokens is not None and budget > knee.limit_tokens:
         return (
             f"Its budget of {budget:,} is too large: steps of more than {knee.limit_tokens:,} tokens do no more per second, "

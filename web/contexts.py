@@ -10,8 +10,8 @@ from typing import Final
 
 import msgspec
 
-from appliance.records import EngineState, NodeSnapshot
-from web import words
+from appliance.records import EngineState, NodeSnapshot, Verdict
+from web import causes, words
 
 
 class Context(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,6 +57,7 @@ class FooterContext(Context, frozen=True, kw_only=True):
 
 TONES: Final = {"ok": "●", "busy": "○", "wait": "◔", "warn": "▲", "bad": "✕", "off": "■"}
 
+_VERDICTS: Final = {"bottleneck": "bad", "unknown": "warn"}
 _DOWN: Final = {
     EngineState.SUSPECT: "is suspect",
     EngineState.HUNG: "hangs",
@@ -67,8 +68,13 @@ _DOWN: Final = {
 
 
 def headline(snapshot: NodeSnapshot) -> HeadlineContext:
-    """The node's condition, numbers included."""
+    """What holds the node back, or its condition; numbers included."""
     tone, sentence, detail = _condition(snapshot)
+    verdict = _held_by(snapshot)
+    if verdict is not None:
+        detail = " ".join((sentence, detail or "")).strip()
+        lasts = words.age(max(0.0, snapshot.time - verdict.since))
+        tone, sentence = _VERDICTS.get(verdict.state, "warn"), f"{_said(verdict)}, for {lasts}"
     return HeadlineContext(
         tone=tone,
         glyph=TONES[tone],
@@ -84,27 +90,30 @@ def headline(snapshot: NodeSnapshot) -> HeadlineContext:
 def strip(snapshot: NodeSnapshot) -> StripContext:
     """What holds the node back, if anything does; else its condition."""
     tone, sentence, _ = _condition(snapshot)
-    verdict = snapshot.verdict
-    if snapshot.ready and verdict is not None and verdict.state != "ok":
-        tone, sentence = "bad" if verdict.state == "bottleneck" else "warn", _held_back(snapshot).strip()
+    verdict = _held_by(snapshot)
+    if verdict is not None:
+        tone, sentence = _VERDICTS.get(verdict.state, "warn"), _said(verdict)
     return StripContext(tone=tone, glyph=TONES[tone], sentence=sentence)
 
 
 def announcement(snapshot: NodeSnapshot) -> AnnouncementContext:
     """The node's condition without numbers."""
     down = [f"{e.name} {_DOWN[e.state]}" for e in snapshot.engines if e.state in _DOWN] + _broken(snapshot)
+    verdict = _held_by(snapshot)
+    held = f" {_said(verdict)}." if verdict else ""
     serving = "The node serves requests" if snapshot.ready else "The node does not serve requests yet"
-    return AnnouncementContext(text=f"{serving}{'; ' if down else ''}{words.listing(down)}.{_held_back(snapshot)}")
+    return AnnouncementContext(text=f"{serving}{'; ' if down else ''}{words.listing(down)}.{held}")
 
 
-def _held_back(snapshot: NodeSnapshot) -> str:
-    """What a verdict comes to, without numbers."""
+def _held_by(snapshot: NodeSnapshot) -> Verdict | None:
+    """What there is to be said of what holds the node back: nothing while it does not serve yet."""
     verdict = snapshot.verdict
-    if verdict is None or verdict.state == "ok" or not snapshot.ready:
-        return ""
-    if verdict.cause is None:
-        return " Something holds it back."
-    return f" Bottleneck: {verdict.cause.replace('_', ' ')}{f' on {verdict.engine}' if verdict.engine else ''}."
+    return verdict if snapshot.ready and verdict is not None and verdict.state != "ok" else None
+
+
+def _said(verdict: Verdict) -> str:
+    """Without numbers."""
+    return f"Bottleneck: {causes.words(verdict)}" if verdict.cause else "Something holds it back"
 
 
 def _condition(snapshot: NodeSnapshot) -> tuple[str, str, str | None]:
@@ -112,10 +121,9 @@ def _condition(snapshot: NodeSnapshot) -> tuple[str, str, str | None]:
     if not snapshot.ready:
         return _not_serving(snapshot)
     troubles = _troubles(snapshot)
-    held = snapshot.verdict is not None and snapshot.verdict.state != "ok"
     queue = snapshot.queue
     active = queue.depth + queue.in_flight
-    tone = "warn" if troubles or held else "ok"
+    tone = "warn" if troubles else "ok"
     suffix = f", but {words.listing(troubles)}" if troubles else ""
     if active:
         return tone, f"Serving {words.several(active, 'request')}{suffix}.", _rates(snapshot)

@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
+import msgspec
+
 from appliance.records import EngineSnapshot, EngineState, NodeSnapshot, Pair, Role
-from web import words
+from web import gpus, ribbons, words
 from web.contexts import TONES, Context, token_rates
 
 
+class RibbonContext(Context, frozen=True, kw_only=True):
+    """One shape in ``link.html``."""
+
+    path: str
+    look: str  # flows | empty | held
+
+
 class LinkContext(Context, frozen=True, kw_only=True):
-    """``link.html``: an arrow between two stations."""
+    """``link.html``: what flows between two columns of stations."""
 
     label: str
     unit: str
-    level: int  # 0 nothing flows, to 5; the width of the arrow, by the logarithm of the rate
+    kind: str  # prefill | handoff | decode
+    height: str
+    ribbons: tuple[RibbonContext, ...]
+    held: str | None  # the link that holds the node back
 
 
 class RateContext(Context, frozen=True, kw_only=True):
@@ -26,32 +38,28 @@ class RateContext(Context, frozen=True, kw_only=True):
     unit: str
 
 
-class EngineContext(Context, frozen=True, kw_only=True):
-    """``engine.html``: one engine."""
+class CardContext(Context, frozen=True, kw_only=True):
+    """``card.html``: one engine on the map. The page of the engine has the rest."""
 
     name: str
     role: str
     state: str
     tone: str
     glyph: str
-    since: str  # how long it has been in that state
-    pid: str
     hardware: str  # cores or GPUs
-    memory: str
-    stage: str | None  # what it does while it starts
+    trouble: str | None  # why it does not work, or what it does while it starts
     progress: int | None  # of the start, percent
-    cause: str | None  # of its last end, with the remedy
-    warnings: tuple[str, ...]
+    working: bool
     rates: tuple[RateContext, ...]
-    running: str
-    waiting: str
-    fetching: str
+    load: str
+    load_percent: int | None
+    load_is: str  # what it is a share of
     kv: str
     kv_percent: int | None
-    kv_blocks: str  # in use, of all
-    step: str
-    prefix_hits: str
-    restarts: int
+    running: str
+    waiting: str
+    slow: str | None
+    hot: str | None  # what its GPUs tell
     bottleneck: bool  # it holds the node back
 
 
@@ -90,6 +98,7 @@ class HandoffContext(Context, frozen=True, kw_only=True):
 class AnswersContext(Context, frozen=True, kw_only=True):
     """What clients got, in ``flow.html``."""
 
+    in_time: str  # share of the latest first tokens
     ttft_p50: str
     ttft_p99: str
     ttft_target: str
@@ -107,16 +116,16 @@ class FlowContext(Context, frozen=True, kw_only=True):
     queue: QueueContext
     handoff: HandoffContext
     answers: AnswersContext
-    prefill: tuple[EngineContext, ...]
-    decode: tuple[EngineContext, ...]
-    both: tuple[EngineContext, ...]  # aggregated
+    prefill: tuple[CardContext, ...]
+    decode: tuple[CardContext, ...]
+    both: tuple[CardContext, ...]  # aggregated
     split: bool  # there are engines that only prefill or only decode
-    prompt_link: LinkContext
-    handoff_link: LinkContext
-    output_link: LinkContext
+    prompts: LinkContext
+    handoffs: LinkContext
+    outputs: LinkContext
 
 
-_STATE_TONES: Final = {
+STATE_TONES: Final = {
     EngineState.STARTING: "wait",
     EngineState.READY: "ok",
     EngineState.DRAINING: "wait",
@@ -126,66 +135,150 @@ _STATE_TONES: Final = {
     EngineState.FAILED: "bad",
     EngineState.STOPPED: "off",
 }
+_WORK: Final = (EngineState.READY, EngineState.DRAINING, EngineState.SUSPECT)
+_SLOW: Final = 1.15  # times what steps take
 _NEGLIGIBLE: Final = 0.1  # of an engine's own rate
 _SILENT_S: Final = 5.0  # an engine says something every second
 
 
 def flow(snapshot: NodeSnapshot) -> FlowContext:
     """The map of the node."""
-    prompt, output = token_rates(snapshot)
-    held = _held(snapshot)
-    by_role = {
-        role: tuple(engine(e, bottleneck=e.name in held) for e in snapshot.engines if e.role is role) for role in Role
-    }
+    by_role = {role: [engine for engine in snapshot.engines if engine.role is role] for role in Role}
+    split = bool(by_role[Role.PREFILL] or by_role[Role.DECODE])
+    first, last = (by_role[Role.PREFILL], by_role[Role.DECODE]) if split else (by_role[Role.BOTH], by_role[Role.BOTH])
+    height = ribbons.height([len(first), len(last)])
+    ends = Ends(clients={"": height / 2}, first=_middles(first, height), last=_middles(last, height), height=height)
+    cards = {role: tuple(card(engine, snapshot) for engine in engines) for role, engines in by_role.items()}
     return FlowContext(
         queue=_queue(snapshot),
         handoff=_handoff(snapshot),
         answers=_answers(snapshot),
-        prefill=by_role[Role.PREFILL],
-        decode=by_role[Role.DECODE],
-        both=by_role[Role.BOTH],
-        split=bool(by_role[Role.PREFILL] or by_role[Role.DECODE]),
-        prompt_link=_link(prompt, "prompt tokens/s"),
-        handoff_link=_link(snapshot.handoffs.recent_s, "hand-offs/s"),
-        output_link=_link(output, "output tokens/s"),
+        prefill=cards[Role.PREFILL],
+        decode=cards[Role.DECODE],
+        both=cards[Role.BOTH],
+        split=split,
+        prompts=_prompts(snapshot, ends, first),
+        handoffs=_handoffs(snapshot, ends),
+        outputs=_outputs(snapshot, ends, last),
     )
 
 
-def _held(snapshot: NodeSnapshot) -> tuple[str, ...]:
+class Ends(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the map's stations have their middles."""
+
+    clients: Mapping[str, float]  # the queue, or the answers: one
+    first: Mapping[str, float]
+    last: Mapping[str, float]
+    height: float
+
+
+def _middles(engines: Sequence[EngineSnapshot], height: float) -> Mapping[str, float]:
+    return ribbons.middles([engine.name for engine in engines], height)
+
+
+def _prompts(snapshot: NodeSnapshot, ends: Ends, engines: Sequence[EngineSnapshot]) -> LinkContext:
+    held = held_back(snapshot)
+    flows = {("", engine.name): engine.prompt_tokens_s or 0.0 for engine in engines}
+    gap = ribbons.gap(ends.clients, ends.first, flows, ends.height)
+    return _link(gap, "prefill", token_rates(snapshot)[0], "prompt tokens/s", lambda _, name: name in held)
+
+
+def _handoffs(snapshot: NodeSnapshot, ends: Ends) -> LinkContext:
+    """Of the latest seconds, from each prefill engine to each decode engine."""
+    rates = {(link.producer, link.consumer): link.handoffs_s for link in snapshot.links}
+    flows = {pair: rates.get(pair, 0.0) for pair in itertools.product(ends.first, ends.last)}
+    gap = ribbons.gap(ends.first, ends.last, flows, ends.height)
+    link = snapshot.verdict.link if snapshot.verdict is not None else None
+    said = _link(gap, "handoff", snapshot.handoffs.recent_s, "hand-offs/s", lambda *pair: pair == link)
+    return msgspec.structs.replace(said, held=" to ".join(link)) if link else said
+
+
+def _outputs(snapshot: NodeSnapshot, ends: Ends, engines: Sequence[EngineSnapshot]) -> LinkContext:
+    held = held_back(snapshot)
+    flows = {(engine.name, ""): engine.output_tokens_s or 0.0 for engine in engines}
+    gap = ribbons.gap(ends.last, ends.clients, flows, ends.height)
+    return _link(gap, "decode", token_rates(snapshot)[1], "output tokens/s", lambda name, _: name in held)
+
+
+def _link(gap: ribbons.Gap, kind: str, rate: float | None, unit: str, held: Callable[[str, str], bool]) -> LinkContext:
+    shapes = tuple(
+        RibbonContext(
+            path=ribbon.path,
+            look="held" if held(ribbon.source, ribbon.target) else "empty" if ribbon.empty else "flows",
+        )
+        for ribbon in gap.ribbons
+    )
+    return LinkContext(
+        label=words.number(rate), unit=unit, kind=kind, height=f"{gap.height:g}", ribbons=shapes, held=None
+    )
+
+
+def held_back(snapshot: NodeSnapshot) -> tuple[str, ...]:
     """Engines that hold the node back."""
     verdict = snapshot.verdict
     return verdict.engines if verdict is not None and verdict.state == "bottleneck" else ()
 
 
-def engine(snapshot: EngineSnapshot, *, bottleneck: bool = False) -> EngineContext:
+def card(engine: EngineSnapshot, snapshot: NodeSnapshot) -> CardContext:
     """One engine's card."""
-    starting = snapshot.state is EngineState.STARTING
-    return EngineContext(
-        name=snapshot.name,
-        role=snapshot.role.value,
-        state=snapshot.state.value,
-        tone=_STATE_TONES[snapshot.state],
-        glyph=TONES[_STATE_TONES[snapshot.state]],
-        since=words.age(snapshot.in_state_s),
-        pid=words.DASH if snapshot.pid is None else str(snapshot.pid),
-        hardware=_hardware(snapshot),
-        memory=words.memory(snapshot.memory_bytes),
-        stage=snapshot.stage if starting else None,
-        progress=_percent(snapshot.progress) if starting else None,
-        cause=snapshot.cause,
-        warnings=_warnings(snapshot),
-        rates=_engine_rates(snapshot),
-        running=words.count(snapshot.running),
-        waiting=words.count(snapshot.waiting),
-        fetching=words.count(snapshot.fetching),
-        kv=words.percent(snapshot.kv_usage),
-        kv_percent=_percent(snapshot.kv_usage),
-        kv_blocks=_blocks(snapshot),
-        step=words.duration(None if snapshot.step_ms is None else snapshot.step_ms / 1e3),
-        prefix_hits=words.percent(snapshot.prefix_hit_rate),
-        restarts=snapshot.restarts,
-        bottleneck=bottleneck,
+    starting = engine.state is EngineState.STARTING
+    load, load_is = _load(engine)
+    tone = STATE_TONES[engine.state]
+    return CardContext(
+        name=engine.name,
+        role=engine.role.value,
+        state=engine.state.value,
+        tone=tone,
+        glyph=TONES[tone],
+        hardware=_hardware(engine, snapshot),
+        trouble=(engine.stage or "starting") if starting else _trouble(engine),
+        progress=_percent(engine.progress) if starting else None,
+        working=engine.state in _WORK,
+        rates=_engine_rates(engine),
+        load=words.percent(load),
+        load_percent=_percent(load),
+        load_is=load_is,
+        kv=words.percent(engine.kv_usage),
+        kv_percent=_percent(engine.kv_usage),
+        running=words.count(engine.running),
+        waiting=words.count(engine.waiting),
+        slow=_slow(engine),
+        hot=_hot(engine, snapshot),
+        bottleneck=engine.name in held_back(snapshot),
     )
+
+
+def _load(engine: EngineSnapshot) -> tuple[float | None, str]:
+    """Of what it can do. An engine that decodes makes steps as long as it has anything: how full these may get is what counts."""
+    if engine.role.decodes and engine.room:
+        return 1 / engine.room, "what it decodes, of what it could decode in time; predicted"
+    if engine.role.prefills:
+        return engine.busy, "share of the latest seconds in which it made steps"
+    return None, "how much it could decode is not known yet"
+
+
+def _slow(engine: EngineSnapshot) -> str | None:
+    """Its steps, beside what such steps take."""
+    slowdown = engine.slowdown
+    return f"steps × {slowdown:.2g}" if slowdown is not None and slowdown >= _SLOW else None
+
+
+def _hot(engine: EngineSnapshot, snapshot: NodeSnapshot) -> str | None:
+    """What is the matter with its GPUs."""
+    found = dict.fromkeys(
+        said
+        for gpu in snapshot.gpus
+        if gpu.engine == engine.name or gpu.uuid in engine.gpus
+        if (said := gpus.slowed(gpu))
+    )
+    return words.listing(list(found)) or None
+
+
+def _trouble(engine: EngineSnapshot) -> str | None:
+    """The first thing that is wrong."""
+    if engine.state not in _WORK and engine.cause:
+        return engine.cause
+    return next(iter(_warnings(engine)), engine.cause)
 
 
 def _engine_rates(snapshot: EngineSnapshot) -> tuple[RateContext, ...]:
@@ -205,17 +298,14 @@ def _amounts(other_s: float | None, own_s: float | None) -> bool:
     return (other_s or 0.0) > _NEGLIGIBLE * (own_s or 0.0)
 
 
-def _hardware(snapshot: EngineSnapshot) -> str:
-    if snapshot.gpus:
-        return f"{words.several(len(snapshot.gpus), 'GPU')}: {', '.join(_short_uuid(gpu) for gpu in snapshot.gpus)}"
-    if not snapshot.cores:
+def _hardware(engine: EngineSnapshot, snapshot: NodeSnapshot) -> str:
+    """Its GPUs as the table below numbers them, or its cores."""
+    if engine.gpus:
+        numbers = sorted(gpu.index for gpu in snapshot.gpus if gpu.uuid in engine.gpus or gpu.engine == engine.name)
+        return f"GPU {words.ranges(numbers)}" if numbers else words.several(len(engine.gpus), "GPU")
+    if not engine.cores:
         return words.DASH
-    return f"{'core' if len(snapshot.cores) == 1 else 'cores'} {words.ranges(snapshot.cores)}"
-
-
-def _short_uuid(gpu: str) -> str:
-    """GPU-3f2a81c0-… as 3f2a81c0."""
-    return gpu.removeprefix("GPU-").split("-")[0]
+    return f"{'core' if len(engine.cores) == 1 else 'cores'} {words.ranges(engine.cores)}"
 
 
 def _warnings(snapshot: EngineSnapshot) -> tuple[str, ...]:
@@ -223,13 +313,6 @@ def _warnings(snapshot: EngineSnapshot) -> tuple[str, ...]:
     if silent is not None and silent > _SILENT_S and snapshot.state is EngineState.READY:
         return (f"has said nothing for {words.age(silent)}", *snapshot.peer_errors)
     return snapshot.peer_errors
-
-
-def _blocks(snapshot: EngineSnapshot) -> str:
-    total, free = snapshot.kv_blocks_total, snapshot.kv_blocks_free
-    if total is None:
-        return words.DASH
-    return f"{words.count(None if free is None else total - free)} of {words.count(total)}"
 
 
 def _percent(share: float | None) -> int | None:
@@ -289,7 +372,9 @@ def _name(pair: Pair) -> str:
 
 def _answers(snapshot: NodeSnapshot) -> AnswersContext:
     requests = snapshot.requests
+    late = snapshot.lately.ttft_late if snapshot.lately is not None else None
     return AnswersContext(
+        in_time=words.percent(None if late is None else 1 - late),
         ttft_p50=words.duration(snapshot.ttft_p50_s),
         ttft_p99=words.duration(snapshot.ttft_p99_s),
         ttft_target=words.duration(snapshot.slo_ttft_s),
@@ -300,8 +385,3 @@ def _answers(snapshot: NodeSnapshot) -> AnswersContext:
         cancelled=words.count(requests.cancelled),
         retried=requests.retried,
     )
-
-
-def _link(rate: float | None, unit: str) -> LinkContext:
-    level = 0 if not rate else min(5, max(1, 1 + math.floor(math.log10(max(1.0, rate)))))
-    return LinkContext(label=words.number(rate), unit=unit, level=level)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from appliance.records import ChangeKind, Incident, Moment, Remedy, Said
-from web import diagnosis, times, words
+from web import causes, times, words
 from web.contexts import TONES, Context
 from web.times import Span, TickContext
 
@@ -109,7 +109,7 @@ def _verdicts(incident: Incident, over: Span) -> Iterator[SaidContext]:
 def _said(said: Said) -> str:
     if said.state == "ok":
         return "no bottleneck"
-    return diagnosis.named(said.cause, said.engine, said.link) or "no cause found"
+    return causes.words(said)
 
 
 def _curves(incident: Incident, moments: Sequence[Moment], over: Span) -> Iterator[CurveContext]:

@@ -9,7 +9,7 @@ from urllib.parse import urlencode
 from markupsafe import Markup
 
 from appliance.records import Incident, IncidentState, NodeSnapshot
-from web import diagnosis, times, words
+from web import causes, times, words
 from web.contexts import TONES, Context
 from web.fresh import Fresh
 from web.ports import IncidentView
@@ -155,7 +155,7 @@ def _options(name: str, values: Sequence[str], wanted: Mapping[str, str]) -> tup
 def _said(name: str, value: str) -> str:
     if name == "state":
         return "over" if value == IncidentState.CLOSED else value
-    return (diagnosis.named(value) or value) if name == "cause" and value != "none" else value
+    return causes.plain(value) if name == "cause" and value != "none" else value
 
 
 def listed(incidents: Sequence[Incident], now: float, *, filtered: bool, kept: bool) -> IncidentListContext:
@@ -180,7 +180,10 @@ def _headline(incidents: Sequence[Incident], now: float, filtered: bool) -> tupl
     still = [one for one in incidents if one.state is IncidentState.OPEN]
     if still:
         are = "is" if len(still) == 1 else "are"
-        return "bad", f"{words.several(len(still), 'incident')} {are} open{among}: {words.listing([what(one) for one in still])}."
+        return (
+            "bad",
+            f"{words.several(len(still), 'incident')} {are} open{among}: {words.listing([what(one) for one in still])}.",
+        )
     if not incidents:
         return "ok", f"No incident{' is' if filtered else ''} {'like these' if filtered else 'so far'}."
     ended = max(one.closed or one.opened for one in incidents)
@@ -194,7 +197,7 @@ def place(incident: Incident) -> str:
 
 def what(incident: Incident) -> str:
     """Cause and where."""
-    return diagnosis.named(incident.cause, incident.engine, incident.link) or "no cause found"
+    return causes.words(incident)
 
 
 def lasted_s(incident: Incident, now: float) -> float:

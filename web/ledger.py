@@ -118,7 +118,9 @@ def ledger(snapshot: NodeSnapshot) -> LedgerContext:
         said="KV blocks have leaked." if leaks else "",
         engines=tuple(_held(engine, book.leases) for engine in snapshot.engines),
         leases=tuple(map(_lease, ordered[:ROWS])),
-        more=f"{words.several(len(ordered) - ROWS, 'lease')} more, with more time left" if len(ordered) > ROWS else None,
+        more=f"{words.several(len(ordered) - ROWS, 'lease')} more, with more time left"
+        if len(ordered) > ROWS
+        else None,
         totals=_totals(book),
         splits=len(snapshot.engines) > 1,
     )
@@ -137,7 +139,8 @@ def _sentence(snapshot: NodeSnapshot, leaks: Sequence[LeakContext]) -> str:
         return "No KV is held for another engine."
     hold = "holds" if len(leases) == 1 else "hold"
     blocks = words.several(sum(lease.blocks for lease in leases), "block")
-    return f"{words.several(len(leases), 'lease')} {hold} {blocks}. The shortest has {words.age(max(0.0, min(lease.remaining_s for lease in leases)))} left."
+    left = words.age(max(0.0, min(lease.remaining_s for lease in leases)))
+    return f"{words.several(len(leases), 'lease')} {hold} {blocks}; no leak. The shortest has {left} left."
 
 
 def _overdue(lease: Lease) -> LeakContext:
@@ -208,7 +211,12 @@ def _totals(book: LedgerSnapshot) -> tuple[TotalContext, ...]:
         ("granted", book.granted, "since the appliance was started", False),
         ("released", book.released, "the decode engine had its copy", False),
         ("cancelled", book.cancelled, "nobody wanted the KV any more", False),
-        ("expired", book.expired, "nobody came for it in time: the prompt was computed again, or its client had left", True),
+        (
+            "expired",
+            book.expired,
+            "nobody came for it in time: the prompt was computed again, or its client had left",
+            True,
+        ),
         ("lost", book.lost, "their engine ended", True),
     )
     return tuple(

@@ -11,8 +11,9 @@ from typing import Final
 from markupsafe import Markup
 
 from appliance.records import NodeSnapshot
-from web import contexts, diagnosis, flow, gpus, waterfall
+from web import contexts, diagnosis, flow, gpus, remedies, waterfall
 from web.contexts import Context
+from web.ports import Actions
 from web.views import Asked, Parts, View
 
 _ORIGIN: Final = re.compile(r"https?://([A-Za-z0-9.\-]+|\[[0-9a-fA-F:.]+\])(:\d+)?")
@@ -33,6 +34,9 @@ class Overview:
     template = "overview"
     place = "Overview"
 
+    def __init__(self, actions: Actions) -> None:
+        self._actions = actions
+
     def view(self, asked: Asked) -> View:
         def body(snapshot: NodeSnapshot, parts: Mapping[str, Markup]) -> Context:
             return OverviewContext(
@@ -41,18 +45,17 @@ class Overview:
                 empty=not snapshot.requests.total,
             )
 
-        return View(title=lambda snapshot: snapshot.model, parts=parts, body=body, sample=contexts.sample)
+        return View(title=lambda snapshot: snapshot.model, parts=self._parts, body=body, sample=contexts.sample)
 
-
-def parts(snapshot: NodeSnapshot) -> Parts:
-    """What moves."""
-    return {
-        "headline": contexts.headline(snapshot),
-        "diagnosis": diagnosis.diagnosis(snapshot),
-        "flow": flow.flow(snapshot),
-        "gpus": gpus.gpus(snapshot),
-        "requests": waterfall.requests(snapshot),
-    }
+    def _parts(self, snapshot: NodeSnapshot) -> Parts:
+        return {
+            "headline": contexts.headline(snapshot),
+            "diagnosis": diagnosis.diagnosis(snapshot),
+            "remedies": remedies.remedies(self._actions.remedies(), snapshot),
+            "flow": flow.flow(snapshot),
+            "gpus": gpus.gpus(snapshot),
+            "requests": waterfall.requests(snapshot),
+        }
 
 
 def curl(model: str, origin: str) -> str:

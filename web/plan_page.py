@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+import msgspec
 from markupsafe import Markup
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
@@ -16,6 +17,7 @@ from appliance.records import (
     Demand,
     EngineSnapshot,
     NodeSnapshot,
+    Order,
     OrderKind,
     Plan,
     Plans,
@@ -23,7 +25,7 @@ from appliance.records import (
     RemedyState,
     Role,
 )
-from web import assets, batch_curve, words
+from web import batch_curve, words
 from web.batch_curve import CurvesContext
 from web.contexts import TONES, Context
 from web.fresh import Fresh
@@ -61,6 +63,9 @@ class LayoutContext(Context, frozen=True, kw_only=True):
     error: str
     reason: str | None  # why the targets are not met
     what: str | None  # what applying it would do; None where it can't be
+    order: str  # as JSON
+    call: str
+    gain: str | None  # predicted
 
 
 class AppliedContext(Context, frozen=True, kw_only=True):
@@ -89,7 +94,6 @@ class PlanContext(Context, frozen=True, kw_only=True):
 
     parts: Mapping[str, Markup]
     prefills: bool  # there are engines with a batch curve
-    build: str
 
 
 class PlanPage:
@@ -116,7 +120,7 @@ class PlanPage:
 
         def body(snapshot: NodeSnapshot, painted: Mapping[str, Markup]) -> Context:
             prefills = any(engine.role.prefills for engine in snapshot.engines)
-            return PlanContext(parts=painted, prefills=prefills, build=assets.fingerprint())
+            return PlanContext(parts=painted, prefills=prefills)
 
         return View(title=lambda snapshot: "Plan", parts=parts, body=body)
 
@@ -170,7 +174,10 @@ def _gains(snapshot: NodeSnapshot) -> str | None:
     better = snapshot.better
     if better is None:
         return None
-    found = [(better.load_falls, "its highest load would be {:.0%} lower"), (better.good_rises, "{:.0%} more of the requests would meet both targets")]
+    found = [
+        (better.load_falls, "its highest load would be {:.0%} lower"),
+        (better.good_rises, "{:.0%} more of the requests would meet both targets"),
+    ]
     said = [text.format(gain) for gain, text in found if gain >= 0.005]
     if better.rate_grows is not None and better.rate_grows >= 0.005:
         said.append(f"it would carry {better.rate_grows:.0%} more")
@@ -245,6 +252,21 @@ def _row(plan: Plan, found: Plans, engines: Sequence[EngineSnapshot]) -> LayoutC
         error=words.DASH if error is None else f"± {words.percent(error)}",
         reason=plan.reason,
         what=None if now else _changes(plan.layout, engines),
+        order=msgspec.json.encode(Order(kind=OrderKind.TOPOLOGY, topology=plan.layout)).decode(),
+        call=f'POST /api/topology {{"topology": "{plan.layout}"}}',
+        gain=_gain(plan, found),
+    )
+
+
+def _gain(plan: Plan, found: Plans) -> str | None:
+    """Beside the layout that there is."""
+    now = _of(found, found.now)
+    if now is None or now.predicted is None or plan.predicted is None:
+        return None
+    before, after = now.predicted, plan.predicted
+    return (
+        f"Predicted: {words.percent(after.good)} of the requests within both targets, {words.percent(before.good)} now; "
+        f"up to {words.number(after.most_rate_s)} requests/s, {words.number(before.most_rate_s)} now."
     )
 
 
@@ -272,7 +294,8 @@ def _changes(layout: str, engines: Sequence[EngineSnapshot]) -> str | None:
     there = Counter(engine.role for engine in engines)
     said = [f"{words.several(count, 'engine')} more for {_role(role)}" for role, count in (wanted - there).items()]
     fewer = [f"{count} fewer for {_role(role)}" for role, count in (there - wanted).items()]
-    return f"{words.listing([*said, *fewer])}. Roles change at once, nothing is restarted, and requests under way end where they are."
+    how = "Roles change at once, nothing is restarted, and requests under way end where they are."
+    return f"Use {layout}: {words.listing([*said, *fewer])}. {how}"
 
 
 def _role(role: Role) -> str:

@@ -67,5 +67,9 @@ def readiness(snapshot: NodeSnapshot) -> ReadinessContext:
     if not snapshot.ready:
         return ReadinessContext(ready=False, sentence=snapshot.reason or "No engine is ready yet.")
     waiting = words.several(snapshot.queue.depth, "request")
-    before = f" {waiting} {'is' if snapshot.queue.depth == 1 else 'are'} before it in the queue." if snapshot.queue.depth else ""
+    before = (
+        f" {waiting} {'is' if snapshot.queue.depth == 1 else 'are'} before it in the queue."
+        if snapshot.queue.depth
+        else ""
+    )
     return ReadinessContext(ready=True, sentence=f"A request would be served now.{before}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 
 import uvicorn
+from page_kept import FakeIncidents, FakePlanning
 from page_states import STATES, FakeNode
 from starlette.types import Receive, Scope, Send
 
@@ -34,6 +35,8 @@ class Demo:
             inference=NoInference(),
             node=node,
             actions=Remedies(node, node.latest),
+            incidents=FakeIncidents(),
+            planning=FakePlanning(node),
             max_body_bytes=1 << 20,
             max_held_bytes=1 << 24,
             metrics=exposition.render,

@@ -6,7 +6,7 @@ import asyncio
 import math
 import random
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 
 import msgspec
 
@@ -19,12 +19,17 @@ from appliance.records import (
     GpuSnapshot,
     HandoffSnapshot,
     KneeReading,
+    Lately,
     Lease,
     LedgerSnapshot,
     Leg,
+    LinkSnapshot,
     NodeSnapshot,
+    Order,
+    OrderKind,
     Pair,
     QueueSnapshot,
+    Remedy,
     RequestCounts,
     Role,
     Stage,
@@ -38,7 +43,7 @@ from web.overview import Overview
 from web.render import compact
 from web.views import Asked, Page
 
-_NOON = 1_700_000_000.0
+NOON = 1_700_000_000.0
 
 
 def engine(
@@ -85,7 +90,7 @@ def node(engines: tuple[EngineSnapshot, ...], tick: int, **more: object) -> Node
         "slo_ttft_s": 2.0,
         "slo_itl_s": 0.05,
     }
-    return NodeSnapshot(time=_NOON + tick / 2, engines=engines, **{**defaults, **more})  # type: ignore[arg-type]
+    return NodeSnapshot(time=NOON + tick / 2, engines=engines, **{**defaults, **more})  # type: ignore[arg-type]
 
 
 def timeline(number: int, lengths_ms: tuple[float, ...], **more: object) -> Timeline:
@@ -113,7 +118,7 @@ def timeline(number: int, lengths_ms: tuple[float, ...], **more: object) -> Time
         ),
     }
     identity = f"{number:032x}"
-    return Timeline(id=identity, arrived=_NOON + number * 0.7, stages=stages, **{**defaults, **more})  # type: ignore[arg-type]
+    return Timeline(id=identity, arrived=NOON + number * 0.7, stages=stages, **{**defaults, **more})  # type: ignore[arg-type]
 
 
 def loading(tick: int) -> NodeSnapshot:
@@ -198,7 +203,17 @@ def busy(tick: int) -> NodeSnapshot:
         prompt_tokens_s=14.0,
     )
     leases = tuple(
-        Lease(id=f"{n}.1", owner="e0", blocks=31 + n, tokens=500, consumers=1, age_s=0.2, remaining_s=59.8)
+        Lease(
+            id=f"{n:032x}.0123456789abcdef.1",
+            owner="e0",
+            blocks=31 + n,
+            tokens=500,
+            consumers=1,
+            age_s=0.2 + 7 * n,
+            remaining_s=59.8 - 7 * n,
+            consumer="e1",
+            request=f"{n:032x}",
+        )
         for n in range(3)
     )
     return node(
@@ -324,14 +339,23 @@ def large(tick: int) -> NodeSnapshot:
         return tuple(f"GPU-{random.Random(g).getrandbits(32):08x}-0000" for g in (2 * n, 2 * n + 1))
 
     work = {"cores": (), "running": 9, "waiting": 3, "kv_usage": 0.71, "kv_blocks_free": 1188, "step_ms": 42.0}
-    prefill = tuple(engine(f"e{n}", gpus=gpus(n), prompt_tokens_s=21450 * wave, **work) for n in range(3))
+    prefill = tuple(engine(f"e{n}", gpus=gpus(n), prompt_tokens_s=21450 * wave, busy=0.93, **work) for n in range(3))
     decode = engine(
-        "e3", Role.DECODE, gpus=gpus(3), output_tokens_s=6120 * wave, **{**work, "kv_usage": 0.97, "waiting": 41}
+        "e3",
+        Role.DECODE,
+        gpus=gpus(3),
+        output_tokens_s=6120 * wave,
+        room=1.3,
+        **{**work, "kv_usage": 0.97, "waiting": 41},
     )
     return msgspec.structs.replace(
         busy(tick),
         engines=(*prefill, decode),
         gpus=tuple(_gpu(index, wave) for index in range(8)),
+        links=tuple(
+            LinkSnapshot(producer=f"e{n}", consumer="e3", handoffs_s=3.7 * wave, bytes_s=3.2e9) for n in range(3)
+        ),
+        lately=Lately(first_tokens=33, ttft_late=0.02, ttft_s=0.2),
         topology="3p1d@tp2",
         simulated=True,
         model="Llama-3.3-70B",
@@ -370,7 +394,7 @@ def bottleneck(tick: int) -> NodeSnapshot:
         state="bottleneck",
         summary="e1 takes 1.9 times as long for its steps as it should: GPU 2 runs at 990 of 1,980 MHz (hw thermal slowdown) at 88 °C. "
         "31% of the first tokens come later than 2 s.",
-        since=_NOON + tick / 2 - 12,
+        since=NOON + tick / 2 - 12,
         engine="e1",
         engines=("e1",),
         stage="prefill",
@@ -392,12 +416,17 @@ def bottleneck(tick: int) -> NodeSnapshot:
         ),
         action=Action(
             sentence="Give e1 less of the work until that is mended, or drain it and see to its cooling.",
+            order=Order(kind=OrderKind.WEIGHT, engine="e1", weight=0.53),
             call='POST /api/engines/e1/weight {"weight": 0.53}',
         ),
         expected_gain=0.47,
         next="e0, e1 and e2 prefill all of the time, 41,200 tokens/s, and 12 requests wait: more is asked than they can do.",
     )
-    return msgspec.structs.replace(large(tick), verdict=verdict)
+    node = large(tick)
+    slow = {"slowdown": 1.9, "prompt_tokens_s": 0.53 * (node.engines[0].prompt_tokens_s or 0.0), "busy": 1.0}
+    engines = tuple(msgspec.structs.replace(e, **(slow if e.name == "e1" else {})) for e in node.engines)
+    lately = Lately(first_tokens=29, ttft_late=0.31, ttft_s=1.6)
+    return msgspec.structs.replace(node, engines=engines, lately=lately, verdict=verdict)
 
 
 STATES: dict[str, Callable[[int], NodeSnapshot]] = {
@@ -413,9 +442,25 @@ STATES: dict[str, Callable[[int], NodeSnapshot]] = {
 }
 
 
+class NoActions:
+    """Nothing has been done."""
+
+    def remedies(self) -> Sequence[Remedy]:
+        return ()
+
+    def apply(self, order: Order, by: str) -> Remedy:
+        raise AssertionError
+
+    def undo(self, id: str, by: str) -> Remedy:
+        raise AssertionError
+
+
+OVERVIEW = Overview(NoActions())
+
+
 def sections(snapshot: NodeSnapshot, page: Page | None = None) -> dict[str, str]:
     """The moving parts of a page, as HTML."""
-    parts = (page or Overview()).view(Asked()).parts(snapshot)
+    parts = (page or OVERVIEW).view(Asked()).parts(snapshot)
     return {name: compact(name, context) for name, context in {**views.shared(snapshot), **parts}.items()}
 
 

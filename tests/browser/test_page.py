@@ -23,6 +23,7 @@ SAYS = {
     "failed": "Not serving: e1 has failed",
     "whole": "e1 is still starting",
     "large": "Serving",
+    "bottleneck": "Bottleneck: slow GPU on e1",
 }
 
 FIRST_ROW = "document.querySelector('.request').id"
@@ -72,7 +73,7 @@ def test_nothing_scrolls_sideways_on_the_narrowest_phone(open_page: Opened, stat
 def test_the_page_is_complete_without_javascript(open_page: Opened) -> None:
     page = open_page("busy", live=False, java_script_enabled=False)
     expect(page.locator("h1")).to_contain_text("Serving 21 requests")
-    expect(page.locator(".engine")).to_have_count(2)
+    expect(page.locator(".card")).to_have_count(2)
     expect(page.locator(".request")).to_have_count(12)
     expect(page.locator("#theme")).to_be_hidden()
 
@@ -91,11 +92,11 @@ def test_an_update_keeps_focus_scroll_and_what_was_opened(open_page: Opened, ser
     page = open_page("busy")
     row_id = page.locator(".request").nth(1).get_attribute("id")
     page.locator(f"#{row_id} summary").click()  # by its id: newer ones push it down meanwhile
-    page.locator('.engine a[href*="e1"]').focus()
+    page.locator('.card a[href*="e1"]').focus()
     page.evaluate("window.scrollTo(0, 150)")
     first = page.evaluate(FIRST_ROW)
     page.wait_for_function(f"first => {FIRST_ROW} !== first", arg=first)  # a newer one has pushed ours down
-    assert page.evaluate("document.activeElement.getAttribute('href')") == "/api/engines/e1/logs?format=text"
+    assert page.evaluate("document.activeElement.getAttribute('href')") == "/engines/e1"
     assert page.evaluate("window.scrollY") == 150
     assert page.locator(f"#{row_id} details").get_attribute("open") is not None
 
@@ -126,7 +127,8 @@ def test_a_cut_stream_is_said_and_mended(open_page: Opened, served: Served, comp
     expect(page.locator("#link")).to_have_text("Live", timeout=15_000)
     expect(page.locator("h1")).to_contain_text("Ready, and idle")
     assert page.evaluate("window.loadedOnce") is True
-    assert all("ERR_CONNECTION_REFUSED" in complaint or "ERR_INCOMPLETE" in complaint for complaint in complaints)
+    of_the_cut = ("ERR_CONNECTION_REFUSED", "ERR_INCOMPLETE", "htmx:sse:error")
+    assert all(any(part in complaint for part in of_the_cut) for complaint in complaints)
     complaints.clear()
 
 
@@ -197,7 +199,7 @@ def test_the_keyboard_reaches_everything_in_reading_order(open_page: Opened) -> 
     assert reached.pop(0) == "Skip to the page"
     assert [reached.pop(0) for _ in PLACES] == list(PLACES)
     assert reached[:4] == ["theme", "Send a request", "curl", "copy"]
-    assert reached[4:10] == ["log of e0", "log of e1", "node", "requests", "metrics", "models"]
+    assert reached[4:10] == ["e0", "e1", "node", "requests", "metrics", "models"]
 
 
 def test_the_curl_names_this_host_and_is_copied(open_page: Opened, served: Served) -> None:
@@ -212,6 +214,37 @@ def test_the_charts_draw_what_has_come(open_page: Opened) -> None:
     page = open_page("busy")
     expect(page.locator("#charts canvas")).to_have_count(2)
     expect(page.locator("#now-prompt")).not_to_have_text("—")
+
+
+def test_the_remedy_is_asked_for_applied_and_taken_back(open_page: Opened, served: Served) -> None:
+    page = open_page("bottleneck")
+    expect(page.locator("h1")).to_contain_text("Bottleneck: slow GPU on e1")
+    expect(page.get_by_role("article", name="Bottleneck: Engine e1, prefill, ready")).to_be_visible()
+    page.get_by_role("button", name="Do it…").click()
+    asked = page.get_by_role("dialog")
+    expect(asked).to_contain_text("Give e1 less of the work")
+    expect(asked).to_contain_text('POST /api/engines/e1/weight {"weight": 0.53}')
+    asked.get_by_role("button", name="Leave it").click()
+    assert served.node.asked == []
+    page.get_by_role("button", name="Do it…").click()
+    asked.get_by_role("button", name="Do it", exact=True).click()
+    expect(page.locator("#remedies")).to_contain_text("e1's weight in routing: 1 → 0.53")
+    expect(page.locator("#remedies")).to_contain_text("what it brings is not known yet")
+    expect(asked).to_be_hidden()
+    page.get_by_role("button", name="Undo").click()
+    asked.get_by_role("button", name="Do it", exact=True).click()
+    expect(page.locator("#remedies")).to_contain_text("taken back")
+    assert served.node.asked == ["weight 0.53 e1", "weight 1 e1"]
+
+
+def test_an_order_that_is_refused_says_why(open_page: Opened, served: Served, complaints: list[str]) -> None:
+    page = open_page("bottleneck")
+    page.get_by_role("button", name="Do it…").click()
+    served.node.show("loading")  # e1 starts again meanwhile
+    page.get_by_role("dialog").get_by_role("button", name="Do it", exact=True).click()
+    expect(page.get_by_role("dialog")).to_contain_text("Not done: e1 is starting")
+    assert all("409" in complaint for complaint in complaints)
+    complaints.clear()
 
 
 def test_no_request_leaves_this_host(open_page: Opened, served: Served) -> None:

@@ -24,6 +24,7 @@ from web import (
     overview,
     plan_page,
     playground,
+    remedies,
     times,
     views,
     waterfall,
@@ -34,8 +35,9 @@ from web.render import environment as new_environment
 from web.views import Asked, Page, View
 
 sys.path.append(str(Path(__file__).parents[1] / "browser"))
+import page_kept as kept
 import page_states as made
-from page_states import STATES
+from page_states import OVERVIEW, STATES
 
 TEMPLATES: dict[str, type[Context]] = {
     "page": views.PageContext,
@@ -45,6 +47,7 @@ TEMPLATES: dict[str, type[Context]] = {
     "announcement": contexts.AnnouncementContext,
     "flow": flow.FlowContext,
     "gpus": gpus.GpusContext,
+    "remedies": remedies.RemediesContext,
     "diagnosis": diagnosis.DiagnosisContext,
     "requests": waterfall.RequestsContext,
     "footer": contexts.FooterContext,
@@ -65,12 +68,18 @@ TEMPLATES: dict[str, type[Context]] = {
 
 PARTIALS: dict[str, dict[str, type[Context]]] = {
     "page": {"place": views.PlaceContext},
-    "engine": {"engine": flow.EngineContext, "rate": flow.RateContext},
-    "link": {"link": flow.LinkContext},
+    "card": {"card": flow.CardContext, "rate": flow.RateContext},
+    "link": {"link": flow.LinkContext, "ribbon": flow.RibbonContext},
     "request": {"row": waterfall.RowContext, "bar": waterfall.BarContext, "line": waterfall.DetailContext},
-    "flow": {"queue": flow.QueueContext, "handoff": flow.HandoffContext, "answers": flow.AnswersContext},
+    "flow": {
+        "queue": flow.QueueContext,
+        "handoff": flow.HandoffContext,
+        "answers": flow.AnswersContext,
+        "pair": flow.PairContext,
+    },
     "requests": {"entry": waterfall.LegendContext},
     "gpus": {"gpu": gpus.GpuContext},
+    "remedies": {"one": remedies.RemedyContext},
     "diagnosis": {"one": diagnosis.EvidenceContext},
     "incidents": {"filter": incident_list.FilterContext, "option": incident_list.OptionContext},
     "incident_list": {
@@ -154,15 +163,15 @@ def test_a_partial_uses_its_context_and_all_of_it(environment: Environment, name
 NODE = made.FakeNode()
 ACTIONS = Remedies(NODE, NODE.latest)
 PAGES: tuple[Page, ...] = (
-    overview.Overview(),
-    incident_list.IncidentList(made.FakeIncidents()),
-    incident_page.IncidentPage(made.FakeIncidents(), ACTIONS),
+    OVERVIEW,
+    incident_list.IncidentList(kept.FakeIncidents()),
+    incident_page.IncidentPage(kept.FakeIncidents(), ACTIONS),
     ledger.Kv(),
-    plan_page.PlanPage(NODE, made.FakePlanning(NODE.latest), ACTIONS),
+    plan_page.PlanPage(NODE, kept.FakePlanning(NODE), ACTIONS),
     playground.Playground(),
 )
 """Each kind of page."""
-ASKED = Asked(origin="http://localhost:8000", names={"id": made.OPEN_INCIDENT.id})
+ASKED = Asked(origin="http://localhost:8000", names={"id": kept.OPEN.id})
 
 
 def viewed(page: Page) -> View:

@@ -33,7 +33,7 @@ from appliance.records import (
 from bench.diagnosis.cases import cases, healthy
 from bench.diagnosis.play import play
 from bench.diagnosis.score import score, wilson
-from web import diagnosis
+from web import causes, contexts
 
 sys.path.append(str(Path(__file__).parents[1] / "browser"))
 import page_states as made
@@ -236,7 +236,7 @@ def test_a_supervisor_that_is_itself_the_bottleneck_is_named_and_no_engine_is() 
     verdicts = [diagnose(replace(one, time=100.0 + n)) for n, one in enumerate(supervised(0.97, 40.0))]
     verdict = verdicts[-1]
     assert (verdict.cause, verdict.engine, verdict.engines) == ("frontend_bound", None, ())
-    assert diagnosis.diagnosis(replace(late(0), verdict=verdict)).cause == "busy supervisor"
+    assert causes.words(verdict) == "busy supervisor"
     assert text(msgspec.to_builtins(verdict)).startswith("BOTTLENECK the node: frontend_bound")
 
 
@@ -306,17 +306,17 @@ def test_whatever_a_node_reads_there_is_a_verdict(window: list[tuple[list[Engine
 
 def test_the_page_says_what_holds_it_back_and_marks_the_engine() -> None:
     parts = made.sections(made.bottleneck(0))
-    assert "Bottleneck: slow GPU on e1" in parts["diagnosis"]
+    assert "Bottleneck: slow GPU on e1" in parts["headline"]
     assert parts["flow"].count("held-mark") == 1
-    assert "Bottleneck: prefill straggler gpu on e1." in parts["announcement"]
+    assert "Bottleneck: slow GPU on e1." in parts["announcement"]
     assert made.sections(made.busy(0))["diagnosis"] == ""
 
 
 def test_a_link_is_named_by_its_ends_and_the_unknown_as_such() -> None:
     link = Verdict(state="bottleneck", summary="Slow.", since=0, link=("e0", "e1"), cause="handoff_link_slow")
-    assert diagnosis.diagnosis(replace(made.busy(0), verdict=link)).cause == "slow link on e0 to e1"
+    assert causes.words(link) == "slow link on e0 to e1"
     unknown = Verdict(state="unknown", summary="Nothing tells.", since=0)
-    assert diagnosis.diagnosis(replace(made.busy(0), verdict=unknown)).cause is None
+    assert contexts.headline(replace(made.busy(0), verdict=unknown)).sentence.startswith("Something holds it back")
 
 
 def test_the_terminal_says_the_same() -> None:

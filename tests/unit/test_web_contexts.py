@@ -10,7 +10,16 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from appliance.records import EngineState, LedgerSnapshot, Pair, QueueSnapshot, RequestCounts, Role
+from appliance.records import (
+    EngineSnapshot,
+    EngineState,
+    LedgerSnapshot,
+    Pair,
+    QueueSnapshot,
+    RequestCounts,
+    Role,
+    Verdict,
+)
 from web import contexts, flow, overview, views, waterfall
 from web.views import Asked
 
@@ -18,6 +27,10 @@ sys.path.append(str(Path(__file__).parents[1] / "browser"))
 import page_states as made
 
 replace = msgspec.structs.replace
+
+
+def card(engine: EngineSnapshot) -> flow.CardContext:
+    return flow.card(engine, made.node((engine,), 0))
 
 
 @pytest.mark.parametrize(
@@ -29,6 +42,7 @@ replace = msgspec.structs.replace
         ("busy", "ok", "Serving 21 requests."),
         ("failed", "bad", "Not serving: e1 has failed."),
         ("broken", "warn", "Ready, and idle, but no KV gets from e0 to e2."),
+        ("bottleneck", "bad", "Bottleneck: slow GPU on e1, for 12\u00a0s"),
         ("whole", "warn", "Serving 7 requests, but e1 is still starting (60\u00a0%)."),
     ],
 )
@@ -91,7 +105,7 @@ def test_rates_are_of_all_engines_whatever_their_role() -> None:
     snapshot = replace(made.empty(0), engines=engines)
     point = contexts.sample(snapshot)
     assert (point["prompt_tokens_s"], point["output_tokens_s"]) == (107.0, 51.0)
-    assert (flow.flow(snapshot).prompt_link.label, flow.flow(snapshot).output_link.label) == ("107", "51.0")
+    assert (flow.flow(snapshot).prompts.label, flow.flow(snapshot).outputs.label) == ("107", "51.0")
 
 
 @pytest.mark.parametrize(
@@ -110,13 +124,15 @@ def test_rates_are_of_all_engines_whatever_their_role() -> None:
 def test_an_engines_other_rate_is_shown_where_it_amounts_to_something(
     role: Role, prompt_s: float | None, output_s: float | None, units: list[str]
 ) -> None:
-    found = flow.engine(made.engine("e0", role, prompt_tokens_s=prompt_s, output_tokens_s=output_s)).rates
+    found = card(made.engine("e0", role, prompt_tokens_s=prompt_s, output_tokens_s=output_s)).rates
     assert [rate.unit.split()[0] for rate in found] == units
 
 
 def test_a_rate_that_nobody_measured_is_absent() -> None:
     assert contexts.sample(made.loading(0))["prompt_tokens_s"] is None
-    assert flow.flow(made.loading(0)).prompt_link == flow.LinkContext(label="—", unit="prompt tokens/s", level=0)
+    prompts = flow.flow(made.loading(0)).prompts
+    assert prompts.label == "—"
+    assert {ribbon.look for ribbon in prompts.ribbons} == {"empty"}
 
 
 def test_the_map_sorts_engines_by_role() -> None:
@@ -127,27 +143,38 @@ def test_the_map_sorts_engines_by_role() -> None:
     assert not flow.flow(made.whole(0)).split
 
 
-@pytest.mark.parametrize(("rate", "level"), [(None, 0), (0.0, 0), (0.3, 1), (9.0, 1), (10.0, 2), (4213.0, 4), (1e9, 5)])
-def test_arrows_widen_with_the_logarithm(rate: float | None, level: int) -> None:
-    engines = (made.engine("e0", prompt_tokens_s=rate),)
-    assert flow.flow(replace(made.empty(0), engines=engines)).prompt_link.level == level
+def test_the_bottleneck_and_what_it_does_are_marked_on_the_map() -> None:
+    found = flow.flow(made.bottleneck(0))
+    assert [card.bottleneck for card in found.prefill] == [False, True, False]
+    assert [ribbon.look for ribbon in found.prompts.ribbons] == ["flows", "held", "flows"]
+    assert {ribbon.look for ribbon in found.outputs.ribbons} == {"flows"}
+    assert (found.prefill[1].slow, found.prefill[1].hot) == ("steps × 1.9", "too hot")
+
+
+def test_a_slow_link_is_marked_and_named() -> None:
+    verdict = Verdict(state="bottleneck", summary="", since=0.0, link=("e1", "e3"), cause="handoff_link_slow")
+    found = flow.flow(replace(made.large(0), verdict=verdict)).handoffs
+    assert [ribbon.look for ribbon in found.ribbons] == ["flows", "held", "flows"]
+    assert found.held == "e1 to e3"
+
+
+def test_load_is_of_what_an_engine_could_do() -> None:
+    assert card(made.engine("e0", busy=0.9)).load_percent == 90
+    assert card(made.engine("e0", Role.DECODE, busy=1.0, room=4.0)).load_percent == 25
+    assert card(made.engine("e0", Role.DECODE, busy=1.0)).load == "—"
 
 
 def test_an_engine_says_its_hardware_and_kv() -> None:
-    found = flow.engine(made.engine("e1", kv_usage=0.411, kv_blocks_free=2416))
-    assert (found.hardware, found.kv, found.kv_percent, found.kv_blocks) == (
-        "cores 2–3",
-        "41\u00a0%",
-        41,
-        "1,680 of 4,096",
-    )
-    assert flow.engine(made.engine("e1", cores=(), gpus=("GPU-ab12-c", "GPU-ff-0"))).hardware == "2 GPUs: ab12, ff"
-    assert flow.engine(made.engine("e1", cores=())).hardware == "—"
+    found = card(made.engine("e1", kv_usage=0.411))
+    assert (found.hardware, found.kv, found.kv_percent) == ("cores 2–3", "41\u00a0%", 41)
+    assert card(made.engine("e1", cores=(), gpus=("GPU-ab12-c", "GPU-ff-0"))).hardware == "2 GPUs"
+    assert card(made.engine("e1", cores=())).hardware == "—"
+    assert flow.flow(made.large(0)).decode[0].hardware == "GPU 6–7"
 
 
 def test_a_ready_engine_that_falls_silent_is_pointed_out() -> None:
-    assert flow.engine(made.engine("e0", last_step_age_s=12.0)).warnings == ("has said nothing for 12\u00a0s",)
-    assert flow.engine(made.engine("e0", last_step_age_s=1.0)).warnings == ()
+    assert card(made.engine("e0", last_step_age_s=12.0)).trouble == "has said nothing for 12\u00a0s"
+    assert card(made.engine("e0", last_step_age_s=1.0)).trouble is None
 
 
 def test_leases_that_ended_badly_are_pointed_out() -> None:
@@ -221,7 +248,7 @@ def test_the_curl_is_one_command_whatever_the_model_is_called() -> None:
 
 
 def test_sections_that_did_not_change_are_the_same_bytes() -> None:
-    view = overview.Overview().view(Asked())
+    view = made.OVERVIEW.view(Asked())
     first, second = views.fragments(view, made.idle(0)), views.fragments(view, made.idle(2))
     assert [name for name in first if first[name] != second[name]] == ["sample"]
 

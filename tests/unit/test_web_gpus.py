@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from appliance.records import GpuProcess, GpuSnapshot, Throttled
-from web import gpus, overview, views
+from web import gpus, views
 from web.views import Asked
 
 sys.path.append(str(Path(__file__).parents[1] / "browser"))
@@ -81,7 +81,7 @@ def test_idle_clocks_are_no_trouble_and_unknown_reasons_are_said_as_they_are() -
 
 
 def test_a_simulated_node_says_so_on_top_and_in_the_title() -> None:
-    page, view = overview.Overview(), overview.Overview().view(Asked())
+    page, view = made.OVERVIEW, made.OVERVIEW.view(Asked())
     html = views.paint(page, view, made.large(0), "/live/")
     assert "<title>simulated: Llama-3.3-70B · pd-appliance</title>" in html
     assert "<b>Simulated.</b>" in html
