@@ -10,6 +10,9 @@
   const words = document.getElementById("scrub-words");
   const path = location.pathname;
   const WAIT_MS = 80;
+  const at = new URLSearchParams(location.search).get("at");
+  const STEPS = { ArrowLeft: -1, ArrowDown: -1, ArrowRight: 1, ArrowUp: 1, PageDown: -10, PageUp: 10 };
+  let here = 0;
   let asked = null;
   let soon = 0;
 
@@ -22,7 +25,8 @@
 
   function point(index) {
     const [, x, said] = moments[index];
-    scrub.value = index;
+    here = index;
+    scrub.value = 10 * x;
     scrub.setAttribute("aria-valuetext", said);
     cursor.setAttribute("x1", `${x}%`);
     cursor.setAttribute("x2", `${x}%`);
@@ -53,16 +57,23 @@
     soon = setTimeout(() => show(index), WAIT_MS);
   }
 
-  const nearest = (at) => moments.reduce((best, moment, index) =>
-    (Math.abs(moment[0] - at) < Math.abs(moments[best][0] - at) ? index : best), 0);
+  // By uptime or by x: the moment that is nearest.
+  const nearest = (value, column) => moments.reduce((best, moment, index) =>
+    (Math.abs(moment[column] - value) < Math.abs(moments[best][column] - value) ? index : best), 0);
+  const within = (index) => Math.max(0, Math.min(moments.length - 1, index));
 
+  here = at === null ? nearest(Number(scrub.value) / 10, 1) : nearest(Number(at), 0);
   scrub.hidden = false;
-  scrub.addEventListener("input", () => go(Number(scrub.value)));
+  scrub.addEventListener("input", () => go(nearest(Number(scrub.value) / 10, 1)));
+  scrub.addEventListener("keydown", (event) => { // a key goes to the next moment, however far that is
+    if (!(event.key in STEPS)) return;
+    event.preventDefault();
+    go(within(here + STEPS[event.key]));
+  });
   document.addEventListener("click", (event) => {
     const link = event.target.closest("a[data-at], #earlier, #later");
     if (!link || event.ctrlKey || event.metaKey || event.shiftKey) return;
     event.preventDefault();
-    const next = Number(scrub.value) + (link.id === "earlier" ? -1 : 1);
-    go(link.dataset.at ? nearest(Number(link.dataset.at)) : Math.max(0, Math.min(moments.length - 1, next)));
+    go(link.dataset.at ? nearest(Number(link.dataset.at), 0) : within(here + (link.id === "earlier" ? -1 : 1)));
   });
 })();

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Sequence
 from typing import Final
@@ -166,9 +167,21 @@ def _advice(engine: EngineSnapshot, knee: KneeReading) -> tuple[str | None, str 
 
 def _gain(budget: int, knee: KneeReading) -> float:
     """Of the rate, at the interval's lower end; by the line."""
-    below = [rate for tokens, rate in knee.curve if tokens <= budget]
-    reached = [rate for tokens, rate in knee.curve if tokens <= (knee.low or 0)]
-    return reached[-1] / below[-1] - 1 if below and reached else 0.0
+    before, after = _rate(knee, budget), _rate(knee, knee.low or budget)
+    return after / before - 1 if before and after else 0.0
+
+
+def _rate(knee: KneeReading, tokens: int) -> float | None:
+    """By the line; beyond its ends, that of its ends."""
+    if not knee.curve:
+        return None
+    sizes = [math.log2(size) for size, _ in knee.curve]
+    at = min(max(math.log2(max(1, tokens)), sizes[0]), sizes[-1])
+    if len(sizes) == 1:
+        return knee.curve[0][1]
+    place = min(max(1, bisect.bisect_left(sizes, at)), len(sizes) - 1)
+    share = (at - sizes[place - 1]) / (sizes[place] - sizes[place - 1])
+    return knee.curve[place - 1][1] * (1 - share) + knee.curve[place][1] * share
 
 
 def _undrawn(engine: EngineSnapshot, sentence: str) -> BatchCurveContext:

@@ -70,9 +70,9 @@ class EventContext(Context, frozen=True, kw_only=True):
 
 def span(incident: Incident, moments: Sequence[Moment], now: float) -> Span:
     """What was seen, or a little more than the incident."""
-    ends = [incident.closed or now, *(one.time for one in moments[-1:])]
-    starts = [incident.opened, *(one.time for one in moments[:1])]
-    return Span(min(starts) if moments else incident.opened - _BEFORE_S, max(ends) + (0 if moments else _BEFORE_S))
+    if not moments:
+        return Span(incident.opened - _BEFORE_S, (incident.closed or now) + _BEFORE_S)
+    return Span(min(incident.opened, moments[0].time), max(incident.closed or 0.0, moments[-1].time))
 
 
 def axis(incident: Incident, moments: Sequence[Moment], remedies: Sequence[Remedy], over: Span) -> AxisContext:

@@ -77,17 +77,22 @@ class IncidentRowContext(Context, frozen=True, kw_only=True):
     again: str | None  # how often it came back
 
 
-class IncidentListContext(Context, frozen=True, kw_only=True):
-    """``incident_list.html``: the live part."""
+class IncidentSummaryContext(Context, frozen=True, kw_only=True):
+    """``incident_summary.html``: how it is, and all of them on one axis of time."""
 
     tone: str
     glyph: str
     sentence: str
     lanes: tuple[LaneContext, ...]
     ticks: tuple[TickContext, ...]
-    rows: tuple[IncidentRowContext, ...]
     filtered: bool
     kept: bool  # somebody keeps incidents
+
+
+class IncidentListContext(Context, frozen=True, kw_only=True):
+    """``incident_list.html``."""
+
+    rows: tuple[IncidentRowContext, ...]
 
 
 class IncidentsContext(Context, frozen=True, kw_only=True):
@@ -117,8 +122,9 @@ class IncidentList:
         shown = [one for one in everything if all(_FILTERS[name](one) == value for name, value in wanted.items())]
 
         def parts(snapshot: NodeSnapshot) -> Parts:
-            found = listed(shown, snapshot.time, filtered=bool(wanted), kept=self._incidents is not None)
-            return {"incident_list": found}
+            kept = self._incidents is not None
+            brief = summary(shown, snapshot.time, filtered=bool(wanted), kept=kept)
+            return {"incident_summary": brief, "incident_list": listed(shown, snapshot.time)}
 
         def body(snapshot: NodeSnapshot, painted: Mapping[str, Markup]) -> Context:
             return IncidentsContext(parts=painted, filters=filters(everything, wanted))
@@ -158,18 +164,22 @@ def _said(name: str, value: str) -> str:
     return causes.plain(value) if name == "cause" and value != "none" else value
 
 
-def listed(incidents: Sequence[Incident], now: float, *, filtered: bool, kept: bool) -> IncidentListContext:
-    """Those to be shown, newest first; open ones are put on top."""
+def listed(incidents: Sequence[Incident], now: float) -> IncidentListContext:
+    """Newest first; open ones on top."""
     ordered = sorted(incidents, key=lambda one: one.state is not IncidentState.OPEN)
+    return IncidentListContext(rows=tuple(_row(one, now) for one in ordered))
+
+
+def summary(incidents: Sequence[Incident], now: float, *, filtered: bool, kept: bool) -> IncidentSummaryContext:
+    """Those to be shown. ``kept``: somebody keeps incidents."""
     span = Span(min((one.opened for one in incidents), default=now - 3600), now)
     tone, sentence = _headline(incidents, now, filtered)
-    return IncidentListContext(
+    return IncidentSummaryContext(
         tone=tone,
         glyph=TONES[tone],
         sentence=sentence,
         lanes=_lanes(incidents, span),
         ticks=span.ticks(),
-        rows=tuple(_row(one, now) for one in ordered),
         filtered=filtered,
         kept=kept,
     )

@@ -75,8 +75,7 @@ class ScrubContext(Context, frozen=True, kw_only=True):
     """Which moments can be looked at, and which one is. ``moments``: JSON of ``[uptime, x in percent, words]``."""
 
     moments: str
-    last: int
-    index: int
+    value: int  # of the slider: its position, of 1000
     x: str
     words: str
     earlier: float | None
@@ -243,8 +242,7 @@ def scrub(incident: Incident, moments: Sequence[Moment], index: int, over: Span)
     row = [[round(one.uptime_s, 3), round(over.x(one.time), 2), said(one)] for one in moments]
     return ScrubContext(
         moments=json.dumps(row, ensure_ascii=False),
-        last=len(moments) - 1,
-        index=index,
+        value=round(10 * over.x(moments[index].time)),
         x=f"{over.x(moments[index].time):.2f}%",
         words=said(moments[index]),
         earlier=moments[index - 1].uptime_s if index > 0 else None,

@@ -133,7 +133,7 @@ def overdue(lease: Lease) -> bool:
 
 def _sentence(snapshot: NodeSnapshot, leaks: Sequence[LeakContext]) -> str:
     if leaks:
-        return f"Leak: {leaks[0].what}" + (f" There are {len(leaks) - 1} more." if len(leaks) > 1 else "")
+        return f"Leak: {leaks[0].what}" + (f" And {len(leaks) - 1} more." if len(leaks) > 1 else "")
     leases = snapshot.ledger.leases
     if not leases:
         return "No KV is held for another engine."

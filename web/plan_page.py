@@ -167,6 +167,9 @@ def _verdict(snapshot: NodeSnapshot, found: Plans | None, planned: bool) -> tupl
         return "warn", "No layout of these engines meets the targets for this traffic.", _least_bad(found)
     if found.best == found.now:
         return "ok", f"{found.now} is the best of these layouts for this traffic.", _leads(found)
+    now = _of(found, found.now)
+    if now is not None and not now.feasible:
+        return "warn", f"{found.now} misses the targets; {found.best} would be better, but not clearly.", _close(found)
     return "ok", f"{found.now} does: {found.best} would be better, but not clearly.", _close(found)
 
 

@@ -17,6 +17,7 @@ from appliance.records import (
     KneeReading,
     Lately,
     Lease,
+    LedgerSnapshot,
     Moment,
     NodeSnapshot,
     Plan,
@@ -265,10 +266,13 @@ def leaking(tick: int) -> NodeSnapshot:
     test = replace(lease, id="canary/e0.e1.4", blocks=1, tokens=9, age_s=0.1, remaining_s=59.9, request=None)
     missing = Unexplained(engine="e1", blocks=96, age_s=31.0 + tick / 2)
     ledger = replace(node.ledger, leases=(*node.ledger.leases, test, lease), unexplained=(missing,))
-    engines = tuple(
-        replace(one, leased_blocks=sum(x.blocks for x in ledger.leases if x.owner == one.name)) for one in node.engines
-    )
+    engines = tuple(replace(one, leased_blocks=_leased(one.name, ledger)) for one in node.engines)
     return replace(node, ledger=ledger, engines=engines)
+
+
+def _leased(engine: str, ledger: LedgerSnapshot) -> int:
+    known = sum(lease.blocks for lease in ledger.leases if lease.owner == engine)
+    return known + sum(one.blocks for one in ledger.unexplained if one.engine == engine)
 
 
 made.STATES["leaking"] = leaking

@@ -338,7 +338,15 @@ def large(tick: int) -> NodeSnapshot:
     def gpus(n: int) -> tuple[str, ...]:
         return tuple(f"GPU-{random.Random(g).getrandbits(32):08x}-0000" for g in (2 * n, 2 * n + 1))
 
-    work = {"cores": (), "running": 9, "waiting": 3, "kv_usage": 0.71, "kv_blocks_free": 1188, "step_ms": 42.0}
+    work = {
+        "cores": (),
+        "token_budget": 512,
+        "running": 9,
+        "waiting": 3,
+        "kv_usage": 0.71,
+        "kv_blocks_free": 1188,
+        "step_ms": 42.0,
+    }
     prefill = tuple(engine(f"e{n}", gpus=gpus(n), prompt_tokens_s=21450 * wave, busy=0.93, **work) for n in range(3))
     decode = engine(
         "e3",

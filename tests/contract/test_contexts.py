@@ -52,6 +52,7 @@ TEMPLATES: dict[str, type[Context]] = {
     "requests": waterfall.RequestsContext,
     "footer": contexts.FooterContext,
     "incidents": incident_list.IncidentsContext,
+    "incident_summary": incident_list.IncidentSummaryContext,
     "incident_list": incident_list.IncidentListContext,
     "incident": incident_page.IncidentContext,
     "incident_facts": incident_page.IncidentFactsContext,
@@ -82,12 +83,12 @@ PARTIALS: dict[str, dict[str, type[Context]]] = {
     "remedies": {"one": remedies.RemedyContext},
     "diagnosis": {"one": diagnosis.EvidenceContext},
     "incidents": {"filter": incident_list.FilterContext, "option": incident_list.OptionContext},
-    "incident_list": {
+    "incident_summary": {
         "lane": incident_list.LaneContext,
         "bar": incident_list.SpellContext,
-        "row": incident_list.IncidentRowContext,
         "tick": times.TickContext,
     },
+    "incident_list": {"row": incident_list.IncidentRowContext},
     "incident": {"event": incident_axis.EventContext},
     "incident_axis": {
         "said": incident_axis.SaidContext,
