@@ -9,11 +9,10 @@ from markupsafe import Markup
 
 from appliance.records import EngineSnapshot, Lease, LedgerSnapshot, NodeSnapshot, Unexplained
 from web import words
-from web.contexts import TONES, Context
+from web.contexts import TONES, Context, overdue
 from web.views import Asked, Parts, View
 
 ROWS: Final = 200
-OVERDUE_S: Final = 3.0  # an engine looks at its leases once a second
 
 
 class HeldContext(Context, frozen=True, kw_only=True):
@@ -71,7 +70,6 @@ class LedgerContext(Context, frozen=True, kw_only=True):
     glyph: str
     sentence: str
     leaks: tuple[LeakContext, ...]
-    said: str  # to screen readers, without numbers
     engines: tuple[HeldContext, ...]
     leases: tuple[LeaseContext, ...]
     more: str | None  # that are not shown
@@ -115,7 +113,6 @@ def ledger(snapshot: NodeSnapshot) -> LedgerContext:
         glyph=TONES[tone],
         sentence=_sentence(snapshot, leaks),
         leaks=leaks,
-        said="KV blocks have leaked." if leaks else "",
         engines=tuple(_held(engine, book.leases) for engine in snapshot.engines),
         leases=tuple(map(_lease, ordered[:ROWS])),
         more=f"{words.several(len(ordered) - ROWS, 'lease')} more, with more time left"
@@ -124,11 +121,6 @@ def ledger(snapshot: NodeSnapshot) -> LedgerContext:
         totals=_totals(book),
         splits=len(snapshot.engines) > 1,
     )
-
-
-def overdue(lease: Lease) -> bool:
-    """Its engine should have taken the blocks back."""
-    return lease.remaining_s < -OVERDUE_S
 
 
 def _sentence(snapshot: NodeSnapshot, leaks: Sequence[LeakContext]) -> str:

@@ -42,7 +42,7 @@ class Span:
         return tuple(
             TickContext(x=f"{self.x(moment):.2f}%", label=_label(moment, step_s))
             for moment in moments
-            if 2 <= self.x(moment) <= 96 and moment < self.end
+            if 2 <= self.x(moment) <= 91 and moment < self.end
         )
 
 
