@@ -74,6 +74,9 @@
     const link = event.target.closest("a[data-at], #earlier, #later");
     if (!link || event.ctrlKey || event.metaKey || event.shiftKey) return;
     event.preventDefault();
-    go(link.dataset.at ? nearest(Number(link.dataset.at), 0) : within(here + (link.id === "earlier" ? -1 : 1)));
+    if (!link.dataset.at) return go(within(here + (link.id === "earlier" ? -1 : 1)));
+    go(nearest(Number(link.dataset.at), 0));
+    document.getElementById("axis").scrollIntoView();
+    scrub.focus({ preventScroll: true });
   });
 })();

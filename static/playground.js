@@ -7,12 +7,14 @@
   const SVG = "http://www.w3.org/2000/svg";
   const itlTarget = Number(place.dataset.itlTargetS);
   const ttftTarget = Number(place.dataset.ttftTargetS);
+  const ONE_STEP_MS = 0.5; // pieces that come closer are of one step, and no two that a reader waited for
   let running = null;
 
   // ---- words
 
   const length = (seconds) => {
     if (seconds == null) return "—";
+    if (seconds < 0.00005) return "0 ms";
     if (seconds < 0.00995) return `${(seconds * 1000).toFixed(1)} ms`;
     return seconds < 0.9995 ? `${Math.round(seconds * 1000)} ms` : `${+seconds.toFixed(2)} s`;
   };
@@ -108,7 +110,7 @@
     if (seen.first === null) {
       seen.first = now;
       say("The answer comes.");
-    } else {
+    } else if (now - seen.last >= ONE_STEP_MS) {
       seen.gaps.push((now - seen.last) / 1000);
     }
     seen.last = now;

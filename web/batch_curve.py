@@ -64,7 +64,7 @@ class _Scales:
 
     def __init__(self, sizes: Sequence[float], rates: Sequence[float]) -> None:
         self.first = math.floor(math.log2(min(sizes)))
-        self.last = max(self.first + 1, math.ceil(math.log2(max(sizes))))
+        self.last = max(self.first + 1, math.ceil(math.log2(1.05 * max(sizes))))
         self.top = 1.1 * max(rates)
 
     def x(self, tokens: float) -> float:

@@ -239,7 +239,7 @@ def scrub(incident: Incident, moments: Sequence[Moment], index: int, over: Span)
     def said(one: Moment) -> str:
         return f"{times.clock(one.time)}, {times.offset(one.time, incident.opened)}"
 
-    row = [[round(one.uptime_s, 3), round(over.x(one.time), 2), said(one)] for one in moments]
+    row = [[one.uptime_s, round(over.x(one.time), 2), said(one)] for one in moments]
     return ScrubContext(
         moments=json.dumps(row, ensure_ascii=False),
         value=round(10 * over.x(moments[index].time)),

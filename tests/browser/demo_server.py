@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 
 import uvicorn
-from page_kept import FakeIncidents, FakePlanning
+from page_kept import KNEE, FakeIncidents, FakePlanning
 from page_states import STATES, FakeNode
 from starlette.types import Receive, Scope, Send
 
@@ -31,6 +31,7 @@ class Demo:
 
     def __init__(self, node: FakeNode) -> None:
         self.node = node
+        node.knees = KNEE
         self.site: Site = create_app(
             inference=NoInference(),
             node=node,

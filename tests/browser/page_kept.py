@@ -151,7 +151,7 @@ def _moment(second: float) -> Moment:
     grown = min(1.0, max(0.0, (second + 140) / 60))
     return Moment(
         time=NOON + second,
-        uptime_s=1000 + second,
+        uptime_s=1000.0 + second,
         state="bottleneck" if hurt else "ok",
         engine="e1" if hurt else None,
         cause="prefill_straggler_gpu" if hurt else None,

@@ -480,6 +480,7 @@ class FakeNode:
         self.tick_s = tick_s
         self.readers = 0
         self.asked: list[str] = []
+        self.knees = KneeReading(tokens=608, low=550, high=690)
         self._began = time.monotonic()
 
     def show(self, state: str) -> None:
@@ -544,4 +545,4 @@ class FakeNode:
         return made[-limit:] if self.logs(engine) else None
 
     async def knee(self, engine: str) -> KneeReading | None:
-        return KneeReading(tokens=608, low=550, high=690) if self.logs(engine) else None
+        return self.knees if self.logs(engine) else None
