@@ -73,6 +73,7 @@
     try {
       const answer = await fetch(path, { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body), signal: running.signal });
       id = answer.headers.get("x-request-id");
+      if (answer.status < 500 && !answer.ok || answer.status === 503) id = null; // it got no further than the door
       if (!answer.ok) throw await refused(answer);
       for await (const data of events(answer.body)) {
         if (data.error) throw new Error(data.error.message ?? "The stream broke off.");

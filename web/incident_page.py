@@ -114,7 +114,7 @@ class IncidentPage:
 
     async def view(self, asked: Asked) -> View:
         incident = await self._latest.get(asked.names["id"])
-        moments = await self._moments.get(incident.id)
+        moments = () if asked.following else await self._moments.get(incident.id)
         at_s = _uptime(asked.query.get("at"))
         index = _index(incident, moments, at_s)
         seen = await self._frame(incident, moments[index].uptime_s) if moments else None

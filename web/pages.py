@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
+from msgspec.structs import replace
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import BaseRoute, Route
@@ -56,7 +57,7 @@ class Pages:
         return await stream(request, await self._feed(page, request))
 
     async def _feed(self, page: Page, request: Request) -> Feed:
-        address, asked = _address(request), _asked(request)
+        address, asked = _address(request), replace(_asked(request), following=True)
         if address not in self._feeds:
             await views.of(page, asked)  # or there is nothing to follow
         feed = self._feeds.get(address)

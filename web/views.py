@@ -29,6 +29,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     names: Mapping[str, str] = {}  # in its path
     query: Mapping[str, str] = {}
     origin: str = ""  # scheme and host, as the browser has them: not to be trusted
+    following: bool = False  # by somebody who has its first paint: its live parts alone are wanted
 
 
 class View(msgspec.Struct, frozen=True, kw_only=True):

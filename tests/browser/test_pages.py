@@ -48,7 +48,7 @@ def test_each_page_is_complete_without_javascript(open_page: Opened, path: str) 
         INCIDENT: "Bottleneck: slow GPU on e1",
         "/kv": "Leak:",
         "/plan": "2p2d@tp2",
-        "/try": "curl -N",
+        "/try": "kept nowhere",
     }
     expect(page.locator("main")).to_contain_text(says[path])
     here = page.locator(".places [aria-current]")

@@ -12,7 +12,8 @@ from msgspec.structs import replace
 from starlette.testclient import TestClient
 
 from appliance.errors import RequestError
-from appliance.records import IncidentState, Order, OrderKind, Remedy, Said
+from appliance.records import IncidentState, Moment, Order, OrderKind, Remedy, Said
+from appliance.remedies.apply import Remedies
 from web import incident_axis, incident_list, incident_page, views
 from web.fresh import Fresh
 from web.times import Span, offset
@@ -252,3 +253,22 @@ def test_moments_are_given_to_the_slider_as_json() -> None:
     row = json.loads(found.moments)
     assert row[0][:2] == [740, 0.0]
     assert (row[-1][1], found.earlier, found.later) == (100.0, None, 742)
+
+
+def test_who_follows_a_page_has_what_was_seen_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is much, and the first paint had it."""
+    read = []
+
+    async def moments(self: kept.FakeIncidents, id: str, limit: int) -> list[Moment]:
+        read.append(id)
+        return []
+
+    monkeypatch.setattr(kept.FakeIncidents, "moments", moments)
+    node = made.FakeNode("bottleneck")
+    page = incident_page.IncidentPage(kept.FakeIncidents(), Remedies(node, node.latest))
+    names = {"id": kept.OPEN.id}
+    sent = asyncio.run(views.followed(page, Asked(names=names, following=True), node.latest()))
+    assert b"Slow GPU on e1" in sent["incident_facts"]
+    assert read == []
+    asyncio.run(views.of(page, Asked(names=names)))
+    assert read == [kept.OPEN.id]

@@ -191,7 +191,7 @@ def test_the_interval_has_the_knee_in_it() -> None:
     assert low < knee < low + float(found.width[:-1])
     assert float(found.budget_x[:-1]) < low
     assert all(0 <= float(dot.x[:-1]) <= 100 and 0 <= float(dot.y[:-1]) <= 100 for dot in found.dots)
-    assert [column.label for column in found.columns] == ["32", "128", "512", "2,048"]
+    assert [column.label for column in found.columns] == ["32", "128", "512", "2,048", "8,192"]
 
 
 def test_a_knee_that_is_not_known_says_why_and_still_shows_the_steps() -> None:
