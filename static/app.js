@@ -101,7 +101,7 @@ function startLink(live, onSample) {
 // ---- start
 
 startTheme();
-startCopy();
+if (byId("copy")) startCopy();
 if (byId("live")) {
   startLink(byId("live"), (sample) => {
     if (sample.build !== document.body.dataset.build) location.reload(); // the appliance was upgraded

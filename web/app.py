@@ -21,11 +21,16 @@ from web.api import Api, encoded_snapshot
 from web.door import Door
 from web.engines import EnginePage, Engines
 from web.history import HistoryRoutes
+from web.incident_list import IncidentList
+from web.incident_page import IncidentPage
 from web.incidents import IncidentRoutes
+from web.ledger import Kv
 from web.openai import OpenAI
 from web.overview import Overview
 from web.pages import Pages
+from web.plan_page import PlanPage
 from web.plans import PlanRoutes
+from web.playground import Playground
 from web.ports import Actions, Explain, HistoryView, IncidentView, Inference, MarkView, NodeView, Planning, Simulation
 from web.request_list import RequestList
 from web.request_page import RequestPage
@@ -82,6 +87,7 @@ def create_app(
         metrics: a snapshot as Prometheus text (``appliance.telemetry.exposition.render``).
         bound_to: the address that is listened on; with ``allowed_hosts`` it decides which requests are answered (``Door``).
     """
+    incident, plan = IncidentPage(incidents, actions), PlanPage(node, planning, actions)
     return Site(
         OpenAI(inference, max_body_bytes, max_held_bytes, _MARK if simulation else ()),
         node,
@@ -91,6 +97,11 @@ def create_app(
             EnginePage(node, actions),
             RequestList(node),
             RequestPage(node, explain),
+            IncidentList(incidents),
+            incident,
+            Kv(),
+            plan,
+            Playground(),
         ],
         [
             *ActionRoutes(actions).routes(),
@@ -98,6 +109,8 @@ def create_app(
             *IncidentRoutes(incidents).routes(),
             *PlanRoutes(planning).routes(),
             *HistoryRoutes(node, history, marks).routes(),
+            *incident.routes(),
+            *plan.routes(),
         ],
         metrics,
         Door(bound_to, allowed_hosts),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from appliance.records import Verdict
+from appliance.records import Incident, Said, Verdict
 
 _CAUSES: Final = {
     "prefill_straggler_gpu": "slow GPU",
@@ -30,11 +30,16 @@ _CAUSES: Final = {
 }
 
 
-def words(verdict: Verdict) -> str:
+def words(verdict: Verdict | Incident | Said) -> str:
     """What holds the node back, with the engine, as operators say it."""
     if verdict.cause is None:
         return "no cause found"
     where = " to ".join(verdict.link) if verdict.link else verdict.engine
     if verdict.cause == "frontend_bound" and where is None:
         return "busy supervisor"
-    return _CAUSES.get(verdict.cause, verdict.cause.replace("_", " ")) + (f" on {where}" if where else "")
+    return plain(verdict.cause) + (f" on {where}" if where else "")
+
+
+def plain(cause: str) -> str:
+    """Without the engine."""
+    return _CAUSES.get(cause, cause.replace("_", " "))

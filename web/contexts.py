@@ -10,7 +10,7 @@ from typing import Final
 
 import msgspec
 
-from appliance.records import EngineState, NodeSnapshot, Verdict
+from appliance.records import EngineState, Lease, NodeSnapshot, Verdict
 from web import causes, words
 
 
@@ -58,6 +58,7 @@ class FooterContext(Context, frozen=True, kw_only=True):
 TONES: Final = {"ok": "●", "busy": "○", "wait": "◔", "warn": "▲", "bad": "✕", "off": "■"}
 
 _VERDICTS: Final = {"bottleneck": "bad", "unknown": "warn"}
+_OVERDUE_S: Final = 3.0  # an engine looks at its leases once a second
 _DOWN: Final = {
     EngineState.SUSPECT: "is suspect",
     EngineState.HUNG: "hangs",
@@ -157,7 +158,20 @@ def _troubles(snapshot: NodeSnapshot) -> list[str]:
 
 
 def _broken(snapshot: NodeSnapshot) -> list[str]:
-    return [f"no KV gets from {pair.prefill} to {pair.decode}" for pair in snapshot.pairs if not pair.in_use]
+    cut = [f"no KV gets from {pair.prefill} to {pair.decode}" for pair in snapshot.pairs if not pair.in_use]
+    return cut + [f"{engine} leaks KV blocks" for engine in leaking(snapshot)]
+
+
+def leaking(snapshot: NodeSnapshot) -> tuple[str, ...]:
+    """Engines that hold blocks which they should have taken back, or which nobody accounts for."""
+    book = snapshot.ledger
+    late = [lease.owner for lease in book.leases if overdue(lease)]
+    return tuple(dict.fromkeys([*late, *(one.engine for one in book.unexplained)]))
+
+
+def overdue(lease: Lease) -> bool:
+    """Its engine should have taken the blocks back."""
+    return lease.remaining_s < -_OVERDUE_S
 
 
 def _rates(snapshot: NodeSnapshot) -> str:

@@ -14,6 +14,7 @@ from appliance.records import IncidentState
 from web.api import limit_of
 from web.ports import IncidentView
 
+_FRAMES: Final = 240
 _STATES: Final = tuple(state.value for state in IncidentState)
 
 
@@ -28,6 +29,8 @@ class IncidentRoutes:
             Route("/api/incidents", self.list),
             Route("/api/incidents/{id}", self.one),
             Route("/api/incidents/{id}/bundle", self.bundle),
+            Route("/api/incidents/{id}/frames", self.frames),
+            Route("/api/incidents/{id}/frames/{uptime_s:float}", self.frame),
         ]
 
     async def list(self, request: Request) -> Response:
@@ -50,6 +53,22 @@ class IncidentRoutes:
             raise _unknown(id)
         named = {"content-disposition": f'attachment; filename="incident-{id}.pdi"', "cache-control": "no-store"}
         return Response(body, 200, named, media_type="application/gzip")
+
+    async def frames(self, request: Request) -> Response:
+        """What was seen around it, in brief; ``?limit=N`` of the moments, evenly spread over that time."""
+        id, limit = request.path_params["id"], limit_of(request.query_params.get("limit"), _FRAMES)
+        moments = None if self._incidents is None else await self._incidents.moments(id, limit)
+        if moments is None:
+            raise _unknown(id)
+        return _json(moments)
+
+    async def frame(self, request: Request) -> Response:
+        """The snapshot of one of these moments, by its uptime."""
+        id, uptime_s = request.path_params["id"], request.path_params["uptime_s"]
+        frame = None if self._incidents is None else await self._incidents.frame(id, uptime_s)
+        if frame is None:
+            raise _unknown(id)
+        return _json(frame)
 
 
 def _state(text: str | None) -> str | None:

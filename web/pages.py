@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
+from msgspec.structs import replace
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import BaseRoute, Route
@@ -50,23 +51,25 @@ class Pages:
 
     async def _paint(self, page: Page, request: Request) -> Response:
         try:
-            view, status, stream = page.view(_asked(request)), 200, _STREAMS + _address(request)
+            view, status, stream = await views.of(page, _asked(request)), 200, _STREAMS + _address(request)
         except RequestError as error:
             page, status, stream = Refused(error, page.place), error.status, None
-            view = page.view(_asked(request))
+            view = await views.of(page, _asked(request))
         html = views.paint(page, view, self._node.latest(), stream)
         return HTMLResponse(html, status, headers={"cache-control": "no-store"})
 
     async def _follow(self, page: Page, request: Request) -> Response:
-        return await stream(request, self._feed(page, request))
+        return await stream(request, await self._feed(page, request))
 
-    def _feed(self, page: Page, request: Request) -> Feed:
-        address = _address(request)
+    async def _feed(self, page: Page, request: Request) -> Feed:
+        address, asked = _address(request), replace(_asked(request), following=True)
+        if address not in self._feeds:
+            await views.of(page, asked)  # or there is nothing to follow
         feed = self._feeds.get(address)
         if feed is None:
             if len(self._feeds) >= _FEEDS_MAX:
                 raise RequestError(503, "Too many different pages are looked at; close some.", code="busy")
-            feed = Feed(self._node, functools.partial(views.fragments, page.view(_asked(request))))
+            feed = Feed(self._node, functools.partial(views.followed, page, asked))
             if self._closed:
                 feed.close()
             self._feeds[address] = feed

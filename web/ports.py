@@ -12,6 +12,7 @@ from appliance.records import (
     History,
     Incident,
     KneeReading,
+    Moment,
     NodeSnapshot,
     Order,
     Plans,
@@ -115,6 +116,14 @@ class IncidentView(Protocol):
 
     async def bundle(self, id: str) -> bytes | None:
         """One file with all that was seen around it; None if there is no such incident."""
+        ...
+
+    async def moments(self, id: str, limit: int) -> Sequence[Moment] | None:
+        """What the snapshots around it come to: at most so many, evenly spread, oldest first; None if there is no such incident."""
+        ...
+
+    async def frame(self, id: str, uptime_s: float) -> NodeSnapshot | None:
+        """The snapshot of that moment, or the last one before it that is kept."""
         ...
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from typing import Final
 
@@ -17,6 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Send
 
+from appliance.errors import RequestError
 from appliance.records import NodeSnapshot
 from web.ports import NodeView
 
@@ -26,7 +27,8 @@ _SEND_S: Final = 60.0  # a viewer that takes nothing for so long is dropped
 _KEEPALIVE: Final = b": still here\n\n"
 _HEADERS: Final = {"cache-control": "no-store", "x-accel-buffering": "no"}
 
-Render = Callable[[NodeSnapshot], Mapping[str, bytes]]
+Parts = Mapping[str, bytes]
+Render = Callable[[NodeSnapshot], Parts | Awaitable[Parts]]
 """A snapshot as named parts, each a complete server-sent event (see ``event``)."""
 
 
@@ -95,17 +97,20 @@ class Feed:
         reader.cancel()
 
     async def _read(self) -> None:
-        """Ends by cancellation, or when the node has no more to say: then the viewers are let go, and come back."""
+        """Ends by cancellation, or when there is no more to say: then the viewers are let go, and come back."""
         try:
             async for snapshot in self._node.updates():
-                self._publish(self._render(snapshot))
+                parts = self._render(snapshot)
+                self._publish(await parts if isinstance(parts, Awaitable) else parts)
+        except RequestError as error:  # what was looked at is no longer there
+            _log.info("a live stream ends: %s", error)
         except Exception:
             _log.exception("a live stream broke off")
         if self._reader is asyncio.current_task():
             self._reader = None
             self._wake()
 
-    def _publish(self, parts: Mapping[str, bytes]) -> None:
+    def _publish(self, parts: Parts) -> None:
         self._tick += 1
         for name, part in parts.items():
             if name not in self._parts or self._parts[name][1] != part:

@@ -7,7 +7,7 @@ every update, which htmx swaps into the element with the part's name.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Final, Protocol
 
 import msgspec
@@ -29,6 +29,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     names: Mapping[str, str] = {}  # in its path
     query: Mapping[str, str] = {}
     origin: str = ""  # scheme and host, as the browser has them: not to be trusted
+    following: bool = False  # by somebody who has its first paint: its live parts alone are wanted
 
 
 class View(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,13 +42,16 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Page(Protocol):
-    """A kind of page. ``view`` raises ``RequestError`` where there is nothing to show, or the query can't be understood."""
+    """A kind of page. ``view`` raises ``RequestError`` where there is nothing to show, or the query can't be understood.
+
+    What no snapshot has, and must be waited for, it gets first: it is then a coroutine, and asked anew for each snapshot that is shown.
+    """
 
     path: str  # with names in braces, as Starlette's routes have them
     template: str
     place: str  # in the navigation: one of ``PLACES``
 
-    def view(self, asked: Asked) -> View: ...
+    def view(self, asked: Asked) -> View | Awaitable[View]: ...
 
 
 class PlaceContext(Context, frozen=True, kw_only=True):
@@ -71,8 +75,22 @@ class PageContext(Context, frozen=True, kw_only=True):
     build: str  # fingerprint of the static files
 
 
-PLACES: Final = {"Overview": "/", "Engines": "/engines", "Requests": "/requests"}
+PLACES: Final = {
+    "Overview": "/",
+    "Engines": "/engines",
+    "Requests": "/requests",
+    "Incidents": "/incidents",
+    "KV": "/kv",
+    "Plan": "/plan",
+    "Try it": "/try",
+}
 """The navigation."""
+
+
+async def of(page: Page, asked: Asked) -> View:
+    """The page as it was asked for."""
+    found = page.view(asked)
+    return found if isinstance(found, View) else await found
 
 
 def shared(snapshot: NodeSnapshot) -> Parts:
@@ -104,6 +122,11 @@ def paint(page: Page, view: View, snapshot: NodeSnapshot, stream: str | None) ->
 
 def _painted(parts: Parts) -> dict[str, Markup]:
     return {name: Markup(compact(name, context)) for name, context in parts.items()}  # noqa: S704: rendered, so escaped
+
+
+async def followed(page: Page, asked: Asked, snapshot: NodeSnapshot) -> dict[str, bytes]:
+    """What its feed sends of a snapshot."""
+    return fragments(await of(page, asked), snapshot)
 
 
 def fragments(view: View, snapshot: NodeSnapshot) -> dict[str, bytes]:

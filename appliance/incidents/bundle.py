@@ -174,6 +174,11 @@ def _lines(file: gzip.GzipFile, path: Path) -> Iterator[bytes]:
 # ---- what was kept
 
 
+def in_order(chunks: Iterable[bytes]) -> Iterator[dict[str, Any]]:
+    """Each snapshot once, as plain values."""
+    return (_plain(one) for one in _in_order(chunks))
+
+
 def _in_order(chunks: Iterable[bytes]) -> Iterator[msgspec.Raw]:
     """Each snapshot once, as it was kept. What can't be read is passed over: what is left says more than nothing."""
     last_s = float("-inf")

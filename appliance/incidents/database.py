@@ -212,6 +212,16 @@ class Database:
         rows = self._connection.execute("SELECT data FROM chunks WHERE incident = ? ORDER BY since, number", (id,))
         return [data for (data,) in rows]
 
+    def chunk(self, id: str, uptime_s: float) -> bytes | None:
+        """The one with what was seen then, or last before; the first one if that was before all of them."""
+        for where, order in (("since <= ?", "since DESC, number DESC"), ("since > ?", "since, number")):
+            row = self._connection.execute(
+                f"SELECT data FROM chunks WHERE incident = ? AND {where} ORDER BY {order} LIMIT 1", (id, uptime_s)
+            ).fetchone()
+            if row is not None:
+                return bytes(row[0])
+        return None
+
 
 def open_to_write(directory: Path) -> Database:
     """Make it if need be; an unreadable one is set aside.

@@ -16,7 +16,7 @@ from typing import Any, Final
 import msgspec
 from msgspec.structs import replace
 
-from appliance.records import Leg, NodeSnapshot, Timeline
+from appliance.records import Lease, Leg, NodeSnapshot, Timeline
 
 BEFORE_S: Final = 160.0  # the diagnoser looks back on 90 s, and the minute before the incident shall be judged rightly
 AFTER_S: Final = 30.0
@@ -30,6 +30,7 @@ _CHUNK_S: Final = 10.0
 _APART_S: Final = 0.25  # of a quicker tick not all are kept
 _LEVEL: Final = 1  # of compression in memory; on disk, where frames are compressed together, zlib's own default
 _OURS: Final = re.compile(r"[0-9a-f]{32}")
+_OUR_LEASE: Final = re.compile(r"[0-9a-f]{32}\.[0-9a-f]{16}\.\d+")
 LEFT_OUT: Final = "(left out)"
 
 
@@ -174,7 +175,15 @@ def _few(row: list[dict[str, Any]], apart_s: float) -> Iterator[dict[str, Any]]:
 
 def bare(snapshot: NodeSnapshot, secret: bytes) -> NodeSnapshot:
     """Without what anybody has put into timelines in words of their own."""
-    return replace(snapshot, recent=tuple(_bare(one, secret) for one in snapshot.recent))
+    leases = tuple(_bare_lease(one, secret) for one in snapshot.ledger.leases)
+    recent = tuple(_bare(one, secret) for one in snapshot.recent)
+    return replace(snapshot, recent=recent, ledger=replace(snapshot.ledger, leases=leases))
+
+
+def _bare_lease(one: Lease, secret: bytes) -> Lease:
+    """The router makes a lease's id of the request's."""
+    id = one.id if _OUR_LEASE.fullmatch(one.id) else _id(one.id, secret)
+    return replace(one, id=id, request=None if one.request is None else _id(one.request, secret))
 
 
 def _bare(one: Timeline, secret: bytes) -> Timeline:

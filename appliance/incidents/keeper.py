@@ -15,13 +15,13 @@ from typing import Final
 from msgspec.structs import replace
 
 from appliance.config import Config
-from appliance.incidents import bundle
+from appliance.incidents import bundle, moments
 from appliance.incidents.changes import Changes
 from appliance.incidents.frames import Recorder
 from appliance.incidents.hooks import Hooks
 from appliance.incidents.store import Store
 from appliance.incidents.tracker import BEFORE_S, STOPPED, EventKind, Tracker
-from appliance.records import Change, ChangeKind, Incident, IncidentTotals, NodeSnapshot, Remedy
+from appliance.records import Change, ChangeKind, Incident, IncidentTotals, Moment, NodeSnapshot, Remedy
 
 _log = logging.getLogger("pd-appliance.incidents")
 _LEAST_S: Final = 2.0  # to tell of the end, whatever grace there is
@@ -106,6 +106,17 @@ class Incidents:
             untold=self._hooks.untold,
             kept=self._store.writes,
         )
+
+    async def moments(self, id: str, limit: int) -> Sequence[Moment] | None:
+        """What the snapshots around it come to, spread evenly over that time; None if there is no such incident."""
+        if await self._store.incident(id) is None:
+            return None
+        return await asyncio.to_thread(moments.spread, await self._store.chunks(id), limit)
+
+    async def frame(self, id: str, uptime_s: float) -> NodeSnapshot | None:
+        """The snapshot of that moment, or the last one before; the first one if that was before all of them."""
+        chunk = await self._store.chunk(id, uptime_s)
+        return None if chunk is None else await asyncio.to_thread(moments.at, chunk, uptime_s)
 
     # ---- what happens
 

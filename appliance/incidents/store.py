@@ -189,6 +189,13 @@ class Store:
         on_disk = await self._read(lambda kept: kept.chunks(id), list[bytes]())
         return [*on_disk, *(frames.joined(chunk.frames) for chunk in waiting)]
 
+    async def chunk(self, id: str, uptime_s: float) -> bytes | None:
+        """That one of them in which this moment is, or what was seen last before it; the first one if that was before all of them."""
+        waiting = [chunk for chunk in self._chunks if chunk.incident == id and chunk.since_s <= uptime_s]
+        if waiting:
+            return frames.joined(waiting[-1].frames)
+        return await self._read(lambda kept: kept.chunk(id, uptime_s), None)
+
     async def _read(self, how: Callable[[Database], T], otherwise: T) -> T:
         if self._closed:
             return otherwise

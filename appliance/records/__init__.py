@@ -16,7 +16,7 @@ from appliance.records.engine import (
 )
 from appliance.records.gpu import GpuProcess, GpuSnapshot, Throttled
 from appliance.records.history import History
-from appliance.records.incident import Change, ChangeKind, Incident, IncidentState, IncidentTotals, Said
+from appliance.records.incident import Change, ChangeKind, Incident, IncidentState, IncidentTotals, Moment, Said
 from appliance.records.inventory import Card, Inventory
 from appliance.records.names import new_id
 from appliance.records.node import (
@@ -33,6 +33,7 @@ from appliance.records.node import (
     QueueSnapshot,
     RequestCounts,
     SupervisorSnapshot,
+    Unexplained,
 )
 from appliance.records.plan import Better, Demand, Plan, Plans, Predicted
 from appliance.records.remedy import Condition, Moved, Order, OrderKind, Remedy, RemedyState
@@ -71,6 +72,7 @@ __all__ = [
     "LedgerSnapshot",
     "Leg",
     "LinkSnapshot",
+    "Moment",
     "Moved",
     "NodeSnapshot",
     "Order",
@@ -91,6 +93,7 @@ __all__ = [
     "SupervisorSnapshot",
     "Throttled",
     "Timeline",
+    "Unexplained",
     "Verdict",
     "new_id",
 ]

@@ -122,6 +122,7 @@ class KneeReading(msgspec.Struct, frozen=True, kw_only=True):
     limit_tokens: int | None = None  # beyond it the rate falls again
     steps: int | None = None  # that it is known from
     missing: str | None = None
+    curve: tuple[tuple[int, float], ...] = ()  # prompt tokens of a step, and per second: the line it is read from
 
 
 class EngineView(msgspec.Struct, frozen=True, kw_only=True):

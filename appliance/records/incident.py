@@ -46,6 +46,20 @@ class Said(msgspec.Struct, frozen=True, kw_only=True):
     cause: str | None = None
 
 
+class Moment(msgspec.Struct, frozen=True, kw_only=True):
+    """What one of the snapshots around an incident comes to. ``time`` is in Unix seconds; ``uptime_s`` is what it is found by."""
+
+    time: float
+    uptime_s: float
+    state: str  # of the verdict: ok | bottleneck | unknown
+    engine: str | None = None
+    cause: str | None = None
+    queue: int = 0  # requests
+    ttft_s: float | None = None  # of the last seconds, mean
+    ttft_late: float | None = None  # share of first tokens
+    output_tokens_s: float | None = None
+
+
 class IncidentState(StrEnum):
     """Whether it is over."""
 

@@ -45,12 +45,23 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True):
     consumers: int  # pulls still to come
     age_s: float
     remaining_s: float
+    consumer: str | None = None  # engine that takes them over, once it is chosen
+    request: str | None = None  # for which; None for a test of a pair of engines
+
+
+class Unexplained(msgspec.Struct, frozen=True, kw_only=True):
+    """KV blocks that an engine says are leased, and that no lease accounts for."""
+
+    engine: str
+    blocks: int
+    age_s: float  # for which there have been some without a break
 
 
 class LedgerSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     """All leases, and what became of the past ones."""
 
     leases: tuple[Lease, ...] = ()
+    unexplained: tuple[Unexplained, ...] = ()
     granted: int = 0
     released: int = 0
     cancelled: int = 0

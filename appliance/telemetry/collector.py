@@ -37,6 +37,7 @@ from appliance.records import (
 )
 from appliance.telemetry.calibration import compared
 from appliance.telemetry.host import CpuShare, own_memory_bytes, session_memory_bytes
+from appliance.telemetry.leaks import Leaks
 from appliance.telemetry.links import Links
 from appliance.telemetry.series import Load, Rates, Series
 from appliance.telemetry.steps import reading
@@ -121,6 +122,7 @@ class Collector:
         self._model_for = models
         self._models: dict[str, StepModel] = {}
         self._links = Links()
+        self._leaks = Leaks()
         self._simulated = simulated
         self._unix_s = unix_s
         self._series: dict[str, Series] = {}
@@ -265,6 +267,8 @@ class Collector:
         self._series = {name: series for name, series in self._series.items() if name in there}
         percentiles = self._timelines.percentiles()
         reason = self._router.not_ready()
+        engines = tuple(self._engine(view, now_ns, delays.get(view.name)) for view in views)
+        ledger = self._timelines.named(self._ledger.snapshot(now_ns))
         return NodeSnapshot(
             time=self._unix_s(),
             version=self._version,
@@ -274,10 +278,10 @@ class Collector:
             ready=reason is None,
             reason=reason,
             uptime_s=(now_ns - self._began_ns) * 1e-9,
-            engines=tuple(self._engine(view, now_ns, delays.get(view.name)) for view in views),
+            engines=engines,
             gpus=self._hardware.gpus() if self._hardware is not None else (),
             queue=self._router.queue_snapshot(now_ns),
-            ledger=self._ledger.snapshot(now_ns),
+            ledger=msgspec.structs.replace(ledger, unexplained=self._leaks.fold(engines, ledger.leases, now_ns)),
             handoffs=self._ledger.handoffs(now_ns),
             links=self._links.snapshot(now_ns),
             pairs=self._router.pairs(now_ns),

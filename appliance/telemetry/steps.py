@@ -16,6 +16,7 @@ _PROMPTS: Final = 1024  # kept, of steps with prompt tokens
 _DECODES: Final = 512  # of the others, which are many and much alike
 _OF_A_SIZE: Final = 48  # so that a size that is rare is not lost among those that are not
 _PER_OCTAVE: Final = 4
+_POINTS: Final = 40  # of a line that is told
 
 
 class Steps:
@@ -59,7 +60,14 @@ def reading(found: knee.Knee | None, missing: str | None) -> KneeReading:
         best_tokens_s=found.best_tokens_s,
         limit_tokens=found.limit_tokens,
         steps=found.steps,
+        curve=tuple((tokens, found.curve.rate(tokens)) for tokens in _sizes(found.curve)),
     )
+
+
+def _sizes(curve: knee.Curve) -> list[int]:
+    """Evenly spread over the octaves that were seen."""
+    octaves = math.log2(curve.most / curve.least)
+    return sorted({round(curve.least * 2 ** (octaves * number / _POINTS)) for number in range(_POINTS + 1)})
 
 
 def _reading(number: int, step: Step, expected_s: float | None, time: float) -> StepReading:

@@ -18,9 +18,10 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 import msgspec
+from msgspec.structs import replace
 
-from appliance.channel import FirstToken, HandoffEnded, LeaseGranted, Scheduled, Up
-from appliance.records import STAGES, Leg, Pieces, Stage, Timeline
+from appliance.channel import CANARY, FirstToken, HandoffEnded, LeaseGranted, Scheduled, Up
+from appliance.records import STAGES, Lease, LedgerSnapshot, Leg, Pieces, Stage, Timeline
 from appliance.telemetry.demand import Wanted
 from appliance.telemetry.lately import Begun
 
@@ -392,6 +393,16 @@ class Timelines:
             return None
         found = trace.timeline(time.monotonic_ns() if now_ns is None else now_ns)
         return msgspec.structs.replace(found, pieces=trace.sent.pieces())
+
+    def named(self, ledger: LedgerSnapshot) -> LedgerSnapshot:
+        """With the request that each lease is for, and the engine that takes its blocks over."""
+        return replace(ledger, leases=tuple(map(self._named, ledger.leases)))
+
+    def _named(self, lease: Lease) -> Lease:
+        if lease.id.startswith(CANARY):
+            return replace(lease, consumer=lease.id.removeprefix(CANARY).split(".")[1])
+        trace = self.keys.get(lease.id)
+        return lease if trace is None else replace(lease, request=trace.id, consumer=trace.decode_engine)
 
     def percentiles(self) -> Percentiles:
         """TTFT and ITL of the requests kept here."""

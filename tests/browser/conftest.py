@@ -100,7 +100,7 @@ def open_page(browser: Browser, served: Served, complaints: list[str]) -> Iterat
         if message.type in ("error", "warning"):
             complaints.append(message.text)
 
-    def opened(state: str, live: bool = True, path: str = "", **options: object) -> Page:
+    def opened(state: str, live: bool = True, path: str = "/", **options: object) -> Page:
         served.node.show(state)
         page = browser.new_page(**{"viewport": {"width": 1400, "height": 900}, **options})  # type: ignore[arg-type]
         page.on("console", heard)

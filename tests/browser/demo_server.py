@@ -10,6 +10,7 @@ import argparse
 import page_history as past
 import uvicorn
 from made_up import FullNode
+from page_kept import KNEE, FakeIncidents, FakePlanning
 from page_states import STATES
 from starlette.types import Receive, Scope, Send
 
@@ -33,6 +34,7 @@ class Demo:
 
     def __init__(self, node: FullNode, history: HistoryView | None = None, marks: MarkView | None = None) -> None:
         self.node = node
+        node.knees = KNEE
         self.site: Site = create_app(
             inference=NoInference(),
             node=node,
@@ -40,6 +42,8 @@ class Demo:
             history=history or past.history(None, node.latest().time),
             marks=marks,
             explain=explained_by,
+            incidents=FakeIncidents(),
+            planning=FakePlanning(node),
             max_body_bytes=1 << 20,
             max_held_bytes=1 << 24,
             metrics=exposition.render,

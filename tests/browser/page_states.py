@@ -44,7 +44,7 @@ from web.overview import Overview
 from web.render import compact
 from web.views import Asked, Page
 
-_NOON = 1_700_000_000.0
+NOON = 1_700_000_000.0
 
 
 def engine(
@@ -91,7 +91,7 @@ def node(engines: tuple[EngineSnapshot, ...], tick: int, **more: object) -> Node
         "slo_ttft_s": 2.0,
         "slo_itl_s": 0.05,
     }
-    return NodeSnapshot(time=_NOON + tick / 2, engines=engines, **{**defaults, **more})  # type: ignore[arg-type]
+    return NodeSnapshot(time=NOON + tick / 2, engines=engines, **{**defaults, **more})  # type: ignore[arg-type]
 
 
 def timeline(number: int, lengths_ms: tuple[float, ...], **more: object) -> Timeline:
@@ -119,7 +119,7 @@ def timeline(number: int, lengths_ms: tuple[float, ...], **more: object) -> Time
         ),
     }
     identity = f"{number:032x}"
-    return Timeline(id=identity, arrived=_NOON + number * 0.7, stages=stages, **{**defaults, **more})  # type: ignore[arg-type]
+    return Timeline(id=identity, arrived=NOON + number * 0.7, stages=stages, **{**defaults, **more})  # type: ignore[arg-type]
 
 
 def loading(tick: int) -> NodeSnapshot:
@@ -204,7 +204,17 @@ def busy(tick: int) -> NodeSnapshot:
         prompt_tokens_s=14.0,
     )
     leases = tuple(
-        Lease(id=f"{n}.1", owner="e0", blocks=31 + n, tokens=500, consumers=1, age_s=0.2, remaining_s=59.8)
+        Lease(
+            id=f"{n:032x}.0123456789abcdef.1",
+            owner="e0",
+            blocks=31 + n,
+            tokens=500,
+            consumers=1,
+            age_s=0.2 + 7 * n,
+            remaining_s=59.8 - 7 * n,
+            consumer="e1",
+            request=f"{n:032x}",
+        )
         for n in range(3)
     )
     return node(
@@ -335,7 +345,15 @@ def large(tick: int) -> NodeSnapshot:
     def gpus(n: int) -> tuple[str, ...]:
         return tuple(f"GPU-{random.Random(g).getrandbits(32):08x}-0000" for g in (2 * n, 2 * n + 1))
 
-    work = {"cores": (), "running": 9, "waiting": 3, "kv_usage": 0.71, "kv_blocks_free": 1188, "step_ms": 42.0}
+    work = {
+        "cores": (),
+        "token_budget": 512,
+        "running": 9,
+        "waiting": 3,
+        "kv_usage": 0.71,
+        "kv_blocks_free": 1188,
+        "step_ms": 42.0,
+    }
     prefill = tuple(engine(f"e{n}", gpus=gpus(n), prompt_tokens_s=21450 * wave, busy=0.93, **work) for n in range(3))
     decode = engine(
         "e3",
@@ -391,7 +409,7 @@ def bottleneck(tick: int) -> NodeSnapshot:
         state="bottleneck",
         summary="e1 takes 1.9 times as long for its steps as it should: GPU 2 runs at 990 of 1,980 MHz (hw thermal slowdown) at 88 °C. "
         "31% of the first tokens come later than 2 s.",
-        since=_NOON + tick / 2 - 12,
+        since=NOON + tick / 2 - 12,
         engine="e1",
         engines=("e1",),
         stage="prefill",
@@ -474,6 +492,7 @@ class FakeNode:
         self.readers = 0
         self.asked: list[str] = []
         self.moved = Moved()  # what a topology does to engines
+        self.knees = KneeReading(tokens=608, low=550, high=690)
         self._began = time.monotonic()
 
     def show(self, state: str) -> None:
@@ -542,4 +561,4 @@ class FakeNode:
         return made[-limit:] if self.logs(engine) else None
 
     async def knee(self, engine: str) -> KneeReading | None:
-        return KneeReading(tokens=608, low=550, high=690) if self.logs(engine) else None
+        return self.knees if self.logs(engine) else None

@@ -9,8 +9,10 @@ import pytest
 from jinja2 import Environment, meta, nodes
 
 from appliance.cli.why import explained_by
+from appliance.remedies.apply import Remedies
 from web import (
     assets,
+    batch_curve,
     contexts,
     diagnosis,
     engine,
@@ -19,22 +21,30 @@ from web import (
     engines,
     flow,
     gpus,
+    incident_axis,
+    incident_list,
+    incident_page,
+    ledger,
     overview,
+    plan_page,
+    playground,
     plot,
     refused,
     remedies,
     request_list,
     request_page,
     steps,
+    times,
     views,
     waterfall,
 )
 from web.contexts import Context
 from web.render import compact
 from web.render import environment as new_environment
-from web.views import Asked, Page
+from web.views import Asked, Page, View
 
 sys.path.append(str(Path(__file__).parents[1] / "browser"))
+import page_kept as kept
 from made_up import FullNode
 from page_states import OVERVIEW, STATES, NoActions
 
@@ -68,6 +78,19 @@ TEMPLATES: dict[str, type[Context]] = {
     "request_stages": request_page.StagesContext,
     "request_tokens": request_page.TokensContext,
     "request_facts": request_page.RequestFactsContext,
+    "incidents": incident_list.IncidentsContext,
+    "incident_summary": incident_list.IncidentSummaryContext,
+    "incident_list": incident_list.IncidentListContext,
+    "incident": incident_page.IncidentContext,
+    "incident_facts": incident_page.IncidentFactsContext,
+    "incident_seen": incident_page.SeenContext,
+    "kv": ledger.KvContext,
+    "ledger": ledger.LedgerContext,
+    "plan": plan_page.PlanContext,
+    "plans": plan_page.PlansContext,
+    "curves": batch_curve.CurvesContext,
+    "try": playground.TryContext,
+    "readiness": playground.ReadinessContext,
 }
 """Templates that are rendered over a context's fields."""
 
@@ -107,6 +130,35 @@ PARTIALS: dict[str, dict[str, type[Context]]] = {
         "stage": request_page.StageContext,
     },
     "request_facts": {"fact": request_page.DetailContext, "leg": request_page.LegContext},
+    "incidents": {"filter": incident_list.FilterContext, "option": incident_list.OptionContext},
+    "incident_summary": {
+        "lane": incident_list.LaneContext,
+        "bar": incident_list.SpellContext,
+        "tick": times.TickContext,
+    },
+    "incident_list": {"row": incident_list.IncidentRowContext},
+    "incident": {"event": incident_axis.EventContext},
+    "incident_axis": {
+        "said": incident_axis.SaidContext,
+        "mark": incident_axis.MarkContext,
+        "curve": incident_axis.CurveContext,
+        "tick": times.TickContext,
+    },
+    "incident_facts": {"fact": incident_page.FactContext},
+    "incident_seen": {"fact": incident_page.FactContext},
+    "ledger": {
+        "leak": ledger.LeakContext,
+        "engine": ledger.HeldContext,
+        "lease": ledger.LeaseContext,
+        "total": ledger.TotalContext,
+    },
+    "plans": {"row": plan_page.LayoutContext, "load": plan_page.LoadContext, "applied": plan_page.AppliedContext},
+    "curves": {
+        "curve": batch_curve.BatchCurveContext,
+        "dot": batch_curve.DotContext,
+        "column": batch_curve.GridContext,
+    },
+    "try": {"entry": waterfall.LegendContext},
 }
 """Variables of templates that hold a context of their own."""
 
@@ -158,26 +210,37 @@ def test_a_partial_uses_its_context_and_all_of_it(environment: Environment, name
 
 
 NODE = FullNode("busy")
+ACTIONS = Remedies(NODE, NODE.latest)
 PAGES: tuple[Page, ...] = (
     OVERVIEW,
     engines.Engines(),
     engines.EnginePage(NODE, NoActions()),
     request_list.RequestList(NODE),
     request_page.RequestPage(NODE, explained_by),
+    incident_list.IncidentList(kept.FakeIncidents()),
+    incident_page.IncidentPage(kept.FakeIncidents(), ACTIONS),
+    ledger.Kv(),
+    plan_page.PlanPage(NODE, kept.FakePlanning(NODE), ACTIONS),
+    playground.Playground(),
 )
 """Each kind of page."""
 
 
-def asked() -> Asked:
+async def viewed(page: Page) -> View:
+    """Also of one that has to wait for something."""
+    return await views.of(page, asked(kept.OPEN.id if page.template == "incident" else NODE.timelines(20)[15].id))
+
+
+def asked(id: str) -> Asked:
     """By what any of them can be asked for."""
-    names = {"name": "e0", "id": NODE.timelines(20)[15].id}
+    names = {"name": "e0", "id": id}
     return Asked(origin="http://localhost:8000", names=names)
 
 
 @pytest.mark.parametrize("state", STATES)
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.template)
 async def test_every_state_renders_strictly(page: Page, state: str) -> None:
-    view = page.view(asked())
+    view = await viewed(page)
     for tick in (0, 17):
         snapshot = STATES[state](tick)
         html = views.paint(page, view, snapshot, "/live/")
@@ -195,7 +258,7 @@ async def test_live_parts_are_elements_of_their_page(page: Page) -> None:
     frame, body = (
         (assets.directory("templates") / f"{name}.html").read_text(encoding="utf-8") for name in ("page", page.template)
     )
-    for name in page.view(asked()).parts(snapshot):
+    for name in (await viewed(page)).parts(snapshot):
         assert f'id="{name}"' in body
         assert f"parts.{name}" in body
     for name in views.shared(snapshot):

@@ -33,7 +33,7 @@ from appliance.incidents.frames import (
     thinned,
 )
 from appliance.incidents.replay import complete, replay
-from appliance.records import Incident, Leg, NodeSnapshot
+from appliance.records import Incident, Lease, LedgerSnapshot, Leg, NodeSnapshot
 
 SECRET = b"s" * 16
 
@@ -140,14 +140,24 @@ def test_nothing_that_a_client_or_an_engine_has_put_into_words_is_kept() -> None
     leg = Leg(kind="prefill", engine="e0", outcome="error", error="the prompt 'SECRET' is too long")
     spoken = made.timeline(1, (1, 2), error="the prompt 'SECRET' is too long", legs=(leg,))
     named = replace(made.timeline(2, (1, 2)), id="SECRET@example.org")
-    node = snapshot(0, recent=(spoken, named))
+    ours, theirs = f"{spoken.id}.0123456789abcdef.1", f"{spoken.id}.SECRET.0123456789abcdef.1"
+    leases = tuple(
+        Lease(id=id, owner="e0", blocks=1, tokens=9, consumers=1, age_s=1, remaining_s=9, request=id.partition(".0")[0])
+        for id in (ours, theirs)
+    )
+    node = snapshot(0, recent=(spoken, named), ledger=LedgerSnapshot(leases=leases))
     kept = bare(node, SECRET)
     assert b"SECRET" in msgspec.json.encode(node)
     assert b"SECRET" not in msgspec.json.encode(kept)
     assert kept.recent[0].error == kept.recent[0].legs[0].error == LEFT_OUT
     assert kept.recent[0].id == spoken.id, "an id of ours says nothing, and finds the request in the log"
     assert kept.recent[1].id == bare(node, SECRET).recent[1].id != bare(node, b"other").recent[1].id
-    assert replace(kept, recent=()) == replace(node, recent=()), "all else is as it was"
+    assert kept.ledger.leases[0] == leases[0]
+    assert kept.ledger.leases[1] == replace(
+        leases[1], id=kept.ledger.leases[1].id, request=kept.ledger.leases[1].request
+    )
+    without = {"recent": (), "ledger": LedgerSnapshot()}
+    assert replace(kept, **without) == replace(node, **without), "all else is as it was"
 
 
 def test_no_record_of_a_snapshot_has_room_for_text_or_an_address() -> None:

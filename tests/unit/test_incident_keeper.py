@@ -102,6 +102,14 @@ async def test_an_incident_from_its_beginning_to_its_file(tmp_path: Path, monkey
         totals = now.incidents.totals()
         assert (totals.open, totals.opened, totals.closed) == (False, 1, {"prefill_saturated": 1})
         assert totals.kept
+        assert await now.incidents.moments("no such", 9) is None
+        moments = await now.incidents.moments(incident.id, 50)
+        assert moments is not None and 30 <= len(moments) <= 50
+        assert {"ok", "bottleneck"} <= {moment.state for moment in moments}
+        worst = max(moments, key=lambda moment: moment.queue)
+        frame = await now.incidents.frame(incident.id, worst.uptime_s)
+        assert frame is not None and (frame.uptime_s, frame.queue.depth) == (worst.uptime_s, worst.queue)
+        assert await now.incidents.frame("no such", 1.0) is None
     (tmp_path / "a.pdi").write_bytes(data)
     read = bundle.read(tmp_path / "a.pdi")
     assert read.incident == incident

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from appliance.channel import FirstToken, HandoffEnded, Heartbeat, LeaseGranted, Scheduled
-from appliance.records import STAGES
+from appliance.records import STAGES, Lease, LedgerSnapshot
 from appliance.telemetry.timeline import Marks, Timelines, Trace, percentile, stages
 
 MS = 1_000_000
@@ -205,6 +206,16 @@ def test_of_one_id_the_newest_is_found() -> None:
     found = timelines.get("same")
     assert found is not None
     assert found.status == 202
+
+
+def test_a_lease_is_told_with_its_request_and_its_consumer() -> None:
+    timelines, trace = begun(id="mine")
+    split(timelines, trace, "k")
+    held = Lease(id="k", owner="e0", blocks=4, tokens=99, consumers=1, age_s=1, remaining_s=59)
+    leases = (held, replace(held, id="gone"), replace(held, id="canary/e0.e3.17"))
+    named = timelines.named(LedgerSnapshot(leases=leases, granted=7))
+    assert [(one.request, one.consumer) for one in named.leases] == [("mine", "e1"), (None, None), (None, "e3")]
+    assert replace(named, leases=()) == LedgerSnapshot(granted=7)
 
 
 def test_a_request_ends_once() -> None:

@@ -1,0 +1,204 @@
+"""The pages of incidents, the ledger, the plan and the playground in a real browser."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import page_kept as kept
+import pytest
+from conftest import Served
+from playwright.sync_api import Page, Route, expect
+from test_page import CONTRASTS
+
+pytestmark = pytest.mark.browser
+Opened = Callable[..., Page]
+
+INCIDENT = f"/incidents/{kept.OPEN.id}"
+PAGES = {"/incidents": "bottleneck", INCIDENT: "bottleneck", "/kv": "leaking", "/plan": "large", "/try": "large"}
+STREAM = (
+    'data: {"choices": [{"delta": {"role": "assistant", "content": ""}}]}\n\n'
+    'data: {"choices": [{"delta": {"content": "Once <b>upon"}}]}\n\n'
+    'data: {"choices": [{"delta": {"content": " a time."}}]}\n\ndata: [DONE]\n\n'
+)
+
+
+@pytest.mark.parametrize("path", PAGES)
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_can_be_read_in_both_themes(open_page: Opened, served: Served, path: str, scheme: str) -> None:
+    page = open_page(PAGES[path], color_scheme=scheme, path=path)
+    if path == "/plan":
+        page.locator("#curve-e0").wait_for()
+    assert page.evaluate(CONTRASTS) == []
+
+
+@pytest.mark.parametrize("path", PAGES)
+@pytest.mark.parametrize("state", ["loading", "empty", "failed", "of its own"])
+def test_nothing_scrolls_sideways_on_the_narrowest_phone(open_page: Opened, path: str, state: str) -> None:
+    shown = PAGES[path] if state == "of its own" else state
+    page = open_page(shown, path=path, viewport={"width": 360, "height": 740})
+    expect(page.locator("h1")).to_have_count(1)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_each_page_is_complete_without_javascript(open_page: Opened, path: str) -> None:
+    page = open_page(PAGES[path], live=False, path=path, java_script_enabled=False)
+    says = {
+        "/incidents": "slow link on e0 to e3",
+        INCIDENT: "Bottleneck: slow GPU on e1",
+        "/kv": "Leak:",
+        "/plan": "2p2d@tp2",
+        "/try": "kept nowhere",
+    }
+    expect(page.locator("main")).to_contain_text(says[path])
+    here = page.locator(".places [aria-current]")
+    expect(here).to_have_count(1)
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_tables_have_headers_and_pictures_have_words(open_page: Opened, path: str) -> None:
+    page = open_page(PAGES[path], path=path)
+    assert page.evaluate("[...document.querySelectorAll('td')].every(cell => cell.closest('table').tHead)")
+    unnamed = (
+        "[...document.querySelectorAll('main svg[role=img]')].filter(svg => !svg.ariaLabel && svg.checkVisibility())"
+    )
+    assert page.evaluate(f"{unnamed}.map(svg => svg.id || svg.className.baseVal)") == []
+    loose = "[...document.querySelectorAll('main svg')].filter(svg => !svg.closest('[aria-hidden=true], [role=img]'))"
+    assert page.evaluate(f"{loose}.map(svg => svg.outerHTML.slice(0, 80))") == []
+
+
+# ---- incidents
+
+
+def test_what_is_open_is_on_top_and_leads_to_what_was_seen(open_page: Opened) -> None:
+    page = open_page("bottleneck", path="/incidents")
+    first = page.locator("tbody tr").first
+    expect(first).to_contain_text("open")
+    first.get_by_role("link").click()
+    expect(page.locator("h1")).to_contain_text("Slow GPU on e1")
+    expect(page.locator("#seen")).to_contain_text("Bottleneck: slow GPU on e1")
+
+
+def test_filters_are_links(open_page: Opened) -> None:
+    page = open_page("bottleneck", path="/incidents")
+    page.get_by_role("navigation", name="Narrow").get_by_role("link", name="slow link").click()
+    expect(page.locator("tbody tr")).to_have_count(1)
+    assert page.url.endswith("?cause=handoff_link_slow")
+
+
+def test_keys_scrub_through_what_was_seen_and_the_address_says_where(open_page: Opened, served: Served) -> None:
+    page = open_page("bottleneck", path=INCIDENT)
+    scrub = page.locator("#scrub")
+    scrub.focus()
+    page.keyboard.press("ArrowLeft")
+    expect(page.locator("#scrub-words")).to_contain_text("−2 s")
+    expect(page.locator("#seen")).to_contain_text("No bottleneck.")
+    assert page.url.endswith("?at=858")
+    assert "−2 s" in (scrub.get_attribute("aria-valuetext") or "").replace("\u00a0", " ")
+    page.keyboard.press("End")
+    expect(page.locator("#seen")).to_contain_text("Bottleneck: slow GPU on e1")
+    assert page.locator("#cursor").get_attribute("x1") == "100%"
+    page.reload()
+    expect(page.locator("#scrub-words")).to_contain_text("+2 min")
+
+
+def test_a_line_of_what_happened_leads_to_its_moment(open_page: Opened) -> None:
+    page = open_page("bottleneck", path=INCIDENT)
+    page.locator(".events a").first.click()
+    expect(page.locator("#scrub-words")).to_contain_text("−1 min")
+    expect(page.locator("#seen")).to_contain_text("No bottleneck.")
+    expect(page.locator("#scrub")).to_be_focused()
+
+
+# ---- the plan
+
+
+def test_a_layout_is_applied_after_a_question_and_can_be_taken_back(open_page: Opened, served: Served) -> None:
+    page = open_page("large", path="/plan")
+    page.get_by_role("button", name="Apply 2p2d@tp2").click()
+    dialog = page.get_by_role("dialog")
+    expect(dialog).to_contain_text("1 engine more for decode")
+    expect(dialog).to_contain_text("Predicted:")
+    assert served.node.asked == []
+    dialog.get_by_role("button", name="Do it").click()
+    expect(page.locator(".applied")).to_contain_text("What it brings is known in half a minute.")
+    assert served.node.asked == ["topology 2p2d@tp2"]
+    page.get_by_role("button", name="Take it back").click()
+    dialog.get_by_role("button", name="Do it").click()
+    expect(dialog).to_be_hidden()
+    assert served.node.asked[-1] == "topology 3p1d@tp2"
+
+
+def test_the_batch_curves_come_with_the_knee_and_what_to_set(open_page: Opened) -> None:
+    page = open_page("large", path="/plan")
+    curve = page.locator("#curve-e0")
+    expect(curve).to_contain_text('"--max-num-batched-tokens", "1408"')
+    expect(curve.locator(".interval, .knee, .budget")).to_have_count(3)
+
+
+# ---- the playground
+
+
+def test_a_prompt_is_answered_as_text_with_where_its_time_went(open_page: Opened) -> None:
+    page = open_page("busy", path="/try")
+    asked = []
+
+    def answer(route: Route) -> None:
+        asked.append(route.request.post_data_json)
+        headers = {"content-type": "text/event-stream", "x-request-id": f"{100:032x}"}
+        route.fulfill(status=200, headers=headers, body=STREAM)
+
+    page.route("**/v1/chat/completions", answer)
+    page.locator("#seed").fill("7")
+    page.locator("#prompt").focus()
+    page.keyboard.press("Control+Enter")
+    expect(page.locator("#try-state")).to_have_text("The answer is complete.")
+    expect(page.locator("#answer")).to_have_text("Once <b>upon a time.")
+    expect(page.locator("#saw-pieces")).to_have_text("2")
+    assert (asked[0]["seed"], asked[0]["max_tokens"], asked[0]["stream"]) == (7, 200, True)
+
+
+def test_the_nodes_own_timeline_follows(open_page: Opened, served: Served) -> None:
+    page = open_page("busy", path="/try")
+    known = served.node.latest().recent[3].id
+    headers = {"content-type": "text/event-stream", "x-request-id": known}
+    page.route("**/v1/chat/completions", lambda route: route.fulfill(status=200, headers=headers, body=STREAM))
+    page.get_by_role("button", name="Send").click()
+    expect(page.locator("#server")).to_be_visible()
+    assert "queue" in (page.locator("#server-bar").get_attribute("aria-label") or "")
+    assert page.locator("#server-link").get_attribute("href") == f"/requests/{known}"
+
+
+def test_errors_are_said_in_words(open_page: Opened, complaints: list[str]) -> None:
+    page = open_page("busy", path="/try")
+    page.get_by_role("button", name="Send").click()
+    expect(page.locator("#try-state")).to_have_text("This is a demonstration of the page. Try again in 1 s.")
+    page.route("**/v1/chat/completions", lambda route: route.abort())
+    page.get_by_role("button", name="Send").click()
+    expect(page.locator("#try-state")).to_have_text("The node can't be reached.")
+    assert all("503" in said or "ERR_FAILED" in said for said in complaints)
+    complaints.clear()
+
+
+def test_a_stream_can_be_stopped(open_page: Opened) -> None:
+    page = open_page("busy", path="/try")
+    page.route("**/v1/completions", lambda route: None)  # never answered
+    page.locator("#kind").select_option("completion")
+    page.get_by_role("button", name="Send").click()
+    expect(page.get_by_role("button", name="Stop")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.locator("#try-state")).to_have_text("Stopped. The node has let go of it.")
+    expect(page.get_by_role("button", name="Stop")).to_be_hidden()
+    expect(page.get_by_role("button", name="Send")).to_be_enabled()
+
+
+# ---- the ledger
+
+
+def test_a_leak_is_named_with_what_to_do(open_page: Opened, served: Served) -> None:
+    page = open_page("busy", path="/kv")
+    expect(page.locator("h1")).to_contain_text("no leak")
+    served.node.show("leaking")
+    expect(page.locator("h1")).to_contain_text("Leak: e0 still holds 212 blocks")
+    expect(page.locator(".leak")).to_have_count(2)
+    expect(page.locator("#announcement")).to_contain_text("e0 leaks KV blocks")
