@@ -16,7 +16,7 @@ from web.paced import Paced
 from web.ports import NodeView
 from web.render import compact
 from web.views import Asked, Parts, View
-from web.waterfall import BarContext, LegendContext
+from web.waterfall import LegendContext
 
 _LOOKED_AT: Final = 1000  # timelines
 _ROWS: Final = (50, 200)
@@ -41,6 +41,14 @@ class GroupContext(Context, frozen=True, kw_only=True):
     choices: tuple[ChoiceContext, ...]
 
 
+class StretchContext(Context, frozen=True, kw_only=True):
+    """A stage in a row; positions in percent of the scale. (Rows are many: they are said in one piece, not stage by stage.)"""
+
+    stage: str
+    x: str
+    width: str
+
+
 class LineContext(Context, frozen=True, kw_only=True):
     """``request_line.html``: one row."""
 
@@ -49,7 +57,7 @@ class LineContext(Context, frozen=True, kw_only=True):
     short: str
     clock: str
     path: str
-    bars: tuple[BarContext, ...]
+    bars: tuple[StretchContext, ...]
     spoken: str
     beyond: bool  # it is longer than the scale
     target_x: str | None
@@ -206,7 +214,7 @@ def line(timeline: Timeline, scale_s: float, target_s: float, target_x: str | No
         short=_short(row.id),
         clock=row.clock,
         path=row.path,
-        bars=row.bars,
+        bars=tuple(StretchContext(stage=bar.stage, x=bar.x, width=bar.width) for bar in row.bars),
         spoken=row.spoken,
         beyond=seconds(timeline) > scale_s,
         target_x=target_x,

@@ -123,7 +123,7 @@ PARTIALS: dict[str, dict[str, type[Context]]] = {
         "choice": request_list.ChoiceContext,
         "entry": waterfall.LegendContext,
     },
-    "request_line": {"bar": waterfall.BarContext},
+    "request_line": {"bar": request_list.StretchContext},
     "request_stages": {
         "lane": request_page.LaneContext,
         "bar": waterfall.BarContext,
