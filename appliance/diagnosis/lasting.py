@@ -40,6 +40,6 @@ def _is_so(cause: str, engine: Engine, signs: Signs) -> bool:
         case "routing_skew":
             return any(engine.now.weight >= _UNEVEN * other.now.weight for other in signs.engines)
         case "prefill_budget_small" | "prefill_saturated":
-            return engine.busy >= _BUSY
+            return engine.busy >= _BUSY and not engine.decodes  # who decodes as well is never idle
         case _:
             return False

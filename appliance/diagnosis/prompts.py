@@ -160,26 +160,27 @@ def long_steps(signs: Signs) -> Finding | None:
     found = [
         engine
         for engine in signs.prefill
-        if engine.decodes and usual and signs.is_behind(engine) and engine.outstanding >= _LONG * usual
+        if engine.decodes and usual and signs.is_behind(engine) and engine.outstanding_most >= _LONG * usual
     ]
     if not found or usual is None:
         return None
-    worst = max(found, key=lambda engine: engine.outstanding)
+    worst = max(found, key=lambda engine: engine.outstanding_most)
     return Finding(
         cause="long_prompt_blocking",
         stage="prefill",
         sentence=(
-            f"{do(found, 'computes', 'compute')} very long prompts, of {worst.outstanding:,.0f} tokens where {usual:,.0f} are usual: "
+            f"{do(found, 'computes', 'compute')} very long prompts, of {worst.outstanding_most:,.0f} tokens where {usual:,.0f} are usual: "
             f"whoever waits for the next token there waits for whole steps of them."
         ),
         confidence=0.75,
         engines=first(worst, found),
         evidence=(
             Evidence(
-                measured=worst.outstanding,
+                measured=worst.outstanding_most,
                 expected=usual,
                 unit="tokens",
-                sentence=f"{worst.name} has {worst.outstanding:,.0f} prompt tokens before it; {ms(worst.itl_s)} pass from token to token.",
+                sentence=f"{worst.name} had {worst.outstanding_most:,.0f} prompt tokens before it; "
+                f"{ms(worst.itl_s)} pass from token to token.",
             ),
         ),
         action=Action(

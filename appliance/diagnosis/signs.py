@@ -8,10 +8,11 @@ from typing import Final
 
 import msgspec
 
-from appliance.records import LATELY_S, EngineSnapshot, EngineState, GpuSnapshot, HostReading, NodeSnapshot, Stage
+from appliance.records import LATELY_S, EngineSnapshot, EngineState, GpuSnapshot, HostReading, NodeSnapshot, Role, Stage
 
 WINDOW_S: Final = 90.0
 _TREND_S: Final = 6.0  # in which a queue has to grow
+_ANSWER_S: Final = 15.0  # the same of engines that do both: an answer makes up for the prompts in between
 _LATELY_S: Final = 1.6  # over which gauges are averaged
 _BEFORE_S: Final = 10.0  # ago, and earlier: how it was before what happens now
 _USUAL_S: Final = 30.0  # ago, and later: how many come in usual times
@@ -45,6 +46,7 @@ class Engine(msgspec.Struct, frozen=True, kw_only=True):
     preemptions_s: float
     itl_s: float  # mean; 0 where it decodes nothing
     itl_now_s: float  # over a shorter time
+    outstanding_most: float  # prompt tokens, in the time over which its pace is told
     hits: float | None  # of the prefix cache
     hits_before: float | None  # at its best
     found_s: float | None  # prompt tokens per second that it finds there
@@ -115,7 +117,7 @@ class Signs(msgspec.Struct, frozen=True, kw_only=True):
 
     def is_behind(self, engine: Engine) -> bool:
         """Its tokens come later than the target, or so little earlier that those of many answers do."""
-        return engine.itl_s > _AT * self.now.slo_itl_s
+        return engine.itl_s > _limit_s(engine, self.now, _AT)
 
     @property
     def prefill(self) -> list[Engine]:
@@ -154,8 +156,8 @@ def read(window: Sequence[NodeSnapshot]) -> Signs:
         ttft_late=_share_late(firsts, _ENOUGH),
         ttft_late_now=_share_late(firsts, _A_FEW),
         waits_too_long=(now.queue.oldest_s or 0.0) > now.slo_ttft_s,
-        itl_late=_late([(engine.itl_s, engine.output_tokens_s) for engine in engines], _AT * now.slo_itl_s),
-        itl_late_now=_late([(engine.itl_now_s, engine.output_tokens_s) for engine in engines], _STILL * now.slo_itl_s),
+        itl_late=_late([(one, one.itl_s > _limit_s(one, now, _AT)) for one in engines]),
+        itl_late_now=_late([(one, one.itl_now_s > _limit_s(one, now, _STILL)) for one in engines]),
         failing=failed / ended if ended > 0 else 0.0,
         failed=failed,
         arrivals_s=(now.requests.total - trend[0].requests.total) / seconds,
@@ -225,6 +227,7 @@ def _past(window: Sequence[NodeSnapshot]) -> dict[str, list[tuple[float, EngineS
 def _engine(now: EngineSnapshot, past: Sequence[tuple[float, EngineSnapshot]], trend: Sequence[NodeSnapshot]) -> Engine:
     mine = [one for ago_s, one in past if ago_s <= _LATELY_S]
     trending = [one for ago_s, one in past if ago_s <= _TREND_S]
+    pacing = [one for ago_s, one in past if ago_s <= _ANSWER_S] if now.role is Role.BOTH else trending
     older = [one for ago_s, one in past if ago_s >= _BEFORE_S]
     older_than_few = [one for ago_s, one in past if _BEFORE_S <= ago_s <= _USUAL_S]
     first = trending[0]
@@ -242,8 +245,9 @@ def _engine(now: EngineSnapshot, past: Sequence[tuple[float, EngineSnapshot]], t
         fetching=_of_all(mine, "fetching"),
         full=bool(slots) and _of_all(mine, "running") >= 0.95 * (slots or 1),
         preemptions_s=max(0, (now.preemptions or 0) - (first.preemptions or 0)) / seconds,
-        itl_s=_pace(trending) or 0.0,
-        itl_now_s=_pace(mine) or 0.0,
+        itl_s=_pace(pacing) or 0.0,
+        outstanding_most=max((float(found.outstanding_prompt_tokens) for found in pacing), default=0.0),
+        itl_now_s=_pace(mine if now.role is not Role.BOTH else trending) or 0.0,
         hits=_mean([value for found in mine if (value := found.prefix_hit_rate) is not None]),
         hits_before=_high([value for found in older if (value := found.prefix_hit_rate) is not None]),
         found_s=_mean([value for found in mine if (value := _found(found)) is not None]),
@@ -345,10 +349,15 @@ def _pace(engines: Sequence[EngineSnapshot]) -> float | None:
     return sum(itl_s * rate for itl_s, rate in told) / tokens if tokens else None
 
 
-def _late(paces: Sequence[tuple[float, float]], target_s: float) -> float:
-    """Of paces and the tokens per second that come at them."""
-    tokens = sum(rate for _, rate in paces)
-    return sum(rate for itl_s, rate in paces if itl_s > target_s) / tokens if tokens else 0.0
+def _late(engines: Sequence[tuple[Engine, bool]]) -> float:
+    """Share of all tokens, of engines that are too slow."""
+    tokens = sum(one.output_tokens_s for one, _ in engines)
+    return sum(one.output_tokens_s for one, late in engines if late) / tokens if tokens else 0.0
+
+
+def _limit_s(engine: Engine, now: NodeSnapshot, share: float) -> float:
+    """Of its pace. Where prompts come between tokens it goes up and down by itself, and answers are nearer to each other than it is."""
+    return (1.0 if engine.prefills and engine.decodes else share) * now.slo_itl_s
 
 
 def _rate(snapshots: Sequence[NodeSnapshot]) -> float | None:

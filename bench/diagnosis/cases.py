@@ -182,7 +182,6 @@ _AMOUNTS: Final[dict[str, Amounts]] = {
         "crash": _ANY,
         "restart": _ANY,
         "caches": (0.4, 0.75),
-        "long prompts": (0.12, 0.24),
         "few places": (0.1, 0.24),
         "small budget": (64, 128),
     },
@@ -241,7 +240,9 @@ _AMOUNTS: Final[dict[str, Amounts]] = {
     },
 }
 """What is done to which node, and how much of it, at least and at most: the share of its capacity that a fault leaves; times the node's own
-rate that is asked besides; tokens of a step. Chosen on tuning seeds, so that most of it costs some requests their targets and not all."""
+rate that is asked besides; tokens of a step. (No long prompts where there are long conversations: caches find less of
+them, too, and which of both it is can't be told from outside.) Chosen on tuning seeds, so that most of it costs some requests their targets
+and not all."""
 _ONLY_DECODE: Final = (
     "gpt-oss 4p4d",
 )  # where prefill engines have so much time to spare that hardly anything of theirs hurts
