@@ -67,7 +67,11 @@ _ENGINE_GAUGES: Final[tuple[tuple[str, str, _Read], ...]] = (
     ("token_budget", "Tokens that a step may have.", lambda e: e.token_budget),
     ("busy_ratio", "Share of the last seconds in which it made steps with tokens.", lambda e: e.busy),
     ("slowdown_ratio", "Time of its steps, of what such steps take.", lambda e: e.slowdown),
-    ("usual_since_timestamp_seconds", "When what such steps take was known first.", lambda e: e.usual_since),
+    (
+        "usual_since_timestamp_seconds",
+        "From when on it was known what such steps take, and kept as what is usual.",
+        lambda e: e.usual_since,
+    ),
     ("calibration_steps", "Steps of its calibration.", lambda e: e.calibration.steps if e.calibration else None),
     (
         "calibration_slowdown_ratio",
