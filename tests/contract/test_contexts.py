@@ -23,6 +23,7 @@ from web import (
     plot,
     refused,
     remedies,
+    request_answer,
     request_list,
     request_page,
     steps,
@@ -66,7 +67,7 @@ TEMPLATES: dict[str, type[Context]] = {
     "request_page": request_page.RequestPageContext,
     "request_head": request_page.RequestHeadContext,
     "request_stages": request_page.StagesContext,
-    "request_tokens": request_page.TokensContext,
+    "request_tokens": request_answer.TokensContext,
     "request_facts": request_page.RequestFactsContext,
 }
 """Templates that are rendered over a context's fields."""
