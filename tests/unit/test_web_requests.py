@@ -11,7 +11,7 @@ import pytest
 from appliance.cli.why import explained_by
 from appliance.errors import RequestError
 from appliance.records import Pieces, Timeline
-from web import request_list, request_page
+from web import request_answer, request_list, request_page
 from web.request_list import RequestList, Wanted, chosen, rows
 from web.request_page import RequestPage
 from web.views import Asked
@@ -140,7 +140,7 @@ def test_titles() -> None:
 
 def test_pieces_are_stairs_that_end_when_it_ended() -> None:
     timeline = msgspec.structs.replace(QUICK, output_chunks=4, total_s=0.4, pieces=Pieces(every=2, after_s=(0.1, 0.2)))
-    found = request_page.tokens(timeline, None, made.busy(0))
+    found = request_answer.tokens(timeline, None, made.busy(0))
     assert found.plot is not None
     drawn = {one.kind: one.d for one in found.plot.drawn}
     assert drawn["pieces"] == "M250.0 150.0H500.0V50.0H1000.0V0.0"  # the 1st, the 3rd, and all of them
@@ -149,7 +149,7 @@ def test_pieces_are_stairs_that_end_when_it_ended() -> None:
 
 def test_an_answer_in_one_piece_has_no_pieces_to_be_drawn() -> None:
     once = msgspec.structs.replace(QUICK, stream=False)
-    found = request_page.tokens(once, None, made.busy(0))
+    found = request_answer.tokens(once, None, made.busy(0))
     assert found.plot is None
     assert "in one piece" in found.why_not
 
