@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from appliance.diagnosis import advice, layout
-from appliance.diagnosis.finding import Finding, do, first, ms, names
+from appliance.diagnosis.finding import Finding, do, first, names
 from appliance.diagnosis.signs import Engine, Signs
 from appliance.records import Action, Evidence
 
@@ -117,8 +117,8 @@ def decode_saturated(signs: Signs) -> Finding | None:
         cause="pool_imbalance" if idle and len(others) > 1 else "decode_saturated",
         stage="decode",
         sentence=(
-            f"{do(pool, 'decodes', 'decode')} {worst.running:.0f} requests at once, which takes {ms(itl_s)} per token "
-            f"where {ms(signs.now.slo_itl_s)} is the target"
+            f"{do(pool, 'decodes', 'decode')} {worst.running:.0f} requests at once, which takes {itl_s * 1e3:.1f} ms per token "
+            f"where {signs.now.slo_itl_s * 1e3:g} ms is the target"
             + (f", while {do(others, 'has', 'have')} little to prefill." if idle else ": that is what so many take.")
         ),
         confidence=0.8,
@@ -128,7 +128,7 @@ def decode_saturated(signs: Signs) -> Finding | None:
                 measured=itl_s,
                 expected=signs.now.slo_itl_s,
                 unit="s",
-                sentence=f"{worst.name} takes {ms(itl_s)} from token to token; {signs.itl_late:.0%} of all tokens are late.",
+                sentence=f"{worst.name} takes {itl_s * 1e3:.1f} ms from token to token; {signs.itl_late:.0%} of all tokens are late.",
             ),
             Evidence(
                 measured=worst.slowdown,

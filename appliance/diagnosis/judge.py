@@ -70,7 +70,8 @@ def judge(window: Sequence[NodeSnapshot], share: float, *, standing: Verdict | N
         return Judgement(hurt=None, lasts=standing is not None and lasts(standing, read))
     if hurt is None:
         return Judgement(hurt="an engine is missing", finding=gone)
-    found = [finding for test in TESTS if (finding := test(read)) is not None and _explains(finding, read, share)]
+    holding = [finding for test in TESTS if (finding := test(read)) is not None and _explains(finding, read, share)]
+    found = sorted(holding, key=lambda finding: _yields(finding, holding))
     if (missed := starting(read, found)) is not None:
         found.insert(0, missed)
     if gone is not None:  # what happens now, before what was given up long ago
@@ -100,6 +101,12 @@ def impact(read: Signs, share: float, standing: bool) -> str | None:
     if read.queue_growth_s > _GROWING and (now.queue.oldest_s or 0.0) > now.slo_ttft_s / 2:  # soon it will be too late
         return f"the queue grows by {read.queue_growth_s:.1f} requests per second"
     return None
+
+
+def _yields(finding: Finding, found: Sequence[Finding]) -> bool:
+    """An engine that is slow for no reason, while its cache misses: it makes steps that nobody has seen yet, and may not be slow at all."""
+    missing = {name for one in found if one.cause == "cache_miss_storm" for name in one.engines}
+    return bool(missing) and finding.confidence == slow.UNEXPLAINED and set(finding.engines) <= missing
 
 
 def _explains(finding: Finding, read: Signs, share: float) -> bool:

@@ -20,6 +20,8 @@ from appliance.remedies.catalogue import advise
 _SLOW: Final = 1.08  # times what steps take: beyond noise and drift, where GPUs or cores tell of a reason
 _SLOW_FOR_WANT_OF_CORES: Final = 1.15  # cores that are shared make steps uneven
 _SLOW_FOR_NO_REASON: Final = 1.3  # where they do not
+_SLOWER: Final = 1.5  # where it is not known how slow
+UNEXPLAINED: Final = 0.6  # confidence in an engine that is slow for no reason that can be read
 _SLOW_LINK: Final = 1.5
 _WORKING: Final = 0.2
 _ALL_OF_THE_TIME: Final = 0.9
@@ -79,7 +81,7 @@ def _is_gone(engine: Engine) -> bool:
 
 def _gone(engine: Engine, cause: str) -> str:
     state = engine.now.state
-    because = f": {cause}" if cause else ""
+    because = f" ({cause})" if cause else ""
     if state is EngineState.SUSPECT and "EngineCore has ended" in cause:
         return f"{engine.name} has not been heard of{because}; nothing new is sent to it."
     if state is EngineState.SUSPECT:
@@ -303,6 +305,12 @@ def straggler(signs: Signs) -> Finding | None:
     starved = _starved(worst)
     kind = "cpu" if not trouble and (starved or not worst.now.gpus) else "gpu"
     why = trouble or _why_starved(worst) or "nothing that its GPUs or its cores tell explains it"
+    known = worst.now.slowdown is not None
+    slower = (
+        f"takes {worst.slowdown:.1f} times as long for its steps as it should"
+        if known
+        else "is slow, by what its GPU says"
+    )
     evidence = [
         Evidence(
             measured=worst.slowdown,
@@ -310,21 +318,21 @@ def straggler(signs: Signs) -> Finding | None:
             unit="times",
             sentence=f"Steps of {worst.name} take {worst.slowdown:.2f} times as long as such steps do{_since(worst)}.",
         )
-    ]
+    ][:known]
     if trouble:
         evidence.append(Evidence(measured=1.0, expected=0.0, unit="", sentence=f"{trouble}."))
     evidence += _of_cores(worst)
     return Finding(
         cause=f"{stage}_straggler_{kind}",
         stage=stage,
-        sentence=f"{_who(worst)} takes {worst.slowdown:.1f} times as long for its steps as it should: {why}.",
-        confidence=0.95 if trouble or starved else 0.6,
+        sentence=f"{_who(worst)} {slower}: {why}.",
+        confidence=UNEXPLAINED if not (trouble or starved) else 0.95 if known else 0.7,
         engines=first(worst, found),
         evidence=tuple(evidence),
         action=advice.less_work(
             worst,
             signs,
-            worst.slowdown,
+            worst.slowdown if known else _SLOWER,
             f"see to its GPU ({trouble})"
             if trouble
             else _relief(worst)
@@ -333,7 +341,7 @@ def straggler(signs: Signs) -> Finding | None:
             if worst.now.gpus
             else "look at what else runs on its cores",
         ),
-        gain=1 - 1 / worst.slowdown,
+        gain=1 - 1 / worst.slowdown if known else None,
     )
 
 
@@ -391,6 +399,8 @@ def _share_of(measured: float, what: str, expected: float | None) -> Evidence:
 
 
 def _is_slow(engine: Engine, others: Sequence[Engine]) -> bool:
+    if engine.now.slowdown is None:  # steps like its latest have not been seen yet
+        return engine.gpu_trouble is not None
     rest = [other.slowdown for other in others if other is not engine and _alike(other, engine)]
     usual = max(1.0, statistics.median(rest)) if rest else 1.0
     reason = engine.gpu_trouble is not None or _starved(engine)

@@ -565,23 +565,44 @@ def test_an_engine_that_waits_for_room_has_more_work_than_it_has_taken() -> None
     assert (finding.cause, finding.engines) == ("routing_skew", ("e1",))
 
 
-def hits(now: float, asked: float) -> str | None:
+def hits(now: float, asked: float, slowdown: float = 1.0, gpus: Sequence[GpuSnapshot] = ()) -> str:
     """A prefix cache that has found four fifths of what it was asked, and what is said now."""
     window = []
     for second in range(30):
         over = second >= 25
         share, rate = (now, asked) if over else (0.8, 1000.0)
-        prefill = made.engine("e0", busy=1.0, slowdown=1.0, waiting=3, token_budget=8192, prefix_hit_rate=share,
+        prefill = made.engine("e0", busy=1.0, slowdown=slowdown, waiting=3, token_budget=8192, prefix_hit_rate=share,
                               prompt_tokens_s=rate * (1 - share))  # fmt: skip
         queue = QueueSnapshot(depth=40, capacity=1024, oldest_s=5.0 if over else None)
         counts = made.RequestCounts(total=10 * second, ok=10 * second)
-        window.append(replace(made.node((prefill,), 0, queue=queue, requests=counts), uptime_s=100.0 + second))
+        window.append(
+            replace(made.node((prefill,), 0, queue=queue, requests=counts), uptime_s=100.0 + second, gpus=tuple(gpus))
+        )
     return cause(window)
 
 
 def test_a_cache_that_finds_as_much_as_before_has_lost_nothing() -> None:
     assert hits(0.4, 1000.0) == "cache_miss_storm"
     assert hits(0.4, 2000.0) == "prefill_saturated", "others ask, too, whose prompts nobody has seen yet"
+
+
+def test_an_engine_whose_cache_misses_may_only_seem_slow() -> None:
+    """It makes steps that nobody has seen."""
+    assert hits(0.4, 1000.0, slowdown=1.6) == "cache_miss_storm"
+    assert hits(0.7, 1000.0, slowdown=1.6).startswith("prefill_straggler")
+    hot = gpu(0, "e0", 990.0, "hw_thermal_slowdown")
+    assert hits(0.4, 1000.0, slowdown=1.6, gpus=[hot]) == "prefill_straggler_gpu", "which its GPU explains"
+
+
+def test_a_gpu_that_is_held_down_is_named_though_nobody_knows_what_steps_should_take() -> None:
+    hot = gpu(0, "e0", 990.0, "hw_thermal_slowdown")
+    unknown = [
+        replace(one, engines=(replace(one.engines[0], slowdown=None), one.engines[1])) for one in window(gpus=[hot])
+    ]
+    assert cause(unknown) == "prefill_straggler_gpu"
+    assert "e0, which prefills, is slow, by what its GPU says: GPU 0 runs at 990 of 1,980 MHz" in said(unknown)
+    assert "1.00 times" not in said(unknown)
+    assert cause([replace(one, gpus=()) for one in unknown]) == "prefill_saturated"
 
 
 def test_answers_are_on_both_sides_of_a_target_that_engines_are_at() -> None:
