@@ -82,7 +82,7 @@ def test_one_request_says_what_held_it_up_where_and_how_its_answer_left(open_pag
     page = open_page("busy", path=ANSWERED)
     expect(page.locator("h1")).to_contain_text("First token after")
     expect(page.locator("#request_head .sentence")).to_contain_text("Nothing held it up")
-    assert page.locator(".lane > span:first-child").all_inner_texts()[1:] == ["queue", "e0", "e0 → e1", "e1"]
+    assert page.locator(".way > span:first-child").all_inner_texts()[1:] == ["queue", "e0", "e0 → e1", "e1"]
     expect(page.get_by_role("img", name="96 pieces of the answer")).to_be_visible()
     expect(page.locator("#request_facts")).to_contain_text("1.8 MB in 12 copies")
     page.get_by_role("region", name="Table of legs").get_by_role("link", name="e1").click()
