@@ -20,7 +20,7 @@ pytestmark = pytest.mark.browser
 Opened = Callable[..., Page]
 
 HOUR = past.HOUR
-NOW = made._NOON + 3600
+NOW = made.NOON + 3600
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def day(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def served(day: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
     """A node that goes on from there."""
-    monkeypatch.setattr(made, "_NOON", NOW)
+    monkeypatch.setattr(made, "NOON", NOW)
     history = past.history(day, NOW, tick_s=30)
     server = Served(lambda node: Demo(node, history, past.Marks(NOW)))
     server.start()

@@ -58,7 +58,9 @@ def test_prompt_and_decode_steps_are_told_apart_by_shape(open_page: Opened) -> N
 
 def test_the_knee_is_found_and_drawn_while_somebody_looks(open_page: Opened) -> None:
     page = open_page("busy", path="/engines/e0")
-    expect(page.locator("#engine_steps")).to_contain_text("Prompt steps of 608 tokens saturate it (550 to 690, 95 %)")
+    expect(page.locator("#engine_steps")).to_contain_text(
+        "Prompt steps of 1,394 tokens saturate it (951 to 1,769, 95 %)"
+    )
     expect(page.locator(".band")).to_have_count(1)
 
 
