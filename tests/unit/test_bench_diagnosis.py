@@ -8,6 +8,7 @@ import pytest
 
 from appliance.supervisor.topology import parse
 from bench.diagnosis.cases import _AMOUNTS, FAULT_S, NODES, ONSET_S, Case, Truth, cases
+from bench.diagnosis.goodput import Answer, Clients
 from bench.diagnosis.play import Played, Said
 from bench.diagnosis.report import Report, markdown
 from bench.diagnosis.score import Scored, score
@@ -143,3 +144,14 @@ def test_answers_are_read_a_line_each_and_what_is_none_is_told() -> None:
     assert answers("1: 7\n2 3\n\n 3. 11 \n") == {1: 7, 2: 3, 3: 11}
     with pytest.raises(ValueError, match="'first: 3' is no answer"):
         answers("first: 3")
+
+
+def test_clients_are_well_again_when_nobody_waits_who_came_before_the_end() -> None:
+    clients = Clients(1.0, 0.05, 60)
+    for number in range(600):
+        at_s, late = number * 0.1, 200 <= number < 250 and number % 2
+        clients.come(at_s)
+        ttft_s = 10.5 if late else 0.1
+        clients.answered(Answer(arrived_s=at_s, ended_s=at_s + ttft_s, ttft_s=ttft_s))
+    assert clients.recovered_s(25.0) == 34.0, "a few wait until 35.4 s, too few to tell"
+    assert clients.recovered_s(40.0) == 40.0
