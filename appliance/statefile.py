@@ -1,4 +1,4 @@
-"""SQLite files in the state directory: opened, checked, made, and set aside where they are no longer whole.
+"""SQLite files in the state directory: opened, checked, brought up to date, and set aside where they are no longer whole.
 
 Everything here blocks but for ``beside``, which runs the like of it in a thread.
 """
@@ -20,6 +20,7 @@ from typing import Final, TypeVar
 import msgspec
 
 T = TypeVar("T")
+BUSY_S: Final = 2.0  # a lock of somebody else's is waited for
 _RUINED: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _log = logging.getLogger("pd-appliance")
 
@@ -30,11 +31,14 @@ class Kind(msgspec.Struct, frozen=True, kw_only=True):
     file: str
     lock: str  # file that is held for as long as the other one is open
     what: str  # that is kept in it, in words
-    schema: int
     application_id: int
-    tables: str  # SQL that makes them
+    steps: tuple[str, ...]  # SQL from each format of the file to the next; a new file takes all of them
     error: type[Exception]
-    busy_s: float = 2.0  # a lock of somebody else's is waited for
+
+    @property
+    def schema(self) -> int:
+        """The format of today."""
+        return len(self.steps)
 
 
 def open_to_write(directory: Path, kind: Kind) -> tuple[sqlite3.Connection, int]:
@@ -68,7 +72,12 @@ def set_aside(path: Path, why: str) -> None:
 
 def is_ruined(error: Exception) -> bool:
     """Whether it is the file that is wrong, and not the disk or the moment."""
-    return (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF in _RUINED
+    return code(error) in _RUINED
+
+
+def code(error: Exception) -> int:
+    """SQLite's primary one."""
+    return (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
 
 
 async def beside(what: Callable[[], T]) -> T:
@@ -95,7 +104,6 @@ async def beside(what: Callable[[], T]) -> T:
 
 def remedy(error: Exception) -> str:
     """What is wrong, and what would help."""
-    code = getattr(error, "sqlite_errorcode", None) or 0
     helps = {
         sqlite3.SQLITE_FULL: "make room on that disk, or name a server.state_dir on another one",
         sqlite3.SQLITE_BUSY: "another program has the file open and writes to it; end that",
@@ -103,7 +111,7 @@ def remedy(error: Exception) -> str:
         sqlite3.SQLITE_CANTOPEN: "let the appliance's user write to that directory",
         sqlite3.SQLITE_IOERR: "look at the disk (dmesg), or name a server.state_dir on another one",
     }
-    return f"{error}; {helps.get(code & 0xFF, 'name another server.state_dir, if that lasts')}"
+    return f"{error}; {helps.get(code(error), 'name another server.state_dir, if that lasts')}"
 
 
 def _locked(directory: Path, kind: Kind) -> int:
@@ -124,11 +132,9 @@ def _locked(directory: Path, kind: Kind) -> int:
 
 def _opened(path: Path, kind: Kind) -> sqlite3.Connection:
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))  # for nobody else to read
-    connection = sqlite3.connect(path, timeout=kind.busy_s, isolation_level=None, check_same_thread=False)
+    connection = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
     try:
-        checked(connection, path, kind)
-        if _number(connection, "user_version") == 0:
-            make(connection, kind)
+        _bring_up(connection, kind, checked(connection, path, kind))
         connection.execute("PRAGMA journal_mode = WAL").fetchall()
         connection.execute("PRAGMA synchronous = NORMAL")
         return connection
@@ -154,11 +160,14 @@ def checked(connection: sqlite3.Connection, path: Path, kind: Kind) -> int:
     return version
 
 
-def make(connection: sqlite3.Connection, kind: Kind) -> None:
-    """Tables, in a file that has none."""
-    connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+def _bring_up(connection: sqlite3.Connection, kind: Kind, version: int) -> None:
+    """To the format of today, from nothing or from an older one."""
+    if version == kind.schema:
+        return
+    if version == 0:
+        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
     connection.executescript(
-        f"BEGIN IMMEDIATE; {kind.tables} PRAGMA application_id = {kind.application_id}; "
+        f"BEGIN IMMEDIATE; {''.join(kind.steps[version:])} PRAGMA application_id = {kind.application_id}; "
         f"PRAGMA user_version = {kind.schema}; COMMIT;"
     )
 

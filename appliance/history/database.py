@@ -214,9 +214,8 @@ KIND: Final = statefile.Kind(
     file="history.db",
     lock="history.lock",
     what="history",
-    schema=1,
     application_id=0x50444148,  # PDAH
-    tables=_tables(),
+    steps=(_tables(),),
     error=HistoryError,
 )
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
 import sqlite3
-import time
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Final, TypeVar
 
 import msgspec
 
+from appliance import statefile
 from appliance.errors import IncidentError
 from appliance.incidents import frames
 from appliance.incidents.frames import Chunk, Thin
@@ -21,12 +20,8 @@ from appliance.records import Change, Incident, IncidentState, Remedy
 
 T = TypeVar("T")
 FILE: Final = "incidents.db"
-_LOCK: Final = "incidents.lock"
-_OURS: Final = 0x50444149  # SQLite's application_id: PDAI
-_BUSY_S: Final = 2.0  # a lock of somebody else's is waited for
 _CHANGES_KEPT: Final = 5000
 _DAY_S: Final = 86_400.0
-_RUINED: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _CANT_SHARE: Final = (
     sqlite3.SQLITE_CANTOPEN,
     sqlite3.SQLITE_READONLY,
@@ -44,7 +39,14 @@ CREATE INDEX chunks_incident ON chunks (incident, since);
 """,
     "CREATE TABLE remedies (id TEXT PRIMARY KEY, time REAL NOT NULL, data TEXT NOT NULL);",
 )
-SCHEMA: Final = len(_STEPS)
+KIND: Final = statefile.Kind(
+    file=FILE,
+    lock="incidents.lock",
+    what="incidents",
+    application_id=0x50444149,  # PDAI
+    steps=_STEPS,
+    error=IncidentError,
+)
 _log = logging.getLogger("pd-appliance.incidents")
 
 
@@ -224,23 +226,8 @@ class Database:
 
 
 def open_to_write(directory: Path) -> Database:
-    """Make it if need be; an unreadable one is set aside.
-
-    Raises ``IncidentError`` where another node has it, or a newer version has written it; ``OSError`` and ``sqlite3.Error`` where the
-    disk can't.
-    """
-    lock = _locked(directory)
-    try:
-        try:
-            return Database(_opened(directory / FILE), lock)
-        except sqlite3.DatabaseError as error:
-            if not is_ruined(error):
-                raise
-            set_aside(directory, str(error))
-            return Database(_opened(directory / FILE), lock)
-    except BaseException:
-        os.close(lock)
-        raise
+    """Make it if need be. Raises ``IncidentError``, ``OSError``, ``sqlite3.Error``; see ``statefile.open_to_write``."""
+    return Database(*statefile.open_to_write(directory, KIND))
 
 
 @contextlib.contextmanager
@@ -270,7 +257,7 @@ def _open_to_read(directory: Path) -> Database:
         try:
             return _readable(address, path)
         except sqlite3.OperationalError as error:
-            if _code(error) not in _CANT_SHARE:
+            if statefile.code(error) not in _CANT_SHARE:
                 raise
             return _readable(f"{address}&immutable=1", path)
     except sqlite3.Error as error:
@@ -278,101 +265,14 @@ def _open_to_read(directory: Path) -> Database:
 
 
 def _readable(address: str, path: Path) -> Database:
-    connection = sqlite3.connect(address, uri=True, timeout=_BUSY_S)
+    connection = sqlite3.connect(address, uri=True, timeout=statefile.BUSY_S)
     try:
-        _checked(connection, path)
-        if not _number(connection, "user_version"):
+        if not statefile.checked(connection, path, KIND):
             raise IncidentError(f"{path} has no incidents")
         return Database(connection)
     except BaseException:
         connection.close()
         raise
-
-
-def set_aside(directory: Path, why: str) -> None:
-    """What can't be read stays there under another name, for whoever wants to try."""
-    aside = f"{FILE}.unreadable-{time.strftime('%y%m%d-%H%M%S', time.gmtime())}"
-    for ending in ("", "-wal", "-shm"):
-        with contextlib.suppress(FileNotFoundError):
-            (directory / (FILE + ending)).rename(directory / (aside + ending))
-    _log.error("%s can't be read (%s): it is kept as %s, and a new one is begun", directory / FILE, why, aside)
-
-
-def is_ruined(error: Exception) -> bool:
-    """Whether it is the file that is wrong, and not the disk or the moment."""
-    return _code(error) in _RUINED
-
-
-def _code(error: Exception) -> int:
-    """SQLite's primary one."""
-    return (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
-
-
-def _locked(directory: Path) -> int:
-    """The descriptor that holds the lock: two nodes with one state directory would close each other's incidents."""
-    descriptor = os.open(directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise IncidentError(
-            f"another node keeps its incidents in {directory}: give each a server.state_dir of its own"
-        ) from None
-    except OSError:
-        os.close(descriptor)
-        raise
-    return descriptor
-
-
-def _opened(path: Path) -> sqlite3.Connection:
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))  # for nobody else to read
-    connection = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
-    try:
-        _checked(connection, path)
-        _bring_up(connection, _number(connection, "user_version"))
-        connection.execute("PRAGMA journal_mode = WAL").fetchall()
-        connection.execute("PRAGMA synchronous = NORMAL")
-        return connection
-    except BaseException:
-        connection.close()
-        raise
-
-
-def _checked(connection: sqlite3.Connection, path: Path) -> sqlite3.Connection:
-    """Raises ``IncidentError`` for a newer one, ``sqlite3.DatabaseError`` for one that is no longer whole, or is not ours."""
-    version = _number(connection, "user_version")
-    if version > SCHEMA:
-        raise IncidentError(
-            f"{path} was written by a newer pd-appliance (format {version}, and this one knows {SCHEMA}): "
-            "update, or move that file away"
-        )
-    said = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
-    foreign = _number(connection, "application_id") not in (0, _OURS) or (version == 0 and _has_tables(connection))
-    if said != "ok" or foreign:
-        error = sqlite3.DatabaseError("it is somebody else's" if foreign else said)
-        error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
-        raise error
-    return connection
-
-
-def _bring_up(connection: sqlite3.Connection, version: int) -> None:
-    """To the format of today, from nothing or from an older one."""
-    if version == SCHEMA:
-        return
-    if version == 0:
-        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
-    steps = "".join(_STEPS[version:])
-    connection.executescript(
-        f"BEGIN IMMEDIATE; {steps} PRAGMA application_id = {_OURS}; PRAGMA user_version = {SCHEMA}; COMMIT;"
-    )
-
-
-def _has_tables(connection: sqlite3.Connection) -> bool:
-    return connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone() is not None
-
-
-def _number(connection: sqlite3.Connection, pragma: str) -> int:
-    return int(connection.execute(f"PRAGMA {pragma}").fetchone()[0])
 
 
 def _text(record: msgspec.Struct) -> str:

@@ -15,6 +15,7 @@ from typing import Final, TypeVar
 
 import msgspec
 
+from appliance import statefile
 from appliance.config import IncidentsConfig
 from appliance.errors import IncidentError
 from appliance.incidents import database, frames
@@ -224,7 +225,7 @@ class Store:
                 raise IncidentError("the appliance ends")
             if self._mutex.locked():
                 raise IncidentError(_SILENT)  # nobody waits for that thread any more, and no second one shall hang
-            return await beside(lambda: self._alone(what))
+            return await statefile.beside(lambda: self._alone(what))
 
     def _alone(self, what: Callable[[], T]) -> T:
         with self._mutex:
@@ -261,7 +262,7 @@ class Store:
             if prune:
                 kept.prune(self._config.keep, self._config.keep_days, self._now())
         except sqlite3.DatabaseError as error:
-            if not database.is_ruined(error):
+            if not statefile.is_ruined(error):
                 raise
             self._shut()  # it is set aside when it is opened again
             raise
@@ -311,39 +312,6 @@ class Store:
         _log.error("incidents are kept in memory only, not in %s: %s", self._directory, _remedy(error))
 
 
-async def beside(what: Callable[[], T]) -> T:
-    """Its result, from a thread that does not keep the process alive: a disk may never answer, and asyncio's threads are waited for."""
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[T] = loop.create_future()
-
-    def told(how: Callable[[], None]) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop has ended
-            loop.call_soon_threadsafe(lambda: None if done.done() else how())
-
-    def run() -> None:
-        try:
-            found = what()
-        except Exception as error:
-            failure = error
-            told(lambda: done.set_exception(failure))
-        else:
-            told(lambda: done.set_result(found))
-
-    threading.Thread(target=run, name="incidents", daemon=True).start()
-    return await done
-
-
 def _remedy(error: Exception) -> str:
     """What is wrong, and what would help."""
-    said = str(error)
-    if isinstance(error, IncidentError):
-        return said
-    code = getattr(error, "sqlite_errorcode", None) or 0
-    helps = {
-        sqlite3.SQLITE_FULL: "make room on that disk, or name a server.state_dir on another one",
-        sqlite3.SQLITE_BUSY: "another program has the file open and writes to it; end that",
-        sqlite3.SQLITE_READONLY: "let the appliance's user write to it",
-        sqlite3.SQLITE_CANTOPEN: "let the appliance's user write to that directory",
-        sqlite3.SQLITE_IOERR: "look at the disk (dmesg), or name a server.state_dir on another one",
-    }
-    return f"{said}; {helps.get(code & 0xFF, 'name another server.state_dir, if that lasts')}; it is tried again"
+    return str(error) if isinstance(error, IncidentError) else f"{statefile.remedy(error)}; it is tried again"

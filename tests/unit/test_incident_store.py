@@ -18,6 +18,7 @@ import pytest
 from incident_scenes import snapshot
 from msgspec.structs import replace
 
+from appliance import statefile
 from appliance.config import IncidentsConfig
 from appliance.errors import IncidentError
 from appliance.incidents import database, store
@@ -112,7 +113,9 @@ async def test_remedies_are_kept_as_they_were_last_put_and_as_long_as_incidents(
 
 async def test_a_file_of_the_first_format_is_read_and_brought_up(tmp_path: Path) -> None:
     made = sqlite3.connect(tmp_path / FILE)
-    made.executescript(f"{database._STEPS[0]} PRAGMA user_version = 1; PRAGMA application_id = {database._OURS}")
+    made.executescript(
+        f"{database.KIND.steps[0]} PRAGMA user_version = 1; PRAGMA application_id = {database.KIND.application_id}"
+    )
     row = ("i0001", NOW, "closed", NOW, json_of(incident(1)))
     made.execute("INSERT INTO incidents VALUES (?, ?, ?, ?, ?)", row)
     made.commit()
@@ -124,7 +127,7 @@ async def test_a_file_of_the_first_format_is_read_and_brought_up(tmp_path: Path)
         assert await now.flush()
         assert await ids(now) == ["i0001"]
     with sqlite3.connect(tmp_path / FILE) as after:
-        assert after.execute("PRAGMA user_version").fetchone()[0] == database.SCHEMA == 2
+        assert after.execute("PRAGMA user_version").fetchone()[0] == database.KIND.schema == 2
         assert after.execute("SELECT COUNT(*) FROM remedies").fetchone()[0] == 1
     after.close()
 
@@ -221,7 +224,7 @@ async def expect_memory_full(now: Store, caplog: pytest.LogCaptureFixture) -> No
 async def test_a_file_that_another_program_has_locked(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(database, "_BUSY_S", 0.05)
+    monkeypatch.setattr(statefile, "BUSY_S", 0.05)
     async with kept(tmp_path) as now:
         with sqlite3.connect(tmp_path / FILE, isolation_level=None) as other:
             other.execute("BEGIN IMMEDIATE")
@@ -234,7 +237,7 @@ async def test_a_file_that_another_program_has_locked(
 
 
 async def test_a_lock_that_lasts_never_holds_up_the_event_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(database, "_BUSY_S", 0.6)
+    monkeypatch.setattr(statefile, "BUSY_S", 0.6)
     async with kept(tmp_path) as now:
         with sqlite3.connect(tmp_path / FILE, isolation_level=None) as other:
             other.execute("BEGIN IMMEDIATE")
@@ -252,7 +255,7 @@ async def test_a_lock_that_lasts_never_holds_up_the_event_loop(tmp_path: Path, m
 async def test_what_was_left_open_is_closed_when_a_lock_at_the_start_is_gone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(database, "_BUSY_S", 0.05)
+    monkeypatch.setattr(statefile, "BUSY_S", 0.05)
     async with kept(tmp_path) as now:
         now.put(incident(1, closed=False))
         now.put_changes([change(-20)])
@@ -310,7 +313,7 @@ async def test_a_disk_that_never_answers_holds_up_nobody(
         for _ in range(20):
             assert await ids(now) == ["i0001"], "from memory"
         assert await now.flush() is False
-    waiting = [thread for thread in threading.enumerate() if thread.name == "incidents"]
+    waiting = [thread for thread in threading.enumerate() if thread.name == "statefile"]
     assert [thread.daemon for thread in waiting] == [True], "one, that the process's end does not wait for"
     assert "the disk has not answered" in caplog.text
     disk.answers.set()
