@@ -195,7 +195,7 @@ def attributes(parsed: nodes.Template, variable: str) -> set[str]:
 
 def test_every_template_is_held_to_a_context() -> None:
     files = {path.stem for path in assets.directory("templates").glob("*.html")}
-    assert files == set(TEMPLATES) | set(PARTIALS) | {"patterns", "charts"}
+    assert files == set(TEMPLATES) | set(PARTIALS) | {"patterns", "charts", "advice"}
 
 
 @pytest.mark.parametrize("name", TEMPLATES)

@@ -7,15 +7,14 @@ to this process. Copies run on a stream of their own, so that kernels go on besi
 from __future__ import annotations
 
 import contextlib
-import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from appliance.engine.kv.cudart import CudaError, Cudart
 from appliance.engine.kv.layout import Copy
-from appliance.engine.kv.transport import MemoryTransport, PeerMemory
+from appliance.engine.kv.transport import MemoryTransport, PeerMemory, Use
 from appliance.errors import HandoffError
 
 if TYPE_CHECKING:
@@ -118,28 +117,13 @@ class _Mapped(PeerMemory):
         self._stream = stream
         self._sources = sources
         self._targets = targets
-        self._idle = threading.Condition()
-        self._copying = 0
-        self._closed = False
+        self._use = Use()
 
     def copy(self, copies: Sequence[Copy]) -> None:
-        with self._in_use():
+        with self._use.copying():
             runs = [self._run(copy) for copy in copies]  # checked all before the first byte moves
             self._runtime.use(self._device)  # the current device is each thread's own
             self._runtime.copy(runs, self._stream)
-
-    @contextlib.contextmanager
-    def _in_use(self) -> Iterator[None]:
-        with self._idle:
-            if self._closed:
-                raise HandoffError("the peer's memory was closed")
-            self._copying += 1
-        try:
-            yield
-        finally:
-            with self._idle:
-                self._copying -= 1
-                self._idle.notify_all()
 
     def _run(self, copy: Copy) -> tuple[int, int, int]:
         """(target, source, size)"""
@@ -152,9 +136,7 @@ class _Mapped(PeerMemory):
         return target + copy.target, source + copy.source, copy.size
 
     def close(self) -> None:
-        with self._idle:
-            self._closed = True
-            self._idle.wait_for(lambda: not self._copying)
+        with self._use.closing():
             opened, self._opened = self._opened, []
         if opened:
             self._runtime.use(self._device)

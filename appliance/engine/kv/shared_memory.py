@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import mmap
 import os
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from appliance.engine.kv.layout import Copy
-from appliance.engine.kv.transport import MemoryTransport, PeerMemory
+from appliance.engine.kv.transport import MemoryTransport, PeerMemory, Use
 from appliance.errors import HandoffError
 
 if TYPE_CHECKING:
@@ -56,9 +54,7 @@ class _MappedMemory(PeerMemory):
     """Copies run side by side: a small pull in the engine's loop must not wait for a large one beside it."""
 
     def __init__(self, maps: list[mmap.mmap], targets: list[int], target_sizes: list[int]) -> None:
-        self._idle = threading.Condition()
-        self._copying = 0
-        self._closed = False
+        self._use = Use()
         self._maps = maps
         self._targets = targets
         self._target_sizes = target_sizes
@@ -67,7 +63,7 @@ class _MappedMemory(PeerMemory):
             _populate(view)
 
     def copy(self, copies: Sequence[Copy]) -> None:
-        with self._in_use():
+        with self._use.copying():
             sources = [view.ctypes.data for view in self._views]
             for copy in copies:  # checked all before the first byte moves
                 self._check(copy)
@@ -78,19 +74,6 @@ class _MappedMemory(PeerMemory):
                     copy.size,
                 )
 
-    @contextlib.contextmanager
-    def _in_use(self) -> Iterator[None]:
-        with self._idle:
-            if self._closed:
-                raise HandoffError("the peer's memory was closed")
-            self._copying += 1
-        try:
-            yield
-        finally:
-            with self._idle:
-                self._copying -= 1
-                self._idle.notify_all()
-
     def _check(self, copy: Copy) -> None:
         if copy.source + copy.size > len(self._views[copy.source_storage]):
             raise HandoffError(f"a copy reaches byte {copy.source + copy.size}, beyond the peer's memory")
@@ -98,9 +81,7 @@ class _MappedMemory(PeerMemory):
             raise HandoffError(f"a copy reaches byte {copy.target + copy.size}, beyond our own memory")
 
     def close(self) -> None:
-        with self._idle:
-            self._closed = True
-            self._idle.wait_for(lambda: not self._copying)
+        with self._use.closing():
             self._views.clear()  # a mapping with views on it can't be closed
             for mapped in self._maps:
                 mapped.close()

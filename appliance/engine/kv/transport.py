@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from appliance.engine.kv.layout import Copy
@@ -11,6 +13,37 @@ from appliance.errors import HandoffError
 
 if TYPE_CHECKING:
     import torch
+
+
+class Use:
+    """Of a mapping, by several threads at once: closing it waits for the copies that are under way, and refuses later ones."""
+
+    def __init__(self) -> None:
+        self._idle = threading.Condition()
+        self._copying = 0
+        self._closed = False
+
+    @contextlib.contextmanager
+    def copying(self) -> Iterator[None]:
+        """Raises ``HandoffError`` once it is closed."""
+        with self._idle:
+            if self._closed:
+                raise HandoffError("the peer's memory was closed")
+            self._copying += 1
+        try:
+            yield
+        finally:
+            with self._idle:
+                self._copying -= 1
+                self._idle.notify_all()
+
+    @contextlib.contextmanager
+    def closing(self) -> Iterator[None]:
+        """Nobody copies while this is held, nor afterwards."""
+        with self._idle:
+            self._closed = True
+            self._idle.wait_for(lambda: not self._copying)
+            yield
 
 
 class PeerMemory(ABC):
