@@ -2,7 +2,7 @@
 
 At the default scale a random model collapses into loops that hide errors. The tokenizer has one token per byte.
 
-``python -m bench.random_model DIRECTORY`` writes it: in a process of its own, so that the caller never imports torch.
+``python -m bench.random_model DIRECTORY [SIZE]`` writes it: in a process of its own, so that the caller never imports torch.
 """
 
 from __future__ import annotations
@@ -16,6 +16,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 SCALE: Final = 8.0
+SIZES: Final[dict[str, dict[str, int]]] = {
+    "small": {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 4},
+    "busy": {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 12},
+}
+"""``small``: 2.6 MB. ``busy``: 125 MB, so that engines have more to do than whoever asks them."""
 END: Final = "<|end|>"
 TEMPLATE: Final = (
     "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
@@ -23,15 +28,13 @@ TEMPLATE: Final = (
 )
 
 
-def write(directory: Path) -> Path:
-    """A Hugging Face directory: 4 layers, hidden 128, 4 heads, 2 KV heads, float32, 2.6 MB."""
+def write(directory: Path, size: str = "small") -> Path:
+    """A Hugging Face directory: 4 heads, 2 KV heads, float32; ``size`` as in ``SIZES``."""
     _tokenizer().save_pretrained(directory)
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=260,
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=4,
+        **SIZES[size],
         num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=32,
@@ -61,4 +64,4 @@ def _tokenizer() -> PreTrainedTokenizerFast:
 
 
 if __name__ == "__main__":
-    write(Path(sys.argv[1]))
+    write(Path(sys.argv[1]), *sys.argv[2:3])

@@ -34,9 +34,9 @@ TESTS: Final[tuple[Test, ...]] = (
     prompts.budget_small,
     uneven.skew,
     uneven.cache,
-    layout.not_worth_it,
     prompts.prefill_saturated,
     crowded.decode_saturated,
+    layout.not_worth_it,
 )
 _SOME: Final = 3  # of which one alone tells nothing
 _HELD: Final = 0.25  # of the target of first tokens
@@ -92,6 +92,9 @@ def impact(read: Signs, share: float, standing: bool) -> str | None:
     if itl_late > (1 if standing else 2) * allowed:
         pace_s = max(engine.itl_now_s if standing else engine.itl_s for engine in read.engines)
         return f"{itl_late:.0%} of the tokens come {pace_s * 1e3:.1f} ms after each other, where {now.slo_itl_s * 1e3:g} ms is the target"
+    missed = read.missed_now if standing else read.missed
+    if missed > allowed and (standing or any(_beyond_chance(share, count, allowed) for count, share in read.answers)):
+        return f"{missed:.0%} of the answers miss their targets"
     if (
         held := max((engine.api_delay_s for engine in read.engines if engine.api_full), default=0.0)
     ) > _HELD * now.slo_ttft_s:

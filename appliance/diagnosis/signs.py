@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import msgspec
 
-from appliance.records import LATELY_S, EngineSnapshot, EngineState, GpuSnapshot, HostReading, NodeSnapshot, Role, Stage
+from appliance.records import (
+    LATELY_S,
+    EngineSnapshot,
+    EngineState,
+    GpuSnapshot,
+    HostReading,
+    Lately,
+    NodeSnapshot,
+    Role,
+    Stage,
+)
 
 WINDOW_S: Final = 90.0
 _TREND_S: Final = 6.0  # in which a queue has to grow
@@ -20,7 +30,7 @@ _SERVING: Final = (EngineState.READY, EngineState.DRAINING, EngineState.SUSPECT)
 _API_FULL: Final = 0.7
 _ENOUGH: Final = 20  # first tokens, for a share of them to mean something
 _A_FEW: Final = 8  # that are enough to see that it is over
-_MANY: Final = 60  # of which a small share tells something, too
+_MANY: Final = 200  # of which a small share tells something, too
 _FEW_S: Final = 30.0  # that are looked through for as many
 _AT: Final = 0.985  # of the target: where engines are on average, answers are on both sides of
 _STILL: Final = 0.96  # the same, to see that it is over
@@ -98,6 +108,9 @@ class Signs(msgspec.Struct, frozen=True, kw_only=True):
     ]  # first tokens of ever more of the last seconds, and the share of them that was late
     ttft_late: float  # share of those of the last seconds, of more of these where there were few
     ttft_late_now: float  # of fewer: to see that it is over
+    answers: tuple[tuple[int, float], ...]  # the same of brief answers that ended, and the share that missed a target
+    missed: float  # share of the answers of the last seconds, of more where there were few
+    missed_now: float  # of fewer: to see that it is over
     waits_too_long: bool  # the oldest in the queue is over the target already
     itl_late: float  # share of output tokens, of engines whose tokens take longer than the target in the mean: one gap is no pace
     itl_late_now: float  # over a shorter time: to see that it is over
@@ -144,9 +157,13 @@ def read(window: Sequence[NodeSnapshot]) -> Signs:
     seconds = max(1e-3, now.uptime_s - trend[0].uptime_s)
     told = [one.lately for one in lately if one.lately is not None and one.lately.first_tokens]
     latest = told[-1] if told else None
-    firsts = _first_tokens(window)
+    firsts, answers = _first_tokens(window), _brief_answers(window)
     ended = _ended(now) - _ended(trend[0])
     failed = _failed(now) - _failed(trend[0])
+
+    def is_late(engine: Engine) -> bool:
+        return engine.itl_now_s > _limit_s(engine, now, _STILL)
+
     past = _past(window)
     engines = tuple(_engine(engine, past[engine.name], trend) for engine in now.engines)
     return Signs(
@@ -155,9 +172,12 @@ def read(window: Sequence[NodeSnapshot]) -> Signs:
         firsts=firsts,
         ttft_late=_share_late(firsts, _ENOUGH),
         ttft_late_now=_share_late(firsts, _A_FEW),
+        answers=answers,
+        missed=_share_late(answers, _ENOUGH),
+        missed_now=_share_late(answers, _A_FEW),
         waits_too_long=(now.queue.oldest_s or 0.0) > now.slo_ttft_s,
-        itl_late=_late([(one, one.itl_s > _limit_s(one, now, _AT)) for one in engines]),
-        itl_late_now=_late([(one, one.itl_now_s > _limit_s(one, now, _STILL)) for one in engines]),
+        itl_late=_late([(one, one.itl_s > _limit_s(one, now, _AT) and is_late(one)) for one in engines]),
+        itl_late_now=_late([(one, is_late(one)) for one in engines]),
         failing=failed / ended if ended > 0 else 0.0,
         failed=failed,
         arrivals_s=(now.requests.total - trend[0].requests.total) / seconds,
@@ -177,24 +197,35 @@ def read(window: Sequence[NodeSnapshot]) -> Signs:
 
 
 def _first_tokens(window: Sequence[NodeSnapshot]) -> tuple[tuple[int, float], ...]:
-    """How many of the last seconds, and the share that was late; then of ever longer spells, until there are many.
+    """Those that are still to come and are late already count with them: where nothing comes at all, nobody else would tell."""
+    overdue = window[-1].overdue or 0
+    found = _spells(window, lambda one: (one.first_tokens, one.ttft_late), overdue)
+    return found or (((overdue, 1.0),) if overdue else ())
 
-    Those that are still to come and are late already count with them: where nothing comes at all, nobody else would tell.
-    """
+
+def _brief_answers(window: Sequence[NodeSnapshot]) -> tuple[tuple[int, float], ...]:
+    """What took longer tells of earlier times, too."""
+    return _spells(window, lambda one: (one.brief, one.brief_missed))
+
+
+def _spells(
+    window: Sequence[NodeSnapshot], of: Callable[[Lately], tuple[int, float | None]], late_already: int = 0
+) -> tuple[tuple[int, float], ...]:
+    """How many there were in the last seconds, and the share that was late; then in ever longer spells, until there are many."""
     found: list[tuple[int, float]] = []
-    count = window[-1].overdue or 0
-    late, until_s = float(count), math.inf
+    count, late, until_s = late_already, float(late_already), math.inf
     for one in reversed(window):
         if one.uptime_s > until_s or one.lately is None:
             continue
         if (found and count >= _MANY) or window[-1].uptime_s - one.uptime_s > _FEW_S:
             break
-        count += one.lately.first_tokens
-        late += one.lately.first_tokens * (one.lately.ttft_late or 0.0)
+        came, share = of(one.lately)
+        count += came
+        late += came * (share or 0.0)
         until_s = one.uptime_s - LATELY_S
         if count:
             found.append((count, late / count))
-    return tuple(found) or (((count, 1.0),) if count else ())
+    return tuple(found)
 
 
 def _share_late(firsts: Sequence[tuple[int, float]], enough: int) -> float:
