@@ -14,6 +14,13 @@ from appliance.records import Action, EngineState, Evidence, Order, OrderKind
 from appliance.remedies.catalogue import advise
 
 _OLD_S: Final = 60.0
+_SINCE: Final = {
+    EngineState.HUNG: "has been hanging",
+    EngineState.SUSPECT: "has not been heard of",
+    EngineState.BACKOFF: "has waited to be started again",
+    EngineState.FAILED: "has been given up",
+    EngineState.STARTING: "has been starting again",
+}
 _DOWN: Final = (EngineState.HUNG, EngineState.SUSPECT, EngineState.BACKOFF, EngineState.FAILED)
 
 
@@ -37,7 +44,7 @@ def down(signs: Signs) -> Finding | None:
                 measured=engine.now.last_step_age_s or engine.now.in_state_s,
                 expected=1.0,
                 unit="s",
-                sentence=f"{engine.name} has been in state {state.value} for {engine.now.in_state_s:.0f} s.",
+                sentence=f"{engine.name} {_SINCE[state]} for {engine.now.in_state_s:.0f} s.",
             ),
         ),
         action=_back(engine),
