@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from appliance.checks.line import Line, bad, ok, skipped, warn
-from appliance.planner.placement import usable
+from appliance.planner.cards import usable
 from appliance.records import Inventory
 
 TESTED: Final = "0.32.0"  # of vLLM: its private surfaces are relied on

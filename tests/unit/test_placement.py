@@ -10,8 +10,9 @@ from appliance import presets
 from appliance.costs import huggingface
 from appliance.errors import ConfigError
 from appliance.gpu.inventory import described
+from appliance.planner.cards import usable
 from appliance.planner.node import Estimate, Targets
-from appliance.planner.placement import Placed, Times, Wanted, place, usable
+from appliance.planner.placement import Placed, Times, Wanted, place
 from appliance.records import Card, Demand, GpuProcess, Inventory, Role
 
 GIB = 1 << 30
