@@ -70,7 +70,7 @@ def _of_other_kinds(cards: Sequence[Card]) -> dict[int, str]:
         kinds.setdefault(card.name, []).append(card)
     most = max(kinds, key=lambda kind: sum(card.memory_bytes for card in kinds[kind]), default="")
     return {
-        card.index: f"it is a {card.name}, and engines are put on GPUs of one kind, here {len(kinds[most])} × {most}; "
+        card.index: f"it is of another kind ({card.name}) than those that engines are put on ({len(kinds[most])} × {most}); "
         f"CUDA_VISIBLE_DEVICES={','.join(str(one.index) for one in kinds[card.name])} puts them there instead"
         for card in cards
         if card.name != most

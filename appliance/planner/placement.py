@@ -27,6 +27,7 @@ from appliance.planner.cards import (
     share_taken,
     some,
     too_few,
+    usable,
 )
 from appliance.planner.node import CopyTime, Engines, Settings, StepTime, Targets
 from appliance.records import Card, Demand, Inventory, Plan, Role
@@ -322,7 +323,7 @@ def _remarks(
     """What its owner should know."""
     cards = {card.uuid: card for group in groups for card in group}
     shared = [card.index for uuid, card in cards.items() if sharers.get(uuid, 1) > 1]
-    idle = len(inventory.cards) - len(cards)
+    idle = len(usable(inventory)[0]) - len(cards)
     staged = sorted({cards[gpu].index for seat in seats for gpu in (*seat.sees, *(seat.gpus if seat.sees else ()))})
     crowded = [
         f"{share_taken(card):.0%} of GPU {card.index} is taken by others" for card in cards.values() if crowd(card)
@@ -378,7 +379,10 @@ def _choose(found: Sequence[Placement], demand: Demand) -> tuple[Placement | Non
     if not feasible:
         return None, "no layout is feasible: the reasons say what stands against each"
     if shared := next((one for one in feasible if any(seat.kv_bytes for seat in one.seats)), None):
-        return shared, "prefill and decode share the only GPU, unpredicted; 1b would have one engine on all of it"
+        return (
+            shared,
+            "prefill and decode share the one GPU that can be used, unpredicted; 1b would have one engine on all of it",
+        )
     feasible = [one for one in feasible if not one.staged] or feasible
     known = [one for one in feasible if one.plan is not None and one.plan.predicted is not None]
     if not known:

@@ -289,6 +289,13 @@ def shown(spec: EngineSpec) -> list[str]:
     return found
 
 
+def shown_environment(spec: EngineSpec) -> dict[str, str]:
+    """The same of its environment."""
+    return {
+        name: _DOTS if _SECRET.search(name) else _without_secrets(value) for name, value in spec.environment.items()
+    }
+
+
 def _without_secrets(text: str) -> str:
     """JSON and addresses may have some within."""
     return _SECRET_IN_ADDRESS.sub(rf"\1{_DOTS}@", _SECRET_IN_JSON.sub(rf"\1{_DOTS}\2", text))
