@@ -28,6 +28,7 @@ class Moved(msgspec.Struct, frozen=True, kw_only=True):
     bytes_s: float | None = None
     limit_bytes_s: float | None = None
     transfers: int = 0
+    staged: bool = False
     error: str | None = None
 
 
@@ -115,16 +116,17 @@ def _line(producer: Mover, consumer: Mover, moved: Moved, transport: str) -> Lin
             "prompts would be computed twice; a layout without a hand-off (--topology 2b) does without it",
         )
     share = moved.bytes_s / moved.limit_bytes_s
-    said = (
-        f"{transport}, {moved.bytes_s / 1e9:.1f} GB/s, every byte right; {share:.0%} of what a plain copy comes to here"
-    )
+    way = f"{transport} by way of the host's memory" if moved.staged else transport
+    said = f"{way}, {moved.bytes_s / 1e9:.1f} GB/s, every byte right; {share:.0%} of what a plain copy comes to here"
     made = (
         ok(what, said)
-        if share >= _SLOW
+        if share >= _SLOW and not moved.staged
         else warn(
             what,
             said,
-            "something else takes the memory's bandwidth, or the engines are on other NUMA nodes than their memory",
+            "the GPUs can't read each other's memory (nvidia-smi topo -p2p r): engines on others, or a layout without a hand-off"
+            if moved.staged
+            else "something else takes the memory's bandwidth, or the engines are on other NUMA nodes than their memory",
         )
     )
     return msgspec.structs.replace(made, bytes_s=moved.bytes_s, limit_bytes_s=moved.limit_bytes_s)

@@ -36,6 +36,7 @@ class Moved(msgspec.Struct, frozen=True, kw_only=True):
     bytes_s: float | None = None  # median of transfers
     limit_bytes_s: float | None = None  # of plain copies of as many pieces within this process
     transfers: int = 0
+    staged: bool = False  # by way of the host's memory
     error: str | None = None
 
 
@@ -96,7 +97,11 @@ class Mover:
             plain.append(self._plain_s(self._pairs(chance)))
         moved = _PULL * PIECE_BYTES
         return Moved(
-            peer=peer, bytes_s=moved / _median(times), limit_bytes_s=moved / _median(plain), transfers=len(times)
+            peer=peer,
+            bytes_s=moved / _median(times),
+            limit_bytes_s=moved / _median(plain),
+            transfers=len(times),
+            staged=memory.staged,
         )
 
     def _pairs(self, chance: random.Random) -> list[tuple[int, int]]:
