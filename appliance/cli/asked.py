@@ -129,8 +129,8 @@ def as_asked(inventory: Inventory, layout: str, wanted: Wanted | None) -> Placem
 
 
 def _first_reason(placed: Placed) -> str:
-    """Of the layout with the largest engines, which are in want of the least."""
-    return max(placed.placements, key=lambda one: one.tensor_parallel).reason
+    """Of the layout with the largest engines, and the fewest: it wants the least."""
+    return max(reversed(placed.placements), key=lambda one: one.tensor_parallel).reason
 
 
 def engine_specs(

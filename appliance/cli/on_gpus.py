@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -55,19 +55,13 @@ def available(inventory: Inventory, variables: Mapping[str, str], runtime: tuple
     return found
 
 
-def seat(
-    config: Config, model: Model, inventory: Inventory, layout: str | None, ask: Callable[[str], Path] | None = None
-) -> Seated:
-    """Engines of ``layout``, or of the best one. Raises ``ConfigError`` that says what stands against it.
-
-    Args:
-        ask: where a hub's ``config.json`` of a model is had from.
-    """
+def seat(config: Config, model: Model, inventory: Inventory, layout: str | None) -> Seated:
+    """Engines of ``layout``, or of the best one. Raises ``ConfigError`` that says what stands against it."""
     preset = presets.load(Path(model.path).name) if model.preset else None
     loaded = Model(preset.repository, model.name, False) if preset else model
     targets = Targets(ttft_s=config.slo.ttft_s, itl_s=config.slo.itl_s, share=config.slo.share)
     try:
-        asked = _asked(config, model, loaded, preset, inventory, ask or from_hub)
+        asked = _asked(config, model, loaded, preset, inventory)
     except ConfigError as error:
         return _unplanned(config, loaded, preset, inventory, layout, error)
     placed = place(inventory, wanted(asked, targets))
@@ -102,10 +96,9 @@ def _asked(
     loaded: Model,
     preset: presets.Preset | None,
     inventory: Inventory,
-    ask: Callable[[str], Path],
 ) -> Asked:
     """Raises ``ConfigError`` for a model that can't be described."""
-    source = Path(model.path) if model.local else ask(model.path)
+    source = Path(model.path) if model.local else from_hub(model.path)
     return Asked(
         model=loaded,
         shape=huggingface.read(source),
