@@ -27,6 +27,9 @@ class Moved(msgspec.Struct, frozen=True, kw_only=True):
     peer: str
     bytes_s: float | None = None
     limit_bytes_s: float | None = None
+    seconds: float | None = None
+    device_bytes_s: float | None = None
+    disturbed: float | None = None
     transfers: int = 0
     staged: bool = False
     error: str | None = None
@@ -35,12 +38,16 @@ class Moved(msgspec.Struct, frozen=True, kw_only=True):
 class Mover:
     """One of the processes."""
 
-    def __init__(self, spec: EngineSpec, directory: Path, transport: str, inherited: dict[str, str]) -> None:
+    def __init__(
+        self, spec: EngineSpec, directory: Path, transport: str, inherited: dict[str, str], size: int = _BYTES
+    ) -> None:
         self.name, self.role = spec.name, spec.role
+        self.engine = spec.name.partition(".")[0]
+        """Of whose ranks it may be one: e0.1 is of e0."""
         temporary = directory / f"{spec.name}.tmp"
         temporary.mkdir()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", _MODULE, spec.name, str(directory), transport, str(_BYTES)],
+            [sys.executable, "-m", _MODULE, spec.name, str(directory), transport, str(size)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -52,10 +59,16 @@ class Mover:
         """Why it can't share its memory; None if it can."""
         return self._answer(_START_S).error
 
-    def pull(self, peer: str) -> Moved:
+    def pull(self, peer: str, pieces: int | None = None) -> Moved:
+        return self._ask(f"pull {peer}" if pieces is None else f"pull {peer} {pieces}", peer)
+
+    def disturb(self, peer: str, pieces: int) -> Moved:
+        return self._ask(f"disturb {peer} {pieces}", peer)
+
+    def _ask(self, what: str, peer: str) -> Moved:
         assert self._process.stdin is not None
         try:
-            self._process.stdin.write(f"pull {peer}\n")
+            self._process.stdin.write(f"{what}\n")
             self._process.stdin.flush()
         except OSError:
             return Moved(peer=peer, error=self._last_words())
@@ -87,7 +100,7 @@ def pairs(movers: Sequence[Mover]) -> Iterator[tuple[Mover, Mover]]:
     """From whom, and to whom, KV is handed over. Engines that do both have no hand-off, but may get other roles: both ways are proved."""
     for producer in movers:
         for consumer in movers:
-            if producer is not consumer and producer.role.prefills and consumer.role.decodes:
+            if producer.engine != consumer.engine and producer.role.prefills and consumer.role.decodes:
                 yield producer, consumer
 
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Final
 import msgspec
 import psutil
 import typer
+from msgspec.structs import replace
 from rich.console import Console
 from rich.markup import escape
 
@@ -23,6 +24,7 @@ from appliance.cli.on_gpus import Seated
 from appliance.config import Config, Loaded, config_path_default, load, state_directory
 from appliance.errors import ApplianceError
 from appliance.gpu.nvml import machine as inventory
+from appliance.records import Role
 from appliance.supervisor.runtime import parent_directory
 from appliance.supervisor.specs import EngineSpec, Model, resolve_model
 
@@ -123,7 +125,20 @@ def _moved(engines: tuple[EngineSpec, ...]) -> Iterator[Line]:
         Console(stderr=True).status("moving KV between engines"),
         tempfile.TemporaryDirectory(prefix="pd-check-", dir=parent_directory(os.environ)) as directory,
     ):
-        yield from movers.prove(engines, Path(directory), engines[0].transport, dict(os.environ))
+        yield from movers.prove(_by_gpu(engines), Path(directory), engines[0].transport, dict(os.environ))
+
+
+def _by_gpu(engines: Sequence[EngineSpec]) -> Sequence[EngineSpec]:
+    """Ranks hand KV over, each from GPU to GPU, and roles change: every pair of GPUs of two engines is proved, both ways."""
+    return [spec for engine in engines for spec in (_ranks(engine) if engine.gpus else (engine,))]
+
+
+def _ranks(engine: EngineSpec) -> Iterator[EngineSpec]:
+    others = engine.environment["CUDA_VISIBLE_DEVICES"].split(",")[len(engine.gpus) :]
+    for rank, gpu in enumerate(engine.gpus):
+        name = engine.name if len(engine.gpus) == 1 else f"{engine.name}.{rank}"
+        seen = {**engine.environment, "CUDA_VISIBLE_DEVICES": ",".join((gpu, *others))}
+        yield replace(engine, name=name, role=Role.BOTH, gpus=(gpu,), tensor_parallel=1, environment=seen)
 
 
 def _tell(line: Line) -> None:
