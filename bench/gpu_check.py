@@ -70,7 +70,9 @@ def _engines(cards: Sequence[Card], directory: Path, *, wanted: bool) -> list[Fi
     if not wanted:
         return [not_run("engines", "--no-engines")]
     if software.builds() != "cuda":
-        return [not_run("engines", "vLLM's CUDA build is not installed (pip install vllm)")]
+        return [
+            not_run("engines", "vLLM's CUDA build is not installed (make setup, or pip install 'pd-appliance[gpu]')")
+        ]
     return asyncio.run(_all_shapes(cards, directory))
 
 

@@ -153,12 +153,11 @@ def handed_over(name: str, requests: Sequence[dict[str, Any]]) -> Finding:
 
 def told(name: str, layout: str, summary: Summary) -> Finding:
     """Which is the better one is for the figures to say."""
-    said = f"TTFT {_ms(summary.ttft_p50_s)} / {_ms(summary.ttft_p99_s)}, ITL {_ms(summary.itl_p50_s)} / {_ms(summary.itl_p99_s)} (p50 / p99)"
     plan = f"{_PLAN.prompt_tokens} + {_PLAN.output_tokens} tokens, {_PLAN.concurrency} at once"
-    well = None if not summary.errors else False
-    return Finding(
-        f"{name} {layout}, {plan}", f"{said}, {summary.requests_s:.2f} requests/s, {summary.errors} errors", well
-    )
+    ttft = f"TTFT {_ms(summary.ttft_p50_s)} / {_ms(summary.ttft_p99_s)}"
+    itl = f"ITL {_ms(summary.itl_p50_s)} / {_ms(summary.itl_p99_s)} (p50 / p99)"
+    said = f"{ttft}, {itl}, {summary.requests_s:.2f} requests/s, {summary.errors} errors"
+    return Finding(f"{name} {layout}, {plan}", said, False if summary.errors else None)
 
 
 def _ms(seconds: float | None) -> str:

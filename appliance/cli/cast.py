@@ -167,7 +167,7 @@ def hardware(config: Config) -> Hardware:
     build, found = software.builds(), machine()
     if build is None:
         raise ConfigError(
-            "vLLM is not installed in this environment: run make serve, or pip install 'pd-appliance[cpu]' (on GPUs: vllm)"
+            "vLLM is not installed in this environment: run make serve, or pip install 'pd-appliance[cpu]' (on GPUs: 'pd-appliance[gpu]')"
         )
     if build == "cuda":
         return Hardware(inventory=on_gpus.available(found, os.environ, software.runtime()))
