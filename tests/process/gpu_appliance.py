@@ -1,23 +1,19 @@
 """``pd-appliance`` on a machine with GPUs that are not there: NVML's real binding over a fake driver, and simulated engines where vLLM's
 would begin. All that decides which engines there are, where, and what each is started with is real.
 
-``GPUS``: how many; ``MIG``: those that are cut into parts, as in 0,1.
+``GPUS``: how many; ``MIG``: those that are cut into parts, as in 0,1. ``tests/unit`` is to be on the path.
 """
 
 from __future__ import annotations
 
 import functools
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
 import pynvml as nv
-from msgspec.structs import replace
-
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent / "unit"))
 from fake_nvml import GIB, FakeDriver, h100, installed
+from msgspec.structs import replace
 
 from appliance import cli
 from appliance.checks import software
@@ -26,7 +22,7 @@ from appliance.gpu.nvml import Nvml, machine
 from appliance.simulator import scenario, specs
 from appliance.supervisor.specs import EngineSpec
 
-MODEL = HERE.parent / "unit" / "configs" / "llama-3.1-8b"
+MODEL = Path(__file__).parents[1] / "unit" / "configs" / "llama-3.1-8b"
 made = on_gpus.engine_specs
 
 

@@ -16,6 +16,7 @@ import aiohttp
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
+PATH = f"{ROOT}:{ROOT / 'tests' / 'unit'}"
 START = re.compile(r" as (\S+) on (http://\S+)")
 
 
@@ -54,7 +55,7 @@ class Node:
 async def node(directory: Path, notes: int, *arguments: str, **environment: str) -> AsyncIterator[Node]:
     command = [sys.executable, str(HERE / "gpu_appliance.py"), "serve", "--port", "0", "--model", "llama-3.1-8b"]
     command += ["--state-dir", str(directory / "state"), *arguments]
-    more = {"PYTHONPATH": str(ROOT), "PD_APPLIANCE_DIAGNOSIS_CALIBRATE_S": "0", **environment}
+    more = {"PYTHONPATH": PATH, "PD_APPLIANCE_DIAGNOSIS_CALIBRATE_S": "0", **environment}
     process = await asyncio.create_subprocess_exec(
         *command, env={**os.environ, **more}, stdout=asyncio.subprocess.PIPE, cwd=directory
     )
@@ -113,7 +114,7 @@ async def test_another_layout_is_put_on_the_same_gpus(tmp_path: Path) -> None:
 async def test_where_no_gpu_can_be_used_it_ends_with_one_line_that_says_what_to_do(tmp_path: Path) -> None:
     process = await asyncio.create_subprocess_exec(
         *[sys.executable, str(HERE / "gpu_appliance.py"), "serve", "--port", "0", "--model", "llama-3.1-8b"],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "GPUS": "1", "MIG": "0"},
+        env={**os.environ, "PYTHONPATH": PATH, "GPUS": "1", "MIG": "0"},
         stderr=asyncio.subprocess.PIPE,
         cwd=tmp_path,
     )
