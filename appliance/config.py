@@ -84,7 +84,7 @@ class RouterConfig(Section, frozen=True, kw_only=True):
     continue_streams: bool = True  # on another engine; needs a logits processor, which some models and options forbid
     inline_bytes: Annotated[int, msgspec.Meta(ge=0)] = (
         16 << 20
-    )  # hand-offs up to this size are copied in the engine's loop
+    )  # hand-offs up to this size are copied in the engine's loop; on GPUs none are
 
 
 class TelemetryConfig(Section, frozen=True, kw_only=True):
