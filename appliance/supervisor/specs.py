@@ -225,7 +225,6 @@ def _gpu_environment(config: Config, seat: GpuSeat, model: Model) -> dict[str, s
         "CUDA_VISIBLE_DEVICES": ",".join((*seat.gpus, *seat.sees)),
         **dict.fromkeys(_ALLOCATOR, "expandable_segments:False"),  # memory of such segments can't be exported
         "VLLM_WORKER_MULTIPROCESSING_METHOD": "spawn",  # nothing that has threads is forked
-        "VLLM_USE_V2_MODEL_RUNNER": "0",  # ``ForcedTokens`` is a logits processor of the first, which the second refuses
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_DO_NOT_TRACK": "1",
         "PYTHONUNBUFFERED": "1",
