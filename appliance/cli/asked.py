@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import NormalDist
@@ -156,5 +157,6 @@ def engine_specs(
         )
         for seat in one.seats
     ]
-    near = {card.uuid: card.cores for card in inventory.cards}
+    ours = os.sched_getaffinity(0)  # a container's may be few, and far from its GPUs
+    near = {card.uuid: tuple(core for core in card.cores if core in ours) for card in inventory.cards}
     return gpu_specs(config, seats, model, arguments=preset.args if preset else (), context=context, near=near)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pynvml as nv
 import pytest
 from fake_nvml import GIB, FakeDriver, FakeGpu, a100, geforce, h100, installed
@@ -14,9 +16,12 @@ from typer.testing import CliRunner
 
 from appliance.checks import software
 from appliance.cli import app, cast, on_gpus
+from appliance.config import Config
 from appliance.errors import ConfigError, NotNowError
+from appliance.gpu.inventory import described
 from appliance.gpu.nvml import machine
 from appliance.records import Inventory
+from appliance.supervisor.specs import resolve_model
 
 Serve = Callable[..., str]
 
@@ -120,6 +125,18 @@ def test_of_mixed_kinds_one_is_taken_and_the_others_can_be(serve: Serve, monkeyp
 def test_kinds_that_the_cost_model_does_not_know_are_used_unpredicted(serve: Serve) -> None:
     said = serve(FakeDriver(*(geforce(uuid=f"GPU-{at}", used_bytes=GIB) for at in range(2))))
     assert "2b: nothing can be predicted here: as few GPUs per engine as will do, and each engine does both" in said
+
+
+def test_engines_are_put_on_near_cores_but_on_none_that_the_appliance_may_not_use(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
+    cards = described(2, "H100", 80 * GIB).cards
+    near = [
+        msgspec.structs.replace(card, cores=cores) for card, cores in zip(cards, ((0, 1, 64), (65, 66)), strict=True)
+    ]
+    found = on_gpus.seat(Config(), resolve_model(Config()), Inventory(cards=tuple(near)), "1p1d")
+    assert [spec.cores for spec in found.specs] == [(0, 1), ()]
 
 
 @pytest.mark.parametrize(
