@@ -218,7 +218,7 @@ def _room(groups: Sequence[tuple[Card, ...]], size: int, wanted: Wanted, sharers
     if longest > kv_bytes:
         return (
             f"{has} and {needs}: the KV of one request of {wanted.context:,} tokens takes {gib(longest)}, and {gib(kv_bytes)} are left; "
-            "a shorter --context, or more GPUs per engine, would do"
+            "shorter requests (plan --context, or --max-model-len in [engine] args), or more GPUs per engine, would do"
         )
     mean = _mean(wanted.demand.prompt_tokens) + _mean(wanted.demand.output_tokens) / 2
     return Room(
