@@ -66,6 +66,9 @@ class EngineConfig(Section, frozen=True, kw_only=True):
     env: dict[str, str] = {}
     kv_cache_bytes: Count = 256 << 20  # per CPU engine
     stall_s: Positive = 120.0  # a start without any progress for this long has failed
+    see_all_gpus: bool = (
+        False  # those of other engines, after its own: where CUDA opens no memory of GPUs that are not seen
+    )
 
 
 class SloConfig(Section, frozen=True, kw_only=True):

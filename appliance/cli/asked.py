@@ -20,7 +20,7 @@ from appliance.costs.shape import ModelShape
 from appliance.errors import ConfigError
 from appliance.planner.cards import usable
 from appliance.planner.node import Chunk, CopyTime, Estimate, StepTime, Targets
-from appliance.planner.placement import SETTINGS, Placed, Placement, Times, Wanted, seated
+from appliance.planner.placement import SETTINGS, Placed, Placement, Seat, Times, Wanted, seated
 from appliance.records import Demand, Inventory
 from appliance.supervisor.specs import EngineSpec, GpuSeat, Model, gpu_specs
 from appliance.supervisor.topology import parse
@@ -153,10 +153,15 @@ def engine_specs(
             token_budget=SETTINGS[seat.role].token_budget,
             places=SETTINGS[seat.role].places,
             kv_bytes=seat.kv_bytes,
-            sees=seat.sees,
+            sees=_others(seat, one) if config.engine.see_all_gpus else seat.sees,
         )
         for seat in one.seats
     ]
     ours = os.sched_getaffinity(0)  # a container's may be few, and far from its GPUs
     near = {card.uuid: tuple(core for core in card.cores if core in ours) for card in inventory.cards}
     return gpu_specs(config, seats, model, arguments=preset.args if preset else (), context=context, near=near)
+
+
+def _others(seat: Seat, one: Placement) -> tuple[str, ...]:
+    """GPUs of all other engines."""
+    return tuple(dict.fromkeys(gpu for other in one.seats for gpu in other.gpus if gpu not in seat.gpus))

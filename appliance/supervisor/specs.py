@@ -148,7 +148,7 @@ class GpuSeat(msgspec.Struct, frozen=True, kw_only=True):
     token_budget: int  # of a step
     places: int  # requests that it runs at once
     kv_bytes: int | None = None  # on each GPU; None: what vLLM finds to be left
-    sees: tuple[str, ...] = ()  # other engines' GPUs, from which KV comes by way of the host's memory
+    sees: tuple[str, ...] = ()  # other engines' GPUs, besides its own
 
 
 def gpu_specs(

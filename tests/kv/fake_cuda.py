@@ -74,6 +74,7 @@ class Machine:
     """GPUs by name, and what was done to them that must not be."""
 
     version: int = 13_000
+    narrow: bool = False  # it opens no memory of GPUs that a process does not see
     refused: dict[str, int] = field(default_factory=dict)  # functions that this driver can't do
     calls: list[str] = field(default_factory=list)  # that moved bytes
     apart: set[frozenset[str]] = field(default_factory=set)
@@ -181,6 +182,8 @@ class Process:
             return self._failed(ALREADY_MAPPED)
         if frozenset((found.gpu, self.visible[self.device])) in self.machine.apart:
             return self._failed(NO_PEER)
+        if self.machine.narrow and found.gpu not in self.visible:
+            return self._failed(INVALID_DEVICE)
         where = next(self._addresses)
         self.spaces[where] = found
         self.opened[number] = where

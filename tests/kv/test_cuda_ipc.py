@@ -159,6 +159,18 @@ def test_who_sees_both_gpus_copies_by_way_of_the_host_and_says_so(
     assert (consumer.process.opened, machine.broken) == ({}, [])
 
 
+def test_a_platform_that_opens_no_memory_of_gpus_that_are_not_seen_is_told_what_to_set() -> None:
+    machine = Machine(narrow=True)
+    producer, consumer = pair(machine)
+    with pytest.raises(
+        HandoffError, match=r"cudaErrorInvalidDevice; its GPU is none that .*see_all_gpus = true lets it"
+    ):
+        consumer.open(producer.export())
+    producer, consumer = End(machine, "GPU-a", "GPU-b"), End(machine, "GPU-b", "GPU-a")
+    consumer.export()
+    assert not consumer.open(producer.export()).staged
+
+
 def test_with_peer_access_nothing_is_staged(machine: Machine) -> None:
     producer, consumer = End(machine, "GPU-a", "GPU-b"), End(machine, "GPU-b", "GPU-a")
     consumer.export()

@@ -113,6 +113,14 @@ def test_without_peer_access_no_kv_is_handed_over_unless_it_is_asked_for(serve: 
     assert "CUDA_VISIBLE_DEVICES=GPU-1,GPU-0" in said
 
 
+def test_engines_may_see_each_others_gpus_after_their_own(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PD_APPLIANCE_ENGINE_SEE_ALL_GPUS", "true")
+    said = serve(FakeDriver(*gpus(3)), "--topology", "1p1d@tp1:tp2")
+    assert "CUDA_VISIBLE_DEVICES=GPU-2,GPU-0,GPU-1 " in said
+    assert "CUDA_VISIBLE_DEVICES=GPU-0,GPU-1,GPU-2 " in said
+    assert "host's memory" not in said
+
+
 def test_of_mixed_kinds_one_is_taken_and_the_others_can_be(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     driver = FakeDriver(*gpus(2), a100(uuid="GPU-2", used_bytes=GIB))
     said = serve(driver)

@@ -38,6 +38,7 @@ _WHY: Final = {  # in words, by CUDA's name for it
     "cudaErrorInvalidResourceHandle": "its owner has freed it, or has ended",
     "cudaErrorDeviceUninitialized": "the GPU is not usable by this process",
 }
+_NOT_SEEN: Final = "its GPU is none that this engine sees, which CUDA does not ask for, but a platform may: [engine] see_all_gpus = true lets it"
 _NOT_EXPORTED: Final = (
     "this memory can't be exported: expandable segments, sleep mode and other memory of CUDA's virtual memory management can't be; "
     "unset PYTORCH_CUDA_ALLOC_CONF's expandable_segments, and leave --enable-sleep-mode out"
@@ -100,6 +101,8 @@ class CudaIpc(MemoryTransport):
             return self._mapped(exported, sizes, self._device)
         except CudaError as error:
             other = self._runtime.device_at(exported[0].address)
+            if other is None and error.name not in _WHY:
+                raise HandoffError(f"{_refused(error)}; {_NOT_SEEN}") from error
             if other is None or other == self._device:
                 raise _refused(error) from error
             return self._mapped_far(exported, sizes, other, error)
@@ -142,7 +145,8 @@ class CudaIpc(MemoryTransport):
 
 
 def _refused(error: CudaError) -> HandoffError:
-    return HandoffError(f"a peer's GPU memory can't be mapped: {_WHY.get(error.name, '')} ({error})")
+    why = _WHY.get(error.name)
+    return HandoffError(f"a peer's GPU memory can't be mapped: {f'{why} ({error})' if why else error}")
 
 
 class Copier:
