@@ -163,7 +163,7 @@ def test_a_platform_that_opens_no_memory_of_gpus_that_are_not_seen_is_told_what_
     machine = Machine(narrow=True)
     producer, consumer = pair(machine)
     with pytest.raises(
-        HandoffError, match=r"cudaErrorInvalidDevice; its GPU is none that .*see_all_gpus = true lets it"
+        HandoffError, match=r"cudaErrorInvalidDevice; this engine does not see its GPU.*see_all_gpus = true lets it"
     ):
         consumer.open(producer.export())
     producer, consumer = End(machine, "GPU-a", "GPU-b"), End(machine, "GPU-b", "GPU-a")
