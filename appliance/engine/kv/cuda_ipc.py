@@ -38,7 +38,10 @@ _WHY: Final = {  # in words, by CUDA's name for it
     "cudaErrorInvalidResourceHandle": "its owner has freed it, or has ended",
     "cudaErrorDeviceUninitialized": "the GPU is not usable by this process",
 }
-_NOT_SEEN: Final = "its GPU is none that this engine sees, which CUDA does not ask for, but a platform may: [engine] see_all_gpus = true lets it"
+_NOT_SEEN: Final = (
+    "this engine does not see its GPU, which CUDA does not ask for, but a platform may: "
+    "[engine] see_all_gpus = true lets it"
+)
 _NOT_EXPORTED: Final = (
     "this memory can't be exported: expandable segments, sleep mode and other memory of CUDA's virtual memory management can't be; "
     "unset PYTORCH_CUDA_ALLOC_CONF's expandable_segments, and leave --enable-sleep-mode out"
