@@ -141,8 +141,8 @@ def seated(inventory: Inventory, places: Sequence[tuple[Role, int]], layout: str
     rooms = [_room_of(group, max(sharers[card.uuid] for card in group), wanted) for group in groups]
     if reason := next((room for room in rooms if isinstance(room, str)), None):
         raise ConfigError(f"topology {layout!r} does not fit: {reason}")
-    seats = _seats([role for role, _ in places], groups, rooms, sharers, inventory)
     known = [room for room in rooms if isinstance(room, Room)]
+    seats = _seats([role for role, _ in places], groups, known or [None] * len(places), sharers, inventory)
     return Placement(
         layout=layout,
         feasible=True,

@@ -140,7 +140,7 @@ def card(index: int, **more: object) -> Card:
 def test_each_gpu_has_a_line_and_what_stands_against_it_a_remedy() -> None:
     found = software.gpus(Inventory(cards=(card(0), card(1, mig=True), card(2, free_bytes=10 * GIB))))
     assert [line.standing for line in found] == [Standing.OK, Standing.WARN, Standing.WARN, Standing.OK]
-    assert "nvidia-smi -mig 0" in (found[1].remedy or "")
+    assert "nvidia-smi -i 1 -mig 0" in (found[1].remedy or "")
     assert "88% of its memory is taken" in found[2].said
     assert found[3].what == "peer access"
 

@@ -69,11 +69,11 @@ def test_gpus_from_which_kv_comes_by_way_of_the_host_are_seen_after_its_own() ->
     assert (spec.gpus, spec.tensor_parallel) == (("A", "B"), 2)
 
 
-def test_it_begins_in_an_interpreter_of_its_own_and_hands_kv_over_by_cuda_ipc(tmp_path: Path) -> None:
+def test_it_begins_in_an_interpreter_of_its_own_and_hands_kv_over_by_cuda_ipc(short: Path) -> None:
     [spec] = made(seat("e0", Role.BOTH, "A"))
     assert not spec.forked
     assert value(spec, "--scheduler-cls") == "appliance.engine.recorder.recording_scheduler"
-    runtime = Runtime(tmp_path)
+    runtime = Runtime(short)
     told = arguments(spec, runtime, Config(), 1, 1)
     connector = json.loads(told[told.index("--kv-transfer-config") + 1])["kv_connector_extra_config"]
     assert (connector["transport"], connector["inline_bytes"]) == ("cuda_ipc", 0)

@@ -37,8 +37,8 @@ def wanted(model: str = "llama-3.1-8b", context: int = 8192) -> Wanted:
 
 
 def card(index: int, **more: object) -> Card:
-    defaults: dict[str, object] = {"memory_bytes": 80 * GIB, "free_bytes": 80 * GIB}
-    return Card(index=index, uuid=f"GPU-{index}", name="H100", **{**defaults, **more})  # type: ignore[arg-type]
+    defaults: dict[str, object] = {"name": "H100", "memory_bytes": 80 * GIB, "free_bytes": 80 * GIB}
+    return Card(index=index, uuid=f"GPU-{index}", **{**defaults, **more})  # type: ignore[arg-type]
 
 
 def inventory(*cards: Card, apart: frozenset[tuple[str, str]] = frozenset()) -> Inventory:
@@ -278,7 +278,7 @@ def test_two_engines_share_each_gpu_where_there_are_too_few() -> None:
     [
         ([(BOTH, 1)] * 5, "llama-3.1-8b", "takes 5 GPUs, and 2 can be used"),
         ([(BOTH, 2)], "llama-3.1-8b", "needs 2 GPUs that NVLink connects with each other, and no more than 1 are"),
-        ([(BOTH, 1)], "llama-3.3-70b-fp8", "does not fit: GPU 0 has"),
+        ([(BOTH, 1)], "deepseek-v3", "does not fit: GPU 0 has"),
     ],
 )
 def test_what_can_not_be_seated_says_why(places: list[tuple[Role, int]], model: str, said: str) -> None:
