@@ -1,7 +1,8 @@
 """``pd-appliance`` on a machine with GPUs that are not there: NVML's real binding over a fake driver, and simulated engines where vLLM's
 would begin. All that decides which engines there are, where, and what each is started with is real.
 
-``GPUS``: how many; ``MIG``: those that are cut into parts, as in 0,1. ``tests/unit`` is to be on the path.
+``GPUS``: how many; ``MIG``: those that are cut into parts, as in 0,1. ``tests/unit`` and ``tests/process``
+are to be on the path.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def simulated(*args: Any, **more: Any) -> tuple[EngineSpec, ...]:
     described = scenario.Scenario(model=scenario.Model(config=str(MODEL), name=more["model"].name))
     plans = specs.specs(scenario.plans(scenario.Loaded(described, Path()), layout), more["model"].name)
     return tuple(
-        replace(one, module=other.module, arguments=(*other.arguments, *one.arguments[:2]))
+        replace(one, module="fake_vllm", arguments=(*one.arguments, *other.arguments[-2:]))
         for one, other in zip(found, plans, strict=True)
     )
 

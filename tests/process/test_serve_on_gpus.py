@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import re
 import signal
@@ -16,7 +17,7 @@ import aiohttp
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-PATH = f"{ROOT}:{ROOT / 'tests' / 'unit'}"
+PATH = f"{ROOT}:{HERE}:{ROOT / 'tests' / 'unit'}"
 START = re.compile(r" as (\S+) on (http://\S+)")
 
 
@@ -71,11 +72,6 @@ async def node(directory: Path, notes: int, *arguments: str, **environment: str)
         await asyncio.wait_for(process.communicate(), 30)
 
 
-def environment_of(engine: dict[str, Any]) -> dict[str, str]:
-    lines = Path(f"/proc/{engine['pid']}/environ").read_bytes().split(b"\0")
-    return dict(line.decode().split("=", 1) for line in lines if b"=" in line)
-
-
 async def test_each_engine_is_given_a_gpu_of_its_own_and_it_is_said_why(tmp_path: Path) -> None:
     async with node(tmp_path, 3, GPUS="2") as built:
         assert built.layout == "2b"
@@ -85,9 +81,9 @@ async def test_each_engine_is_given_a_gpu_of_its_own_and_it_is_said_why(tmp_path
         engines = await built.all_ready("2b")
         assert [engine["gpus"] for engine in engines] == [["GPU-0"], ["GPU-1"]]
         for engine in engines:
-            found = environment_of(engine)
-            assert found["CUDA_VISIBLE_DEVICES"] == engine["gpus"][0]
-            assert found["PYTORCH_ALLOC_CONF"] == "expandable_segments:False"
+            log = await built.get(f"/api/engines/{engine['name']}/logs")
+            assert f'"CUDA_VISIBLE_DEVICES={engine["gpus"][0]}"' in log
+            assert "PYTORCH_ALLOC_CONF=expandable_segments:False" in log
         page = await built.get("/")
         assert "Why engines are where they are" in page
         assert "GPUs: 2 × NVIDIA H100 80GB HBM3, driver 580.82.07" in page
@@ -97,6 +93,8 @@ async def test_two_engines_share_one_gpu_and_answer_a_request_that_is_split(tmp_
     async with node(tmp_path, 4, GPUS="2", MIG="0") as built:
         assert "not used: GPU 0: it is cut into parts (MIG)" in (await built.get("/api/node"))
         engines = await built.all_ready("1p1d")
+        command = json.loads(await built.get("/api/engines/e1/command"))["command"]
+        assert "--kv-cache-memory-bytes" in command, "it is told its half"
         assert [engine["gpus"] for engine in engines] == [["GPU-1"], ["GPU-1"]]
         body = {"model": "llama-3.1-8b", "prompt": "once upon a time", "max_tokens": 4}
         assert (await built.post("/v1/completions", body))["usage"]["completion_tokens"] == 4
