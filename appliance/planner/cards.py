@@ -125,6 +125,16 @@ def may_take(card: Card) -> float:
     return min((1 - _MARGIN) * card.memory_bytes, card.free_bytes - _MARGIN / 4 * card.memory_bytes)
 
 
+def fraction(group: Sequence[Card]) -> float:
+    """That an engine may have of each of its GPUs' memory: vLLM takes the same of all of them."""
+    return min(may_take(card) / card.memory_bytes for card in group)
+
+
+def each_may_take(group: Sequence[Card]) -> float:
+    """Bytes that it has on the smallest of them then."""
+    return fraction(group) * min(card.memory_bytes for card in group)
+
+
 def are_far(groups: Sequence[tuple[Card, ...]]) -> bool:
     """Whether engines have no NVLink between them."""
     return len({card.island for group in groups for card in group}) > 1

@@ -20,6 +20,8 @@ from appliance.planner.cards import (
     are_far,
     crowd,
     dealt,
+    each_may_take,
+    fraction,
     gib,
     grouped,
     largest,
@@ -204,10 +206,11 @@ class Room(msgspec.Struct, frozen=True):
 
 def _room(groups: Sequence[tuple[Card, ...]], size: int, wanted: Wanted, sharers: int = 1) -> Room | str:
     """Or why there is none. Raises ``ConfigError`` where heads can't be shared out."""
-    model, least = wanted.model, min((card for group in groups for card in group), key=may_take)
+    model, group = wanted.model, min(groups, key=each_may_take)
+    least, there = min(group, key=may_take), each_may_take(group) / sharers
     weights = model.weight_bytes(size)
-    kv_bytes = may_take(least) / sharers - wanted.reserve_bytes - weights
-    has = f"GPU {least.index} has {gib(may_take(least) / sharers)} for an engine"
+    kv_bytes = there - wanted.reserve_bytes - weights
+    has = f"GPU {least.index} has {gib(there)} for an engine"
     needs = f"weights take {gib(weights)} of each of {size} GPUs" if size > 1 else f"weights take {gib(weights)}"
     if kv_bytes <= 0:
         return (
@@ -296,9 +299,7 @@ def _seats(
             name=f"e{number}",
             role=role,
             gpus=tuple(card.uuid for card in group),
-            memory_fraction=min(
-                may_take(card) / card.memory_bytes / max(1, sharers.get(card.uuid, 1)) for card in group
-            ),
+            memory_fraction=fraction(group) / max(1, *(sharers.get(card.uuid, 1) for card in group)),
             kv_bytes=int(room.kv_bytes) if room and any(sharers.get(card.uuid, 1) > 1 for card in group) else None,
             sees=_unreadable(group, [there for _, there, _ in taken], inventory),
         )
