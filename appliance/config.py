@@ -66,6 +66,9 @@ class EngineConfig(Section, frozen=True, kw_only=True):
     env: dict[str, str] = {}
     kv_cache_bytes: Count = 256 << 20  # per CPU engine
     stall_s: Positive = 120.0  # a start without any progress for this long has failed
+    see_all_gpus: bool = (
+        False  # those of other engines, after its own: where CUDA opens no memory of GPUs that are not seen
+    )
 
 
 class SloConfig(Section, frozen=True, kw_only=True):
@@ -84,7 +87,7 @@ class RouterConfig(Section, frozen=True, kw_only=True):
     continue_streams: bool = True  # on another engine; needs a logits processor, which some models and options forbid
     inline_bytes: Annotated[int, msgspec.Meta(ge=0)] = (
         16 << 20
-    )  # hand-offs up to this size are copied in the engine's loop
+    )  # hand-offs up to this size are copied in the engine's loop; on GPUs none are
 
 
 class TelemetryConfig(Section, frozen=True, kw_only=True):

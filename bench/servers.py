@@ -37,6 +37,7 @@ class Serving:
     arguments: tuple[str, ...] = ENGINE_ARGUMENTS
     kv_cache_bytes: int = KV_CACHE_BYTES
     settings: Mapping[str, str] = field(default_factory=dict)
+    start_s: float = START_S  # until it must be ready
 
 
 BENCH: Final = Serving()
@@ -51,6 +52,7 @@ class Server:
 
     def __init__(self, name: str, process: asyncio.subprocess.Process, target: Target, log: Path) -> None:
         self.name = name
+        self.start_s = START_S
         self.target = target
         self.pid = process.pid
         self.began = time.perf_counter()
@@ -83,8 +85,8 @@ class Server:
         while not await _true(check):
             if self._process.returncode is not None:
                 raise ServerError(f"{self.name} ended with {self._process.returncode}:\n{self._tail()}")
-            if time.perf_counter() - self.began > START_S:
-                raise ServerError(f"{self.name} was not ready after {START_S:.0f} s:\n{self._tail()}")
+            if time.perf_counter() - self.began > self.start_s:
+                raise ServerError(f"{self.name} was not ready after {self.start_s:.0f} s:\n{self._tail()}")
             await asyncio.sleep(POLL_S)
         return time.perf_counter() - self.began
 
@@ -113,6 +115,7 @@ async def appliance(
     environment = {"PYTHONPATH": str(ROOT), "RUNTIME_DIRECTORY": str(directory / f"run-{repetition}")}
     target = Target(f"http://127.0.0.1:{port}")
     async with _process(APPLIANCE, command, environment, target, directory / f"appliance-{repetition}.log") as server:
+        server.start_s = serving.start_s
         yield server, await _appliance_start(server, repetition)
 
 
@@ -150,13 +153,13 @@ async def _appliance_start(server: Server, repetition: int) -> StartUp:
     await server.until(all_ready)
     await server.until(lambda: server.answers("/ready"))
     first_s = await server.first_token()
-    await server.until(lambda: _introduced(server))
+    await server.until(lambda: introduced(server))
     return StartUp(
         server=APPLIANCE, repetition=repetition, page_s=page_s, engines_ready_s=engines, first_token_s=first_s
     )
 
 
-async def _introduced(server: Server) -> bool:
+async def introduced(server: Server) -> bool:
     """Every engine has mapped every other's KV memory, so that requests are split from now on."""
     engines = (await server.json("/api/node"))["engines"]
     return all(len(engine["peers"]) == len(engines) - 1 for engine in engines)

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Everything that `make serve` (setup.sh serve) and `make test` (setup.sh test) need, on a machine with Python 3.11 and make.
 # Each step leaves a stamp in .venv, named after what it depends on: a second run does nothing and needs no network.
+# Where there is an NVIDIA GPU whose driver runs it, vLLM's CUDA build is installed, else its CPU build; CPU=1 takes that in any case.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 purpose=${1:-serve}
@@ -8,6 +9,8 @@ here=$PWD
 venv=.venv
 python=$venv/bin/python
 TORCH=2.13.0
+CUDA=13 # that the locked torch is built with, where it is for GPUs
+DRIVER=580 # NVIDIA's first that runs it
 TORCH_CPU_INDEX=https://download.pytorch.org/whl/cpu
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
@@ -57,6 +60,44 @@ make_venv() {
             fail "a virtual environment could not be made; on Debian and Ubuntu: apt-get install python3.11-venv"
     fi
     stamp venv "$place"
+}
+
+# ---- which build of vLLM
+
+cuda_of_driver() { # the newest CUDA that the driver of this machine's GPUs runs, as in 13.0; nothing where there is no GPU
+    has nvidia-smi && nvidia-smi -L 2>/dev/null | grep -q '^GPU ' || return 0
+    nvidia-smi 2>/dev/null | sed -n 's/.*CUDA Version: *\([0-9][0-9]*\.[0-9]*\).*/\1/p' | head -n 1
+}
+
+choose_build() {
+    build=cpu
+    [ -z "${CPU:-}" ] || return 0
+    cuda=$(cuda_of_driver)
+    [ -n "$cuda" ] || return 0
+    if [ "${cuda%%.*}" -lt "$CUDA" ]; then
+        say "the NVIDIA driver runs CUDA up to $cuda, and vLLM for GPUs needs $CUDA: engines run on the CPU until driver $DRIVER or newer is installed"
+        return 0
+    fi
+    build=cuda
+}
+
+settle_build() { # both builds are the same files: one can't be put over the other
+    other=cuda
+    [ "$build" = cpu ] || other=cpu
+    compgen -G "$venv/.stamp-$other-*" >/dev/null || return 0
+    say "vLLM's $other build is installed, and this machine is for the $build build: the virtual environment is made again"
+    rm -rf "$venv"
+    make_venv
+}
+
+install_vllm() {
+    if [ "$build" = cuda ]; then
+        install_locked cuda "vLLM for NVIDIA GPUs, torch with CUDA $CUDA, and the supervisor (some 4 GB; ten minutes)"
+        return
+    fi
+    install_torch
+    install_locked cpu "vLLM for the CPU, and the supervisor (some 500 MB; a minute or two)"
+    drop_traps
 }
 
 # ---- packages
@@ -163,9 +204,9 @@ if has flock; then # two makes at once: the second waits, and then finds everyth
     flock -n 9 || { say "waiting for another set-up of this checkout" && flock 9; }
 fi
 make_venv
-install_torch
-install_locked cpu "vLLM for the CPU, and the supervisor (some 500 MB; a minute or two)"
-drop_traps
+choose_build
+settle_build
+install_vllm
 install_locked build "what builds this package"
 install_self
 install_assets

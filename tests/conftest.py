@@ -14,11 +14,23 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from appliance.checks import software
+
 settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=300)
 settings.register_profile("explore", deadline=None, max_examples=5000)
 settings.load_profile("repeatable")
 
 logging.getLogger("pd-appliance").setLevel(logging.WARNING)  # vLLM's command line raises the level of all others
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Real engines are tested on the CPU."""
+    if software.builds() != "cuda":
+        return
+    skip = pytest.mark.skip(reason="vLLM's CUDA build is installed; make clean test CPU=1 installs the CPU build")
+    for item in items:
+        if any(name in item.path.parts for name in ("engine", "fault")):
+            item.add_marker(skip)
 
 
 @pytest.fixture

@@ -50,13 +50,16 @@ class GpusContext(Context, frozen=True, kw_only=True):
 
     name: str  # of all of them
     gpus: tuple[GpuContext, ...]
+    notes: tuple[str, ...] = ()  # where engines are, and why there
 
 
 def gpus(snapshot: NodeSnapshot) -> GpusContext:
-    """Nothing for a node without GPUs."""
+    """Nothing for a node without GPUs of which nobody would expect any."""
     names = dict.fromkeys(gpu.name for gpu in snapshot.gpus)
     name = f"{len(snapshot.gpus)} \u00d7 {', '.join(names)}" if names else ""
-    return GpusContext(name=name, gpus=tuple(_gpu(gpu, snapshot.engines) for gpu in snapshot.gpus))
+    return GpusContext(
+        name=name, gpus=tuple(_gpu(gpu, snapshot.engines) for gpu in snapshot.gpus), notes=snapshot.notes
+    )
 
 
 def _gpu(gpu: GpuSnapshot, engines: Sequence[EngineSnapshot]) -> GpuContext:

@@ -27,19 +27,27 @@ class Moved(msgspec.Struct, frozen=True, kw_only=True):
     peer: str
     bytes_s: float | None = None
     limit_bytes_s: float | None = None
+    seconds: float | None = None
+    device_bytes_s: float | None = None
+    disturbed: float | None = None
     transfers: int = 0
+    staged: bool = False
     error: str | None = None
 
 
 class Mover:
     """One of the processes."""
 
-    def __init__(self, spec: EngineSpec, directory: Path, transport: str, inherited: dict[str, str]) -> None:
+    def __init__(
+        self, spec: EngineSpec, directory: Path, transport: str, inherited: dict[str, str], size: int = _BYTES
+    ) -> None:
         self.name, self.role = spec.name, spec.role
+        self.engine = spec.name.partition(".")[0]
+        """Of whose ranks it may be one: e0.1 is of e0."""
         temporary = directory / f"{spec.name}.tmp"
         temporary.mkdir()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", _MODULE, spec.name, str(directory), transport, str(_BYTES)],
+            [sys.executable, "-m", _MODULE, spec.name, str(directory), transport, str(size)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -51,10 +59,16 @@ class Mover:
         """Why it can't share its memory; None if it can."""
         return self._answer(_START_S).error
 
-    def pull(self, peer: str) -> Moved:
+    def pull(self, peer: str, pieces: int | None = None) -> Moved:
+        return self._ask(f"pull {peer}" if pieces is None else f"pull {peer} {pieces}", peer)
+
+    def disturb(self, peer: str, pieces: int) -> Moved:
+        return self._ask(f"disturb {peer} {pieces}", peer)
+
+    def _ask(self, what: str, peer: str) -> Moved:
         assert self._process.stdin is not None
         try:
-            self._process.stdin.write(f"pull {peer}\n")
+            self._process.stdin.write(f"{what}\n")
             self._process.stdin.flush()
         except OSError:
             return Moved(peer=peer, error=self._last_words())
@@ -86,7 +100,7 @@ def pairs(movers: Sequence[Mover]) -> Iterator[tuple[Mover, Mover]]:
     """From whom, and to whom, KV is handed over. Engines that do both have no hand-off, but may get other roles: both ways are proved."""
     for producer in movers:
         for consumer in movers:
-            if producer is not consumer and producer.role.prefills and consumer.role.decodes:
+            if producer.engine != consumer.engine and producer.role.prefills and consumer.role.decodes:
                 yield producer, consumer
 
 
@@ -115,16 +129,17 @@ def _line(producer: Mover, consumer: Mover, moved: Moved, transport: str) -> Lin
             "prompts would be computed twice; a layout without a hand-off (--topology 2b) does without it",
         )
     share = moved.bytes_s / moved.limit_bytes_s
-    said = (
-        f"{transport}, {moved.bytes_s / 1e9:.1f} GB/s, every byte right; {share:.0%} of what a plain copy comes to here"
-    )
+    way = f"{transport} by way of the host's memory" if moved.staged else transport
+    said = f"{way}, {moved.bytes_s / 1e9:.1f} GB/s, every byte right; {share:.0%} of what a plain copy comes to here"
     made = (
         ok(what, said)
-        if share >= _SLOW
+        if share >= _SLOW and not moved.staged
         else warn(
             what,
             said,
-            "something else takes the memory's bandwidth, or the engines are on other NUMA nodes than their memory",
+            "the GPUs can't read each other's memory (nvidia-smi topo -p2p r): engines on others, or a layout without a hand-off"
+            if moved.staged
+            else "something else takes the memory's bandwidth, or the engines are on other NUMA nodes than their memory",
         )
     )
     return msgspec.structs.replace(made, bytes_s=moved.bytes_s, limit_bytes_s=moved.limit_bytes_s)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib.util
 import logging
 import os
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit, urlunsplit
@@ -18,9 +16,13 @@ import msgspec
 import psutil
 
 from appliance import presets
-from appliance.cli import kinds
+from appliance.checks import software
+from appliance.cli import kinds, on_gpus
+from appliance.cli.on_gpus import Seated
 from appliance.config import Config, Loaded
 from appliance.errors import ConfigError, NotNowError
+from appliance.gpu.nvml import machine
+from appliance.records import Inventory
 from appliance.simulator import scenario
 from appliance.simulator import specs as simulated
 from appliance.simulator.control import Control
@@ -44,6 +46,7 @@ class Cast(msgspec.Struct, frozen=True, kw_only=True):
     plans: tuple[EnginePlan, ...] = ()
     scenario: Path | None = None
     settings: dict[str, dict[str, Any]] = {}  # of the scenario, by section, where nobody has set them otherwise
+    notes: tuple[str, ...] = ()  # where engines are, and why there, in words
     remake: Callable[[str, int], Cast]  # of another layout, where there are so many engines; raises ``ConfigError``
 
     @property
@@ -106,6 +109,10 @@ class Company:
         node.roster.on_begin.append(self._begins)
         node.roster.on_remove.append(self._is_gone)
 
+    def notes(self) -> tuple[str, ...]:
+        """Where engines are, and why there."""
+        return self._next.notes
+
     def specs(self, layout: str, there: int) -> Sequence[EngineSpec]:
         """Raises ``ConfigError``."""
         self._next = self._cast.remake(layout, there)
@@ -139,29 +146,67 @@ def cast(loaded: Loaded, path: Path | None) -> Cast:
         raise ConfigError("a scenario is played at simulated engines: leave --engine vllm out, or --scenario")
     if path is not None:
         return _of_scenario(loaded, path)
-    return _simulated(loaded) if config.engine.kind == "sim" else _real(config)
+    return _simulated(loaded) if config.engine.kind == "sim" else _real(loaded)
 
 
-def _real(config: Config) -> Cast:
-    if importlib.util.find_spec("vllm") is None:
+def _real(loaded: Loaded) -> Cast:
+    found = hardware(loaded.config)
+    layout = loaded.config.topology.layout if "topology.layout" in loaded.origins else None
+    return _real_as(loaded.config, resolve_model(loaded.config), found, layout, 0)
+
+
+class Hardware(msgspec.Struct, frozen=True, kw_only=True):
+    """What engines can run on. ``inventory`` None: on the CPU; ``notes`` says why, where that may surprise."""
+
+    inventory: Inventory | None
+    notes: tuple[str, ...] = ()
+
+
+def hardware(config: Config) -> Hardware:
+    """By the vLLM that is installed. Raises ``ConfigError`` where it can't run here."""
+    build, found = software.builds(), machine()
+    if build is None:
         raise ConfigError(
-            "vLLM is not installed in this environment: run make serve, or pip install 'pd-appliance[cpu]'"
+            "vLLM is not installed in this environment: run make serve, or pip install 'pd-appliance[cpu]' (on GPUs: 'pd-appliance[gpu]')"
         )
-    model = resolve_model(config)
-    if model.preset:
+    if build == "cuda":
+        return Hardware(inventory=on_gpus.available(found, os.environ, software.runtime()))
+    if presets.directory(config.model.path) and not Path(config.model.path).exists():
         raise ConfigError(
-            f"model {config.model.path!r} is a preset for GPUs, and engines run on the CPU so far: "
+            f"model {config.model.path!r} is a preset for GPUs, and the vLLM that is installed here is built for the CPU: "
             "--engine sim plays it, pd-appliance plan says what it needs"
         )
-    return _real_as(config, model, config.topology.layout, 0)
+    return Hardware(inventory=None, notes=_on_cpu_because(found))
 
 
-def _real_as(config: Config, model: Model, layout: str, there: int) -> Cast:
-    """``there``: so many engines have their memory already."""
-    topology = parse(layout)
+def _on_cpu_because(found: Inventory) -> tuple[str, ...]:
+    if not found.cards:
+        return (f"engines run on the CPU: {found.trouble}",) if found.trouble else ()
+    there = f"{len(found.cards)} GPU{'s' if len(found.cards) > 1 else ''}"
+    return (f"engines run on the CPU beside {there}: vLLM's CPU build is installed; make serve installs the other",)
+
+
+def seated(config: Config, model: Model, on: Hardware, layout: str | None) -> Seated:
+    """Engines of a layout, or of the best one. Raises ``ConfigError``."""
+    if on.inventory is not None:
+        return on_gpus.seat(config, model, on.inventory, layout)
+    topology = parse(layout or config.topology.layout)
     found = specs(config, topology, model, sorted(os.sched_getaffinity(0)))
-    _check_memory(config, len(found) - there)
-    return Cast(model=model.name, layout=topology.layout, specs=found, remake=partial(_real_as, config, model))
+    return Seated(layout=topology.layout, specs=found, notes=on.notes)
+
+
+def _real_as(config: Config, model: Model, on: Hardware, layout: str | None, there: int) -> Cast:
+    """``there``: so many engines have their memory already."""
+    found = seated(config, model, on, layout)
+    if on.inventory is None:
+        _check_memory(config, len(found.specs) - there)
+    return Cast(
+        model=model.name,
+        layout=found.layout,
+        specs=found.specs,
+        notes=found.notes,
+        remake=lambda other, there: _real_as(config, model, on, other, there),
+    )
 
 
 def _simulated(loaded: Loaded) -> Cast:

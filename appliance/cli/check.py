@@ -5,25 +5,28 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import msgspec
 import psutil
 import typer
+from msgspec.structs import replace
 from rich.console import Console
 from rich.markup import escape
 
-from appliance.checks import machine, model, movers, software
-from appliance.checks.line import Line, Standing, bad, skipped
-from appliance.cli.cast import ENGINE_MEMORY_BYTES
-from appliance.config import Config, config_path_default, load, state_directory
+from appliance.checks import machine, movers, software
+from appliance.checks import model as files
+from appliance.checks.line import Line, Standing, bad, ok, skipped
+from appliance.cli.cast import ENGINE_MEMORY_BYTES, hardware, seated
+from appliance.cli.on_gpus import Seated
+from appliance.config import Config, Loaded, config_path_default, load, state_directory
 from appliance.errors import ApplianceError
 from appliance.gpu.nvml import machine as inventory
+from appliance.records import Role
 from appliance.supervisor.runtime import parent_directory
-from appliance.supervisor.specs import EngineSpec, resolve_model, specs
-from appliance.supervisor.topology import parse
+from appliance.supervisor.specs import EngineSpec, Model, resolve_model
 
 _GLYPHS: Final = {Standing.OK: "●", Standing.WARN: "▲", Standing.BAD: "✕", Standing.SKIPPED: "○"}
 _STYLES: Final = {Standing.OK: "green", Standing.WARN: "yellow", Standing.BAD: "red", Standing.SKIPPED: "dim"}
@@ -50,9 +53,9 @@ def check(
         "server.state_dir": ("--state-dir", str(state_dir) if state_dir else None),
     }
     given = {setting: flag for setting, flag in flags.items() if flag[1] is not None}
-    settings = load(config or config_path_default(), os.environ, given).config
+    loaded = load(config or config_path_default(), os.environ, given)
     found = []
-    for line in lines(settings, move=move):
+    for line in lines(loaded, move=move):
         found.append(line)
         if not as_json:
             _tell(line)
@@ -66,34 +69,45 @@ def check(
         raise typer.Exit(1)
 
 
-def lines(config: Config, *, move: bool) -> Iterator[Line]:
+def lines(loaded: Loaded, *, move: bool) -> Iterator[Line]:
     """In the order in which they matter."""
+    config, found = loaded.config, inventory()
     yield software.vllm()
     yield software.environment(os.environ)
-    yield from software.gpus(inventory())
+    yield software.driver(found, software.runtime())
+    yield from software.gpus(found)
     try:
-        engines = _engines(config)
+        model = resolve_model(config)
+        engines = _engines(loaded, model)
     except ApplianceError as error:
-        yield bad("engines", str(error), "mend the configuration")
+        yield bad("engines", str(error), "mend the configuration, or what stands above")
         return
-    found = resolve_model(config)
-    yield model.files(found.path, local=found.local)
-    count, kv_bytes = len(engines), len(engines) * config.engine.kv_cache_bytes
-    yield machine.memory(psutil.virtual_memory().available, count * ENGINE_MEMORY_BYTES + kv_bytes, count)
-    yield machine.shared_memory(kv_bytes)
-    yield machine.cores(sorted(os.sched_getaffinity(0)), count)
+    yield ok("engines", "; ".join(engines.notes) or f"{engines.layout} on the CPU")
+    yield files.files(model.path, local=model.local and not model.preset)
+    yield from _memory(config, engines.specs)
+    yield machine.cores(sorted(os.sched_getaffinity(0)), len(engines.specs))
     yield machine.descriptors()
     yield machine.port(config.server.host, config.server.port)
     yield _state(config)
     if not move:
         yield skipped("KV", "not moved: --no-move")
         return
-    yield from _moved(engines)
+    yield from _moved(engines.specs)
 
 
-def _engines(config: Config) -> tuple[EngineSpec, ...]:
+def _engines(loaded: Loaded, model: Model) -> Seated:
     """Raises ``ConfigError``."""
-    return specs(config, parse(config.topology.layout), resolve_model(config), sorted(os.sched_getaffinity(0)))
+    layout = loaded.config.topology.layout if "topology.layout" in loaded.origins else None
+    return seated(loaded.config, model, hardware(loaded.config), layout)
+
+
+def _memory(config: Config, engines: Sequence[EngineSpec]) -> Iterator[Line]:
+    """Of the host; that of GPUs has decided where engines are."""
+    if any(spec.gpus for spec in engines):
+        return
+    count, kv_bytes = len(engines), len(engines) * config.engine.kv_cache_bytes
+    yield machine.memory(psutil.virtual_memory().available, count * ENGINE_MEMORY_BYTES + kv_bytes, count)
+    yield machine.shared_memory(kv_bytes)
 
 
 def _state(config: Config) -> Line:
@@ -111,7 +125,20 @@ def _moved(engines: tuple[EngineSpec, ...]) -> Iterator[Line]:
         Console(stderr=True).status("moving KV between engines"),
         tempfile.TemporaryDirectory(prefix="pd-check-", dir=parent_directory(os.environ)) as directory,
     ):
-        yield from movers.prove(engines, Path(directory), "shared_memory", dict(os.environ))
+        yield from movers.prove(_by_gpu(engines), Path(directory), engines[0].transport, dict(os.environ))
+
+
+def _by_gpu(engines: Sequence[EngineSpec]) -> Sequence[EngineSpec]:
+    """Ranks hand KV over, each from GPU to GPU, and roles change: every pair of GPUs of two engines is proved, both ways."""
+    return [spec for engine in engines for spec in (_ranks(engine) if engine.gpus else (engine,))]
+
+
+def _ranks(engine: EngineSpec) -> Iterator[EngineSpec]:
+    others = engine.environment["CUDA_VISIBLE_DEVICES"].split(",")[len(engine.gpus) :]
+    for rank, gpu in enumerate(engine.gpus):
+        name = engine.name if len(engine.gpus) == 1 else f"{engine.name}.{rank}"
+        seen = {**engine.environment, "CUDA_VISIBLE_DEVICES": ",".join((gpu, *others))}
+        yield replace(engine, name=name, role=Role.BOTH, gpus=(gpu,), tensor_parallel=1, environment=seen)
 
 
 def _tell(line: Line) -> None:

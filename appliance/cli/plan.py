@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
+import os
 import re
 import shlex
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from statistics import NormalDist
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -18,39 +16,20 @@ from rich.markup import escape
 from rich.table import Table
 
 from appliance import presets
+from appliance.cli.asked import USUAL, Asked, chosen, engine_specs, kind, longest, wanted
 from appliance.config import Config
-from appliance.costs import closed, huggingface
-from appliance.costs.gpus import Gpu, gpu
-from appliance.costs.roofline import Batch, Roofline
-from appliance.costs.shape import ModelShape
+from appliance.costs import huggingface
+from appliance.costs.gpus import gpu
 from appliance.errors import ConfigError
-from appliance.gpu.inventory import described
+from appliance.gpu.inventory import described, visible
 from appliance.gpu.nvml import machine
-from appliance.planner.node import Chunk, Estimate, Targets
-from appliance.planner.placement import SETTINGS, Placed, Placement, Times, Wanted, place
-from appliance.records import Demand, Inventory
-from appliance.supervisor.specs import EngineSpec, GpuSeat, Model, gpu_specs
+from appliance.planner.node import Targets
+from appliance.planner.placement import Placed, Placement, place
+from appliance.records import Inventory
+from appliance.supervisor.specs import Model
 from web.words import ranges
 
 _GPUS: Final = re.compile(r"(\d+)\s*[x×*]\s*(.+)", re.IGNORECASE)
-_SPREAD: Final = 0.5  # sigma of the logarithm of lengths, assumed
-_QUANTILES: Final = 16
-_ERROR: Final = 0.13  # of the cost model's times: half of the published figures are nearer (docs/costs.md)
-_CONTEXT: Final = 32_768
-_USUAL: Final = presets.Usual(rate=4.0, prompt=2000.0, output=300.0)
-
-
-class Asked(msgspec.Struct, frozen=True, kw_only=True):
-    """A model, what it is to serve, and where."""
-
-    name: str
-    path: str
-    shape: ModelShape
-    context: int
-    traffic: presets.Usual
-    inventory: Inventory
-    gpu: Gpu
-    preset: presets.Preset | None = None
 
 
 def plan(
@@ -83,7 +62,7 @@ def plan(
     for line in _closing(asked, placed):
         console.print(line, highlight=False)
     if show_commands or layout:
-        for line in commands(asked, _placement(placed, layout)):
+        for line in commands(asked, chosen(placed, layout or None, asked, targets)):
             console.print(line, highlight=False, soft_wrap=True)
 
 
@@ -93,19 +72,21 @@ def ask(
     """What is not said is the preset's, or usual. Raises ``ConfigError``."""
     preset = presets.load(model) if presets.directory(model) and not Path(model).exists() else None
     inventory = _inventory(gpus)
-    usual = preset.traffic if preset else _USUAL
+    usual = preset.traffic if preset else USUAL
+    source = presets.described(model)
+    path = str(Path(model).resolve())
+    name = model if preset else Path(model).resolve().name
     return Asked(
-        name=model if preset else Path(model).resolve().name,
-        path=str(Path(model).resolve()),
-        shape=huggingface.read(presets.described(model)),
-        context=context or (preset.context if preset else _CONTEXT),
+        model=Model(preset.repository, name, False) if preset else Model(path, name, True),
+        shape=huggingface.read(source),
+        context=context or longest(preset, source),
         traffic=presets.Usual(
             rate=usual.rate if rate is None else rate,
             prompt=usual.prompt if prompt is None else prompt,
             output=usual.output if output is None else output,
         ),
         inventory=inventory,
-        gpu=_kind(inventory),
+        gpu=gpu(kind(inventory)),
         preset=preset,
     )
 
@@ -114,86 +95,29 @@ def _inventory(gpus: str) -> Inventory:
     if not gpus:
         found = machine()
         if not found.cards:
-            raise ConfigError("this machine has no GPU that NVML tells of: name some with --gpus, as in --gpus 8xH100")
-        return found
+            trouble = f" ({found.trouble})" if found.trouble else ""
+            raise ConfigError(
+                f"this machine has no GPU that NVML tells of{trouble}: name some with --gpus, as in --gpus 8xH100"
+            )
+        return visible(found, os.environ["CUDA_VISIBLE_DEVICES"]) if os.environ.get("CUDA_VISIBLE_DEVICES") else found
     match = _GPUS.fullmatch(gpus.strip())
     if match is None or not 0 < int(match[1]) <= 64:
         raise ConfigError(f"--gpus {gpus!r} is none: write how many and which, as in 8xH100")
-    kind = gpu(match[2])
-    return described(int(match[1]), kind.name, kind.memory_bytes)
-
-
-def _kind(inventory: Inventory) -> Gpu:
-    names = sorted({card.name for card in inventory.cards})
-    if len(names) > 1:
-        raise ConfigError(
-            f"GPUs of several kinds ({', '.join(names)}) are not planned for: name those to be used with --gpus"
-        )
-    return gpu(names[0])
-
-
-def wanted(asked: Asked, targets: Targets) -> Wanted:
-    """For the planner: the cost model's times, and the traffic."""
-    return Wanted(
-        model=asked.shape,
-        context=asked.context,
-        demand=Demand(
-            rate_s=asked.traffic.rate,
-            prompt_tokens=_lengths(asked.traffic.prompt, asked.context),
-            output_tokens=_lengths(asked.traffic.output, asked.context),
-        ),
-        targets=targets,
-        times=lambda size: _times(asked.shape, asked.gpu, size),
-        reserve_bytes=closed.RESERVE_BYTES,
-    )
-
-
-def _lengths(mean: float, most: int) -> tuple[float, ...]:
-    """Quantiles of a lognormal distribution with that mean."""
-    at = [NormalDist().inv_cdf((number + 0.5) / _QUANTILES) for number in range(_QUANTILES)]
-    drawn = [math.exp(_SPREAD * one) for one in at]
-    scale = mean * _QUANTILES / sum(drawn)
-    return tuple(min(float(most), max(1.0, scale * one)) for one in drawn)
-
-
-def _times(shape: ModelShape, kind: Gpu, size: int) -> Times:
-    roofline, link = Roofline(shape, kind, size), closed.nvlink(kind, size)
-
-    def step(chunks: Sequence[Chunk], sequences: float, context: float) -> Estimate:
-        return Estimate(roofline.step(Batch(chunks, sequences, context)).total_s, _ERROR)
-
-    def copy(tokens: float) -> Estimate:
-        return Estimate(closed.handoff_s(closed.handoff_bytes(shape, round(tokens), size), link), _ERROR)
-
-    return Times(step, copy)
+    named = gpu(match[2])
+    return described(int(match[1]), named.name, named.memory_bytes)
 
 
 # ---- what engines would be started with
-
-
-def engine_specs(asked: Asked, one: Placement, config: Config) -> tuple[EngineSpec, ...]:
-    """Raises ``ConfigError`` for a configuration that contradicts it."""
-    seats = [
-        GpuSeat(
-            name=seat.name,
-            role=seat.role,
-            gpus=seat.gpus,
-            memory_fraction=seat.memory_fraction,
-            token_budget=SETTINGS[seat.role].token_budget,
-            places=SETTINGS[seat.role].places,
-        )
-        for seat in one.seats
-    ]
-    preset, near = asked.preset, {card.uuid: card.cores for card in asked.inventory.cards}
-    model = Model(preset.repository, asked.name, False) if preset else Model(asked.path, asked.name, True)
-    return gpu_specs(config, seats, model, arguments=preset.args if preset else (), context=asked.context, near=near)
 
 
 def commands(asked: Asked, one: Placement) -> list[str]:
     """What the engines of a layout would be started with, less what changes from life to life."""
     indexes = {card.uuid: card.index for card in asked.inventory.cards}
     lines = []
-    for spec in engine_specs(asked, one, Config()):
+    specs = engine_specs(
+        one, Config(), inventory=asked.inventory, model=asked.model, preset=asked.preset, context=asked.context
+    )
+    for spec in specs:
         where = f"GPU {ranges([indexes[gpu] for gpu in spec.gpus])}"
         cores = f", cores {ranges(spec.cores)}" if spec.cores else ""
         variables = [f"{name}={shlex.quote(value)}" for name, value in spec.environment.items()]
@@ -202,18 +126,6 @@ def commands(asked: Asked, one: Placement) -> list[str]:
             escape(" ".join([*variables, *map(shlex.quote, ["python", "-m", spec.module, "--", *spec.arguments])]))
         )
     return lines
-
-
-def _placement(placed: Placed, layout: str) -> Placement:
-    """Raises ``ConfigError`` for one that isn't there, or does not fit."""
-    wanted = layout or placed.best
-    found = next((one for one in placed.placements if one.layout == wanted), None)
-    if found is None:
-        known = ", ".join(one.layout for one in placed.placements if one.feasible)
-        raise ConfigError(f"there is no layout {wanted!r} on these GPUs; feasible are {known or 'none'}")
-    if not found.feasible:
-        raise ConfigError(f"layout {found.layout} does not fit: {found.reason}")
-    return found
 
 
 # ---- what is printed
@@ -225,7 +137,7 @@ def _heading(asked: Asked, targets: Targets) -> str:
     traffic = asked.traffic
     share = f"{targets.share:.0%} of requests"
     return (
-        f"[b]{escape(asked.name)}[/b]: {asked.shape.parameters / 1e9:.1f} billion parameters, "
+        f"[b]{escape(asked.model.name)}[/b]: {asked.shape.parameters / 1e9:.1f} billion parameters, "
         f"{asked.shape.weight_bytes() / 1e9:.0f} GB of weights; on {where}\n"
         f"for {traffic.rate:g} requests/s of {traffic.prompt:g} prompt and {traffic.output:g} output tokens, requests of up to "
         f"{asked.context:,}; targets: first token in {targets.ttft_s:g} s, {targets.itl_s * 1e3:g} ms per token, {share}"
@@ -297,12 +209,13 @@ def _closing(asked: Asked, placed: Placed) -> list[str]:
 
 def _named(asked: Asked) -> str:
     """8xH100"""
+    assert asked.gpu is not None
     return f"{len(asked.inventory.cards)}x{asked.gpu.name.split('-')[0]}"
 
 
 def _json(asked: Asked, targets: Targets, placed: Placed) -> dict[str, Any]:
     return {
-        "model": asked.name,
+        "model": asked.model.name,
         "predicted": True,
         "gpus": asked.inventory.cards,
         "given": asked.inventory.given,

@@ -7,11 +7,12 @@ import contextlib
 import faulthandler
 import logging
 import os
+import shlex
 import signal
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -42,6 +43,7 @@ from appliance.supervisor import notify
 from appliance.supervisor.node import Node
 from appliance.supervisor.process import adopt_orphans
 from appliance.supervisor.runtime import Runtime, parent_directory
+from appliance.supervisor.specs import shown, shown_environment
 from appliance.telemetry import exposition
 from appliance.telemetry.collector import Collector
 from appliance.telemetry.fits import Fits
@@ -64,6 +66,12 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one.")] = None,
     state_dir: Annotated[Path | None, typer.Option(help="Directory for what is kept.")] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Only say which engines there would be, where, and what each would be started with."
+        ),
+    ] = False,
 ) -> None:
     """Serve a model, and a page that shows how it goes."""
     flags: dict[str, tuple[str, Any]] = {
@@ -76,8 +84,22 @@ def serve(
     }
     given = {setting: flag for setting, flag in flags.items() if flag[1] is not None}
     loaded = load(config or config_path_default(), os.environ, given)
+    cast = _cast(loaded, scenario)
+    if dry_run:
+        for line in described(cast):
+            _say(line)
+        return
     _tell_stacks()
-    uvloop.run(Appliance(loaded.config, _cast(loaded, scenario)).run())
+    uvloop.run(Appliance(loaded.config, cast).run())
+
+
+def described(cast: Cast) -> Iterator[str]:
+    """What would be started, and why. Secrets are left out."""
+    yield f"{cast.model} as {cast.layout}{cast.remark}"
+    yield from cast.notes
+    for spec in cast.specs:
+        yield f"{spec.name} ({spec.role.value}):"
+        yield "  " + shlex.join([*(f"{name}={value}" for name, value in shown_environment(spec).items()), *shown(spec)])
 
 
 class Appliance:
@@ -146,6 +168,8 @@ class Appliance:
             await node.start()
             telling = group.create_task(herald.run())
             _say(f"pd-appliance {__version__}: {model} as {cast.layout} on {self._address()}{cast.remark}")
+            for note in cast.notes:
+                _say(note)
             async with cast.played(self._address()):
                 failure = await self._until_stopped(node)
             router.drain()
@@ -185,6 +209,7 @@ class Appliance:
             diagnose=Diagnoser(self._config.slo.share),
             kinds=self._company.kinds,
             models=self._fits.model,
+            notes=self._company.notes,
             simulated=control is not None,
         )
 

@@ -64,6 +64,14 @@ def read(source: Path | Mapping[str, Any], name: str | None = None, kv_format: F
     return _shape(_Config(outer, named), kv_format)
 
 
+def positions(source: Path) -> int | None:
+    """The longest text that the model was made for, in tokens; None where its ``config.json`` does not say. Raises ``ConfigError``."""
+    outer = _load(source)
+    inner = outer.get("text_config")
+    found = (inner if isinstance(inner, dict) else outer).get("max_position_embeddings")
+    return found if isinstance(found, int) and found > 0 else None
+
+
 def _load(path: Path) -> Mapping[str, Any]:
     file = path / "config.json" if path.is_dir() else path
     try:

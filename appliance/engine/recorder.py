@@ -1,7 +1,7 @@
 """Records every step inside EngineCore: vLLM's scheduler with a clock and a link.
 
-``--scheduler-cls`` names one of the two classes: ``RecordingScheduler`` where scheduling is synchronous (CPU), or
-``RecordingAsyncScheduler``. What they override is held by ``tests/contract``.
+``--scheduler-cls`` names ``RecordingScheduler`` where scheduling is synchronous (CPU), else ``recording_scheduler``, which makes the one
+that vLLM's configuration asks for. What they override is held by ``tests/contract``.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from appliance.engine.resume import Tee
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from vllm.config import VllmConfig
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
     from vllm.v1.metrics.stats import SchedulerStats
@@ -253,3 +254,10 @@ class RecordingAsyncScheduler(StepRecorder, AsyncScheduler):
 
     def _step_start_ns(self, batch: Batch) -> int:
         return max(batch.start_ns, self._last_end_ns)
+
+
+def recording_scheduler(*, vllm_config: VllmConfig, **kwargs: Any) -> StepRecorder:
+    """For ``--scheduler-cls`` where vLLM decides whether scheduling is asynchronous (CUDA): by its options, and what else it is to do."""
+    asynchronous = vllm_config.scheduler_config.async_scheduling
+    kind = RecordingAsyncScheduler if asynchronous else RecordingScheduler
+    return kind(vllm_config=vllm_config, **kwargs)

@@ -10,16 +10,19 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+import torch
 from vllm.v1.sample.logits_processor import AdapterLogitsProcessor
+from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsProcessor as SlotLogitsProcessor
 
 from appliance.channel import OutputTokens
 from appliance.engine.kv.params import Ticket, Whole, read
 
 if TYPE_CHECKING:
-    import torch
     from vllm import SamplingParams
+    from vllm.config import VllmConfig
     from vllm.v1.engine import EngineCoreOutput
     from vllm.v1.request import Request
+    from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsContext, LogitsProcRequestState
 
 FORCED: Final = "appliance_forced"  # in a request's extra_args, put there in EngineCore
 _CHILD: Final = re.compile(r"(\d+)_")  # vLLM's ids of the sequences of a request with n > 1
@@ -67,15 +70,68 @@ class Tee:
         return OutputTokens(items=tuple(items)) if items else None
 
 
-class ForcedTokens(AdapterLogitsProcessor):
-    """vLLM's logits processor (``--logits-processors``) that lets a sequence only say what it has said before."""
+class ForcedTokens(AdapterLogitsProcessor, SlotLogitsProcessor):
+    """vLLM's logits processor (``--logits-processors``) that lets a sequence only say what it has said before.
+
+    It has both of vLLM's forms: the first model runner asks for a function of each request, the second keeps requests in slots and has
+    all of them seen to at once. Which one there is is decided in the engine, by vLLM.
+    """
+
+    def __init__(self, vllm_config: VllmConfig, *rest: Any) -> None:
+        """``rest``: device and whether memory is pinned, for the first; for the second, what it knows of its slots."""
+        if len(rest) == 1:
+            self._states: LogitsProcRequestState = rest[0]
+            self._forced: dict[int, torch.Tensor] = {}  # by slot
+        else:
+            AdapterLogitsProcessor.__init__(self, vllm_config, *rest)
 
     def is_argmax_invariant(self) -> bool:
         return False
 
     def new_req_logits_processor(self, params: SamplingParams) -> Any:
-        tokens = (params.extra_args or {}).get(FORCED)
+        tokens = _forced(params)
         return _Forced(tokens) if tokens else None
+
+    # ---- the second form
+
+    def add_request(self, req_idx: int, sampling_params: SamplingParams) -> bool:
+        """Whoever had the slot before is forgotten."""
+        self._forced.pop(req_idx, None)
+        tokens = _forced(sampling_params)
+        if tokens:
+            self._forced[req_idx] = torch.tensor(tokens, device=self._states.device)
+        return bool(tokens)
+
+    def apply(self, logits: torch.Tensor, ctx: LogitsContext | None = None) -> torch.Tensor:
+        if ctx is None:
+            return AdapterLogitsProcessor.apply(self, logits)
+        for place, slot in enumerate(ctx.idx_mapping_np.tolist()):
+            if slot in self._forced and not self._is_over(slot, place, ctx, len(logits)):
+                logits = self._only(slot, logits, ctx)
+        return logits
+
+    def _is_over(self, slot: int, place: int, ctx: LogitsContext, rows: int) -> bool:
+        """It has said all that it must. With a row per request its length is known here; with drafts the GPU alone knows."""
+        if rows != len(ctx.idx_mapping_np):
+            return False
+        said = int(ctx.seq_lens_upper_bound_np[place]) - int(self._states.prompt_len.np[slot])
+        if said >= len(self._forced[slot]):
+            del self._forced[slot]
+            return True
+        return False
+
+    def _only(self, slot: int, logits: torch.Tensor, ctx: LogitsContext) -> torch.Tensor:
+        """Nothing here waits for the GPU. Rows of a prompt that is not computed to its end yet are left alone."""
+        tokens = self._forced[slot]
+        said = (ctx.pos + 1 - int(self._states.prompt_len.np[slot])).long()
+        rows = (ctx.expanded_idx_mapping == slot) & (said >= 0) & (said < len(tokens))
+        token = tokens[said.clamp(0, len(tokens) - 1)].unsqueeze(1)
+        return torch.where(rows.unsqueeze(1), torch.full_like(logits, float("-inf")).scatter_(1, token, 0.0), logits)
+
+
+def _forced(params: SamplingParams) -> Sequence[int]:
+    tokens: Sequence[int] = (params.extra_args or {}).get(FORCED) or ()
+    return tokens
 
 
 class _Forced:

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
+from appliance.errors import ConfigError
 from appliance.gpu import tenants
 from appliance.gpu.device import text
 from appliance.gpu.library import GoneError, Library, LostError, Questions
@@ -18,6 +19,7 @@ from appliance.records import Card, GpuProcess, Inventory
 
 _READ: Final = 0  # of NVML's kinds of peer access; the binding has a tuple for it
 _SYSFS: Final = Path("/sys/bus/pci/devices")
+_NONE: Final = "nvidia-smi -L should list some; a container is given them by docker run --gpus all"
 
 
 def inventory(module: Any, sysfs: Path = _SYSFS) -> Inventory:
@@ -25,11 +27,44 @@ def inventory(module: Any, sysfs: Path = _SYSFS) -> Inventory:
     library = Library(module)
     try:
         found = list(_found(library, sysfs))
-    except GoneError:
-        return Inventory(cards=())
+    except GoneError as error:
+        return Inventory(
+            cards=(), trouble=f"NVIDIA's driver went away while it was asked ({error}); nvidia-smi says more"
+        )
     islands = _islands(found)
     cards = tuple(msgspec.structs.replace(one.card, island=island) for one, island in zip(found, islands, strict=True))
-    return Inventory(cards=cards, apart=frozenset(_apart(found)))
+    driver = text(library.ask("NVML", "the driver's version", "nvmlSystemGetDriverVersion"))
+    return Inventory(
+        cards=cards,
+        apart=frozenset(_apart(found)),
+        driver=driver,
+        cuda=_cuda(library),
+        trouble=None if cards else f"the NVIDIA driver ({driver or 'of an unknown version'}) tells of no GPU: {_NONE}",
+    )
+
+
+def visible(inventory: Inventory, named: str) -> Inventory:
+    """Only those that ``CUDA_VISIBLE_DEVICES`` names, by nvidia-smi's numbers or by (the beginnings of) UUIDs, in the inventory's order.
+
+    Raises:
+        ConfigError: one of them is not there.
+    """
+    wanted = {_meant(inventory, one.strip()) for one in named.split(",") if one.strip()}
+    return msgspec.structs.replace(inventory, cards=tuple(card for card in inventory.cards if card.uuid in wanted))
+
+
+def _meant(inventory: Inventory, name: str) -> str:
+    for card in inventory.cards:
+        if name == str(card.index) or (name.startswith("GPU-") and card.uuid.startswith(name)):
+            return card.uuid
+    known = ", ".join(f"{card.index} ({card.uuid})" for card in inventory.cards) or "none"
+    raise ConfigError(f"CUDA_VISIBLE_DEVICES names {name!r}, which is no GPU of this machine; there are {known}")
+
+
+def _cuda(library: Library) -> tuple[int, int] | None:
+    """NVML says 12040 for 12.4."""
+    told = library.ask("NVML", "the driver's version of CUDA", "nvmlSystemGetCudaDriverVersion_v2")
+    return divmod(told // 10, 100) if told else None
 
 
 def described(count: int, name: str, memory_bytes: int) -> Inventory:

@@ -122,18 +122,27 @@ class Nvml:
 
 
 def machine(load: Callable[[], Any] = binding) -> Inventory:
-    """The GPUs of this machine, asked once; none where there is no driver, or one that can't be used."""
+    """The GPUs of this machine, asked once; none where there is no driver, or one that can't be used, which says why."""
     try:
         module = load()
         module.nvmlInit()
     except ImportError:
         return Inventory(cards=())
     except module.NVMLError as error:
-        if error.value not in (module.NVML_ERROR_LIBRARY_NOT_FOUND, module.NVML_ERROR_DRIVER_NOT_LOADED):
-            _log.warning("GPUs can't be read: NVML can't be started: %s; nvidia-smi says more", error)
-        return Inventory(cards=())
+        return Inventory(cards=(), trouble=_trouble(module, error))
     try:
         return inventory(module)
     finally:
         with contextlib.suppress(module.NVMLError):
             module.nvmlShutdown()
+
+
+def _trouble(module: Any, error: Any) -> str | None:
+    """In words, with what to do; None where no driver is no news."""
+    if error.value == module.NVML_ERROR_LIBRARY_NOT_FOUND:
+        return None
+    if error.value == module.NVML_ERROR_DRIVER_NOT_LOADED:
+        return "NVIDIA's driver is not loaded: modprobe nvidia loads it, and dmesg says why where it does not"
+    if error.value == module.NVML_ERROR_LIB_RM_VERSION_MISMATCH:
+        return "NVIDIA's driver was updated, and the old one is still loaded: restart the machine"
+    return f"NVIDIA's driver can't be asked: {error}; nvidia-smi says more"

@@ -7,6 +7,7 @@ the KV of one request do not fit; each says why. What is left is predicted as a 
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Protocol
 
@@ -14,13 +15,26 @@ import msgspec
 
 from appliance.errors import ConfigError
 from appliance.planner import split
+from appliance.planner.cards import (
+    SHARERS,
+    are_far,
+    crowd,
+    dealt,
+    each_may_take,
+    fraction,
+    gib,
+    grouped,
+    largest,
+    may_take,
+    share_taken,
+    some,
+    too_few,
+    usable,
+)
 from appliance.planner.node import CopyTime, Engines, Settings, StepTime, Targets
 from appliance.records import Card, Demand, Inventory, Plan, Role
 
-_MARGIN: Final = 0.10  # of a GPU's memory, that is left alone
-_CROWDED: Final = 0.15  # of its memory, that others may have before a GPU counts as taken
 _SIZES: Final = (1, 2, 4, 8, 16)
-_SHARERS: Final = 2  # engines on one GPU, where there is no other
 
 SETTINGS: Final[Mapping[Role, Settings]] = {
     Role.PREFILL: Settings(token_budget=8192, places=256),
@@ -45,6 +59,7 @@ class Times(msgspec.Struct, frozen=True):
 
     step: StepTime
     copy: CopyTime
+    far: CopyTime | None = None  # between GPUs that NVLink does not connect; the same, where not told
 
 
 class Wanted(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,6 +81,8 @@ class Seat(msgspec.Struct, frozen=True, kw_only=True):
     role: Role
     gpus: tuple[str, ...]  # UUIDs
     memory_fraction: float  # of each GPU's memory, as vLLM's --gpu-memory-utilization has it
+    kv_bytes: int | None = None  # on each GPU; None: whatever vLLM finds to be left
+    sees: tuple[str, ...] = ()  # other engines' GPUs, whose memory comes to it by way of the host's
 
 
 class Placement(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,6 +97,7 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True):
     requests: float | None = None  # that one engine keeps at once, of the demand's mean length
     plan: Plan | None = None  # predicted
     remarks: tuple[str, ...] = ()
+    staged: bool = False  # KV goes through the host's memory between some of its engines
 
 
 class Placed(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,11 +111,9 @@ class Placed(msgspec.Struct, frozen=True, kw_only=True):
 
 def place(inventory: Inventory, wanted: Wanted) -> Placed:
     """Every layout of the machine's GPUs. Raises ``ConfigError`` where there is no GPU to use."""
-    cards, unused = usable(inventory)
-    if not cards:
-        raise ConfigError("no GPU can be used: " + ("; ".join(unused) or "there is none"))
+    cards, unused = some(inventory)
     if len(cards) == 1:
-        found = _on_one(cards[0], wanted)
+        found = _on_one(cards[0], inventory, wanted)
     else:
         found = tuple(
             placement for size in _SIZES if size <= len(cards) for placement in _of_size(cards, size, inventory, wanted)
@@ -106,53 +122,53 @@ def place(inventory: Inventory, wanted: Wanted) -> Placed:
     return Placed(placements=found, best=best.layout if best else None, why=why, unused=unused)
 
 
-# ---- which GPUs
+def seated(inventory: Inventory, places: Sequence[tuple[Role, int]], layout: str, wanted: Wanted | None) -> Placement:
+    """A layout that somebody has asked for, on as many of the GPUs as it takes. Nothing is predicted.
 
+    Args:
+        places: role and tensor-parallel size of each engine, in order.
+        wanted: None where nothing is known of the model: whether it fits shows when engines load it.
 
-def usable(inventory: Inventory) -> tuple[tuple[Card, ...], tuple[str, ...]]:
-    """Those that engines may be put on, GPUs that belong together side by side; and why the others are none."""
-    refused = [(card, _why_not(card)) for card in inventory.cards]
-    cards = sorted((card for card, why in refused if why is None), key=_neighbourhood)
-    return tuple(cards), tuple(f"GPU {card.index}: {why}" for card, why in refused if why is not None)
-
-
-def _neighbourhood(card: Card) -> tuple[int, int, int]:
-    return card.island, -1 if card.numa is None else card.numa, card.index
-
-
-def _why_not(card: Card) -> str | None:
-    if card.mig:
-        return "it is cut into parts (MIG), whose memory can't be shared with other engines; nvidia-smi -mig 0 makes it whole"
-    if card.compute == "prohibited":
-        return "its compute mode allows nobody; nvidia-smi -c DEFAULT changes that"
-    if card.compute == "exclusive":
-        return "its compute mode allows one process, and engines read each other's memory; nvidia-smi -c DEFAULT changes that"
-    taken = 1 - card.free_bytes / card.memory_bytes
-    if taken > _CROWDED:
-        by = ", ".join(f"{one.name or 'pid'} {one.pid}" for one in card.others)
-        return f"{taken:.0%} of its memory is taken{f' by {by}' if by else ''}; end that, or name the GPUs to be used"
-    return None
-
-
-def _groups(cards: Sequence[Card], size: int) -> list[tuple[Card, ...]]:
-    """As many groups of so many GPUs as there are, each within an island; NUMA nodes are kept together as far as that goes."""
-    groups = []
-    for _, island in itertools.groupby(cards, key=lambda card: card.island):
-        there = list(island)
-        groups += [tuple(there[at : at + size]) for at in range(0, len(there) - size + 1, size)]
-    return groups
+    Raises:
+        ConfigError: there are too few GPUs that can be used, or they have too little memory.
+    """
+    cards, unused = some(inventory)
+    sizes = [size for _, size in places]
+    groups = dealt(cards, sizes)
+    if groups is None:
+        raise ConfigError(
+            f"topology {layout!r} {too_few(cards, sizes)}" + "".join(f"; not used: {one}" for one in unused)
+        )
+    sharers = Counter(card.uuid for group in groups for card in group)
+    rooms = [_room_of(group, max(sharers[card.uuid] for card in group), wanted) for group in groups]
+    if reason := next((room for room in rooms if isinstance(room, str)), None):
+        raise ConfigError(f"topology {layout!r} does not fit: {reason}")
+    known = [room for room in rooms if isinstance(room, Room)]
+    seats = _seats([role for role, _ in places], groups, known or [None] * len(places), sharers, inventory)
+    return Placement(
+        layout=layout,
+        feasible=True,
+        reason="it is what was asked for",
+        seats=seats,
+        tensor_parallel=max(sizes),
+        kv_tokens=min((room.tokens for room in known), default=None),
+        requests=min((room.requests for room in known), default=None),
+        remarks=_remarks(seats, groups, sharers, inventory),
+        staged=any(seat.sees for seat in seats),
+    )
 
 
 # ---- layouts
 
 
 def _of_size(cards: Sequence[Card], size: int, inventory: Inventory, wanted: Wanted) -> tuple[Placement, ...]:
-    groups = _groups(cards, size)
+    groups = grouped(cards, size)
     count = len(cards) // size
     layouts = [split.name(*pair, _named(count, size)) for pair in _pairs(count)]
     if len(groups) < count:
-        largest = max(sum(1 for _ in island) for _, island in itertools.groupby(cards, key=lambda card: card.island))
-        reason = f"tensor-parallel engines need {size} GPUs that are connected by NVLink, and at most {largest} are"
+        reason = (
+            f"tensor-parallel engines need {size} GPUs that are connected by NVLink, and at most {largest(cards)} are"
+        )
         return tuple(_none(layout, size, reason) for layout in layouts)
     try:
         room = _room(groups, size, wanted)
@@ -160,7 +176,7 @@ def _of_size(cards: Sequence[Card], size: int, inventory: Inventory, wanted: Wan
         return tuple(_none(layout, size, str(error)) for layout in layouts)
     if isinstance(room, str):
         return tuple(_none(layout, size, room) for layout in layouts)
-    engines = _engines(count, size, room, wanted)
+    engines = _engines(count, size, room, wanted, far=are_far(groups))
     return tuple(
         _placement(layout, pair, groups, engines, inventory, wanted)
         for layout, pair in zip(layouts, _pairs(count), strict=True)
@@ -190,21 +206,22 @@ class Room(msgspec.Struct, frozen=True):
 
 def _room(groups: Sequence[tuple[Card, ...]], size: int, wanted: Wanted, sharers: int = 1) -> Room | str:
     """Or why there is none. Raises ``ConfigError`` where heads can't be shared out."""
-    model, least = wanted.model, min((card for group in groups for card in group), key=_may_take)
+    model, group = wanted.model, min(groups, key=each_may_take)
+    least, there = min(group, key=may_take), each_may_take(group) / sharers
     weights = model.weight_bytes(size)
-    kv_bytes = _may_take(least) / sharers - wanted.reserve_bytes - weights
-    has = f"GPU {least.index} has {_gib(_may_take(least) / sharers)} for an engine"
-    needs = f"weights take {_gib(weights)} of each of {size} GPUs" if size > 1 else f"weights take {_gib(weights)}"
+    kv_bytes = there - wanted.reserve_bytes - weights
+    has = f"GPU {least.index} has {gib(there)} for an engine"
+    needs = f"weights take {gib(weights)} of each of {size} GPUs" if size > 1 else f"weights take {gib(weights)}"
     if kv_bytes <= 0:
         return (
-            f"{has}, and {needs}, besides {_gib(wanted.reserve_bytes)} for activations and graphs: "
+            f"{has}, and {needs}, besides {gib(wanted.reserve_bytes)} for activations and graphs: "
             "more GPUs per engine, or fewer bits per weight, would do"
         )
     longest = model.kv_bytes(wanted.context, size)
     if longest > kv_bytes:
         return (
-            f"{has} and {needs}: the KV of one request of {wanted.context:,} tokens takes {_gib(longest)}, and {_gib(kv_bytes)} are left; "
-            "a shorter --context, or more GPUs per engine, would do"
+            f"{has} and {needs}: the KV of one request of {wanted.context:,} tokens takes {gib(longest)}, and {gib(kv_bytes)} are left; "
+            "shorter requests (plan --context, or --max-model-len in [engine] args), or more GPUs per engine, would do"
         )
     mean = _mean(wanted.demand.prompt_tokens) + _mean(wanted.demand.output_tokens) / 2
     return Room(
@@ -214,19 +231,27 @@ def _room(groups: Sequence[tuple[Card, ...]], size: int, wanted: Wanted, sharers
     )
 
 
-def _may_take(card: Card) -> float:
-    """What engines may have of its memory."""
-    return min((1 - _MARGIN) * card.memory_bytes, card.free_bytes - _MARGIN / 4 * card.memory_bytes)
+def _room_of(group: tuple[Card, ...], sharers: int, wanted: Wanted | None) -> Room | str | None:
+    """None where nothing is known of the model."""
+    if wanted is None:
+        shared = (
+            "two engines can share a GPU only where the model's config.json says how much memory each needs for what"
+        )
+        return shared if sharers > 1 else None
+    try:
+        return _room([group], len(group), wanted, sharers)
+    except ConfigError as error:
+        return str(error)
 
 
-def _engines(count: int, size: int, room: Room, wanted: Wanted) -> Engines:
+def _engines(count: int, size: int, room: Room, wanted: Wanted, *, far: bool = False) -> Engines:
     """As the planner knows them. Its KV counts tokens of requests that are as long as the demand's are."""
     mean = _mean(wanted.demand.prompt_tokens) + _mean(wanted.demand.output_tokens) / 2
     times = wanted.times(size)
     return Engines(
         count=count,
         step=times.step,
-        copy=times.copy,
+        copy=times.far if far and times.far else times.copy,
         kv_tokens=max(room.tokens, int(room.requests * mean)),
         settings=dict(wanted.settings),
         tensor_parallel=size,
@@ -244,76 +269,101 @@ def _placement(
     roles = [Role.PREFILL] * pair[0] + [Role.DECODE] * pair[1] if pair[0] else [Role.BOTH] * engines.count
     room = _room(groups, engines.tensor_parallel, wanted)
     assert isinstance(room, Room)
-    apart = _apart(roles, groups, inventory)
-    if apart is not None:
-        return _none(layout, engines.tensor_parallel, apart)
     plan = split.plan(wanted.demand, engines, wanted.targets, *pair)
-    idle = sum(1 for card in inventory.cards) - engines.count * engines.tensor_parallel
+    seats = _seats(roles, groups, [room] * len(roles), Counter(), inventory)
     return Placement(
         layout=layout,
         feasible=True,
         reason=plan.reason or "meets the targets",
-        seats=tuple(
-            Seat(
-                name=f"e{number}",
-                role=role,
-                gpus=tuple(card.uuid for card in group),
-                memory_fraction=min(_may_take(card) / card.memory_bytes for card in group),
-            )
-            for number, (role, group) in enumerate(zip(roles, groups, strict=False))
-        ),
+        seats=seats,
         tensor_parallel=engines.tensor_parallel,
         kv_tokens=room.tokens,
         requests=room.requests,
         plan=plan,
-        remarks=(f"{idle} GPU{'s' if idle > 1 else ''} without an engine",) if idle else (),
+        remarks=_remarks(seats, groups[: len(roles)], Counter(), inventory),
+        staged=pair != (0, 0) and any(seat.sees for seat in seats),
     )
 
 
-def _apart(roles: Sequence[Role], groups: Sequence[tuple[Card, ...]], inventory: Inventory) -> str | None:
-    """Engines that hand KV over read each other's memory."""
-    seats = list(zip(roles, groups, strict=False))
-    for (one, first), (other, second) in itertools.product(seats, seats):
-        if one is Role.PREFILL and other is Role.DECODE:
-            for here, there in itertools.product(first, second):
-                if (min(here.uuid, there.uuid), max(here.uuid, there.uuid)) in inventory.apart:
-                    return (
-                        f"GPU {there.index} can't read the memory of GPU {here.index}, so no KV gets there; "
-                        "nvidia-smi topo -p2p r shows it"
-                    )
-    return None
+def _seats(
+    roles: Sequence[Role],
+    groups: Sequence[tuple[Card, ...]],
+    rooms: Sequence[Room | None],
+    sharers: Mapping[str, int],
+    inventory: Inventory,
+) -> tuple[Seat, ...]:
+    """``sharers``: engines on a GPU, where that is more than one."""
+    taken = list(zip(roles, groups, rooms, strict=False))
+    return tuple(
+        Seat(
+            name=f"e{number}",
+            role=role,
+            gpus=tuple(card.uuid for card in group),
+            memory_fraction=fraction(group) / max(1, *(sharers.get(card.uuid, 1) for card in group)),
+            kv_bytes=int(room.kv_bytes) if room and any(sharers.get(card.uuid, 1) > 1 for card in group) else None,
+            sees=_unreadable(group, [there for _, there, _ in taken], inventory),
+        )
+        for number, (role, group, room) in enumerate(taken)
+    )
 
 
-def _on_one(card: Card, wanted: Wanted) -> tuple[Placement, ...]:
+def _unreadable(group: tuple[Card, ...], groups: Sequence[tuple[Card, ...]], inventory: Inventory) -> tuple[str, ...]:
+    """Other engines' GPUs whose memory these can't read. Whoever sees both can copy by way of the host's memory."""
+    pairs = itertools.product((card for there in groups for card in there if card not in group), group)
+    apart = [
+        there.uuid
+        for there, here in pairs
+        if (min(here.uuid, there.uuid), max(here.uuid, there.uuid)) in inventory.apart
+    ]
+    return tuple(dict.fromkeys(apart))
+
+
+def _remarks(
+    seats: Sequence[Seat], groups: Sequence[tuple[Card, ...]], sharers: Mapping[str, int], inventory: Inventory
+) -> tuple[str, ...]:
+    """What its owner should know."""
+    cards = {card.uuid: card for group in groups for card in group}
+    shared = [card.index for uuid, card in cards.items() if sharers.get(uuid, 1) > 1]
+    idle = len(usable(inventory)[0]) - len(cards)
+    staged = sorted({cards[gpu].index for seat in seats for gpu in (*seat.sees, *(seat.gpus if seat.sees else ()))})
+    crowded = [
+        f"{share_taken(card):.0%} of GPU {card.index} is taken by others" for card in cards.values() if crowd(card)
+    ]
+    found = [f"{SHARERS} engines share GPU {index}, half of what may be had of its memory each" for index in shared]
+    if staged and any(seat.role is not Role.BOTH for seat in seats):
+        found.append(
+            f"GPUs {', '.join(map(str, staged))} can't all read each other's memory (nvidia-smi topo -p2p r): "
+            "KV goes through the host's memory, which is slower"
+        )
+    if idle > 0:
+        found.append(f"{idle} GPU{'s' if idle > 1 else ''} without an engine")
+    return (*found, *crowded)
+
+
+def _on_one(card: Card, inventory: Inventory, wanted: Wanted) -> tuple[Placement, ...]:
     """One GPU: an engine of its own, or two that share it."""
-    return tuple(_shared(card, wanted, roles) for roles in ((Role.PREFILL, Role.DECODE), (Role.BOTH,)))
+    return tuple(_shared(card, inventory, wanted, roles) for roles in ((Role.PREFILL, Role.DECODE), (Role.BOTH,)))
 
 
-def _shared(card: Card, wanted: Wanted, roles: tuple[Role, ...]) -> Placement:
-    layout = "1p1d" if len(roles) == _SHARERS else "1b"
+def _shared(card: Card, inventory: Inventory, wanted: Wanted, roles: tuple[Role, ...]) -> Placement:
+    layout = "1p1d" if len(roles) == SHARERS else "1b"
     room = _room([(card,)], 1, wanted, len(roles))
     if isinstance(room, str):
         return _none(layout, 1, room)
     alone = len(roles) == 1
     plan = split.plan(wanted.demand, _engines(1, 1, room, wanted), wanted.targets, 0, 0) if alone else None
+    groups, sharers = [(card,)] * len(roles), {card.uuid: len(roles)}
+    seats = _seats(roles, groups, [room] * len(roles), sharers, inventory)
     return Placement(
         layout=layout,
         feasible=True,
         reason=(plan.reason or "meets the targets") if plan else "two engines that share a GPU are not predicted",
-        seats=tuple(
-            Seat(
-                name=f"e{number}",
-                role=role,
-                gpus=(card.uuid,),
-                memory_fraction=_may_take(card) / card.memory_bytes / len(roles),
-            )
-            for number, role in enumerate(roles)
-        ),
+        seats=seats,
         tensor_parallel=1,
         kv_tokens=room.tokens,
         requests=room.requests,
         plan=plan,
-        remarks=() if alone else ("both engines share GPU " + str(card.index),),
+        remarks=_remarks(seats, groups, sharers, inventory),
     )
 
 
@@ -321,13 +371,25 @@ def _shared(card: Card, wanted: Wanted, roles: tuple[Role, ...]) -> Placement:
 
 
 def _choose(found: Sequence[Placement], demand: Demand) -> tuple[Placement | None, str]:
-    """That with the highest rate within the targets; of equals, the one with fewer engines."""
+    """That with the highest rate within the targets; of equals, the one with fewer engines.
+
+    Two engines that share the only GPU are taken unpredicted: that prefill and decode are apart is what a node is for. KV through the
+    host's memory is taken only where there is nothing else.
+    """
     feasible = [one for one in found if one.feasible]
     if not feasible:
         return None, "no layout is feasible: the reasons say what stands against each"
+    if shared := next((one for one in feasible if any(seat.kv_bytes for seat in one.seats)), None):
+        return (
+            shared,
+            "prefill and decode share the one GPU that can be used, unpredicted; 1b would have one engine on all of it",
+        )
+    feasible = [one for one in feasible if not one.staged] or feasible
     known = [one for one in feasible if one.plan is not None and one.plan.predicted is not None]
     if not known:
-        return feasible[0], "nothing can be predicted for any: the first that fits"
+        return _plainest(
+            feasible
+        ), "nothing can be predicted here: as few GPUs per engine as will do, and each engine does both"
     best = max(known, key=_rate_s)
     rate_s = _rate_s(best)
     if rate_s <= 0:
@@ -337,6 +399,11 @@ def _choose(found: Sequence[Placement], demand: Demand) -> tuple[Placement | Non
     enough = "more than" if rate_s > demand.rate_s else "less than"
     why = f"it meets the targets up to {rate_s:.3g} requests/s (predicted), the highest of all"
     return best, f"{why}, and {enough} the {demand.rate_s:g} that are asked for"
+
+
+def _plainest(feasible: Sequence[Placement]) -> Placement:
+    """Roles can be given to such engines while they serve."""
+    return min(feasible, key=lambda one: (one.tensor_parallel, any(seat.role is not Role.BOTH for seat in one.seats)))
 
 
 def _rate_s(one: Placement) -> float:
@@ -349,7 +416,3 @@ def _good(one: Placement) -> float:
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
-
-
-def _gib(size: float) -> str:
-    return f"{size / (1 << 30):.1f} GiB"

@@ -29,3 +29,8 @@ class Inventory(msgspec.Struct, frozen=True, kw_only=True):
     cards: tuple[Card, ...]
     apart: frozenset[tuple[str, str]] = frozenset()
     given: bool = False  # described by somebody, and not read
+    driver: str | None = None  # its version
+    cuda: tuple[int, int] | None = None  # the newest version of CUDA that this driver runs
+    trouble: str | None = (
+        None  # why NVIDIA's driver tells of no GPU, and what to do; None where there is no driver, either
+    )

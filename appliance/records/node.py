@@ -147,6 +147,7 @@ class NodeSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     uptime_s: float
     engines: tuple[EngineSnapshot, ...]
     gpus: tuple[GpuSnapshot, ...] = ()
+    notes: tuple[str, ...] = ()  # where engines are, and why there, in words
     queue: QueueSnapshot
     ledger: LedgerSnapshot
     handoffs: HandoffSnapshot

@@ -21,7 +21,10 @@ from appliance.supervisor.runtime import Runtime
 from appliance.supervisor.topology import Topology
 
 ENGINE_MODULE: Final = "appliance.engine.main"
-_DEMO_CONTEXT: Final = "4096"
+SHARED_MEMORY: Final = "shared_memory"
+CUDA_IPC: Final = "cuda_ipc"
+DEMO_CONTEXT: Final = 4096
+_DEMO_TOOLS: Final = ("--enable-auto-tool-choice", "--tool-call-parser", "hermes")
 _OURS: Final = "the appliance sets it itself"
 _NOT_TO_GIVE: Final = {
     **dict.fromkeys(("--tensor-parallel-size", "-tp"), "write it into the topology, as in 1p1d@tp2"),
@@ -43,8 +46,10 @@ _NOT_TO_GIVE: Final = {
         _OURS,
     ),
     "--enable-sleep-mode": "memory that can be put to sleep can't be shared with other engines",
+    "--enable-cumem-allocator": "memory of CUDA's virtual memory management can't be shared with other engines",
     "--enable-return-routed-experts": "answers that are split over two engines can't have them",
 }
+_ALLOCATOR: Final = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")  # the second is torch's newer name for it
 _DOTS: Final = "…"
 _SECRET: Final = re.compile(r"(?i)key|token$|secret|passw|credential|auth")
 _SECRET_IN_JSON: Final = re.compile(
@@ -73,6 +78,7 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
     arguments: tuple[str, ...]  # of vLLM, without what changes from life to life
     environment: dict[str, str]
     gpus: tuple[str, ...] = ()  # UUIDs
+    transport: str = SHARED_MEMORY  # of KV, as ``engine/kv/transport.py`` knows it
     module: str = ENGINE_MODULE
     forked: bool = (
         True  # from the fork server, where vLLM is imported already; else it begins with an interpreter of its own
@@ -141,16 +147,18 @@ class GpuSeat(msgspec.Struct, frozen=True, kw_only=True):
     memory_fraction: float  # of each GPU's memory
     token_budget: int  # of a step
     places: int  # requests that it runs at once
+    kv_bytes: int | None = None  # on each GPU; None: what vLLM finds to be left
+    sees: tuple[str, ...] = ()  # other engines' GPUs, besides its own
 
 
 def gpu_specs(
-    config: Config, seats: Sequence[GpuSeat], model: Model, *, arguments: Sequence[str], context: int, near: Near
+    config: Config, seats: Sequence[GpuSeat], model: Model, *, arguments: Sequence[str], context: int | None, near: Near
 ) -> tuple[EngineSpec, ...]:
-    """One per seat.
+    """One per seat. Each begins with an interpreter of its own: CUDA can't be used in a fork of a process that has begun to use it.
 
     Args:
         arguments: of vLLM, for every engine; those of the configuration come later, and win.
-        context: the longest request, in tokens.
+        context: the longest request, in tokens; None: the model's own.
         near: cores that are near a GPU, by its UUID; none where that is not known.
     """
     _check_arguments(config)
@@ -164,6 +172,8 @@ def gpu_specs(
             arguments=_gpu_arguments(config, seat, model, arguments, context),
             environment=_gpu_environment(config, seat, model),
             gpus=seat.gpus,
+            transport=CUDA_IPC,
+            forked=False,
         )
         for seat in seats
     )
@@ -183,31 +193,38 @@ def _near_cores(seats: Sequence[GpuSeat], near: Near) -> dict[str, tuple[int, ..
 
 
 def _gpu_arguments(
-    config: Config, seat: GpuSeat, model: Model, arguments: Sequence[str], context: int
+    config: Config, seat: GpuSeat, model: Model, arguments: Sequence[str], context: int | None
 ) -> tuple[str, ...]:
     size = len(seat.gpus)
     return (
         *("--model", model.path, "--served-model-name", model.name),
         *(("--tensor-parallel-size", str(size)) if size > 1 else ()),
-        *(
-            "--gpu-memory-utilization",
-            f"{math.floor(seat.memory_fraction * 1000) / 1000:.3f}",
-            "--max-model-len",
-            str(context),
-        ),
+        *_gpu_memory(seat),
+        *(("--max-model-len", str(context)) if context else ()),
         *("--max-num-batched-tokens", str(seat.token_budget), "--max-num-seqs", str(seat.places)),
-        *_usual_arguments(config),
+        *_usual_arguments(config, "appliance.engine.recorder.recording_scheduler"),
         *arguments,
+        *(_DEMO_TOOLS if model.shipped else ()),
         *config.engine.args,
         *_role_arguments(config, seat.role),
     )
 
 
+def _gpu_memory(seat: GpuSeat) -> tuple[str, ...]:
+    """vLLM measures what a step takes by what becomes less free meanwhile; where another engine loads beside it, it is told."""
+    fraction = f"{math.floor(seat.memory_fraction * 1000) / 1000:.3f}"  # never more than there is
+    return (
+        *("--gpu-memory-utilization", fraction),
+        *(("--kv-cache-memory-bytes", str(seat.kv_bytes)) if seat.kv_bytes is not None else ()),
+    )
+
+
 def _gpu_environment(config: Config, seat: GpuSeat, model: Model) -> dict[str, str]:
-    """Engines know their GPUs by UUID: an index means another one to each process that sees others."""
+    """Engines know their GPUs by UUID: an index means another one to each process that sees others. vLLM takes the first that it sees."""
     return {
-        "CUDA_VISIBLE_DEVICES": ",".join(seat.gpus),
-        "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:False",  # memory of such segments can't be exported
+        "CUDA_VISIBLE_DEVICES": ",".join((*seat.gpus, *seat.sees)),
+        **dict.fromkeys(_ALLOCATOR, "expandable_segments:False"),  # memory of such segments can't be exported
+        "VLLM_WORKER_MULTIPROCESSING_METHOD": "spawn",  # nothing that has threads is forked
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_DO_NOT_TRACK": "1",
         "PYTHONUNBUFFERED": "1",
@@ -226,7 +243,7 @@ def _check_arguments(config: Config) -> None:
                 raise ConfigError(f"{setting}: {name} is not to be given: {_NOT_TO_GIVE[name]}")
     if "CUDA_VISIBLE_DEVICES" in config.engine.env:
         raise ConfigError("engine.env: CUDA_VISIBLE_DEVICES is not to be given: each engine gets GPUs of its own")
-    for name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"):
+    for name in _ALLOCATOR:
         if "expandable_segments:true" in config.engine.env.get(name, "").replace(" ", "").lower():
             raise ConfigError(
                 f"engine.env: {name} has expandable_segments, whose memory can't be shared with other engines: leave it out"
@@ -271,6 +288,13 @@ def shown(spec: EngineSpec) -> list[str]:
     return found
 
 
+def shown_environment(spec: EngineSpec) -> dict[str, str]:
+    """The same of its environment."""
+    return {
+        name: _DOTS if _SECRET.search(name) else _without_secrets(value) for name, value in spec.environment.items()
+    }
+
+
 def _without_secrets(text: str) -> str:
     """JSON and addresses may have some within."""
     return _SECRET_IN_ADDRESS.sub(rf"\1{_DOTS}@", _SECRET_IN_JSON.sub(rf"\1{_DOTS}\2", text))
@@ -290,10 +314,10 @@ def _role_arguments(config: Config, role: Role) -> tuple[str, ...]:
     return {Role.PREFILL: config.engine.prefill.args, Role.DECODE: config.engine.decode.args, Role.BOTH: ()}[role]
 
 
-def _usual_arguments(config: Config) -> tuple[str, ...]:
+def _usual_arguments(config: Config, scheduler: str) -> tuple[str, ...]:
     """What the appliance needs of every engine."""
     return (
-        *("--scheduler-cls", "appliance.engine.recorder.RecordingScheduler"),
+        *("--scheduler-cls", scheduler),
         *(("--logits-processors", "appliance.engine.resume:ForcedTokens") if config.router.continue_streams else ()),
         *("--disable-uvicorn-access-log", "--api-server-count", "1"),
     )
@@ -304,22 +328,10 @@ def _arguments(config: Config, model: Model, role: Role) -> tuple[str, ...]:
         *("--model", model.path, "--served-model-name", model.name),
         *("--distributed-executor-backend", "uni", "--enforce-eager"),
         *("--kv-cache-memory-bytes", str(config.engine.kv_cache_bytes)),
-        *_usual_arguments(config),
-        *(_demo_arguments() if model.shipped else ()),
+        *_usual_arguments(config, "appliance.engine.recorder.RecordingScheduler"),
+        *(("--dtype", "float32", "--max-model-len", str(DEMO_CONTEXT), *_DEMO_TOOLS) if model.shipped else ()),
         *config.engine.args,
         *_role_arguments(config, role),
-    )
-
-
-def _demo_arguments() -> tuple[str, ...]:
-    return (
-        "--dtype",
-        "float32",
-        "--max-model-len",
-        _DEMO_CONTEXT,
-        "--enable-auto-tool-choice",
-        "--tool-call-parser",
-        "hermes",
     )
 
 
@@ -334,10 +346,15 @@ def _transfer(spec: EngineSpec, runtime: Runtime, config: Config, epoch: int) ->
             "epoch": epoch,
             "directory": str(runtime.directory),
             "channel": str(runtime.channel),
-            "transport": "shared_memory",
-            "inline_bytes": config.router.inline_bytes,
+            "transport": spec.transport,
+            "inline_bytes": _inline_bytes(spec, config),
         },
     }
+
+
+def _inline_bytes(spec: EngineSpec, config: Config) -> int:
+    """On a GPU none: a copy in the engine's loop would wait for the step under way, and leave the GPU with nothing to do after it."""
+    return config.router.inline_bytes if spec.transport == SHARED_MEMORY else 0
 
 
 def _environment(config: Config, model: Model, cores: int) -> dict[str, str]:

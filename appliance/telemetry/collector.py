@@ -103,6 +103,7 @@ class Collector:
         kinds: Mapping[str, str] | None = None,
         models: Callable[[str], StepModel] = lambda _: StepModel(),
         diagnose: Callable[[NodeSnapshot], Verdict | None] = lambda _: None,
+        notes: Callable[[], tuple[str, ...]] = lambda: (),
         simulated: bool = False,
         clock_ns: Callable[[], int] = time.monotonic_ns,
         unix_s: Callable[[], float] = time.time,
@@ -119,6 +120,7 @@ class Collector:
         self.better: Callable[[], Better | None] = lambda: None
         """A layout that would serve the traffic better; told by whoever plans."""
         self._diagnose = diagnose
+        self._notes = notes
         self._model_for = models
         self._models: dict[str, StepModel] = {}
         self._links = Links()
@@ -280,6 +282,7 @@ class Collector:
             uptime_s=(now_ns - self._began_ns) * 1e-9,
             engines=engines,
             gpus=self._hardware.gpus() if self._hardware is not None else (),
+            notes=self._notes(),
             queue=self._router.queue_snapshot(now_ns),
             ledger=msgspec.structs.replace(ledger, unexplained=self._leaks.fold(engines, ledger.leases, now_ns)),
             handoffs=self._ledger.handoffs(now_ns),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from appliance import presets
 from appliance.config import Config, RouterConfig
 from appliance.records import Role
 from appliance.supervisor.specs import GpuSeat, Model, gpu_specs
+from bench import gpu_engines
 
 pytest.importorskip("vllm", reason="the CPU engine is not installed")
 
@@ -45,3 +47,13 @@ def test_vllm_understands_what_a_presets_engines_are_told(name: str, size: int) 
     assert (read.max_num_batched_tokens, read.max_num_seqs) == (8192, 256)
     assert read.gpu_memory_utilization == 0.456, "never more than there is"
     assert not read.enforce_eager
+
+
+@pytest.mark.parametrize("name", gpu_engines.SHAPES)
+def test_the_shapes_of_gpu_check_are_read_as_models_that_vllm_has(name: str, tmp_path: Path) -> None:
+    from transformers import AutoConfig
+    from vllm.model_executor.models import ModelRegistry
+
+    config = AutoConfig.from_pretrained(gpu_engines.shaped(name, tmp_path))
+    assert config.vocab_size == 1536
+    assert set(config.architectures) <= set(ModelRegistry.get_supported_archs())

@@ -6,6 +6,7 @@ import inspect
 import multiprocessing.context
 import multiprocessing.popen_fork
 import multiprocessing.popen_spawn_posix
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -13,6 +14,7 @@ import pytest
 import torch
 import vllm
 from tqdm.std import TqdmDefaultWriteLock
+from vllm.config import SchedulerConfig
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorBase_V1,
     KVConnectorTransferResults,
@@ -91,6 +93,24 @@ def test_transfer_results_and_outputs_have_the_fields_used() -> None:
 )
 def test_the_scheduler_has_the_methods_that_are_recorded(scheduler: type, name: str) -> None:
     assert callable(getattr(scheduler, name))
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_the_recorder_is_the_one_that_vllms_configuration_asks_for(
+    asynchronous: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM calls whatever it finds under the name that it was given."""
+    name = "appliance.engine.recorder.recording_scheduler"
+    made: list[tuple[type, dict[str, Any]]] = []
+    for kind in (RecordingAsyncScheduler, RecordingScheduler):
+        monkeypatch.setattr(kind, "__init__", lambda self, **more: made.append((type(self), more)))
+    config = SchedulerConfig(
+        max_model_len=64, is_encoder_decoder=False, scheduler_cls=name, async_scheduling=asynchronous
+    )
+    vllm_config = SimpleNamespace(scheduler_config=config)
+    config.get_scheduler_cls()(vllm_config=vllm_config, block_size=16)
+    kind = RecordingAsyncScheduler if asynchronous else RecordingScheduler
+    assert made == [(kind, {"vllm_config": vllm_config, "block_size": 16})]
 
 
 def test_the_recorders_come_before_the_schedulers() -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import dataclass
 
 import pytest
-from fake_cuda import Machine, Process
+from fake_cuda import NEWER_DRIVER, Machine, Process
 
 from appliance.engine.kv.cuda_ipc import CudaIpc
-from appliance.engine.kv.cudart import Cudart
+from appliance.engine.kv.cudart import Attributes, Cudart
 from appliance.engine.kv.layout import Copy
 from appliance.engine.kv.transport import PeerMemory
 from appliance.errors import HandoffError
@@ -48,7 +49,9 @@ class End:
         self.base = self.process.allocate(256 * KIB, device, virtual=virtual)
         place = Device("cuda", device)
         self.storages = [Storage(self.base, 64 * KIB, place), Storage(self.base + 100 * KIB, 64 * KIB, place)]
-        self.transport = CudaIpc(Cudart(self.process, self.process))
+        self.kernels = 1  # the stream on which its engine computes
+        self.process.streams[self.kernels] = []
+        self.transport = CudaIpc(Cudart(self.process, self.process), lambda _: self.kernels)
 
     def export(self) -> list[bytes]:
         handles, descriptors = self.transport.export(self.storages)  # type: ignore[arg-type]
@@ -80,7 +83,8 @@ def test_bytes_come_from_a_gpu_that_the_consumer_does_not_see(machine: Machine) 
     peer.close()
     assert machine.broken == []
     assert consumer.process.opened == {}
-    assert consumer.process.streams == {}
+    assert consumer.process.streams.keys() == {consumer.kernels}
+    assert len(consumer.process.events) == 1, "its fence is for all peers"
 
 
 def test_visible_gpus_in_another_order_change_nothing(machine: Machine) -> None:
@@ -136,6 +140,137 @@ def test_gpus_without_peer_access_are_named_as_such(machine: Machine) -> None:
     with pytest.raises(HandoffError, match=r"can't read each other's memory; nvidia-smi topo -p2p r"):
         consumer.open(producer.export())
     assert consumer.process.last_error == 0, "torch would take it for its own"
+
+
+def test_who_sees_both_gpus_copies_by_way_of_the_host_and_says_so(
+    machine: Machine, caplog: pytest.LogCaptureFixture
+) -> None:
+    machine.apart.add(frozenset(("GPU-a", "GPU-b")))
+    producer, consumer = End(machine, "GPU-a", "GPU-b"), End(machine, "GPU-b", "GPU-a")
+    consumer.export()
+    producer.process.fill(producer.base, b"abc")
+    peer = consumer.open(producer.export())
+    assert peer.staged
+    assert "comes by way of the host's memory, which is slower: a peer's GPU memory can't be mapped" in caplog.text
+    peer.copy([Copy(0, 0, 0, 7, 3)])
+    assert bytes(consumer.process.bytes_at(consumer.base + 7, 3)) == b"abc"
+    assert machine.calls == ["cudaMemcpyPeerAsync"]
+    peer.close()
+    assert (consumer.process.opened, machine.broken) == ({}, [])
+
+
+def test_a_platform_that_opens_no_memory_of_gpus_that_are_not_seen_is_told_what_to_set() -> None:
+    machine = Machine(narrow=True)
+    producer, consumer = pair(machine)
+    with pytest.raises(
+        HandoffError, match=r"cudaErrorInvalidDevice; this engine does not see its GPU.*see_all_gpus = true lets it"
+    ):
+        consumer.open(producer.export())
+    producer, consumer = End(machine, "GPU-a", "GPU-b"), End(machine, "GPU-b", "GPU-a")
+    consumer.export()
+    assert not consumer.open(producer.export()).staged
+
+
+def test_with_peer_access_nothing_is_staged(machine: Machine) -> None:
+    producer, consumer = End(machine, "GPU-a", "GPU-b"), End(machine, "GPU-b", "GPU-a")
+    consumer.export()
+    assert not consumer.open(producer.export()).staged
+
+
+def test_a_handle_that_is_dead_is_told_as_such_also_where_both_gpus_are_seen(machine: Machine) -> None:
+    producer, consumer = End(machine, "GPU-a", "GPU-b"), End(machine, "GPU-b", "GPU-a")
+    consumer.export()
+    handles = producer.export()
+    producer.process.exit()
+    with pytest.raises(HandoffError, match=r"its owner has freed it, or has ended.*nor on its own GPU"):
+        consumer.open(handles)
+    assert consumer.process.opened == {}
+
+
+# ---- how copies are made
+
+
+def scattered(count: int, size: int = 512) -> list[Copy]:
+    """Every second piece of the first storage, to the second one, the other way round."""
+    return [Copy(0, 2 * number * size, 1, (count - 1 - number) * size, size) for number in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("version", "refused", "calls"),
+    [
+        (13_000, {}, {"cudaMemcpyBatchAsync"}),
+        (12_080, {}, {"cudaMemcpyBatchAsync"}),
+        (12_060, {}, {"cudaMemcpyAsync"}),
+        (13_000, {"cudaMemcpyBatchAsync": NEWER_DRIVER}, {"cudaMemcpyAsync"}),
+    ],
+)
+def test_the_same_bytes_come_in_batches_or_one_by_one(version: int, refused: dict[str, int], calls: set[str]) -> None:
+    machine = Machine(version=version, refused=refused)
+    producer, consumer = pair(machine)
+    data = bytes(number % 251 for number in range(64 * KIB))
+    producer.process.fill(producer.base, data)
+    peer = consumer.open(producer.export())
+    for _ in range(2):
+        peer.copy(scattered(60))
+        for copy in scattered(60):
+            there = consumer.process.bytes_at(consumer.base + 100 * KIB + copy.target, copy.size)
+            assert bytes(there) == data[copy.source : copy.source + copy.size]
+    assert set(machine.calls) == calls
+    assert machine.broken == []
+
+
+def test_without_batches_what_lies_at_equal_distances_is_one_copy() -> None:
+    machine = Machine(version=12_060)
+    producer, consumer = pair(machine)
+    producer.process.fill(producer.base, bytes(range(1, 201)))
+    peer = consumer.open(producer.export())
+    peer.copy([Copy(0, 20 * row, 1, 50 * row, 10) for row in range(10)])
+    assert machine.calls == ["cudaMemcpy2DAsync"]
+    for row in range(10):
+        there = consumer.process.bytes_at(consumer.base + 100 * KIB + 50 * row, 11)
+        assert bytes(there) == bytes(range(20 * row + 1, 20 * row + 11)) + b"\0"
+
+
+def test_no_more_than_two_slices_are_under_way(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("appliance.engine.kv.cuda_ipc.SLICE_BYTES", 4 * KIB)
+    producer, consumer = pair(machine)
+    data = bytes(number % 253 for number in range(64 * KIB))
+    producer.process.fill(producer.base, data)
+    peer = consumer.open(producer.export())
+    peer.copy([Copy(0, 0, 1, 0, 64 * KIB)])
+    assert bytes(consumer.process.bytes_at(consumer.base + 100 * KIB, 64 * KIB)) == data
+    assert consumer.process.most_pending == 8 * KIB
+    assert len(machine.calls) == 16
+
+
+def test_copies_come_after_what_the_engine_had_to_do_and_do_not_wait_for_what_comes_later(machine: Machine) -> None:
+    """A step that is under way writes into a block that was another request's; the next one has nothing to do with it."""
+    producer, consumer = pair(machine)
+    producer.process.fill(producer.base, b"kv of the prompt")
+    peer = consumer.open(producer.export())
+    consumer.process.kernel(consumer.kernels, consumer.base, b"late")
+    consumer.transport.fence()
+    consumer.process.kernel(consumer.kernels, consumer.base + 100, b"later")
+    peer.copy([Copy(0, 0, 0, 0, 16)])
+    assert len(consumer.process.streams[consumer.kernels]) == 1, "the next step is still to come"
+    consumer.process.cudaStreamSynchronize(ctypes.c_void_p(consumer.kernels))
+    assert bytes(consumer.process.bytes_at(consumer.base, 16)) == b"kv of the prompt"
+
+
+def test_without_the_fence_the_fake_overwrites_what_was_copied(machine: Machine) -> None:
+    producer, consumer = pair(machine)
+    producer.process.fill(producer.base, b"kv of the prompt")
+    peer = consumer.open(producer.export())
+    consumer.process.kernel(consumer.kernels, consumer.base, b"late")
+    peer.copy([Copy(0, 0, 0, 0, 16)])
+    consumer.process.cudaStreamSynchronize(ctypes.c_void_p(consumer.kernels))
+    assert bytes(consumer.process.bytes_at(consumer.base, 16)) == b"latef the prompt"
+
+
+def test_attributes_are_laid_out_as_cuda_has_them() -> None:
+    """driver_types.h of CUDA 12.8 to 13.3: 24 bytes, the flags last."""
+    assert ctypes.sizeof(Attributes) == 24
+    assert (Attributes.source_kind.offset, Attributes.target_kind.offset, Attributes.flags.offset) == (4, 12, 20)
 
 
 def test_an_owner_that_has_ended_can_not_be_mapped_and_what_was_mapped_fails(machine: Machine) -> None:

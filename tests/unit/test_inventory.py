@@ -8,6 +8,7 @@ import pynvml as nv
 import pytest
 from fake_nvml import GIB, FakeDriver, FakeGpu, geforce, h100, installed
 
+from appliance.errors import ConfigError
 from appliance.gpu import inventory
 from appliance.gpu.nvml import machine
 from appliance.records import Inventory
@@ -71,13 +72,55 @@ def test_a_refusal_takes_nothing_but_its_answer() -> None:
     assert found.compute == "default"
 
 
-@pytest.mark.parametrize("code", [nv.NVML_ERROR_DRIVER_NOT_LOADED, nv.NVML_ERROR_LIB_RM_VERSION_MISMATCH])
-def test_without_a_driver_there_are_none(code: int, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (nv.NVML_ERROR_LIBRARY_NOT_FOUND, None),
+        (nv.NVML_ERROR_DRIVER_NOT_LOADED, "modprobe nvidia loads it"),
+        (nv.NVML_ERROR_LIB_RM_VERSION_MISMATCH, "restart the machine"),
+        (nv.NVML_ERROR_NO_PERMISSION, "nvidia-smi says more"),
+    ],
+)
+def test_a_driver_that_can_not_be_asked_says_what_to_do(code: int, said: str | None) -> None:
     driver = FakeDriver(h100())
     driver.cannot_start = code
     with installed(driver):
-        assert machine(lambda: nv).cards == ()
-    assert ("nvidia-smi" in caplog.text) == (code != nv.NVML_ERROR_DRIVER_NOT_LOADED)
+        found = machine(lambda: nv)
+    assert found.cards == ()
+    assert (said is None and found.trouble is None) or (said or "") in (found.trouble or "")
+
+
+def test_without_the_library_there_is_nothing_to_say() -> None:
+    def absent() -> object:
+        raise ImportError("libnvidia-ml.so.1")
+
+    assert machine(absent) == Inventory(cards=())
+
+
+def test_a_driver_without_a_gpu_says_so() -> None:
+    found = read()
+    assert found.cards == ()
+    assert found.trouble is not None
+    assert "(580.82.07) tells of no GPU: nvidia-smi -L should list some" in found.trouble
+
+
+def test_the_driver_says_its_version_and_what_cuda_it_runs() -> None:
+    driver = FakeDriver(h100())
+    driver.version, driver.cuda = "550.54.15", 12040
+    with installed(driver):
+        found = machine(lambda: nv)
+    assert (found.driver, found.cuda, found.trouble) == ("550.54.15", (12, 4), None)
+    driver.lacks = {"nvmlSystemGetCudaDriverVersion_v2"}
+    with installed(driver):
+        assert machine(lambda: nv).cuda is None
+
+
+def test_only_those_that_are_named_are_visible() -> None:
+    found = read(*eight())
+    assert [one.index for one in inventory.visible(found, "3, GPU-1,GPU-1").cards] == [1, 3]
+    assert inventory.visible(found, "").cards == ()
+    with pytest.raises(ConfigError, match=r"names '8', which is no GPU of this machine; there are 0 \(GPU-0\), 1"):
+        inventory.visible(found, "0,8")
 
 
 def test_numa_and_near_cores_are_the_kernels(tmp_path: Path) -> None:

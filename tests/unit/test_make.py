@@ -100,6 +100,78 @@ def test_two_first_set_ups_at_once_wait_for_each_other(tmp_path: Path) -> None:
     assert log.read_text().count("-m venv") == 1
 
 
+NVIDIA_SMI = """#!/bin/sh
+case "$1" in
+-L) [ "$CUDA_VERSION" ] && echo "GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-1)" || { echo "No devices were found"; exit 6; } ;;
+*) echo "| NVIDIA-SMI 580.82.07     Driver Version: 580.82.07     CUDA Version: $CUDA_VERSION     |" ;;
+esac
+"""
+ANY_PYTHON = """#!/bin/sh
+echo "$@" >>"$LOG"
+case "$*" in
+"-m venv"*) mkdir -p .venv/bin && cp "$0" .venv/bin/python ;;
+esac
+"""
+
+
+@pytest.fixture
+def set_up(tmp_path: Path) -> Callable[..., tuple[str, str]]:
+    """What set-up says and installs on a machine with such a driver; empty: with one and no GPU, None: without."""
+    checkout, bin_, log = tmp_path / "checkout", tmp_path / "bin", tmp_path / "log"
+    shutil.copytree(ROOT / "requirements", checkout / "requirements")
+    shutil.copy(ROOT / "pyproject.toml", checkout)
+    bin_.mkdir()
+    for name, text in (("python3.11", ANY_PYTHON), ("nvidia-smi", NVIDIA_SMI)):
+        (bin_ / name).write_text(text)
+        (bin_ / name).chmod(0o755)
+
+    def run(cuda: str | None, **more: str) -> tuple[str, str]:
+        log.write_text("")
+        names = {"PYTHON": str(bin_ / "python3.11"), "LOG": str(log), "CUDA_VERSION": cuda or "", **more}
+        path = f"{bin_}:{os.environ['PATH']}" if cuda is not None else os.environ["PATH"]
+        environment = {**os.environ, "PATH": path, **names}
+        done = subprocess.run(
+            ["requirements/setup.sh", "serve"],
+            cwd=checkout,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=30,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stderr, log.read_text()
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("cuda", "more", "lock"),
+    [
+        (None, {}, "cpu"),
+        ("", {}, "cpu"),
+        ("13.0", {}, "cuda"),
+        ("14.1", {}, "cuda"),
+        ("12.9", {}, "cpu"),
+        ("13.0", {"CPU": "1"}, "cpu"),
+    ],
+)
+def test_vllm_is_installed_for_what_the_machine_has(
+    set_up: Callable[..., tuple[str, str]], cuda: str | None, more: dict[str, str], lock: str
+) -> None:
+    said, installed = set_up(cuda, **more)
+    assert f"requirements/{lock}.lock" in installed
+    assert ("torch==" in installed) == (lock == "cpu"), "for GPUs torch is in the lock"
+    assert ("runs CUDA up to 12.9, and vLLM for GPUs needs 13" in said) == (cuda == "12.9")
+    assert set_up(cuda, **more)[1] == "", "a second time there is nothing to do"
+
+
+def test_where_a_gpu_has_come_the_environment_is_made_again(set_up: Callable[..., tuple[str, str]]) -> None:
+    set_up(None)
+    said, installed = set_up("13.0")
+    assert "vLLM's cpu build is installed, and this machine is for the cuda build" in said
+    assert "requirements/cuda.lock" in installed
+
+
 def _until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():

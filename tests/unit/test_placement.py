@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,8 +11,9 @@ from appliance import presets
 from appliance.costs import huggingface
 from appliance.errors import ConfigError
 from appliance.gpu.inventory import described
+from appliance.planner.cards import usable
 from appliance.planner.node import Estimate, Targets
-from appliance.planner.placement import Placed, Times, Wanted, place, usable
+from appliance.planner.placement import Placed, Times, Wanted, place, seated
 from appliance.records import Card, Demand, GpuProcess, Inventory, Role
 
 GIB = 1 << 30
@@ -35,8 +37,8 @@ def wanted(model: str = "llama-3.1-8b", context: int = 8192) -> Wanted:
 
 
 def card(index: int, **more: object) -> Card:
-    defaults: dict[str, object] = {"memory_bytes": 80 * GIB, "free_bytes": 80 * GIB}
-    return Card(index=index, uuid=f"GPU-{index}", name="H100", **{**defaults, **more})  # type: ignore[arg-type]
+    defaults: dict[str, object] = {"name": "H100", "memory_bytes": 80 * GIB, "free_bytes": 80 * GIB}
+    return Card(index=index, uuid=f"GPU-{index}", **{**defaults, **more})  # type: ignore[arg-type]
 
 
 def inventory(*cards: Card, apart: frozenset[tuple[str, str]] = frozenset()) -> Inventory:
@@ -99,6 +101,7 @@ def test_whatever_the_machine_no_gpu_is_used_twice_nothing_is_over_memory_and_al
         used = [uuid for seat in one.seats for uuid in seat.gpus]
         assert set(used) <= set(by_uuid)
         assert len(used) == len(set(used)) or (len(by_uuid) == 1 and one.layout == "1p1d")
+        assert len({by_uuid[uuid].name for uuid in used}) == 1
         for uuid in set(used):
             has = by_uuid[uuid]
             takes = sum(seat.memory_fraction * has.memory_bytes for seat in one.seats if uuid in seat.gpus)
@@ -174,20 +177,120 @@ def test_a_gpu_that_can_not_be_used_is_left_out_and_said(more: dict[str, object]
     assert why in said
 
 
-def test_gpus_that_can_not_read_each_other_split_nothing() -> None:
+def test_gpus_that_can_not_read_each_other_split_by_way_of_the_host_and_only_where_it_is_asked_for() -> None:
     placed = place(inventory(card(0), card(1), apart=frozenset({("GPU-0", "GPU-1")})), wanted())
-    assert feasible(placed) == {"2b", "1b@tp2"}
-    [why] = [one.reason for one in placed.placements if one.layout == "1p1d"]
-    assert "GPU 1 can't read the memory of GPU 0" in why
+    assert feasible(placed) == {"1p1d", "2b", "1b@tp2"}
+    [found] = [one for one in placed.placements if one.layout == "1p1d"]
+    assert found.staged
+    assert [seat.sees for seat in found.seats] == [("GPU-1",), ("GPU-0",)]
+    assert found.remarks[0].startswith("GPUs 0, 1 can't all read each other's memory")
+    assert placed.best is not None
+    assert not next(one for one in placed.placements if one.layout == placed.best).staged
 
 
-def test_two_engines_may_share_the_only_gpu() -> None:
+def test_two_engines_share_the_only_gpu_and_are_told_how_much_of_it_is_theirs() -> None:
     placed = place(described(1, "H100", 80 * GIB), wanted())
     assert feasible(placed) == {"1p1d", "1b"}
     [found] = [one for one in placed.placements if one.layout == "1p1d"]
     assert [seat.memory_fraction for seat in found.seats] == [0.45, 0.45]
     assert found.plan is None, "nobody has measured how two engines on a GPU disturb each other"
-    assert placed.best == "1b"
+    shape = SHAPES["llama-3.1-8b"]
+    for seat in found.seats:
+        assert seat.kv_bytes == int(36 * GIB - 3 * GIB - shape.weight_bytes(1))
+    assert placed.best == "1p1d"
+    assert "unpredicted; 1b would have one engine" in placed.why
+
+
+def test_an_only_gpu_that_the_model_does_not_fit_twice_has_one_engine() -> None:
+    assert place(described(1, "H100", 80 * GIB), wanted("gpt-oss-120b")).best == "1b"
+
+
+def test_an_only_gpu_that_is_half_full_is_used_for_what_is_left() -> None:
+    train = GpuProcess(pid=7, name="train")
+    placed = place(inventory(card(0, free_bytes=40 * GIB, others=(train,))), wanted(context=1024))
+    [found] = [one for one in placed.placements if one.layout == placed.best]
+    assert sum(seat.memory_fraction for seat in found.seats) * 80 * GIB <= 40 * GIB
+    assert "50% of GPU 0 is taken by others" in found.remarks
+    with pytest.raises(ConfigError, match="no GPU can be used: GPU 0: 99% of its memory is taken by train 7; end that"):
+        place(inventory(card(0, free_bytes=1 * GIB, others=(train,))), wanted())
+
+
+def test_of_several_kinds_that_with_the_most_memory_is_taken() -> None:
+    mixed = inventory(
+        card(0), card(1), *(card(at, name="A100", memory_bytes=40 * GIB, free_bytes=40 * GIB) for at in (2, 3))
+    )
+    placed = place(mixed, wanted())
+    assert {uuid for one in placed.placements for seat in one.seats for uuid in seat.gpus} == {"GPU-0", "GPU-1"}
+    assert [one.partition(": ")[0] for one in placed.unused] == ["GPU 2", "GPU 3"]
+    assert "CUDA_VISIBLE_DEVICES=2,3 puts them there instead" in placed.unused[0]
+
+
+def test_memory_that_is_not_told_is_no_memory() -> None:
+    with pytest.raises(ConfigError, match="how much memory it has can't be read"):
+        place(inventory(card(0, memory_bytes=0, free_bytes=0)), wanted())
+
+
+def test_where_nothing_can_be_predicted_engines_are_small_and_do_both() -> None:
+    nothing = Times(lambda *_: None, lambda _: None)
+    unknown = msgspec.structs.replace(wanted(), times=lambda _: nothing)
+    assert place(described(4, "?", 80 * GIB), unknown).best == "4b"
+    large = msgspec.structs.replace(wanted("llama-3.3-70b-fp8"), times=lambda _: nothing)
+    assert place(described(4, "?", 48 * GIB), large).best == "2b@tp2"
+
+
+def test_kv_takes_longer_where_nvlink_does_not_go() -> None:
+    asked: list[str] = []
+    far = Times(TIMES.step, lambda _: asked.append("near"), lambda _: asked.append("far"))
+    place(inventory(card(0, island=0), card(1, island=1)), msgspec.structs.replace(wanted(), times=lambda _: far))
+    assert set(asked) == {"far"}
+
+
+# ---- layouts that somebody asks for
+
+
+PREFILL, DECODE, BOTH = Role.PREFILL, Role.DECODE, Role.BOTH
+
+
+def test_a_layout_may_have_engines_of_two_sizes_and_leave_gpus_over() -> None:
+    found = seated(described(8, "H100", 80 * GIB), [(PREFILL, 1), (DECODE, 4)], "1p1d@tp1:tp4", wanted())
+    assert [len(seat.gpus) for seat in found.seats] == [1, 4]
+    assert not set(found.seats[0].gpus) & set(found.seats[1].gpus)
+    assert "3 GPUs without an engine" in found.remarks
+
+
+def test_large_engines_find_their_island_first() -> None:
+    islands = inventory(card(0, island=0), card(1, island=0), card(2, island=2), card(3, island=3))
+    found = seated(islands, [(PREFILL, 1), (PREFILL, 1), (DECODE, 2)], "2p1d@tp1:tp2", wanted())
+    assert found.seats[2].gpus == ("GPU-0", "GPU-1")
+
+
+def test_two_engines_share_each_gpu_where_there_are_too_few() -> None:
+    found = seated(
+        described(2, "H100", 80 * GIB), [(PREFILL, 1), (PREFILL, 1), (DECODE, 1), (DECODE, 1)], "2p2d", wanted()
+    )
+    assert [seat.gpus for seat in found.seats] == [("GPU-0",), ("GPU-1",), ("GPU-0",), ("GPU-1",)]
+    assert {seat.memory_fraction for seat in found.seats} == {0.45}
+    assert all(seat.kv_bytes for seat in found.seats)
+
+
+@pytest.mark.parametrize(
+    ("places", "model", "said"),
+    [
+        ([(BOTH, 1)] * 5, "llama-3.1-8b", "takes 5 GPUs, and 2 can be used"),
+        ([(BOTH, 2)], "llama-3.1-8b", "needs 2 GPUs that NVLink connects with each other, and no more than 1 are"),
+        ([(BOTH, 1)], "deepseek-v3", "does not fit: GPU 0 has"),
+    ],
+)
+def test_what_can_not_be_seated_says_why(places: list[tuple[Role, int]], model: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        seated(inventory(card(0, island=0), card(1, island=1)), places, "it", wanted(model))
+
+
+def test_of_a_model_that_nothing_is_known_of_it_is_tried_but_no_gpu_is_shared() -> None:
+    found = seated(described(2, "H100", 80 * GIB), [(PREFILL, 1), (DECODE, 1)], "1p1d", None)
+    assert (found.kv_tokens, [seat.kv_bytes for seat in found.seats]) == (None, [None, None])
+    with pytest.raises(ConfigError, match=r"only where the model.s config\.json says"):
+        seated(described(1, "H100", 80 * GIB), [(PREFILL, 1), (DECODE, 1)], "1p1d", None)
 
 
 def test_gpus_without_an_engine_are_told_of() -> None:

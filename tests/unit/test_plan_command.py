@@ -150,7 +150,7 @@ def test_the_commands_of_a_layout_are_shown() -> None:
 
 def test_the_commands_of_a_layout_that_can_not_be_are_refused() -> None:
     for layout, said in (
-        ("9p9d", "there is no layout '9p9d' on these GPUs; feasible are 1b@tp8"),
+        ("9p9d", "topology '9p9d' takes 18 GPUs, and 8 can be used"),
         ("8b", "layout 8b does not fit: "),
     ):
         with pytest.raises(ConfigError) as refused:

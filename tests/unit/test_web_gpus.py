@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from appliance.records import GpuProcess, GpuSnapshot, Throttled
 from web import gpus, views
 from web.views import Asked
@@ -33,6 +35,14 @@ def test_what_a_gpu_does_not_tell_is_a_dash() -> None:
     shown = {row.tensor, row.dram, row.nvlink, row.pcie, row.clock, row.power, row.temperature, row.memory, row.engine}
     assert shown == {"—"}
     assert (row.tensor_percent, row.slowed, row.errors, row.held, row.narrow, row.others) == (None,) * 6
+
+
+def test_why_engines_are_where_they_are_is_said_with_or_without_gpus() -> None:
+    note = "engines run on the CPU: NVIDIA's driver is not loaded: modprobe nvidia loads it & dmesg says why"
+    html = made.sections(msgspec.structs.replace(made.busy(0), notes=(note,)))["gpus"]
+    assert "Why engines are where they are" in html
+    assert "loads it &amp; dmesg says why" in html
+    assert "<table" not in html
 
 
 def row(**readings: Any) -> gpus.GpuContext:

@@ -49,6 +49,11 @@ class Use:
 class PeerMemory(ABC):
     """A peer's exported storages, mapped here."""
 
+    @property
+    def staged(self) -> bool:
+        """Bytes come by way of a third memory, which is slower than it could be."""
+        return False
+
     @abstractmethod
     def copy(self, copies: Sequence[Copy]) -> None:
         """Bring the bytes over and return when they are there. Raises ``HandoffError`` if the mapping is closed or too short."""
@@ -77,6 +82,9 @@ class MemoryTransport(ABC):
         Raises:
             HandoffError: this memory can't be shared; says what would make it shareable.
         """
+
+    def fence(self) -> None:  # noqa: B027 (most memory has nothing to wait for)
+        """Copies that begin later wait for what the calling thread has given its device to do so far."""
 
     @abstractmethod
     def open(self, handles: Sequence[bytes], descriptors: Sequence[int], sizes: Sequence[int]) -> PeerMemory:

@@ -117,16 +117,20 @@ class WorkerHalf:
     # ---- pulls, on the engine's loop
 
     def before_forward(self, pulls: Iterable[Pull]) -> None:
-        """Start the large pulls beside the forward pass."""
-        for pull in pulls:
-            if not pull.inline:
-                self._thread.submit(self._run, pull)
+        """Start the large pulls beside the forward pass. The one before may still write into blocks that they are for."""
+        beside = [pull for pull in pulls if not pull.inline]
+        if beside:
+            self._transport.fence()
+        for pull in beside:
+            self._thread.submit(self._run, pull)
 
     def at_load(self, pulls: Iterable[Pull]) -> None:
         """Run the small pulls here and now."""
-        for pull in pulls:
-            if pull.inline:
-                self._run(pull)
+        here = [pull for pull in pulls if pull.inline]
+        if here:
+            self._transport.fence()
+        for pull in here:
+            self._run(pull)
 
     def take_results(self) -> KVConnectorTransferResults:
         """Every pull that ended, once."""

@@ -1,0 +1,167 @@
+"""What is to be put on GPUs, as ``plan``, ``serve`` and ``check`` ask the planner for it, and the engines that come of its answer."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import NormalDist
+from typing import Final
+
+import msgspec
+
+from appliance import presets
+from appliance.config import Config
+from appliance.costs import closed, huggingface
+from appliance.costs.gpus import Gpu
+from appliance.costs.roofline import Batch, Roofline
+from appliance.costs.shape import ModelShape
+from appliance.errors import ConfigError
+from appliance.planner.cards import usable
+from appliance.planner.node import Chunk, CopyTime, Estimate, StepTime, Targets
+from appliance.planner.placement import SETTINGS, Placed, Placement, Seat, Times, Wanted, seated
+from appliance.records import Demand, Inventory
+from appliance.supervisor.specs import EngineSpec, GpuSeat, Model, gpu_specs
+from appliance.supervisor.topology import parse
+
+USUAL: Final = presets.Usual(rate=4.0, prompt=2000.0, output=300.0)
+CONTEXT: Final = 32_768
+_SPREAD: Final = 0.5  # sigma of the logarithm of lengths, assumed
+_QUANTILES: Final = 16
+_ERROR: Final = 0.13  # of the cost model's times: half of the published figures are nearer (docs/costs.md)
+
+
+class Asked(msgspec.Struct, frozen=True, kw_only=True):
+    """A model, what it is to serve, and where."""
+
+    model: Model
+    shape: ModelShape
+    context: int  # the longest request, in tokens
+    traffic: presets.Usual
+    inventory: Inventory
+    gpu: Gpu | None  # None: of a kind that the cost model does not know, so that nothing is predicted
+    preset: presets.Preset | None = None
+
+
+def longest(preset: presets.Preset | None, config: Path) -> int:
+    """Tokens of the longest request, where nobody says: a preset's, or as long as is usual and the model can."""
+    if preset is not None:
+        return preset.context
+    return min(CONTEXT, huggingface.positions(config) or CONTEXT)
+
+
+def kind(inventory: Inventory) -> str:
+    """Of the GPUs that engines are put on."""
+    cards, _ = usable(inventory)
+    return (cards or inventory.cards)[0].name
+
+
+def wanted(asked: Asked, targets: Targets) -> Wanted:
+    """For the planner: the cost model's times, and the traffic."""
+    return Wanted(
+        model=asked.shape,
+        context=asked.context,
+        demand=Demand(
+            rate_s=asked.traffic.rate,
+            prompt_tokens=_lengths(asked.traffic.prompt, asked.context),
+            output_tokens=_lengths(asked.traffic.output, asked.context),
+        ),
+        targets=targets,
+        times=lambda size: _times(asked.shape, asked.gpu, size),
+        reserve_bytes=closed.RESERVE_BYTES,
+    )
+
+
+def _lengths(mean: float, most: int) -> tuple[float, ...]:
+    """Quantiles of a lognormal distribution with that mean."""
+    at = [NormalDist().inv_cdf((number + 0.5) / _QUANTILES) for number in range(_QUANTILES)]
+    drawn = [math.exp(_SPREAD * one) for one in at]
+    scale = mean * _QUANTILES / sum(drawn)
+    return tuple(min(float(most), max(1.0, scale * one)) for one in drawn)
+
+
+def _times(shape: ModelShape, kind: Gpu | None, size: int) -> Times:
+    if kind is None:
+        return Times(lambda *_: None, lambda _: None)
+    return Times(
+        _step(shape, kind, size),
+        _copy(shape, size, closed.nvlink(kind, size)),
+        _copy(shape, size, closed.pcie(kind, size)),
+    )
+
+
+def _step(shape: ModelShape, kind: Gpu, size: int) -> StepTime:
+    roofline = Roofline(shape, kind, size)
+
+    def step(chunks: Sequence[Chunk], sequences: float, context: float) -> Estimate:
+        return Estimate(roofline.step(Batch(chunks, sequences, context)).total_s, _ERROR)
+
+    return step
+
+
+def _copy(shape: ModelShape, size: int, link: closed.Link) -> CopyTime:
+    def copy(tokens: float) -> Estimate:
+        return Estimate(closed.handoff_s(closed.handoff_bytes(shape, round(tokens), size), link), _ERROR)
+
+    return copy
+
+
+# ---- what comes of the answer
+
+
+def chosen(placed: Placed, layout: str | None, asked: Asked, targets: Targets) -> Placement:
+    """The best, or the one that somebody asks for. Raises ``ConfigError`` where it can't be."""
+    found = next((one for one in placed.placements if one.layout == (layout or placed.best)), None)
+    if found is None and layout:
+        return as_asked(asked.inventory, layout, wanted(asked, targets))
+    if found is None:
+        raise ConfigError(f"{asked.model.name} fits on none of these GPUs: {_first_reason(placed)}")
+    if not found.feasible:
+        raise ConfigError(f"layout {found.layout} does not fit: {found.reason}")
+    return found
+
+
+def as_asked(inventory: Inventory, layout: str, wanted: Wanted | None) -> Placement:
+    """``seated``, by the layout's name."""
+    topology = parse(layout)
+    places = [(place.role, place.tensor_parallel) for place in topology.places]
+    return seated(inventory, places, topology.layout, wanted)
+
+
+def _first_reason(placed: Placed) -> str:
+    """Of the layout with the largest engines, and the fewest: it wants the least."""
+    return max(reversed(placed.placements), key=lambda one: one.tensor_parallel).reason
+
+
+def engine_specs(
+    one: Placement,
+    config: Config,
+    *,
+    inventory: Inventory,
+    model: Model,
+    preset: presets.Preset | None,
+    context: int | None,
+) -> tuple[EngineSpec, ...]:
+    """Raises ``ConfigError`` for a configuration that contradicts it. ``context`` None: the model's own."""
+    seats = [
+        GpuSeat(
+            name=seat.name,
+            role=seat.role,
+            gpus=seat.gpus,
+            memory_fraction=seat.memory_fraction,
+            token_budget=SETTINGS[seat.role].token_budget,
+            places=SETTINGS[seat.role].places,
+            kv_bytes=seat.kv_bytes,
+            sees=_others(seat, one) if config.engine.see_all_gpus else seat.sees,
+        )
+        for seat in one.seats
+    ]
+    ours = os.sched_getaffinity(0)  # a container's may be few, and far from its GPUs
+    near = {card.uuid: tuple(core for core in card.cores if core in ours) for card in inventory.cards}
+    return gpu_specs(config, seats, model, arguments=preset.args if preset else (), context=context, near=near)
+
+
+def _others(seat: Seat, one: Placement) -> tuple[str, ...]:
+    """GPUs of all other engines."""
+    return tuple(dict.fromkeys(gpu for other in one.seats for gpu in other.gpus if gpu not in seat.gpus))

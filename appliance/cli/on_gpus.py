@@ -1,0 +1,172 @@
+"""Engines on this machine's GPUs: which, or why none, and what was decided, in words. Pure but for a hub that is asked what a model is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from appliance import presets
+from appliance.checks import software
+from appliance.cli.asked import USUAL, Asked, as_asked, chosen, engine_specs, kind, longest, wanted
+from appliance.config import Config
+from appliance.costs import huggingface
+from appliance.costs.gpus import Gpu, gpu
+from appliance.errors import ConfigError, NotNowError
+from appliance.gpu.inventory import visible
+from appliance.planner.cards import usable
+from appliance.planner.node import Targets
+from appliance.planner.placement import Placement, place
+from appliance.records import Inventory
+from appliance.supervisor.specs import DEMO_CONTEXT, EngineSpec, Model
+from web.words import ranges
+
+_CONTEXT_ARGUMENT: Final = "--max-model-len"
+_SMALL: Final = presets.Usual(rate=4.0, prompt=200.0, output=100.0)  # what the demo model is asked
+
+
+class Seated(msgspec.Struct, frozen=True, kw_only=True):
+    """Engines on GPUs. ``notes``: why so, line by line."""
+
+    layout: str
+    specs: tuple[EngineSpec, ...]
+    notes: tuple[str, ...]
+
+
+def available(inventory: Inventory, variables: Mapping[str, str], runtime: tuple[int, int] | None) -> Inventory:
+    """The GPUs that engines may see. ``runtime``: the CUDA that torch is built with.
+
+    Raises:
+        NotNowError: there is none, or its driver is too old.
+        ConfigError: ``CUDA_VISIBLE_DEVICES`` names one that isn't there.
+    """
+    if old := software.too_old(inventory, runtime):
+        raise NotNowError(old)
+    named = variables.get("CUDA_VISIBLE_DEVICES")
+    found = inventory if named is None else visible(inventory, named)
+    if not found.cards:
+        why = inventory.trouble or ("CUDA_VISIBLE_DEVICES is empty" if inventory.cards else "this machine has none")
+        raise NotNowError(
+            f"vLLM's CUDA build is installed and finds no NVIDIA GPU: {why}. "
+            "Where there is to be none, make clean serve CPU=1 installs the CPU build"
+        )
+    return found
+
+
+def seat(config: Config, model: Model, inventory: Inventory, layout: str | None) -> Seated:
+    """Engines of ``layout``, or of the best one. Raises ``ConfigError`` that says what stands against it."""
+    preset = presets.load(Path(model.path).name) if model.preset else None
+    loaded = Model(preset.repository, model.name, False) if preset else model
+    targets = Targets(ttft_s=config.slo.ttft_s, itl_s=config.slo.itl_s, share=config.slo.share)
+    try:
+        asked = _asked(config, model, loaded, preset, inventory)
+    except ConfigError as error:
+        return _unplanned(config, loaded, preset, inventory, layout, error)
+    placed = place(inventory, wanted(asked, targets))
+    one = chosen(placed, layout, asked, targets)
+    why = "as it was asked for" if layout else f"{placed.why}; --topology takes another one"
+    specs = engine_specs(
+        one, config, inventory=inventory, model=loaded, preset=preset, context=_said(config, asked.context)
+    )
+    return Seated(layout=one.layout, specs=specs, notes=_notes(inventory, one, specs, why))
+
+
+def _unplanned(
+    config: Config,
+    model: Model,
+    preset: presets.Preset | None,
+    inventory: Inventory,
+    layout: str | None,
+    error: ConfigError,
+) -> Seated:
+    """Of a model that nothing is known of, what somebody asks for is tried."""
+    if layout is None:
+        raise ConfigError(f"{error}. So no layout can be planned: name one, as in --topology 1p1d") from error
+    one = as_asked(inventory, layout, None)
+    specs = engine_specs(one, config, inventory=inventory, model=model, preset=preset, context=_said(config, None))
+    why = f"as it was asked for; whether it fits shows when engines load it ({error})"
+    return Seated(layout=one.layout, specs=specs, notes=_notes(inventory, one, specs, why))
+
+
+def _asked(
+    config: Config,
+    model: Model,
+    loaded: Model,
+    preset: presets.Preset | None,
+    inventory: Inventory,
+) -> Asked:
+    """Raises ``ConfigError`` for a model that can't be described."""
+    source = Path(model.path) if model.local else from_hub(model.path)
+    return Asked(
+        model=loaded,
+        shape=huggingface.read(source),
+        context=_said_context(config) or (DEMO_CONTEXT if model.shipped else longest(preset, source)),
+        traffic=preset.traffic if preset else _SMALL if model.shipped else USUAL,
+        inventory=inventory,
+        gpu=_known(kind(inventory)),
+        preset=preset,
+    )
+
+
+def _known(name: str) -> Gpu | None:
+    try:
+        return gpu(name)
+    except ConfigError:
+        return None
+
+
+def _said(config: Config, context: int | None) -> int | None:
+    """None where the owner says it to vLLM himself."""
+    return None if _said_context(config) else context
+
+
+def _said_context(config: Config) -> int | None:
+    """Tokens of the longest request, where ``engine.args`` has them in figures."""
+    arguments = list(config.engine.args)
+    for number, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name.replace("_", "-") == _CONTEXT_ARGUMENT:
+            told = value if equals else (arguments[number + 1] if number + 1 < len(arguments) else "")
+            return int(told) if told.isdecimal() and int(told) else None
+    return None
+
+
+def from_hub(repository: str) -> Path:
+    """A model's ``config.json``, from the cache or from the hub. Raises ``ConfigError``."""
+    import huggingface_hub as hub  # large, and mostly not needed
+
+    try:
+        return Path(hub.hf_hub_download(repository, "config.json"))
+    except (OSError, ValueError, hub.errors.HfHubHTTPError) as error:
+        said: Any = str(error).strip().splitlines() or [type(error).__name__]
+        raise ConfigError(f"the config.json of {repository} can't be had ({said[0]})") from error
+
+
+# ---- in words
+
+
+def _notes(inventory: Inventory, one: Placement, specs: Sequence[EngineSpec], why: str) -> tuple[str, ...]:
+    _, unused = usable(inventory)
+    return (
+        _there(inventory),
+        f"{one.layout}: {why}",
+        "; ".join(f"{spec.name} ({spec.role.value}) on {on(spec, inventory)}" for spec in specs),
+        *one.remarks,
+        *(f"not used: {reason}" for reason in unused),
+    )
+
+
+def _there(inventory: Inventory) -> str:
+    """2 × NVIDIA H100 80GB HBM3, driver 580.82"""
+    names = [card.name for card in inventory.cards]
+    kinds = " and ".join(f"{names.count(name)} × {name}" for name in dict.fromkeys(names))
+    return f"GPUs: {kinds}" + (f", driver {inventory.driver}" if inventory.driver else "")
+
+
+def on(spec: EngineSpec, inventory: Inventory) -> str:
+    """GPU 0–3, cores 0–15"""
+    indexes = {card.uuid: card.index for card in inventory.cards}
+    cores = f", cores {ranges(spec.cores)}" if spec.cores else ""
+    return f"GPU {ranges(sorted(indexes[gpu] for gpu in spec.gpus))}{cores}"

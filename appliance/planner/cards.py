@@ -1,0 +1,144 @@
+"""Which of a machine's GPUs engines may be put on, and which of these belong together. Pure."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Final
+
+from appliance.errors import ConfigError
+from appliance.records import Card, Inventory
+
+SHARERS: Final = 2  # engines on one GPU, where there is no other
+_MARGIN: Final = 0.10  # of a GPU's memory, that is left alone
+_CROWDED: Final = 0.15  # of its memory, that others may have before a GPU counts as taken
+
+
+def usable(inventory: Inventory) -> tuple[tuple[Card, ...], tuple[str, ...]]:
+    """Those that engines may be put on, GPUs that belong together side by side; and why the others are none.
+
+    GPUs that others have much of are left out where there are better ones. Of several kinds, that with the most memory in all is taken.
+    """
+    why = {card.index: _barred(card) or crowd(card) for card in inventory.cards}
+    if all(why.values()):
+        why |= {card.index: None for card in inventory.cards if _barred(card) is None and may_take(card) > 0}
+    why |= _of_other_kinds([card for card in inventory.cards if why[card.index] is None])
+    cards = sorted((card for card in inventory.cards if why[card.index] is None), key=_neighbourhood)
+    return tuple(cards), tuple(f"GPU {index}: {reason}" for index, reason in why.items() if reason is not None)
+
+
+def _neighbourhood(card: Card) -> tuple[int, int, int]:
+    return card.island, -1 if card.numa is None else card.numa, card.index
+
+
+def _barred(card: Card) -> str | None:
+    """Why no engine can be on it."""
+    if card.mig:
+        return (
+            "it is cut into parts (MIG), whose memory can't be shared with other engines; "
+            f"nvidia-smi -i {card.index} -mig 0 makes it whole"
+        )
+    if card.compute == "prohibited":
+        return f"its compute mode allows nobody; nvidia-smi -i {card.index} -c DEFAULT changes that"
+    if card.compute == "exclusive":
+        return (
+            "its compute mode allows one process, and engines read each other's memory; "
+            f"nvidia-smi -i {card.index} -c DEFAULT changes that"
+        )
+    if not card.memory_bytes:
+        return "how much memory it has can't be read; nvidia-smi says more"
+    return None
+
+
+def crowd(card: Card) -> str | None:
+    """Who else is on it, where that is more than can be left alone."""
+    taken = share_taken(card)
+    if taken <= _CROWDED:
+        return None
+    by = ", ".join(f"{one.name or 'pid'} {one.pid}" for one in card.others)
+    return f"{taken:.0%} of its memory is taken{f' by {by}' if by else ''}; end that, and it is used"
+
+
+def share_taken(card: Card) -> float:
+    return 1 - card.free_bytes / card.memory_bytes
+
+
+def _of_other_kinds(cards: Sequence[Card]) -> dict[int, str]:
+    """Engines hand KV over to their like, and what one does is predicted of the others: they are on GPUs of one kind."""
+    kinds: dict[str, list[Card]] = {}
+    for card in cards:
+        kinds.setdefault(card.name, []).append(card)
+    most = max(kinds, key=lambda kind: sum(card.memory_bytes for card in kinds[kind]), default="")
+    return {
+        card.index: f"it is of another kind ({card.name}) than those that engines are put on ({len(kinds[most])} × {most}); "
+        f"CUDA_VISIBLE_DEVICES={','.join(str(one.index) for one in kinds[card.name])} puts them there instead"
+        for card in cards
+        if card.name != most
+    }
+
+
+def grouped(cards: Sequence[Card], size: int) -> list[tuple[Card, ...]]:
+    """As many groups of so many GPUs as there are, each within an island; NUMA nodes are kept together as far as that goes."""
+    groups = []
+    for _, island in itertools.groupby(cards, key=lambda card: card.island):
+        there = list(island)
+        groups += [tuple(there[at : at + size]) for at in range(0, len(there) - size + 1, size)]
+    return groups
+
+
+def some(inventory: Inventory) -> tuple[tuple[Card, ...], tuple[str, ...]]:
+    """As ``usable``, but raises ``ConfigError`` where there is none."""
+    cards, unused = usable(inventory)
+    if not cards:
+        raise ConfigError("no GPU can be used: " + ("; ".join(unused) or inventory.trouble or "there is none"))
+    return cards, unused
+
+
+def dealt(cards: Sequence[Card], sizes: Sequence[int]) -> list[tuple[Card, ...]] | None:
+    """GPUs for engines of these sizes, the large ones first, each within an island; two share one where there are too few."""
+    if len(cards) < len(sizes) <= SHARERS * len(cards) and set(sizes) == {1}:
+        return [(cards[number % len(cards)],) for number in range(len(sizes))]
+    left = [list(island) for _, island in itertools.groupby(cards, key=lambda card: card.island)]
+    found: dict[int, tuple[Card, ...]] = {}
+    for number in sorted(range(len(sizes)), key=lambda number: -sizes[number]):
+        island = min((one for one in left if len(one) >= sizes[number]), key=len, default=None)
+        if island is None:
+            return None
+        found[number] = tuple(island[: sizes[number]])
+        del island[: sizes[number]]
+    return [found[number] for number in range(len(sizes))]
+
+
+def too_few(cards: Sequence[Card], sizes: Sequence[int]) -> str:
+    if sum(sizes) > len(cards):
+        return f"takes {sum(sizes)} GPUs, and {len(cards)} can be used"
+    return f"needs {max(sizes)} GPUs that NVLink connects with each other, and no more than {largest(cards)} are"
+
+
+def largest(cards: Sequence[Card]) -> int:
+    """Of the islands."""
+    return max(sum(1 for _ in island) for _, island in itertools.groupby(cards, key=lambda card: card.island))
+
+
+def may_take(card: Card) -> float:
+    """What engines may have of its memory."""
+    return min((1 - _MARGIN) * card.memory_bytes, card.free_bytes - _MARGIN / 4 * card.memory_bytes)
+
+
+def fraction(group: Sequence[Card]) -> float:
+    """That an engine may have of each of its GPUs' memory: vLLM takes the same of all of them."""
+    return min(may_take(card) / card.memory_bytes for card in group)
+
+
+def each_may_take(group: Sequence[Card]) -> float:
+    """Bytes that it has on the smallest of them then."""
+    return fraction(group) * min(card.memory_bytes for card in group)
+
+
+def are_far(groups: Sequence[tuple[Card, ...]]) -> bool:
+    """Whether engines have no NVLink between them."""
+    return len({card.island for group in groups for card in group}) > 1
+
+
+def gib(size: float) -> str:
+    return f"{size / (1 << 30):.1f} GiB"
