@@ -113,13 +113,38 @@ LINK = replace(
     verdicts=(),
     changes=(),
 )
+CRASHED = replace(
+    CLOSED,
+    id="231114-2212",
+    opened=NOON - 42,
+    state=IncidentState.OPEN,
+    closed=None,
+    ended=None,
+    reopened=0,
+    engine="e1",
+    engines=("e1",),
+    stage="decode",
+    summary="e1 was ended by SIGKILL, probably out of memory, and is not started again: it ended ten times.",
+    severity=1.0,
+    late=0,
+    failed=4,
+    evidence=(),
+    action=None,
+    expected_gain=None,
+    next=None,
+    verdicts=(),
+    changes=(Change(time=NOON - 43, kind=ChangeKind.ENDED, engine="e1", sentence="e1 ended: killed by the kernel."),),
+    simulated=False,
+    model="tiny-stories",
+    topology="1p1d",
+)
 
 
 class FakeIncidents:
     """Implements ``IncidentView`` over a few of them."""
 
-    def __init__(self, *incidents: Incident) -> None:
-        self.kept = list(incidents or (OPEN, LINK, CLOSED))
+    def __init__(self, *incidents: Incident, none: bool = False) -> None:
+        self.kept = [] if none else list(incidents or (OPEN, LINK, CLOSED))
 
     async def incidents(self, limit: int, state: str | None) -> Sequence[Incident]:
         return [one for one in self.kept if state is None or one.state == state][:limit]

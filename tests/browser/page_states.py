@@ -363,8 +363,12 @@ def large(tick: int) -> NodeSnapshot:
         room=1.3,
         **{**work, "kv_usage": 0.97, "waiting": 41},
     )
+    small = busy(tick)
+    leases = tuple(msgspec.structs.replace(lease, consumer="e3") for lease in small.ledger.leases)
     return msgspec.structs.replace(
-        busy(tick),
+        small,
+        recent=tuple(map(_of_large, small.recent)),
+        ledger=msgspec.structs.replace(small.ledger, leases=leases),
         engines=(*prefill, decode),
         gpus=tuple(_gpu(index, wave) for index in range(8)),
         links=tuple(
@@ -374,6 +378,45 @@ def large(tick: int) -> NodeSnapshot:
         topology="3p1d@tp2",
         simulated=True,
         model="Llama-3.3-70B",
+    )
+
+
+def _of_large(one: Timeline) -> Timeline:
+    """One of three engines prefills, and the fourth decodes."""
+    names = {"e0": f"e{int(one.id, 16) % 3}", "e1": "e3"}
+    legs = tuple(msgspec.structs.replace(leg, engine=names[leg.engine]) for leg in one.legs)
+    prefill, decode = names.get(one.prefill_engine or ""), names.get(one.decode_engine or "")
+    error = one.error and one.error.replace("e1", "e3")
+    return msgspec.structs.replace(one, prefill_engine=prefill, decode_engine=decode, legs=legs, error=error)
+
+
+def healthy(tick: int) -> NodeSnapshot:
+    """The large node, with all as it should be."""
+    node = large(tick)
+    gpus = tuple(
+        msgspec.structs.replace(
+            _gpu(3, 1.0 + 0.02 * math.sin(tick)),
+            index=gpu.index,
+            uuid=gpu.uuid,
+            engine=gpu.engine,
+            tensor=gpu.tensor,
+            dram=gpu.dram,
+        )
+        for gpu in node.gpus
+    )
+    rested = {"kv_usage": 0.44, "kv_blocks_free": 2294, "waiting": 1, "busy": 0.61}
+    engines = tuple(msgspec.structs.replace(one, **rested) for one in node.engines)
+    return msgspec.structs.replace(
+        node,
+        engines=engines,
+        gpus=gpus,
+        requests=RequestCounts(total=9633, ok=9609, cancelled=4, split=9608),
+        handoffs=HandoffSnapshot(count=9608, bytes=17_294_400_000, recent_s=11.2, recent_bytes_s=3.24e9),
+        ledger=msgspec.structs.replace(node.ledger, expired=0),
+        recent=tuple(one for one in node.recent if one.outcome in ("ok", "running") and one.attempts == 1),
+        pairs=tuple(Pair(prefill=f"e{n}", decode="e3", ok=True, age_s=1.0 + n) for n in range(3)),
+        lately=Lately(first_tokens=33, ttft_late=0.0, ttft_s=0.2),
+        verdict=Verdict(state="ok", summary="No bottleneck.", since=NOON),
     )
 
 
@@ -453,6 +496,7 @@ STATES: dict[str, Callable[[int], NodeSnapshot]] = {
     "whole": whole,
     "broken": broken,
     "large": large,
+    "healthy": healthy,
     "bottleneck": bottleneck,
 }
 
