@@ -34,10 +34,11 @@ def words(verdict: Verdict | Incident | Said) -> str:
     """What holds the node back, with the engine, as operators say it."""
     if verdict.cause is None:
         return "no cause found"
-    where = " to ".join(verdict.link) if verdict.link else verdict.engine
-    if verdict.cause == "frontend_bound" and where is None:
+    if verdict.link:
+        return f"{plain(verdict.cause)} from {' to '.join(verdict.link)}"
+    if verdict.cause == "frontend_bound" and verdict.engine is None:
         return "busy supervisor"
-    return plain(verdict.cause) + (f" on {where}" if where else "")
+    return plain(verdict.cause) + (f" on {verdict.engine}" if verdict.engine else "")
 
 
 def plain(cause: str) -> str:

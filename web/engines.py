@@ -22,6 +22,7 @@ _STEPS: Final = 2000  # at most, in the plots
 _STEPS_S: Final = 1.0  # from one drawing of them to the next
 _LOG_S: Final = 1.0
 _SERIES: Final = ("running", "waiting", "fetching", "kv_usage", "busy", "slowdown")
+_WORST_FIRST: Final = ("bad", "warn", "wait", "off", "ok")
 _LONGEST: Final = 200  # characters to be found in a log
 
 
@@ -53,6 +54,8 @@ class ListContext(Context, frozen=True, kw_only=True):
 
     rows: tuple[ListedContext, ...]
     topology: str
+    tone: str
+    glyph: str
     sentence: str
 
 
@@ -80,18 +83,28 @@ class Engines:
 
 def listed(snapshot: NodeSnapshot) -> ListContext:
     """All engines."""
+    tone, sentence = _verdict(snapshot)
     return ListContext(
         rows=tuple(_listed(engine, snapshot) for engine in snapshot.engines),
         topology=snapshot.topology,
-        sentence=_sentence(snapshot.engines),
+        tone=tone,
+        glyph=TONES[tone],
+        sentence=sentence,
     )
 
 
-def _sentence(engines: Sequence[EngineSnapshot]) -> str:
+def _verdict(snapshot: NodeSnapshot) -> tuple[str, str]:
+    """Tone and sentence: the worst of any engine's."""
+    engines, held = snapshot.engines, flow.held_back(snapshot)
     ready = sum(engine.state is EngineState.READY for engine in engines)
-    if ready == len(engines):
-        return f"{words.several(ready, 'engine')}, all ready"
-    return f"{ready} of {words.several(len(engines), 'engine')} {'is' if ready == 1 else 'are'} ready"
+    if ready < len(engines):
+        tones = [flow.STATE_TONES[engine.state] for engine in engines]
+        worst = next(tone for tone in _WORST_FIRST if tone in tones)
+        return worst, f"{ready} of {words.several(len(engines), 'engine')} {'is' if ready == 1 else 'are'} ready."
+    all_of = f"{words.several(ready, 'engine')}, {'' if ready == 1 else 'all '}ready"
+    if held:
+        return "bad", f"{all_of}; {words.listing(held)} {'holds' if len(held) == 1 else 'hold'} the node back."
+    return "ok", f"{all_of}."
 
 
 def _listed(engine: EngineSnapshot, snapshot: NodeSnapshot) -> ListedContext:

@@ -145,7 +145,7 @@ def filters(incidents: Iterable[Incident], wanted: Mapping[str, str]) -> tuple[F
     for name, value_of in _FILTERS.items():
         values = sorted({*map(value_of, incidents), *([wanted[name]] if name in wanted else [])})
         if len(values) > 1 or name in wanted:
-            found.append(FilterContext(label=name, options=_options(name, values, wanted)))
+            found.append(FilterContext(label=name.capitalize(), options=_options(name, values, wanted)))
     return tuple(found)
 
 
@@ -202,7 +202,7 @@ def _headline(incidents: Sequence[Incident], now: float, filtered: bool) -> tupl
 
 def place(incident: Incident) -> str:
     """The engine or the link that it is of."""
-    return "→".join(incident.link) if incident.link else incident.engine or NODE
+    return " → ".join(incident.link) if incident.link else incident.engine or NODE
 
 
 def what(incident: Incident) -> str:

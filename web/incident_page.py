@@ -203,7 +203,9 @@ def facts(incident: Incident, now: float) -> IncidentFactsContext:
         evidence=tuple(one.sentence for one in incident.evidence),
         action=action.sentence if action else None,
         call=(action.call or action.setting) if action else None,
-        gain=None if incident.expected_gain is None else f"{incident.expected_gain:.0%} of that time, estimated",
+        gain=None
+        if incident.expected_gain is None
+        else f"{words.percent(incident.expected_gain)} of that time, estimated",
         then=incident.next,
         ended=incident.ended,
     )
@@ -223,7 +225,7 @@ def _figures(incident: Incident) -> tuple[FactContext, ...]:
         ("late first tokens", f"about {words.count(incident.late)}" if incident.late else "0"),
         ("failed requests", words.count(incident.failed)),
         ("node", f"{incident.model} as {incident.topology}"),
-        ("targets", f"TTFT {words.duration(incident.slo_ttft_s)}, ITL {words.duration(incident.slo_itl_s)}"),
+        ("targets", f"TTFT {words.setting(incident.slo_ttft_s)}, ITL {words.setting(incident.slo_itl_s)}"),
         ("version", incident.version),
     ]
     if incident.reopened:

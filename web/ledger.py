@@ -7,7 +7,7 @@ from typing import Final
 
 from markupsafe import Markup
 
-from appliance.records import EngineSnapshot, Lease, LedgerSnapshot, NodeSnapshot, Unexplained
+from appliance.records import EngineSnapshot, Lease, LedgerSnapshot, NodeSnapshot, Role, Unexplained
 from web import words
 from web.contexts import TONES, Context, overdue
 from web.views import Asked, Parts, View
@@ -119,7 +119,7 @@ def ledger(snapshot: NodeSnapshot) -> LedgerContext:
         if len(ordered) > ROWS
         else None,
         totals=_totals(book),
-        splits=len(snapshot.engines) > 1,
+        splits=any(engine.role is not Role.BOTH for engine in snapshot.engines),
     )
 
 

@@ -178,12 +178,12 @@ def _gains(snapshot: NodeSnapshot) -> str | None:
     if better is None:
         return None
     found = [
-        (better.load_falls, "its highest load would be {:.0%} lower"),
-        (better.good_rises, "{:.0%} more of the requests would meet both targets"),
+        (better.load_falls, "its highest load would be {} lower"),
+        (better.good_rises, "{} more of the requests would meet both targets"),
     ]
-    said = [text.format(gain) for gain, text in found if gain >= 0.005]
+    said = [text.format(words.percent(gain)) for gain, text in found if gain >= 0.005]
     if better.rate_grows is not None and better.rate_grows >= 0.005:
-        said.append(f"it would carry {better.rate_grows:.0%} more")
+        said.append(f"it would carry {words.percent(better.rate_grows)} more")
     aggregated = " It does without hand-offs." if better.aggregated else ""
     return f"Predicted: {words.listing(said)}.{aggregated}" if said else aggregated.strip() or None
 

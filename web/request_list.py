@@ -187,8 +187,8 @@ def rows(timelines: Sequence[Timeline], wanted: Wanted, snapshot: NodeSnapshot) 
         sentence=_sentence(len(shown), len(found), len(timelines), wanted, target_s),
         rows=Markup("\n").join(_row(one, scale_s, target_s, target_x, splits) for one in shown),
         empty=None if shown else _empty(len(timelines), wanted),
-        scale=words.duration(scale_s),
-        target=words.duration(target_s),
+        scale=words.setting(scale_s),
+        target=words.setting(target_s),
         target_x=target_x,
     )
 
@@ -244,7 +244,7 @@ def _short(id: str) -> str:
 
 def _sentence(shown: int, found: int, kept: int, wanted: Wanted, target_s: float) -> str:
     what = words.several(found, "request") if wanted.show == "all" else f"{words.count(found)} {wanted.show}"
-    late = f" (over {words.duration(target_s)} to the first token)" if wanted.show == "slow" else ""
+    late = f" (over {words.setting(target_s)} to the first token)" if wanted.show == "slow" else ""
     where = f" on {wanted.engine}" if wanted.engine else ""
     of = f", of {words.count(kept)} kept" if found < kept else " kept"
     newest = f"; the newest {shown:,} are shown" if shown < found else ""

@@ -197,7 +197,7 @@ def head(timeline: Timeline, explained: Explained | None, snapshot: NodeSnapshot
 
 def _title(timeline: Timeline, outcome: str, target_s: float) -> str:
     if timeline.ttft_s is None:
-        verb = {"running": "Runs since", "failed": outcome.capitalize() + " after"}.get(
+        verb = {"running": "Has run for", "failed": outcome.capitalize() + " after"}.get(
             timeline.outcome, "Cancelled after"
         )
         return f"{verb} {words.duration(timeline.total_s or seconds(timeline))}, without a token"
@@ -217,9 +217,9 @@ def stages(timeline: Timeline, explained: Explained | None, snapshot: NodeSnapsh
     return StagesContext(
         lanes=_lanes(timeline, scale_s),
         stages=_stages(timeline, explained),
-        scale=words.duration(scale_s),
+        scale=words.setting(scale_s),
         target_x=_percent(target_s, scale_s) if target_s <= scale_s else None,
-        target=words.duration(target_s),
+        target=words.setting(target_s),
         whole=words.duration(whole_s),
         usual=words.duration(explained.usual_first_s if explained else None),
         title=_until(timeline),

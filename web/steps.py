@@ -91,7 +91,7 @@ def _durations(
         x_name="tokens in the step",
         y_name="duration",
         x_ticks=plot.x_ticks(x, [(value, words.count(round(value))) for value in x.ticks()]),
-        y_ticks=plot.y_ticks(y, [(value, words.duration(value)) for value in y.ticks()]),
+        y_ticks=plot.y_ticks(y, [(value, words.setting(value)) for value in y.ticks()]),
         drawn=(
             *_marks(at, prompts, decodes),
             *(

@@ -86,8 +86,8 @@ def requests(snapshot: NodeSnapshot) -> RequestsContext:
     return RequestsContext(
         rows=tuple(row(timeline, scale_s, splits) for timeline in newest),
         legend=tuple(LegendContext(stage=stage, label=LABELS[stage]) for stage in STAGES),
-        scale=words.duration(scale_s),
-        target=words.duration(target),
+        scale=words.setting(scale_s),
+        target=words.setting(target),
         target_x=_share(target, scale_s) if target <= scale_s else None,
     )
 

@@ -43,6 +43,13 @@ def duration(seconds: float | None) -> str:
     return f"{hours // 24}{_NB}d {hours % 24}{_NB}h"
 
 
+def setting(seconds: float | None) -> str:
+    """Of what somebody has set, or a mark on a scale: 2 s, 1.5 s, 50 ms. It is exact, so no digits say how exact it is."""
+    if seconds is None or seconds >= 60:
+        return duration(seconds)
+    return f"{seconds:g}{_NB}s" if seconds >= 1 else f"{seconds * 1e3:g}{_NB}ms"
+
+
 def age(seconds: float | None) -> str:
     """The same, but never finer than a second: what is shown of it must not flicker."""
     return f"{int(seconds)}{_NB}s" if seconds is not None and seconds < 60 else duration(seconds)

@@ -3,7 +3,7 @@
 import { ink, STAGES } from "./ink.js";
 import { area, heat, paintMarks, paintTarget, stack } from "./paint.js";
 import { AXIS, bounds, columnOf, middles, state, RIGHT } from "./state.js";
-import { day, hour, number, percent, seconds, two, whole } from "./words.js";
+import { day, hour, number, percent, second, seconds, whole } from "./words.js";
 
 const line = (name, ink, dash) => ({ name, ink, dash });
 export const CHARTS = {
@@ -100,7 +100,7 @@ function times(u, at) {
   let before = "";
   return at.map((time) => {
     const date = new Date(time * 1000);
-    const text = step >= 86400 ? day(date) : `${hour(date)}${step < 60 ? `:${two(date.getSeconds())}` : ""}`;
+    const text = step >= 86400 ? day(date) : step < 60 ? second(date) : hour(date);
     const today = day(date);
     const shown = step < 86400 && before && before !== today ? today : text; // where a day begins
     before = today;

@@ -45,7 +45,7 @@ def test_engines_lead_to_each_other(open_page: Opened) -> None:
     page.get_by_role("navigation", name="Engines").get_by_role("link", name="e1").click()
     expect(page.locator("h1")).to_contain_text("e1 ready")
     page.get_by_role("navigation", name="Pages").get_by_role("link", name="Engines").click()
-    expect(page.locator("h1")).to_have_text("2 engines, all ready")
+    expect(page.locator("h1")).to_have_text("●2 engines, all ready.")
 
 
 def test_prompt_and_decode_steps_are_told_apart_by_shape(open_page: Opened) -> None:

@@ -44,7 +44,7 @@ def test_nothing_scrolls_sideways_on_the_narrowest_phone(open_page: Opened, path
 def test_each_page_is_complete_without_javascript(open_page: Opened, path: str) -> None:
     page = open_page(PAGES[path], live=False, path=path, java_script_enabled=False)
     says = {
-        "/incidents": "slow link on e0 to e3",
+        "/incidents": "slow link from e0 to e3",
         INCIDENT: "Bottleneck: slow GPU on e1",
         "/kv": "Leak:",
         "/plan": "2p2d@tp2",

@@ -141,6 +141,11 @@ async def test_what_takes_a_while_is_drawn_once_a_second_and_the_rest_with_every
 
 
 def test_the_list_says_how_many_are_ready() -> None:
-    assert listed(made.busy(0)).sentence == "2 engines, all ready"
-    assert listed(made.failed(0)).sentence == "1 of 2 engines is ready"
+    said = {state: listed(made.STATES[state](0)) for state in ("busy", "failed", "loading", "bottleneck")}
+    assert {state: (one.tone, one.sentence) for state, one in said.items()} == {
+        "busy": ("ok", "2 engines, all ready."),
+        "failed": ("bad", "1 of 2 engines is ready."),
+        "loading": ("wait", "0 of 2 engines are ready."),
+        "bottleneck": ("bad", "4 engines, all ready; e1 holds the node back."),
+    }
     assert [row.held for row in listed(made.bottleneck(0)).rows] == [False, True, False, False]

@@ -61,7 +61,7 @@ def test_none_open_says_how_long_ago_the_last_one_ended() -> None:
     [
         ({}, [kept.OPEN.id, kept.LINK.id, kept.CLOSED.id]),
         ({"state": "closed"}, [kept.LINK.id, kept.CLOSED.id]),
-        ({"engine": "e0→e3"}, [kept.LINK.id]),
+        ({"engine": "e0 → e3"}, [kept.LINK.id]),
         ({"engine": "e2", "state": "open"}, []),
         ({"cause": "engine_crashed"}, [kept.CLOSED.id]),
         ({"cause": ""}, [kept.OPEN.id, kept.LINK.id, kept.CLOSED.id]),

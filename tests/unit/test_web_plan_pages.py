@@ -64,6 +64,10 @@ def test_a_test_of_a_pair_is_told_from_a_request() -> None:
     assert (test.request, test.whose, test.consumer) == (None, "a test of this pair", "e1")
 
 
+def test_engines_that_do_both_hand_nothing_over() -> None:
+    assert (ledger.ledger(made.whole(0)).splits, ledger.ledger(made.idle(0)).splits) == (False, True)
+
+
 def test_very_many_leases_are_not_all_shown() -> None:
     one = made.busy(0).ledger.leases[0]
     many = tuple(replace(one, id=f"{n}", remaining_s=10.0 + n) for n in range(260))

@@ -40,6 +40,14 @@ def test_durations(seconds: float, said: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(None, "—"), (0.05, "50 ms"), (0.0125, "12.5 ms"), (1.0, "1 s"), (1.5, "1.5 s"), (90.0, "1 min")],
+)
+def test_what_is_set_has_no_digits_that_say_nothing(seconds: float | None, said: str) -> None:
+    assert plain(words.setting(seconds)) == said
+
+
+@pytest.mark.parametrize(
     ("value", "said"),
     [(0, "0"), (0.04, "0.04"), (0.42, "0.42"), (4.23, "4.2"), (98.12, "98.1"), (100.4, "100"), (4213.4, "4,213")],
 )
