@@ -12,7 +12,7 @@ from appliance.errors import RequestError
 from appliance.records import EngineSnapshot, EngineState, GpuSnapshot, NodeSnapshot, Order, Remedy
 from web import assets, engine_log, engine_orders, flow, gpus, remedies, steps, words
 from web import engine as one
-from web.contexts import TONES, Context
+from web.contexts import TONES, ChoiceContext, Context
 from web.knees import Knees
 from web.paced import Paced
 from web.ports import Actions, NodeView
@@ -132,14 +132,6 @@ def _listed(engine: EngineSnapshot, snapshot: NodeSnapshot) -> ListedContext:
     )
 
 
-class LevelContext(Context, frozen=True, kw_only=True):
-    """A link that shows more or less of the log."""
-
-    label: str
-    href: str
-    here: bool
-
-
 class EngineContext(Context, frozen=True, kw_only=True):
     """``engine.html``."""
 
@@ -147,7 +139,7 @@ class EngineContext(Context, frozen=True, kw_only=True):
     parts: Mapping[str, Markup]
     command: str | None
     weight: str
-    levels: tuple[LevelContext, ...]
+    levels: tuple[ChoiceContext, ...]
     find: str
     build: str
 
@@ -235,10 +227,10 @@ def _level(text: str) -> str:
     return text
 
 
-def _levels(name: str, level: str, find: str) -> tuple[LevelContext, ...]:
+def _levels(name: str, level: str, find: str) -> tuple[ChoiceContext, ...]:
     base = f"/engines/{name}"
     return tuple(
-        LevelContext(
+        ChoiceContext(
             label=label,
             href=words.address(base, level=key if key != "all" else "", find=find) + "#log",
             here=key == level,

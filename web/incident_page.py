@@ -14,7 +14,7 @@ from starlette.routing import BaseRoute, Route
 from appliance.errors import RequestError
 from appliance.records import Incident, IncidentState, Moment, NodeSnapshot, Remedy
 from web import assets, contexts, flow, gpus, incident_axis, incident_list, times, words
-from web.contexts import TONES, Context
+from web.contexts import TONES, Context, FactContext
 from web.fresh import Fresh
 from web.incident_axis import AxisContext, EventContext
 from web.ports import Actions, IncidentView
@@ -27,13 +27,6 @@ _FRESH_S: Final = 2.0
 _MOMENTS_FRESH_S: Final = 10.0  # to read them all takes its time
 _REMEDIES_BEFORE_S: Final = 600.0  # as far back as changes are told
 _REMEDIES_AFTER_S: Final = 60.0
-
-
-class FactContext(Context, frozen=True, kw_only=True):
-    """A figure and what it is."""
-
-    label: str
-    value: str
 
 
 class IncidentFactsContext(Context, frozen=True, kw_only=True):

@@ -25,7 +25,7 @@ from appliance.records import (
     RemedyState,
     Role,
 )
-from web import batch_curve, words
+from web import assets, batch_curve, words
 from web.batch_curve import CurvesContext
 from web.contexts import TONES, Context
 from web.fresh import Fresh
@@ -94,6 +94,7 @@ class PlanContext(Context, frozen=True, kw_only=True):
 
     parts: Mapping[str, Markup]
     prefills: bool  # there are engines with a batch curve
+    build: str
 
 
 class PlanPage:
@@ -120,7 +121,7 @@ class PlanPage:
 
         def body(snapshot: NodeSnapshot, painted: Mapping[str, Markup]) -> Context:
             prefills = any(engine.role.prefills for engine in snapshot.engines)
-            return PlanContext(parts=painted, prefills=prefills)
+            return PlanContext(parts=painted, prefills=prefills, build=assets.fingerprint())
 
         return View(title=lambda snapshot: "Plan", parts=parts, body=body)
 

@@ -11,7 +11,7 @@ from markupsafe import Markup
 from appliance.errors import RequestError
 from appliance.records import STAGES, NodeSnapshot, Role, Timeline
 from web import assets, waterfall, words
-from web.contexts import Context
+from web.contexts import ChoiceContext, ChoicesContext, Context
 from web.paced import Paced
 from web.ports import NodeView
 from web.render import compact
@@ -24,21 +24,6 @@ _EVERY_S: Final = 1.0
 _WITHIN: Final = 0.98  # of the rows lie within the scale; the others go beyond it
 _SHORT: Final = 7  # characters of an id
 _PATH: Final = "/requests"
-
-
-class ChoiceContext(Context, frozen=True, kw_only=True):
-    """A link that shows only some."""
-
-    label: str
-    href: str
-    here: bool
-
-
-class GroupContext(Context, frozen=True, kw_only=True):
-    """Choices of one kind."""
-
-    label: str
-    choices: tuple[ChoiceContext, ...]
 
 
 class StretchContext(Context, frozen=True, kw_only=True):
@@ -87,7 +72,7 @@ class RequestListContext(Context, frozen=True, kw_only=True):
     """``request_list.html``."""
 
     parts: Mapping[str, Markup]
-    groups: tuple[GroupContext, ...]
+    groups: tuple[ChoicesContext, ...]
     legend: tuple[LegendContext, ...]
     build: str
 
@@ -257,7 +242,7 @@ def _empty(kept: int, wanted: Wanted) -> str:
     return "None is like that now. Those that come will stand here."
 
 
-def _groups(wanted: Wanted, snapshot: NodeSnapshot, timelines: Sequence[Timeline]) -> tuple[GroupContext, ...]:
+def _groups(wanted: Wanted, snapshot: NodeSnapshot, timelines: Sequence[Timeline]) -> tuple[ChoicesContext, ...]:
     def choice(label: str, **changed: str) -> ChoiceContext:
         query = {"show": wanted.show, "engine": wanted.engine, "route": wanted.route, "limit": str(wanted.limit)}
         here = all(query[name] == value for name, value in changed.items())
@@ -269,13 +254,13 @@ def _groups(wanted: Wanted, snapshot: NodeSnapshot, timelines: Sequence[Timeline
     engines = [engine.name for engine in snapshot.engines]
     routes = sorted({one.route for one in timelines} | ({wanted.route} - {""}))
     found = [
-        GroupContext(label="Show", choices=tuple(choice(label, show=show) for show, (label, _) in SHOWN.items())),
-        GroupContext(
+        ChoicesContext(label="Show", choices=tuple(choice(label, show=show) for show, (label, _) in SHOWN.items())),
+        ChoicesContext(
             label="Engine", choices=(choice("any", engine=""), *(choice(name, engine=name) for name in engines))
         ),
     ]
     if len(routes) > 1:
         named = (choice(route.removeprefix("/v1/"), route=route) for route in routes)
-        found.append(GroupContext(label="Route", choices=(choice("any", route=""), *named)))
-    found.append(GroupContext(label="Rows", choices=tuple(choice(str(limit), limit=str(limit)) for limit in _ROWS)))
+        found.append(ChoicesContext(label="Route", choices=(choice("any", route=""), *named)))
+    found.append(ChoicesContext(label="Rows", choices=tuple(choice(str(limit), limit=str(limit)) for limit in _ROWS)))
     return tuple(found)

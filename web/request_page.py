@@ -13,7 +13,7 @@ from markupsafe import Markup
 from appliance.errors import RequestError
 from appliance.records import Leg, NodeSnapshot, Timeline
 from web import assets, waterfall, words
-from web.contexts import TONES, Context
+from web.contexts import TONES, Context, FactContext
 from web.paced import Paced
 from web.ports import Explain, Explained, NodeView
 from web.request_answer import tokens
@@ -76,13 +76,6 @@ class StagesContext(Context, frozen=True, kw_only=True):
     compared: str
 
 
-class DetailContext(Context, frozen=True, kw_only=True):
-    """A figure and what it is."""
-
-    label: str
-    value: str
-
-
 class LegContext(Context, frozen=True, kw_only=True):
     """One call to one engine."""
 
@@ -99,7 +92,7 @@ class LegContext(Context, frozen=True, kw_only=True):
 class RequestFactsContext(Context, frozen=True, kw_only=True):
     """``request_facts.html``."""
 
-    facts: tuple[DetailContext, ...]
+    facts: tuple[FactContext, ...]
     legs: tuple[LegContext, ...]
 
 
@@ -328,7 +321,7 @@ def facts(timeline: Timeline, explained: Explained | None) -> RequestFactsContex
     if timeline.unsplit_reason:
         found.append(("not split", timeline.unsplit_reason))
     return RequestFactsContext(
-        facts=tuple(DetailContext(label=label, value=value) for label, value in found),
+        facts=tuple(FactContext(label=label, value=value) for label, value in found),
         legs=tuple(map(_leg, timeline.legs)),
     )
 

@@ -11,7 +11,7 @@ from typing import Final
 from appliance.records import KneeReading, StepReading
 from web import plot, words
 from web.contexts import Context
-from web.plot import Axis, BandContext, DrawnContext, PlotContext
+from web.plot import Axis, DrawnContext, PlotContext
 
 _PER_OCTAVE: Final = 2  # sizes, of a line and of the table
 _RATIO: Final = Axis(0.25, 4.0, logarithmic=True)
@@ -100,7 +100,7 @@ def _durations(
                 if len(points) > 1
             ),
         ),
-        band=_band(x, knee),
+        band=plot.knee_band(x, knee),
     )
 
 
@@ -129,13 +129,6 @@ def _expected(readings: Sequence[StepReading]) -> list[_Point]:
         if known:
             found.append((statistics.median(size for size, _ in known), statistics.median(took for _, took in known)))
     return found
-
-
-def _band(x: Axis, knee: KneeReading | None) -> BandContext | None:
-    if knee is None or knee.tokens is None:
-        return None
-    low, high = x.x(knee.low or knee.tokens), x.x(knee.high or knee.tokens)
-    return BandContext(x=f"{low:.1f}", width=f"{max(1.0, high - low):.1f}", middle=f"{x.x(knee.tokens):.1f}")
 
 
 def _knee(knee: KneeReading | None) -> str:

@@ -8,7 +8,7 @@ from typing import Final
 
 from appliance.records import STAGES, Leg, NodeSnapshot, Role, Timeline
 from web import words
-from web.contexts import TONES, Context
+from web.contexts import TONES, Context, FactContext
 
 ROWS: Final = 12
 LABELS: Final = {
@@ -40,13 +40,6 @@ class BarContext(Context, frozen=True, kw_only=True):
     width: str
 
 
-class DetailContext(Context, frozen=True, kw_only=True):
-    """A line of a request's details."""
-
-    label: str
-    value: str
-
-
 class RowContext(Context, frozen=True, kw_only=True):
     """``request.html``: one request."""
 
@@ -63,8 +56,8 @@ class RowContext(Context, frozen=True, kw_only=True):
     mostly: str | None  # the stage that took most of it
     bars: tuple[BarContext, ...]
     spoken: str  # the bars, in words
-    stages: tuple[DetailContext, ...]
-    details: tuple[DetailContext, ...]
+    stages: tuple[FactContext, ...]
+    details: tuple[FactContext, ...]
     error: str | None
 
 
@@ -175,7 +168,7 @@ def _mostly(timeline: Timeline) -> str | None:
     return f"{LABELS.get(longest.name, longest.name)} {words.duration(longest.duration_s)}"
 
 
-def _details(timeline: Timeline) -> tuple[DetailContext, ...]:
+def _details(timeline: Timeline) -> tuple[FactContext, ...]:
     found = [
         ("prompt tokens", words.count(timeline.prompt_tokens)),
         ("pieces sent", words.count(timeline.output_chunks)),
@@ -206,5 +199,5 @@ def _leg(leg: Leg) -> str:
     return f"{leg.engine} {leg.outcome}, {words.duration(leg.duration_s)}{error}"
 
 
-def _detail(label: str, value: str) -> DetailContext:
-    return DetailContext(label=label, value=value)
+def _detail(label: str, value: str) -> FactContext:
+    return FactContext(label=label, value=value)

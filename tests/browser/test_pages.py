@@ -133,7 +133,7 @@ def test_the_batch_curves_come_with_the_knee_and_what_to_set(open_page: Opened) 
     page = open_page("large", path="/plan")
     curve = page.locator("#curve-e0")
     expect(curve).to_contain_text('"--max-num-batched-tokens", "1408"')
-    expect(curve.locator(".interval, .knee, .budget")).to_have_count(3)
+    expect(curve.locator(".band, .as-expected[d], .budget")).to_have_count(3)
 
 
 # ---- the playground

@@ -75,13 +75,13 @@ def test_filters_narrow_it_down(query: dict[str, str], ids: list[str]) -> None:
 
 def test_a_filters_links_keep_the_other_filters() -> None:
     found = incident_list.filters([kept.OPEN, kept.LINK, kept.CLOSED], {"state": "closed"})
-    engines = next(one for one in found if one.label == "engine")
-    assert [option.href for option in engines.options][:2] == [
+    engines = next(one for one in found if one.label == "Engine")
+    assert [option.href for option in engines.choices][:2] == [
         "/incidents?state=closed",
-        "/incidents?state=closed&engine=e0%E2%86%92e3",
+        "/incidents?state=closed&engine=e0+%E2%86%92+e3",
     ]
-    state = next(one for one in found if one.label == "state")
-    assert [(option.label, option.here) for option in state.options] == [
+    state = next(one for one in found if one.label == "State")
+    assert [(option.label, option.here) for option in state.choices] == [
         ("all", False),
         ("over", True),
         ("open", False),
