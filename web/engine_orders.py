@@ -7,11 +7,10 @@ from typing import Final
 import msgspec
 
 from appliance.records import EngineSnapshot, EngineState, NodeSnapshot, Order, OrderKind, Role
-from web import words
+from web import flow, words
 from web.contexts import Context
 
 _USES: Final = {Role.PREFILL: "prefill", Role.DECODE: "decode", Role.BOTH: "prefill and decode"}
-_WORK: Final = (EngineState.READY, EngineState.DRAINING, EngineState.SUSPECT)
 _DOWN: Final = (EngineState.BACKOFF, EngineState.FAILED)
 
 
@@ -71,7 +70,7 @@ def _service(engine: EngineSnapshot, snapshot: NodeSnapshot) -> tuple[OrderConte
     found = {OrderKind.DRAIN: ("Drain…", drain), OrderKind.RESUME: ("Resume…", resume)}
     kinds = [OrderKind.DRAIN] if engine.state in (EngineState.READY, EngineState.SUSPECT) else []
     kinds += [OrderKind.RESUME] if engine.state in (EngineState.DRAINING, EngineState.STOPPED, *_DOWN) else []
-    if engine.state in _WORK:
+    if engine.state in flow.WORK:
         found[OrderKind.RESTART] = ("Restart…", restart)
         kinds.append(OrderKind.RESTART)
     return tuple(

@@ -243,5 +243,5 @@ def _row(incident: Incident, now: float) -> IncidentRowContext:
         severity_percent=round(100 * (incident.severity or 0.0)),
         late=words.count(incident.late),
         failed=words.count(incident.failed),
-        again=f"came back {words.several(incident.reopened, 'time')}" if incident.reopened else None,
+        again=f"came back {words.times(incident.reopened)}" if incident.reopened else None,
     )

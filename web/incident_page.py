@@ -205,11 +205,11 @@ def facts(incident: Incident, now: float) -> IncidentFactsContext:
 
 
 def _when(incident: Incident, now: float) -> str:
-    began = f"{times.day(incident.opened, now)}, {times.clock(incident.opened)}"
+    began = f"{times.day(incident.opened, now)} {times.clock(incident.opened)}"
     lasted = words.age(incident_list.lasted_s(incident, now))
     if incident.closed is None:
-        return f"since {began}: for {lasted}"
-    return f"{began} to {times.clock(incident.closed)}: {lasted}"
+        return f"since {began}, for {lasted}"
+    return f"{began} to {times.clock(incident.closed)}, {lasted}"
 
 
 def _figures(incident: Incident) -> tuple[FactContext, ...]:
@@ -222,7 +222,7 @@ def _figures(incident: Incident) -> tuple[FactContext, ...]:
         ("version", incident.version),
     ]
     if incident.reopened:
-        found.insert(3, ("came back", words.several(incident.reopened, "time")))
+        found.insert(3, ("came back", words.times(incident.reopened)))
     if len(incident.engines) > 1:
         found.insert(3, ("shared by", ", ".join(incident.engines)))
     return tuple(FactContext(label=label, value=value) for label, value in found)

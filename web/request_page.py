@@ -313,7 +313,7 @@ def facts(timeline: Timeline, explained: Explained | None) -> RequestFactsContex
         ("prompt tokens", words.count(timeline.prompt_tokens)),
         ("answer", "streamed" if timeline.stream else "in one piece"),
         ("pieces sent", words.count(timeline.output_chunks)),
-        ("handed over", _handed_over(timeline)),
+        ("handed over", waterfall.handed_over(timeline)),
         ("rate, while copied", words.traffic_rate(moved.bytes_s if moved else None) + usual),
         ("tries", words.count(timeline.attempts)),
         ("whole time", words.duration(timeline.total_s)),
@@ -324,12 +324,6 @@ def facts(timeline: Timeline, explained: Explained | None) -> RequestFactsContex
         facts=tuple(FactContext(label=label, value=value) for label, value in found),
         legs=tuple(map(_leg, timeline.legs)),
     )
-
-
-def _handed_over(timeline: Timeline) -> str:
-    copies = timeline.transfer_copies
-    how = "" if not copies else " in 1 copy" if copies == 1 else f" in {copies:,} copies"
-    return words.traffic(timeline.transfer_bytes) + how
 
 
 _LEG_TONES: Final = {"ok": "ok", "cancelled": "off"}

@@ -36,8 +36,7 @@ class StepsContext(Context, frozen=True, kw_only=True):
     """``engine_steps.html``."""
 
     count: int
-    prompts: str
-    decodes: str
+    which: str  # of them are shown
     durations: PlotContext | None
     ratios: PlotContext | None  # None while nothing is expected yet
     sizes: tuple[SizeContext, ...]
@@ -57,8 +56,7 @@ def steps(readings: Sequence[StepReading], knee: KneeReading | None) -> StepsCon
     ratio = _median_ratio(readings)
     return StepsContext(
         count=len(readings),
-        prompts=words.count(len(prompts)),
-        decodes=words.count(len(decodes)),
+        which=_which(len(prompts), len(decodes)),
         durations=_durations(prompts, decodes, knee),
         ratios=_ratios(prompts, decodes),
         sizes=tuple(_rows("prompt", prompts) + _rows("decode", decodes)),
@@ -67,6 +65,12 @@ def steps(readings: Sequence[StepReading], knee: KneeReading | None) -> StepsCon
         ratio=words.DASH if ratio is None else f"{ratio:.2f}",
         late=(ratio or 0.0) > SLOW,
     )
+
+
+def _which(prompts: int, decodes: int) -> str:
+    if prompts and decodes:
+        return f"the last {words.count(prompts)} with prompt tokens, the last {words.count(decodes)} without"
+    return f"the last {words.count(prompts or decodes)}, all {'with' if prompts else 'without'} prompt tokens"
 
 
 def tokens(step: StepReading) -> int:

@@ -172,7 +172,7 @@ def _details(timeline: Timeline) -> tuple[FactContext, ...]:
     found = [
         ("prompt tokens", words.count(timeline.prompt_tokens)),
         ("pieces sent", words.count(timeline.output_chunks)),
-        ("handed over", _handed_over(timeline)),
+        ("handed over", handed_over(timeline)),
         ("decoding", words.duration(_decoding_s(timeline))),
         ("whole time", words.duration(timeline.total_s)),
         *((f"{leg.kind} leg", _leg(leg)) for leg in timeline.legs),
@@ -189,9 +189,12 @@ def _decoding_s(timeline: Timeline) -> float | None:
     return max(0.0, timeline.total_s - timeline.ttft_s)
 
 
-def _handed_over(timeline: Timeline) -> str:
-    copies = f" in {timeline.transfer_copies} copies" if timeline.transfer_copies else ""
-    return words.traffic(timeline.transfer_bytes) + copies
+def handed_over(timeline: Timeline) -> str:
+    """Its KV: how much, and in how many copies."""
+    copies = timeline.transfer_copies
+    if timeline.transfer_bytes is None or not copies:
+        return words.traffic(timeline.transfer_bytes)
+    return f"{words.traffic(timeline.transfer_bytes)} in {'1 copy' if copies == 1 else f'{copies:,} copies'}"
 
 
 def _leg(leg: Leg) -> str:

@@ -107,6 +107,11 @@ def several(amount: int, noun: str) -> str:
     return f"{count(amount)} {noun}" if amount == 1 else f"{count(amount)} {noun}s"
 
 
+def times(amount: int) -> str:
+    """once, twice, 3 times."""
+    return {1: "once", 2: "twice"}.get(amount, f"{count(amount)} times")
+
+
 def listing(items: Sequence[str]) -> str:
     """a, b and c."""
     if len(items) < 2:

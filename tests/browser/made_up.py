@@ -6,7 +6,7 @@ import random
 import sys
 
 import msgspec
-from page_states import NODES_WITHOUT_WORK, FakeNode, older
+from page_states import NODES_WITHOUT_WORK, FakeNode, of_state, older
 
 from appliance.records import KneeReading, Pieces, Role, StepReading, Timeline
 
@@ -58,9 +58,9 @@ class FullNode(FakeNode):
 
     def timelines(self, limit: int) -> list[Timeline]:
         recent = self.latest().recent
-        return [*recent, *(older(recent[-1], _OLDER) if self.state not in NODES_WITHOUT_WORK and recent else ())][
-            :limit
-        ]
+        if self.state in NODES_WITHOUT_WORK or not recent:
+            return list(recent[:limit])
+        return [*recent, *(of_state(self.state, one) for one in older(recent[-1], _OLDER))][:limit]
 
     def timeline(self, request_id: str) -> Timeline | None:
         found = next((one for one in self.timelines(1000) if one.id == request_id), None)

@@ -126,10 +126,13 @@ def loading(tick: int) -> NodeSnapshot:
     """Both engines start."""
     share = min(0.95, 0.1 + tick * 0.02)
     half = {
-        "prompt_tokens_s": None,
         "output_tokens_s": None,
         "kv_usage": None,
         "kv_blocks_total": None,
+        "kv_blocks_free": None,
+        "block_tokens": None,
+        "steps_s": None,
+        "prompt_tokens_s": None,
         "running": None,
     }
     half |= {
@@ -284,6 +287,10 @@ def failed(tick: int) -> NodeSnapshot:
         "memory_bytes": None,
         "kv_usage": None,
         "kv_blocks_total": None,
+        "kv_blocks_free": None,
+        "block_tokens": None,
+        "steps_s": None,
+        "prompt_tokens_s": None,
         "running": None,
         "waiting": None,
     }
@@ -483,8 +490,38 @@ def bottleneck(tick: int) -> NodeSnapshot:
     node = large(tick)
     slow = {"slowdown": 1.9, "prompt_tokens_s": 0.53 * (node.engines[0].prompt_tokens_s or 0.0), "busy": 1.0}
     engines = tuple(msgspec.structs.replace(e, **(slow if e.name == "e1" else {})) for e in node.engines)
-    lately = Lately(first_tokens=29, ttft_late=0.31, ttft_s=1.6)
-    return msgspec.structs.replace(node, engines=engines, lately=lately, verdict=verdict)
+    lately = Lately(first_tokens=29, ttft_late=0.31, ttft_s=1.1)
+    return msgspec.structs.replace(
+        node,
+        engines=engines,
+        recent=tuple(map(_of_slow, node.recent)),
+        lately=lately,
+        verdict=verdict,
+        ttft_p50_s=0.34,
+        ttft_p99_s=3.1,
+    )
+
+
+def _of_slow(one: Timeline) -> Timeline:
+    """What was prefilled on the slow engine waited for it."""
+    if one.prefill_engine != "e1":
+        return one
+    late_s = 1.4 + int(one.id, 16) % 9 / 5
+    slower = {"prefill_wait": lambda s: s + late_s, "prefill_compute": lambda s: 1.9 * s}
+    stages = tuple(
+        msgspec.structs.replace(stage, duration_s=slower.get(stage.name, lambda s: s)(stage.duration_s))
+        for stage in one.stages
+    )
+    more_s = sum(stage.duration_s for stage in stages) - sum(stage.duration_s for stage in one.stages)
+    ttft_s, total_s = (None if known is None else known + more_s for known in (one.ttft_s, one.total_s))
+    return msgspec.structs.replace(one, stages=stages, ttft_s=ttft_s, total_s=total_s)
+
+
+def of_state(state: str, one: Timeline) -> Timeline:
+    """An older request, as that state would have it."""
+    if state not in ("large", "healthy", "bottleneck"):
+        return one
+    return _of_slow(_of_large(one)) if state == "bottleneck" else _of_large(one)
 
 
 STATES: dict[str, Callable[[int], NodeSnapshot]] = {

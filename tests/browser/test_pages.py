@@ -75,7 +75,7 @@ def test_what_is_open_is_on_top_and_leads_to_what_was_seen(open_page: Opened) ->
     first = page.locator("tbody tr").first
     expect(first).to_contain_text("open")
     first.get_by_role("link").click()
-    expect(page.locator("h1")).to_contain_text("Slow GPU on e1")
+    expect(page.locator("h1")).to_contain_text("Incident: slow GPU on e1")
     expect(page.locator("#seen")).to_contain_text("Bottleneck: slow GPU on e1")
 
 

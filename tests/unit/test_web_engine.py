@@ -43,6 +43,14 @@ def test_figures_that_are_not_as_they_should_be_are_marked() -> None:
     assert facts["ITL, mean"].value == "—"  # absent, not 0
 
 
+def test_an_engine_that_does_not_work_is_not_a_page_of_dashes() -> None:
+    gone = made.failed(0)
+    found = engine.figures(gone.engines[1], gone)
+    assert not found.works
+    assert {fact.label: fact.value for group in found.groups for fact in group.facts}["restarts"] == "5"
+    assert all(fact.value != "—" for group in found.groups for fact in group.facts)
+
+
 def test_hand_offs_to_and_from_an_engine_with_their_pairs() -> None:
     pairs = (
         Pair(prefill="e0", decode="e1", ok=True, age_s=3.0),

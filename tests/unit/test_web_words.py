@@ -47,6 +47,10 @@ def test_what_is_set_has_no_digits_that_say_nothing(seconds: float | None, said:
     assert plain(words.setting(seconds)) == said
 
 
+def test_how_often() -> None:
+    assert [words.times(amount) for amount in (1, 2, 3)] == ["once", "twice", "3 times"]
+
+
 @pytest.mark.parametrize(
     ("value", "said"),
     [(0, "0"), (0.04, "0.04"), (0.42, "0.42"), (4.23, "4.2"), (98.12, "98.1"), (100.4, "100"), (4213.4, "4,213")],
