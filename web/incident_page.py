@@ -27,6 +27,7 @@ _FRESH_S: Final = 2.0
 _MOMENTS_FRESH_S: Final = 10.0  # to read them all takes its time
 _REMEDIES_BEFORE_S: Final = 600.0  # as far back as changes are told
 _REMEDIES_AFTER_S: Final = 60.0
+_NONE_SEEN: Final = Markup('<p class="faint">No snapshots of it are kept, or no longer.</p>')
 
 
 class IncidentFactsContext(Context, frozen=True, kw_only=True):
@@ -124,7 +125,7 @@ class IncidentPage:
                 axis=incident_axis.axis(incident, moments, remedies, over),
                 events=incident_axis.events(incident, moments, remedies),
                 scrub=scrub(incident, moments, index, over) if moments else None,
-                seen=_painted(incident, seen),
+                seen=_painted(incident, seen) if moments else _NONE_SEEN,
                 history=f"/?from={over.start:.0f}&to={over.end:.0f}",
                 build=assets.fingerprint(),
             )

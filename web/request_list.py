@@ -216,8 +216,8 @@ def line(timeline: Timeline, scale_s: float, target_s: float, target_x: str | No
 
 
 def _first(timeline: Timeline) -> str:
-    """Of one that still waits for its first token, for how long it does."""
-    if timeline.ttft_s is None and timeline.outcome == "running":
+    """Of one that has had no first token, for how long it waited or still does."""
+    if timeline.ttft_s is None and seconds(timeline) > 0:
         return f"> {words.duration(seconds(timeline))}"
     return words.duration(timeline.ttft_s)
 

@@ -200,8 +200,8 @@ def test_moments_and_snapshots_in_the_api() -> None:
 
 def test_an_incident_without_snapshots_is_whole_all_the_same() -> None:
     html = client().get(f"/incidents/{kept.CLOSED.id}").text
-    assert "Engine has ended on e2" in html
-    assert "No snapshot is kept of this moment." in html
+    assert "Incident: e2 has ended" in html
+    assert "No snapshots of it are kept" in html
     assert 'id="scrub"' not in html
 
 
