@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 from playwright.sync_api import Browser, ConsoleMessage
@@ -28,7 +28,8 @@ _THEMES: Final = ("light", "dark")
 _WIDTHS: Final = (1400, 390)
 _NARROWEST: Final = 360
 _HEIGHT: Final = 900
-_HOURS: Final = 24.0  # of history
+_HOURS: Final = 7.0  # of history
+_APART_S: Final = 10.0
 _HURT_S: Final = 140.0  # as long as the made-up incident has been open
 _HELD: Final = ("**/live/**", "**/api/history**", "**/plan/curves")  # where nothing answers
 _SETTLE_MS: Final = 900  # after the first update: charts ask for their history
@@ -87,7 +88,7 @@ def _answer(tab: Tab) -> None:
 class Shot(msgspec.Struct, frozen=True, kw_only=True):
     """A page, and what is done on it before it is pictured."""
 
-    path: str  # ``{id}``: of the newest request, or of the newest incident
+    path: str  # ``{id}``: of the slowest request, or of the newest incident
     prepare: Prepare = _as_it_is
     scenes: tuple[str, ...] = tuple(SCENES)  # those in which there is something to be seen
 
@@ -114,7 +115,7 @@ class Picture(msgspec.Struct, frozen=True, kw_only=True):
 
     page: str
     state: str
-    theme: str
+    theme: Literal["light", "dark"]
     width: int
 
     @property
@@ -184,7 +185,7 @@ def _node(scene: Scene) -> Iterator[str]:
         directory = Path(name)
         if scene.history:
             crushes = (*past.CRUSHES, (_HURT_S, -1.0)) if scene.hurt else past.CRUSHES
-            past.write(directory, states.NOON, _HOURS, engines=4, crushes=crushes)
+            past.write(directory, states.NOON, _HOURS, _APART_S, engines=4, crushes=crushes)
         demo = made_up("demo_server").Demo(
             made_up("made_up").FullNode(scene.node),
             past.history(directory if scene.history else None, states.NOON),
@@ -228,8 +229,10 @@ def _address(tab: Tab, url: str, path: str) -> str:
     if "{id}" not in path:
         return path
     kind = path.split("/")[1]
-    found = tab.request.get(f"{url}/api/{kind}?limit=4").json()
-    return path.replace("{id}", found[-1 if kind == "requests" else 0]["id"] if found else "none")
+    found = tab.request.get(f"{url}/api/{kind}?limit=12").json()
+    if kind == "requests":  # the slowest
+        found = sorted((one for one in found if one["ttft_s"]), key=lambda one: -one["ttft_s"])
+    return path.replace("{id}", found[0]["id"] if found else "none")
 
 
 _CUT_OFF: Final = """() => [...document.querySelectorAll("main *, header *, dialog *")].filter((e) => {

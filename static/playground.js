@@ -1,6 +1,6 @@
 // The playground: sends a prompt to the node's own API, shows the stream, and where its time went. Nothing is kept.
 
-import { seconds, told } from "./charts/words.js";
+import { seconds, told, whole } from "./charts/words.js";
 
 const byId = (id) => document.getElementById(id);
 const place = byId("playground");
@@ -163,7 +163,7 @@ async function timeline(id) {
   const all = found.stages.reduce((sum, stage) => sum + stage.duration_s, 0);
   byId("server").hidden = false;
   byId("server-link").href = `/requests/${encodeURIComponent(id)}`;
-  byId("server-link").textContent = id.slice(0, 8);
+  byId("server-link").textContent = `…${id.slice(-6)}`;
   waterfall(found.stages, all);
   for (const entry of document.querySelectorAll("#server [data-stage]")) {
     const stage = found.stages.find((one) => one.name === entry.dataset.stage);
@@ -174,7 +174,7 @@ async function timeline(id) {
     ["TTFT", told(seconds, found.ttft_s)],
     ["decoding", found.total_s == null || found.ttft_s == null ? "—" : seconds(found.total_s - found.ttft_s)],
     ["engines", found.split ? `${found.prefill_engine} → ${found.decode_engine}` : (found.prefill_engine ?? "—")],
-    ["prompt tokens", found.prompt_tokens ?? "—"],
+    ["prompt tokens", told(whole, found.prompt_tokens)],
     ["handed over", found.transfer_bytes == null ? "—" : `${(found.transfer_bytes / 1e6).toFixed(1)} MB`],
     ["outcome", found.outcome],
   ]);

@@ -85,7 +85,7 @@ def _said(engine: EngineSnapshot, knee: KneeReading) -> tuple[str, str | None, s
     if knee.tokens is None:
         return f"Its knee is not known yet: {(knee.missing or 'no steps have been seen').rstrip('.')}.", None, None
     sentence = (
-        f"Steps of {knee.tokens:,} prompt tokens (95% interval: {knee.low or 0:,} to {knee.high or 0:,}) reach nine tenths of "
+        f"Steps of {knee.tokens:,} prompt tokens (95 % interval: {knee.low or 0:,} to {knee.high or 0:,}) reach nine tenths of "
         f"the highest rate, {words.number(knee.best_tokens_s)} tokens/s, by {words.count(knee.steps)} steps."
     )
     return sentence, *_advice(engine, knee)
@@ -101,7 +101,7 @@ def _advice(engine: EngineSnapshot, knee: KneeReading) -> tuple[str | None, str 
     setting = f'[{section}] args = ["--max-num-batched-tokens", "{to_set}"]'
     if knee.low is not None and budget < knee.low and (gain := _gain(budget, knee)) > _WORTH:
         return (
-            f"Its budget of {budget:,} is too small: more tokens in a step would bring {gain:.0%} more per second.",
+            f"Its budget of {budget:,} is too small: more tokens in a step would bring {words.percent(gain)} more per second.",
             setting,
         )
     if knee.limit_tokens is not None and budget > knee.limit_tokens:

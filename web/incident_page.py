@@ -260,7 +260,7 @@ def seen(incident: Incident, snapshot: NodeSnapshot) -> SeenContext:
         ("queue", words.count(snapshot.queue.depth)),
         ("in flight", words.count(snapshot.queue.in_flight)),
         ("TTFT, mean of 3 s", words.duration(lately.ttft_s if lately else None)),
-        ("late", words.percent(lately.ttft_late if lately else None)),
+        ("late first tokens", words.percent(lately.ttft_late if lately else None)),
         ("ITL, p50", words.duration(snapshot.itl_p50_s)),
         ("output tokens/s", words.number(contexts.token_rates(snapshot)[1])),
     )

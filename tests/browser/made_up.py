@@ -74,7 +74,9 @@ def steps(role: Role, now: float, slow: float = 1.0) -> list[StepReading]:
         prompts = (number % 14 < 9) if role is not Role.DECODE else number % 90 == 0
         tokens = round(2 ** dice.uniform(4, 11)) if prompts else 0
         decodes = 0 if role is Role.PREFILL else dice.randint(1, 64)
-        expected_s = 0.006 + 0.00011 * max(tokens, 90) + 0.00004 * decodes
+        expected_s = (
+            1 / (25_400 / (tokens + 170) - 0.8) if prompts else 0.006
+        ) + 0.00004 * decodes  # as ``page_kept.KNEE``
         found.append(
             StepReading(
                 number=number + 1,

@@ -12,6 +12,7 @@ import msgspec
 
 from appliance.errors import ActionError
 from appliance.records import (
+    STAGES,
     Action,
     EngineSnapshot,
     EngineState,
@@ -368,6 +369,8 @@ def large(tick: int) -> NodeSnapshot:
         gpus=gpus(3),
         output_tokens_s=6120 * wave,
         room=1.3,
+        itl_s=0.0162,
+        itl_late=0.01,
         **{**work, "kv_usage": 0.97, "waiting": 41},
     )
     small = busy(tick)
@@ -381,11 +384,18 @@ def large(tick: int) -> NodeSnapshot:
         links=tuple(
             LinkSnapshot(producer=f"e{n}", consumer="e3", handoffs_s=3.7 * wave, bytes_s=3.2e9) for n in range(3)
         ),
-        lately=Lately(first_tokens=33, ttft_late=0.02, ttft_s=0.2),
+        lately=_lately(33, 0.02, 0.2),
         topology="3p1d@tp2",
         simulated=True,
         model="Llama-3.3-70B",
     )
+
+
+def _lately(first_tokens: int, late: float, ttft_s: float) -> Lately:
+    shares = (0.3, 0.05, 0.4, 0.04, 0.08, 0.03, 0.1)
+    stages = tuple(Stage(name, share * ttft_s) for name, share in zip(STAGES, shares, strict=True))
+    ended = first_tokens - 2
+    return Lately(first_tokens=first_tokens, ttft_late=late, ttft_s=ttft_s, stages=stages, ended=ended, good=1.0 - late)
 
 
 def _of_large(one: Timeline) -> Timeline:
@@ -422,7 +432,7 @@ def healthy(tick: int) -> NodeSnapshot:
         ledger=msgspec.structs.replace(node.ledger, expired=0),
         recent=tuple(one for one in node.recent if one.outcome in ("ok", "running") and one.attempts == 1),
         pairs=tuple(Pair(prefill=f"e{n}", decode="e3", ok=True, age_s=1.0 + n) for n in range(3)),
-        lately=Lately(first_tokens=33, ttft_late=0.0, ttft_s=0.2),
+        lately=_lately(33, 0.0, 0.2),
         verdict=Verdict(state="ok", summary="No bottleneck.", since=NOON),
     )
 
@@ -490,7 +500,7 @@ def bottleneck(tick: int) -> NodeSnapshot:
     node = large(tick)
     slow = {"slowdown": 1.9, "prompt_tokens_s": 0.53 * (node.engines[0].prompt_tokens_s or 0.0), "busy": 1.0}
     engines = tuple(msgspec.structs.replace(e, **(slow if e.name == "e1" else {})) for e in node.engines)
-    lately = Lately(first_tokens=29, ttft_late=0.31, ttft_s=1.1)
+    lately = _lately(29, 0.31, 1.1)
     return msgspec.structs.replace(
         node,
         engines=engines,

@@ -272,7 +272,7 @@ def test_who_follows_a_page_has_what_was_seen_read_once(monkeypatch: pytest.Monk
     page = incident_page.IncidentPage(kept.FakeIncidents(), Remedies(node, node.latest))
     names = {"id": kept.OPEN.id}
     sent = asyncio.run(views.followed(page, Asked(names=names, following=True), node.latest()))
-    assert b"Slow GPU on e1" in sent["incident_facts"]
+    assert b"Incident: slow GPU on e1" in sent["incident_facts"]
     assert read == []
     asyncio.run(views.of(page, Asked(names=names)))
     assert read == [kept.OPEN.id]
