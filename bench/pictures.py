@@ -32,6 +32,7 @@ _HOURS: Final = 7.0  # of history
 _APART_S: Final = 10.0
 _HURT_S: Final = 140.0  # as long as the made-up incident has been open
 _HELD: Final = ("**/live/**", "**/api/history**", "**/plan/curves")  # where nothing answers
+_RESIZED_MS: Final = 300  # charts follow
 _SETTLE_MS: Final = 900  # after the first update: charts ask for their history
 
 
@@ -249,6 +250,7 @@ def _wrong(tab: Tab, width: int) -> Iterator[str]:
         yield f"cut off: {text}"
     for narrow in (width, *([_NARROWEST] if width == min(_WIDTHS) else [])):
         tab.set_viewport_size({"width": narrow, "height": _HEIGHT})
+        tab.wait_for_timeout(_RESIZED_MS)
         wide = int(tab.evaluate("document.documentElement.scrollWidth"))
         if wide > narrow:
             yield f"scrolls sideways at {narrow} px: {wide}"

@@ -29,7 +29,7 @@ function chart({ id, series, words, least }, data) {
     cursor: { show: false },
     scales: { x: { range: (_, low, high) => [Math.min(low, high - 60), high] }, y: { range: (_, low, high) => [0, Math.max(least, (high ?? 0) * 1.1)] } },
     axes: [
-      { stroke: soft, grid: { show: false }, ticks: grid, font, values: (_, ticks) => ticks.map((time) => second(new Date(time * 1000))), space: 70 },
+      { stroke: soft, grid: { show: false }, ticks: { ...grid, size: 4 }, font, size: 24, gap: 2, values: (_, ticks) => ticks.map((time) => second(new Date(time * 1000))), space: 70 },
       { stroke: soft, grid, ticks: { show: false }, font, size: 48, values: (_, ticks) => ticks.map(words) },
     ],
     series: [{}, ...series.map((_, number) => ({ stroke: ink[LINES[number][0]], width: 1.75, dash: LINES[number][1], points: { show: false } }))],

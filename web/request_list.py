@@ -86,13 +86,8 @@ class Wanted(Context, frozen=True, kw_only=True):
     limit: int = _ROWS[0]
 
 
-def seconds(timeline: Timeline) -> float:
-    """To the first token, or so far."""
-    return sum(stage.duration_s for stage in timeline.stages) if timeline.ttft_s is None else timeline.ttft_s
-
-
 def _slow(timeline: Timeline, target_s: float) -> bool:
-    return seconds(timeline) > target_s
+    return waterfall.seconds(timeline) > target_s
 
 
 SHOWN: Final[Mapping[str, tuple[str, Callable[[Timeline, float], bool]]]] = {
@@ -180,7 +175,7 @@ def rows(timelines: Sequence[Timeline], wanted: Wanted, snapshot: NodeSnapshot) 
 
 def _most(timelines: Sequence[Timeline]) -> list[float]:
     """How long nearly all of them are: one that waited for a minute must not make all others invisible."""
-    lengths = sorted(map(seconds, timelines))
+    lengths = sorted(map(waterfall.seconds, timelines))
     return lengths[: max(1, round(_WITHIN * len(lengths)))]
 
 
@@ -201,9 +196,9 @@ def line(timeline: Timeline, scale_s: float, target_s: float, target_x: str | No
         path=row.path,
         bars=tuple(StretchContext(stage=bar.stage, x=bar.x, width=bar.width) for bar in row.bars),
         spoken=row.spoken,
-        beyond=seconds(timeline) > scale_s,
+        beyond=waterfall.seconds(timeline) > scale_s,
         target_x=target_x,
-        ttft=_first(timeline),
+        ttft=row.ttft,
         late=_slow(timeline, target_s),
         mostly=row.mostly,
         total=words.duration(timeline.total_s),
@@ -213,13 +208,6 @@ def line(timeline: Timeline, scale_s: float, target_s: float, target_x: str | No
         marks=row.marks,
         error=row.error,
     )
-
-
-def _first(timeline: Timeline) -> str:
-    """Of one that has had no first token, for how long it waited or still does."""
-    if timeline.ttft_s is None and seconds(timeline) > 0:
-        return f"> {words.duration(seconds(timeline))}"
-    return words.duration(timeline.ttft_s)
 
 
 def _short(id: str) -> str:

@@ -17,7 +17,6 @@ from web.contexts import TONES, Context, FactContext
 from web.paced import Paced
 from web.ports import Explain, Explained, NodeView
 from web.request_answer import tokens
-from web.request_list import seconds
 from web.views import Asked, Parts, View
 from web.waterfall import BarContext
 
@@ -175,7 +174,7 @@ class _Last:
 def head(timeline: Timeline, explained: Explained | None, snapshot: NodeSnapshot) -> RequestHeadContext:
     row = waterfall.row(timeline, 1.0)
     pace = explained.pace if explained else None
-    late = seconds(timeline) > snapshot.slo_ttft_s or (pace is not None and pace.each_s > snapshot.slo_itl_s)
+    late = waterfall.seconds(timeline) > snapshot.slo_ttft_s or (pace is not None and pace.each_s > snapshot.slo_itl_s)
     tone = "warn" if row.tone == "ok" and late else row.tone
     return RequestHeadContext(
         id=timeline.id,
@@ -193,7 +192,7 @@ def _title(timeline: Timeline, outcome: str, target_s: float) -> str:
         verb = {"running": "Has run for", "failed": outcome.capitalize() + " after"}.get(
             timeline.outcome, "Cancelled after"
         )
-        return f"{verb} {words.duration(timeline.total_s or seconds(timeline))}, without a token"
+        return f"{verb} {words.duration(timeline.total_s or waterfall.seconds(timeline))}, without a token"
     first = f"First token after {words.duration(timeline.ttft_s)}"
     if timeline.ttft_s > target_s:
         first += f", {words.duration(timeline.ttft_s - target_s)} late"
@@ -204,7 +203,7 @@ def _title(timeline: Timeline, outcome: str, target_s: float) -> str:
 
 
 def stages(timeline: Timeline, explained: Explained | None, snapshot: NodeSnapshot) -> StagesContext:
-    whole_s = seconds(timeline)
+    whole_s = waterfall.seconds(timeline)
     scale_s = waterfall.scale([whole_s]) if whole_s > 0 else 0.1
     target_s = snapshot.slo_ttft_s
     return StagesContext(
@@ -281,7 +280,7 @@ def _percent(part_s: float, whole_s: float) -> str:
 def _stages(timeline: Timeline, explained: Explained | None) -> tuple[StageContext, ...]:
     usual = {part.stage: part.usual_s for part in explained.parts} if explained else {}
     held = (explained.held_by, explained.also) if explained else ()
-    whole_s, began_s, found = seconds(timeline), 0.0, []
+    whole_s, began_s, found = waterfall.seconds(timeline), 0.0, []
     for stage in timeline.stages:
         found.append(
             StageContext(

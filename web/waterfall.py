@@ -85,6 +85,18 @@ def requests(snapshot: NodeSnapshot) -> RequestsContext:
     )
 
 
+def seconds(timeline: Timeline) -> float:
+    """To the first token, or so far."""
+    return sum(stage.duration_s for stage in timeline.stages) if timeline.ttft_s is None else timeline.ttft_s
+
+
+def _first(timeline: Timeline) -> str:
+    """Of one that has had no first token, for how long it waited or still does."""
+    if timeline.ttft_s is None and seconds(timeline) > 0:
+        return f"> {words.duration(seconds(timeline))}"
+    return words.duration(timeline.ttft_s)
+
+
 def scale(lengths_s: Sequence[float]) -> float:
     """The least of 1, 2, 5 times a power of ten that holds them all, in seconds; 0.1 for none."""
     longest = max(lengths_s, default=0.1)
@@ -107,7 +119,7 @@ def row(timeline: Timeline, scale_s: float, splits: bool = True) -> RowContext:
         outcome=_outcome(timeline),
         tone=tone,
         glyph=TONES[tone],
-        ttft=words.duration(timeline.ttft_s),
+        ttft=_first(timeline),
         mostly=_mostly(timeline),
         bars=_bars(timeline, scale_s),
         spoken=", ".join(parts) or "no stage yet",
