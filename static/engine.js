@@ -1,7 +1,7 @@
 // One engine: charts of the last five minutes, its log searched and followed, and its weight made an order.
 
 import { ink, resolveInk } from "./charts/ink.js";
-import { percent, second, told, whole } from "./charts/words.js";
+import { percent, second, told as saying, whole } from "./charts/words.js";
 
 const byId = (id) => document.getElementById(id);
 const KEPT_S = 300;
@@ -43,16 +43,27 @@ function startCharts() {
   const data = (one) => [kept.time, ...one.series.map((name) => kept[name])];
   const push = (sample) => names.forEach((name) => kept[name].push(sample[name] ?? null));
   let drawn = [];
+  let shown = null; // which charts have anything to show
 
+  const told = (one) => one.series.some((name) => kept[name].some((value) => value !== null));
+  const show = (one) => {
+    const target = byId(one.id);
+    if (told(one)) {
+      target.replaceChildren();
+      return [{ one, plot: chart(one, data(one)) }];
+    }
+    const words = Object.assign(document.createElement("p"), { className: "faint", textContent: "It tells nothing of this now." });
+    target.replaceChildren(words);
+    return [];
+  };
   const draw = () => {
-    drawn.forEach((plot) => plot.destroy());
+    drawn.forEach(({ plot }) => plot.destroy());
     resolveInk();
-    for (const { id } of CHARTS) byId(id).replaceChildren();
-    drawn = CHARTS.map((one) => chart(one, data(one)));
+    drawn = CHARTS.flatMap(show);
   };
   byId("lately").hidden = false;
-  document.addEventListener("theme", () => drawn.length && draw());
-  new ResizeObserver(() => drawn.forEach((plot) => plot.setSize({ width: plot.root.parentNode.clientWidth, height: 150 })))
+  document.addEventListener("theme", () => shown !== null && draw());
+  new ResizeObserver(() => drawn.forEach(({ plot }) => plot.setSize({ width: plot.root.parentNode.clientWidth, height: 150 })))
     .observe(byId("lately"));
 
   byId("live").addEventListener("sample", (event) => {
@@ -62,9 +73,11 @@ function startCharts() {
     push(sample);
     while (kept.time.at(-1) - kept.time[0] > KEPT_S) names.forEach((name) => kept[name].shift());
     if (document.hidden || kept.time.length < 2) return;
-    for (const one of CHARTS) for (const name of one.series) byId(`now-${name}`).textContent = told(one.words, sample[name]);
-    if (!drawn.length) return draw();
-    drawn.forEach((plot, number) => plot.setData(data(CHARTS[number])));
+    for (const one of CHARTS) for (const name of one.series) byId(`now-${name}`).textContent = saying(one.words, sample[name]);
+    const before = shown;
+    shown = CHARTS.filter(told).map(({ id }) => id).join();
+    if (shown !== before) return draw();
+    drawn.forEach(({ one, plot }) => plot.setData(data(one)));
   });
 }
 

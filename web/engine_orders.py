@@ -34,7 +34,7 @@ class OrdersContext(Context, frozen=True, kw_only=True):
 def orders(engine: EngineSnapshot, snapshot: NodeSnapshot) -> OrdersContext:
     """Those that have a meaning now."""
     return OrdersContext(
-        orders=(*_uses(engine, snapshot), *_service(engine, snapshot)),
+        orders=(*_service(engine, snapshot), *_uses(engine, snapshot)),
         weight=f"{engine.weight:g}",
         role=_USES[engine.role],
     )

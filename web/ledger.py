@@ -24,6 +24,7 @@ class HeldContext(Context, frozen=True, kw_only=True):
     leased: str
     free: str
     total: str
+    known: bool  # else there is nothing to draw
     used_width: str
     leased_x: str
     leased_width: str
@@ -168,6 +169,7 @@ def _held(engine: EngineSnapshot, leases: Sequence[Lease]) -> HeldContext:
         leased=words.count(leased if total is not None else None),
         free=words.count(free),
         total=words.count(total),
+        known=used is not None,
         used_width=_percent(used, total),
         leased_x=_percent(used, total),
         leased_width=_percent(min(leased, taken) if taken is not None else None, total),

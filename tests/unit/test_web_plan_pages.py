@@ -55,7 +55,7 @@ def test_blocks_are_in_use_leased_or_free() -> None:
     assert (row.used, row.leased, row.free, row.total) == ("2,230", "309", "1,557", "4,096")
     assert (row.used_width, row.leased_x, row.leased_width) == ("54.44%", "54.44%", "7.54%")
     silent = ledger.ledger(made.failed(0)).engines[1]
-    assert (silent.used, silent.leased, silent.free, silent.used_width) == ("—", "—", "—", "0%")
+    assert (silent.used, silent.leased, silent.free, silent.known) == ("—", "—", "—", False)
 
 
 def test_a_test_of_a_pair_is_told_from_a_request() -> None:
