@@ -48,7 +48,7 @@ def snapshot(time: float, until: float, engines: int = 8, crushes: Sequence[Spel
         replace(
             node.engines[0],
             name=f"e{n}",
-            prompt_tokens_s=60_000 * load / engines * 2 if n < engines / 2 else 0.0,
+            prompt_tokens_s=110_000 * load / engines * 2 if n < engines / 2 else 0.0,
             output_tokens_s=0.0 if n < engines / 2 else 9000 * load / engines * 2,
             running=round(40 * load),
             waiting=round(30 * crush),

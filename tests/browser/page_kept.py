@@ -89,6 +89,10 @@ CLOSED = replace(
     severity=0.21,
     late=88,
     failed=0,
+    evidence=(),
+    action=None,
+    expected_gain=None,
+    next=None,
     verdicts=(
         _said(-11_460, replace(_HELD, engine="e2", cause="engine_crashed", summary="e2 has ended.")),
         _said(-11_430, OK),
@@ -227,6 +231,16 @@ DEMAND = Demand(
     rate_s=44.06, prompt_tokens=(100, 400, 720, 1500, 6150), output_tokens=(25, 100, 150, 290, 800), hit_share=0.12
 )
 PLANS = Plans(time=NOON, now="3p1d@tp2", best="2p2d@tp2", demand=DEMAND, layouts=LAYOUTS)
+WELL = replace(
+    PLANS,
+    best="3p1d@tp2",
+    layouts=(
+        LAYOUTS[0],
+        Plan(layout="2p2d@tp2", feasible=True, predicted=predicted(0.92, 0.39, 0.24, 0.97, 46.9)),
+        Plan(layout="3p1d@tp2", feasible=True, predicted=predicted(0.61, 0.77, 0.44, 0.99, 55.1)),
+        LAYOUTS[3],
+    ),
+)
 
 
 @dataclass
@@ -237,6 +251,8 @@ class FakePlanning:
     told: Plans | None = PLANS
 
     def plans(self) -> Plans | None:
+        if self.node.state == "healthy":
+            return WELL
         if len(self.node.latest().engines) < 4:
             return Plans(time=NOON, now="1p1d", reason="nobody has asked for anything in the last minute")
         return self.told

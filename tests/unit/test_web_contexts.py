@@ -236,7 +236,7 @@ def test_a_request_still_in_the_queue_has_no_engine_yet() -> None:
         1, (4,), prefill_engine=None, decode_engine=None, outcome="running", ttft_s=None, split=False
     )
     row = waterfall.row(waiting, 0.1)
-    assert (row.path, row.ttft, row.marks) == ("—", "—", ())
+    assert (row.path, row.ttft, row.marks) == ("—", "> 4.0\u00a0ms", ())
 
 
 def test_the_curl_is_one_command_whatever_the_model_is_called() -> None:
