@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import msgspec
-from playwright.sync_api import Browser, ConsoleMessage
+from playwright.sync_api import Browser, ConsoleMessage, Route
 from playwright.sync_api import Page as Tab
 
 from bench.browsing import chromium, made_up, served
@@ -199,6 +199,7 @@ def _node(scene: Scene) -> Iterator[str]:
 
 def _take(browser: Browser, url: str, picture: Picture, out: Path) -> Iterator[str]:
     scene, shot, said = SCENES[picture.state], SHOTS[picture.page], []
+    unanswered: list[Route] = []
 
     def heard(message: ConsoleMessage) -> None:
         if message.type in ("error", "warning"):
@@ -211,7 +212,7 @@ def _take(browser: Browser, url: str, picture: Picture, out: Path) -> Iterator[s
         tab.on("console", heard)
         tab.on("pageerror", lambda error: said.append(str(error)))
         for address in () if scene.answers else _HELD:
-            tab.route(address, lambda route: None)  # never answered
+            tab.route(address, unanswered.append)
         found = tab.goto(url + _address(tab, url, shot.path))
         if scene.answers and found is not None and found.ok:
             tab.locator('html[data-link="live"]').wait_for()
@@ -222,6 +223,8 @@ def _take(browser: Browser, url: str, picture: Picture, out: Path) -> Iterator[s
         yield from (f"{picture.file}: {text}" for text in said if not missing)
         yield from (f"{picture.file}: {text}" for text in _wrong(tab, picture.width))
     finally:
+        for route in unanswered:
+            route.abort()
         tab.close()
 
 
