@@ -124,6 +124,26 @@ class Picture(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.page}-{self.state}-{self.theme}-{self.width}.png"
 
 
+class Best(msgspec.Struct, frozen=True, kw_only=True):
+    """One that the documentation shows, from the top down to ``height`` px."""
+
+    picture: Picture
+    height: int
+
+
+_BEST: Final = {
+    "page.png": Best(picture=Picture(page="overview", state="bottleneck", theme="light", width=1400), height=1040),
+    "page-engine.png": Best(picture=Picture(page="engine", state="bottleneck", theme="dark", width=1400), height=760),
+    "page-request.png": Best(
+        picture=Picture(page="request", state="bottleneck", theme="light", width=1400), height=760
+    ),
+    "page-incident.png": Best(
+        picture=Picture(page="incident", state="bottleneck", theme="light", width=1400), height=880
+    ),
+    "page-phone.png": Best(picture=Picture(page="overview", state="bottleneck", theme="dark", width=390), height=844),
+}
+
+
 def main() -> int:
     """Exit code 1: something is wrong with a page that a picture need not show."""
     parser = argparse.ArgumentParser(prog="bench.pictures", description="A contact sheet of the pages.")
@@ -132,7 +152,13 @@ def main() -> int:
     parser.add_argument("--pages", type=_names(SHOTS), default=tuple(SHOTS), help=f"of {', '.join(SHOTS)}")
     parser.add_argument("--themes", type=_names(_THEMES), default=_THEMES)
     parser.add_argument("--widths", type=_names(map(str, _WIDTHS)), default=tuple(map(str, _WIDTHS)))
+    parser.add_argument("--best", type=Path, help="take those alone that the documentation shows, to there")
     options = parser.parse_args()
+    if options.best:
+        with chromium() as browser, _node(SCENES["bottleneck"]) as url:
+            for name, best in _BEST.items():
+                list(_take(browser, url, best.picture, options.best / name, best.height))
+        return 0
     options.out.mkdir(parents=True, exist_ok=True)
     wanted = [
         Picture(page=page, state=state, theme=theme, width=int(width))
@@ -172,7 +198,7 @@ def _taken(wanted: Sequence[Picture], out: Path) -> Iterator[str]:
             with _node(SCENES[state]) as url:
                 for picture in wanted:
                     if picture.state == state:
-                        yield from _take(browser, url, picture, out)
+                        yield from _take(browser, url, picture, out / picture.file)
 
 
 @contextmanager
@@ -197,7 +223,8 @@ def _node(scene: Scene) -> Iterator[str]:
             yield url
 
 
-def _take(browser: Browser, url: str, picture: Picture, out: Path) -> Iterator[str]:
+def _take(browser: Browser, url: str, picture: Picture, to: Path, height: int | None = None) -> Iterator[str]:
+    """``height``: no further down than that, in px; else all of the page."""
     scene, shot, said = SCENES[picture.state], SHOTS[picture.page], []
     unanswered: list[Route] = []
 
@@ -218,7 +245,11 @@ def _take(browser: Browser, url: str, picture: Picture, out: Path) -> Iterator[s
             tab.locator('html[data-link="live"]').wait_for()
         shot.prepare(tab)
         tab.wait_for_timeout(_SETTLE_MS)
-        tab.screenshot(path=out / picture.file, full_page=shot.prepare is not _ask)
+        if height is None:
+            tab.screenshot(path=to, full_page=shot.prepare is not _ask)
+        else:
+            tab.set_viewport_size({"width": picture.width, "height": height})
+            tab.screenshot(path=to)
         missing = found is not None and found.status == 404  # a page that there is not has a console that says so
         yield from (f"{picture.file}: {text}" for text in said if not missing)
         yield from (f"{picture.file}: {text}" for text in _wrong(tab, picture.width))
