@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Sequence
 from urllib.parse import urlencode
 
 DASH = "—"
 _NB = "\u00a0"  # no line ends between a number and its unit
+_UNIT = re.compile(r"(?<=\d) (?=(?:%|°C|W|[kMGT]?Hz|[kMGT]?i?B(?:/s)?|ms|s|min|h|d)(?!\w))")
 
 
 def count(value: int | None) -> str:
@@ -100,6 +102,11 @@ def ranges(values: Sequence[int]) -> str:
         else:
             runs.append([value, value])
     return ", ".join(str(first) if first == last else f"{first}–{last}" for first, last in runs)
+
+
+def unbroken(sentence: str) -> str:
+    """A sentence that was written elsewhere, with its numbers kept together with their units."""
+    return _UNIT.sub(_NB, sentence)
 
 
 def several(amount: int, noun: str) -> str:
