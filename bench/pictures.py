@@ -229,6 +229,9 @@ def _take(browser: Browser, url: str, picture: Picture, to: Path, height: int | 
     scene, shot, said = SCENES[picture.state], SHOTS[picture.page], []
     unanswered: list[Route] = []
 
+    def hold(route: Route) -> None:
+        unanswered.append(route)
+
     def heard(message: ConsoleMessage) -> None:
         if message.type in ("error", "warning"):
             said.append(message.text)
@@ -240,7 +243,7 @@ def _take(browser: Browser, url: str, picture: Picture, to: Path, height: int | 
         tab.on("console", heard)
         tab.on("pageerror", lambda error: said.append(str(error)))
         for address in () if scene.answers else _HELD:
-            tab.route(address, unanswered.append)
+            tab.route(address, hold)
         found = tab.goto(url + _address(tab, url, shot.path))
         if scene.answers and found is not None and found.ok:
             tab.locator('html[data-link="live"]').wait_for()

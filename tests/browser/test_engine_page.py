@@ -84,7 +84,8 @@ def test_the_page_follows_an_engine_that_fails(open_page: Opened, served: Served
 
 def test_the_last_five_minutes_are_drawn(open_page: Opened) -> None:
     page = open_page("busy", path="/engines/e1")
-    expect(page.locator("#lately canvas")).to_have_count(3)
+    expect(page.locator("#lately canvas")).to_have_count(2)
+    expect(page.locator("#chart-slowdown")).to_have_text("It tells nothing of this now.")
     expect(page.locator("#now-running")).to_have_text("14")
     expect(page.locator("#now-kv_usage")).to_have_text("41 %")
 
