@@ -95,10 +95,11 @@ function live(sample) {
   state.data.now = sample.time;
   if (missed > 0) grow(missed);
   if (missed >= 0) mix(sample);
-  if (SERIES.some((name) => sample[name] != null)) {
+  if (state.bare && SERIES.some((name) => sample[name] != null)) {
     state.bare = false;
-    say("");
+    drawSoon();
   }
+  if (!state.bare) say("");
   const pixel_ms = (1e3 * state.view.last) / plotWidth();
   if (performance.now() - drawnAt >= Math.min(30e3, pixel_ms)) drawSoon();
   else later("keys", showKeys);
