@@ -20,7 +20,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 from PIL import Image
-from playwright.sync_api import Browser, ConsoleMessage, Route
+from playwright.sync_api import Browser, ConsoleMessage, Route, TimeoutError
 from playwright.sync_api import Page as Tab
 
 from bench.browsing import chromium, made_up, served
@@ -33,7 +33,8 @@ _HOURS: Final = 7.0  # of history
 _APART_S: Final = 10.0
 _HURT_S: Final = 140.0  # as long as the made-up incident has been open
 _HELD: Final = ("**/live/**", "**/api/history**", "**/plan/curves")  # where nothing answers
-_RESIZED_MS: Final = 300  # charts follow
+_RESIZED_MS: Final = 300
+_FITS_MS: Final = 3000  # charts follow the width of the page
 _SETTLE_MS: Final = 900  # after the first update: charts ask for their history
 
 
@@ -297,9 +298,12 @@ def _wrong(tab: Tab, width: int) -> Iterator[str]:
         yield f"cut off: {text}"
     for narrow in (width, *([_NARROWEST] if width == min(_WIDTHS) else [])):
         tab.set_viewport_size({"width": narrow, "height": _HEIGHT})
-        tab.wait_for_timeout(_RESIZED_MS)
-        wide = int(tab.evaluate("document.documentElement.scrollWidth"))
-        if wide > narrow:
+        try:
+            tab.wait_for_function(
+                "width => document.documentElement.scrollWidth <= width", arg=narrow, timeout=_FITS_MS
+            )
+        except TimeoutError:
+            wide = tab.evaluate("document.documentElement.scrollWidth")
             yield f"scrolls sideways at {narrow} px: {wide}"
 
 
