@@ -11,25 +11,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import sys
 import tempfile
-import threading
 import time
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
-import uvicorn
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 from rich.console import Console
 from rich.table import Table
 
-from bench.servers import ROOT, _free_port
+from bench.browsing import chromium, made_up, served
 
 _LIMIT_MS: Final = 50.0
-_FLAGS: Final = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking")
 _SETTLE_MS: Final = 1500
 _CATEGORIES: Final = ["toplevel", "disabled-by-default-devtools.timeline"]
 
@@ -60,26 +55,14 @@ def main() -> None:
 
 
 def _measured(directory: Path, hours: float, apart_s: float) -> list[Row]:
-    sys.path.append(str(ROOT / "tests" / "browser"))
-    past, states, demo = (import_module(name) for name in ("page_history", "page_states", "demo_server"))
+    past, states, demo = made_up("page_history"), made_up("page_states"), made_up("demo_server")
     now = time.time()
-    vars(states)["_NOON"] = now
+    states.NOON = now
     past.write(directory, now, hours, apart_s)
     history = past.history(directory, now, apart_s)
-    site = demo.Demo(states.FakeNode("large"), history, past.Marks(now))
-    port = _free_port()
-    server = uvicorn.Server(uvicorn.Config(site, host="127.0.0.1", port=port, log_level="warning"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        with sync_playwright() as playwright:
-            path = shutil.which("chromium") or shutil.which("chromium-browser")
-            browser = playwright.chromium.launch(executable_path=path, args=list(_FLAGS))
-            return _looked_through(browser, f"http://127.0.0.1:{port}")
-    finally:
-        site.site.close_streams()
-        server.should_exit = True
-        thread.join()
+    site = demo.Demo(made_up("made_up").FullNode("large"), history, past.Marks(now))
+    with served(site) as url, chromium() as browser:
+        return _looked_through(browser, url)
 
 
 def _looked_through(browser: Browser, url: str) -> list[Row]:

@@ -12,7 +12,7 @@ from appliance.errors import RequestError
 from appliance.records import EngineSnapshot, EngineState, GpuSnapshot, NodeSnapshot, Order, Remedy
 from web import assets, engine_log, engine_orders, flow, gpus, remedies, steps, words
 from web import engine as one
-from web.contexts import TONES, Context
+from web.contexts import TONES, ChoiceContext, Context
 from web.knees import Knees
 from web.paced import Paced
 from web.ports import Actions, NodeView
@@ -22,6 +22,7 @@ _STEPS: Final = 2000  # at most, in the plots
 _STEPS_S: Final = 1.0  # from one drawing of them to the next
 _LOG_S: Final = 1.0
 _SERIES: Final = ("running", "waiting", "fetching", "kv_usage", "busy", "slowdown")
+_WORST_FIRST: Final = ("bad", "warn", "wait", "off", "ok")
 _LONGEST: Final = 200  # characters to be found in a log
 
 
@@ -53,6 +54,8 @@ class ListContext(Context, frozen=True, kw_only=True):
 
     rows: tuple[ListedContext, ...]
     topology: str
+    tone: str
+    glyph: str
     sentence: str
 
 
@@ -80,18 +83,28 @@ class Engines:
 
 def listed(snapshot: NodeSnapshot) -> ListContext:
     """All engines."""
+    tone, sentence = _verdict(snapshot)
     return ListContext(
         rows=tuple(_listed(engine, snapshot) for engine in snapshot.engines),
         topology=snapshot.topology,
-        sentence=_sentence(snapshot.engines),
+        tone=tone,
+        glyph=TONES[tone],
+        sentence=sentence,
     )
 
 
-def _sentence(engines: Sequence[EngineSnapshot]) -> str:
+def _verdict(snapshot: NodeSnapshot) -> tuple[str, str]:
+    """Tone and sentence: the worst of any engine's."""
+    engines, held = snapshot.engines, flow.held_back(snapshot)
     ready = sum(engine.state is EngineState.READY for engine in engines)
-    if ready == len(engines):
-        return f"{words.several(ready, 'engine')}, all ready"
-    return f"{ready} of {words.several(len(engines), 'engine')} {'is' if ready == 1 else 'are'} ready"
+    if ready < len(engines):
+        tones = [flow.STATE_TONES[engine.state] for engine in engines]
+        worst = next(tone for tone in _WORST_FIRST if tone in tones)
+        return worst, f"{ready} of {words.several(len(engines), 'engine')} {'is' if ready == 1 else 'are'} ready."
+    all_of = f"{words.several(ready, 'engine')}, {'' if ready == 1 else 'all '}ready"
+    if held:
+        return "bad", f"{all_of}; {words.listing(held)} {'holds' if len(held) == 1 else 'hold'} the node back."
+    return "ok", f"{all_of}."
 
 
 def _listed(engine: EngineSnapshot, snapshot: NodeSnapshot) -> ListedContext:
@@ -119,14 +132,6 @@ def _listed(engine: EngineSnapshot, snapshot: NodeSnapshot) -> ListedContext:
     )
 
 
-class LevelContext(Context, frozen=True, kw_only=True):
-    """A link that shows more or less of the log."""
-
-    label: str
-    href: str
-    here: bool
-
-
 class EngineContext(Context, frozen=True, kw_only=True):
     """``engine.html``."""
 
@@ -134,7 +139,7 @@ class EngineContext(Context, frozen=True, kw_only=True):
     parts: Mapping[str, Markup]
     command: str | None
     weight: str
-    levels: tuple[LevelContext, ...]
+    levels: tuple[ChoiceContext, ...]
     find: str
     build: str
 
@@ -222,10 +227,10 @@ def _level(text: str) -> str:
     return text
 
 
-def _levels(name: str, level: str, find: str) -> tuple[LevelContext, ...]:
+def _levels(name: str, level: str, find: str) -> tuple[ChoiceContext, ...]:
     base = f"/engines/{name}"
     return tuple(
-        LevelContext(
+        ChoiceContext(
             label=label,
             href=words.address(base, level=key if key != "all" else "", find=find) + "#log",
             here=key == level,

@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from appliance.records import NodeSnapshot
 from web import assets, contexts
-from web.contexts import Context
+from web.contexts import ChoiceContext, Context
 from web.render import compact, render
 from web.stream import event
 
@@ -54,19 +54,11 @@ class Page(Protocol):
     def view(self, asked: Asked) -> View | Awaitable[View]: ...
 
 
-class PlaceContext(Context, frozen=True, kw_only=True):
-    """One entry of the navigation."""
-
-    label: str
-    href: str
-    here: bool
-
-
 class PageContext(Context, frozen=True, kw_only=True):
     """``page.html``: the frame."""
 
     title: str
-    places: tuple[PlaceContext, ...]
+    places: tuple[ChoiceContext, ...]
     body: Markup
     shared: dict[str, Markup]  # parts that every page has
     stream: str | None  # where updates come from; None where there are none
@@ -109,7 +101,9 @@ def paint(page: Page, view: View, snapshot: NodeSnapshot, stream: str | None) ->
         "page",
         PageContext(
             title=f"{'simulated: ' if snapshot.simulated else ''}{view.title(snapshot)} · pd-appliance",
-            places=tuple(PlaceContext(label=name, href=href, here=name == page.place) for name, href in PLACES.items()),
+            places=tuple(
+                ChoiceContext(label=name, href=href, here=name == page.place) for name, href in PLACES.items()
+            ),
             body=Markup(render(page.template, body)),  # noqa: S704: rendered, so escaped
             shared=_painted(shared(snapshot)),
             stream=stream,

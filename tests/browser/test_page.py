@@ -149,6 +149,18 @@ def test_a_stream_that_fails_at_first_is_tried_again(open_page: Opened, complain
     complaints.clear()
 
 
+def test_until_the_first_update_it_says_what_is_waited_for(open_page: Opened) -> None:
+    page = open_page("busy", live=False, path="/engines/e1")
+    page.route("**/live/**", lambda route: None)  # never answered
+    page.route("**/api/history**", lambda route: None)
+    page.reload()
+    expect(page.locator("#link")).to_have_text("Connecting…")
+    expect(page.locator("#chart-requests")).to_have_text("The first values are being waited for…")
+    page.get_by_role("link", name="Overview").click()
+    expect(page.locator("h1")).to_contain_text("Serving 21 requests")
+    expect(page.locator("#charts-none")).to_have_text("The history is being read…")
+
+
 def test_the_theme_is_toggled_and_remembered(open_page: Opened) -> None:
     page = open_page("idle", color_scheme="light")
     ground = "getComputedStyle(document.body).backgroundColor"

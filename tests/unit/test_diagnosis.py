@@ -497,7 +497,9 @@ def test_the_page_says_what_holds_it_back_and_marks_the_engine() -> None:
 
 def test_a_link_is_named_by_its_ends_and_the_unknown_as_such() -> None:
     link = Verdict(state="bottleneck", summary="Slow.", since=0, link=("e0", "e1"), cause="handoff_link_slow")
-    assert causes.words(link) == "slow link on e0 to e1"
+    assert causes.words(link) == "slow link from e0 to e1"
+    crashed = replace(link, link=None, engine="e1", cause="engine_crashed")
+    assert causes.words(crashed) == "e1 has ended"
     unknown = Verdict(state="unknown", summary="Nothing tells.", since=0)
     assert contexts.headline(replace(made.busy(0), verdict=unknown)).sentence.startswith("Something holds it back")
 
