@@ -99,6 +99,7 @@ class IncidentPage:
     """``/incidents/{id}``; ``?at=`` an uptime shows that moment."""
 
     path = "/incidents/{id}"
+    query: tuple[str, ...] = ()  # the moment that is shown is no live part
     template = "incident"
     place = "Incidents"
 

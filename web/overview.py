@@ -32,6 +32,7 @@ class Overview:
     """``/``."""
 
     path = "/"
+    query: tuple[str, ...] = ()  # its charts' range is the browser's business
     template = "overview"
     place = "Overview"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import weakref
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
@@ -13,7 +12,7 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from appliance.errors import RequestError
-from web import views
+from web import views, words
 from web.ports import NodeView
 from web.refused import Refused
 from web.stream import Feed, stream
@@ -24,7 +23,7 @@ _FEEDS_MAX: Final = 64  # different ones: each is rendered twice a second
 
 
 class Pages:
-    """Whoever looks at the same page, with the same query, shares its feed."""
+    """Whoever looks at the same parts shares their feed."""
 
     def __init__(self, node: NodeView, pages: Sequence[Page]) -> None:
         self._node = node
@@ -51,7 +50,7 @@ class Pages:
 
     async def _paint(self, page: Page, request: Request) -> Response:
         try:
-            view, status, stream = await views.of(page, _asked(request)), 200, _STREAMS + _address(request)
+            view, status, stream = await views.of(page, _asked(request)), 200, _STREAMS + _address(page, request)
         except RequestError as error:
             page, status, stream = Refused(error, page.place), error.status, None
             view = await views.of(page, _asked(request))
@@ -62,18 +61,17 @@ class Pages:
         return await stream(request, await self._feed(page, request))
 
     async def _feed(self, page: Page, request: Request) -> Feed:
-        address, asked = _address(request), replace(_asked(request), following=True)
-        if address not in self._feeds:
-            await views.of(page, asked)  # or there is nothing to follow
+        address = _address(page, request)
         feed = self._feeds.get(address)
-        if feed is None:
-            if len(self._feeds) >= _FEEDS_MAX:
-                raise RequestError(503, "Too many different pages are looked at; close some.", code="busy")
-            feed = Feed(self._node, functools.partial(views.followed, page, asked))
-            if self._closed:
-                feed.close()
-            self._feeds[address] = feed
-        return feed
+        if feed is not None:
+            return feed
+        if len(self._feeds) >= _FEEDS_MAX:
+            raise RequestError(503, "Too many different pages are looked at; close some.", code="busy")
+        asked = replace(_asked(request), query=_live(page, request), following=True)
+        feed = Feed(self._node, await views.followed(page, asked))
+        if self._closed:
+            feed.close()
+        return self._feeds.setdefault(address, feed)  # somebody may have come meanwhile
 
     def close(self) -> None:
         """End all streams."""
@@ -82,10 +80,15 @@ class Pages:
             feed.close()
 
 
-def _address(request: Request) -> str:
-    """Path and query."""
-    query = request.url.query
-    return request.url.path + (f"?{query}" if query else "")
+def _address(page: Page, request: Request) -> str:
+    """The same for all that share a feed."""
+    return words.address(request.url.path, **_live(page, request))
+
+
+def _live(page: Page, request: Request) -> dict[str, str]:
+    """What its live parts depend on of the query."""
+    asked = request.query_params
+    return {name: asked[name] for name in page.query if name in asked}
 
 
 def _asked(request: Request) -> Asked:

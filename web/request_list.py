@@ -124,6 +124,7 @@ class RequestList:
     """``/requests``; ``?show=``, ``?engine=``, ``?route=`` and ``?limit=`` choose among them."""
 
     path = _PATH
+    query: tuple[str, ...] = ("show", "engine", "route", "limit")
     template = "request_list"
     place = "Requests"
 

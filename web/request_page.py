@@ -115,6 +115,7 @@ class RequestPage:
     """``/requests/{id}``."""
 
     path = "/requests/{id}"
+    query: tuple[str, ...] = ()
     template = "request_page"
     place = "Requests"
 
