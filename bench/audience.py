@@ -15,7 +15,7 @@ import aiohttp
 
 SLOW_BYTES_S: Final = 10_000.0
 _SMALL_BUFFER_BYTES: Final = 4096
-_FIRST_S: Final = 10.0
+_FIRST_S: Final = 30.0
 _STREAM: Final = re.compile(r'hx-sse:connect="([^"]+)"')
 _SAMPLE: Final = re.compile(rb'event: sample\r?\ndata: \{"time": ([\d.]+),')
 _LONGEST_SAMPLE: Final = 80  # bytes of what is looked for
@@ -38,7 +38,12 @@ class Viewer(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
-        transport.write(f"GET {self.address} HTTP/1.1\r\nhost: 127.0.0.1\r\naccept: text/event-stream\r\n\r\n".encode())
+        head = (
+            "host: 127.0.0.1",
+            "accept: text/event-stream",
+            "connection: close",
+        )  # a stream that ends is to be noticed
+        transport.write("\r\n".join((f"GET {self.address} HTTP/1.1", *head, "\r\n")).encode())
 
     def data_received(self, data: bytes) -> None:
         if not self.bytes and not data.startswith(b"HTTP/1.1 200"):

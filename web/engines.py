@@ -19,7 +19,7 @@ from web.ports import Actions, NodeView
 from web.views import Asked, Parts, View
 
 _STEPS: Final = 2000  # at most, in the plots
-_STEPS_S: Final = 1.0  # from one drawing of them to the next
+_STEPS_S: Final = 2.0  # from one drawing of them to the next: there are many
 _LOG_S: Final = 1.0
 _SERIES: Final = ("running", "waiting", "fetching", "kv_usage", "busy", "slowdown")
 _LONGEST: Final = 200  # characters to be found in a log

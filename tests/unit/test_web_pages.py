@@ -70,7 +70,7 @@ def client() -> TestClient:
         ("/engines?any=1", "/live/engines"),
         ("/engines/e1?find=a%26b&level=error&x=1", "/live/engines/e1?level=error&amp;find=a%26b"),
         ("/requests?limit=200&show=slow&theme=dark", "/live/requests?show=slow&amp;limit=200"),
-        ("/requests?show=", "/live/requests"),
+        ("/requests?engine=", "/live/requests"),
         (f"/incidents/{kept.OPEN.id}?at=742", f"/live/incidents/{kept.OPEN.id}"),
         ("/incidents?state=open", "/live/incidents?state=open"),
     ],
