@@ -327,9 +327,8 @@ def main() -> None:
     parser.add_argument("--no-browser", action="store_true", help="leave out what needs Chromium")
     parser.add_argument("--json", type=Path, help="write all figures there")
     options = parser.parse_args()
-    report = asyncio.run(run(options))
-    if not options.no_browser:
-        report = msgspec.structs.replace(report, tasks=charts.measured(options.hours))
+    tasks = [] if options.no_browser else charts.measured(options.hours)
+    report = msgspec.structs.replace(asyncio.run(run(options)), tasks=tasks)
     if options.json:
         options.json.write_bytes(msgspec.json.format(msgspec.json.encode(report)))
     for lost in itertools.chain.from_iterable(one.lost for one in report.windows):
