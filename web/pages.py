@@ -13,6 +13,7 @@ from starlette.routing import BaseRoute, Route
 
 from appliance.errors import RequestError
 from web import views, words
+from web.packed import PACKED
 from web.ports import NodeView
 from web.refused import Refused
 from web.stream import Feed, stream
@@ -35,8 +36,9 @@ class Pages:
         return [route for page in self._pages for route in self._routes(page)]
 
     def _routes(self, page: Page) -> tuple[Route, Route]:
-        return Route(page.path, self._with(self._paint, page)), Route(
-            _STREAMS + page.path, self._with(self._follow, page)
+        return (
+            Route(page.path, self._with(self._paint, page), middleware=PACKED),
+            Route(_STREAMS + page.path, self._with(self._follow, page)),
         )
 
     @staticmethod

@@ -132,7 +132,7 @@ async def test_one_that_is_turned_away_or_dropped_is_told_of(served: tuple[Page,
 
 def window(of: Load, looking: Looking, pair: int, cpu: float, requests_s: float, **more: object) -> Window:
     figures: dict[str, object] = {
-        "loop_delays_ms": [0.5, 1.0],
+        "probes_ms": [0.5, 1.0],
         "viewer_bytes_s": [] if looking is Looking.NOBODY else [40_000.0, 60_000.0],
         "delays_ms": [] if looking is Looking.NOBODY else [4.0, 9.0],
         "slow_delays_ms": [] if looking is Looking.NOBODY else [2500.0],
@@ -174,6 +174,7 @@ def test_every_figure_has_its_spread_and_its_target_beside_it() -> None:
     assert "| sent to each viewer, over all pages | 50.0 (40.0–60.0) kB/s |" in text
     assert "| the same to one that reads 10 kB/s | 2.5 / 2.5 / 2.5 s |" in text
     assert "| viewers that were lost, requests that failed | 1, 2 | 0, 0 |" in text
+    assert "| until /health is answered, p50 / p99 / most, viewers: nobody | 0.5 / 1.0 / 1.0 ms |" in text
     assert "first paint" not in text, "nothing is said of a browser that there was none of"
 
 
