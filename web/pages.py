@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import weakref
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
@@ -30,6 +31,7 @@ class Pages:
         self._node = node
         self._pages = pages
         self._feeds = weakref.WeakValueDictionary[str, Feed]()  # each lives as long as somebody follows it
+        self._turn = asyncio.Lock()  # a snapshot wakes all feeds at once
         self._closed = False
 
     def routes(self) -> list[BaseRoute]:
@@ -70,7 +72,7 @@ class Pages:
         if len(self._feeds) >= _FEEDS_MAX:
             raise RequestError(503, "Too many different pages are looked at; close some.", code="busy")
         asked = replace(_asked(request), query=_live(page, request), following=True)
-        feed = Feed(self._node, await views.followed(page, asked))
+        feed = Feed(self._node, await views.followed(page, asked), self._turn)
         if self._closed:
             feed.close()
         return self._feeds.setdefault(address, feed)  # somebody may have come meanwhile
