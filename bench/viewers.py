@@ -243,7 +243,7 @@ def _rows(report: Report) -> Iterator[tuple[str, str, str]]:
         for who in looking[1:]:
             added = paired(report.windows, of, who, lambda one, without: one.supervisor_cpu - without.supervisor_cpu)
             said = f"CPU of the supervisor, {_load(of)}, viewers {who}"
-            yield said, f"{_percent(added)} of a core", f"< {_CPU_MOST:.0%}"
+            yield said, f"{_percent(added)} of a core", f"< {100 * _CPU_MOST:.0f} %"
         alone = [one.supervisor_cpu for one in report.windows if (one.load, one.looking) == (of, Looking.NOBODY)]
         yield f"the same while nobody looks, {_load(of)}", f"{_percent(alone)} of a core", ""
     ratios = paired(report.windows, HEAVY, Looking.EVERYWHERE, lambda one, without: one.requests_s / without.requests_s)

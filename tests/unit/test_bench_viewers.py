@@ -167,7 +167,7 @@ def test_every_figure_has_its_spread_and_its_target_beside_it() -> None:
     )
     text = markdown(report)
     assert (
-        "| CPU of the supervisor, 64 clients, answers of 16 tokens, viewers over all pages | 4.5 (4.0–5.0) % of a core | < 5% |"
+        "| CPU of the supervisor, 64 clients, answers of 16 tokens, viewers over all pages | 4.5 (4.0–5.0) % of a core | < 5 % |"
         in text
     )
     assert "| requests/s with over without (64 clients, answers of 16 tokens) | 0.987 (0.983–0.990) | ≥ 0.98 |" in text
