@@ -17,7 +17,7 @@ from playwright.sync_api import Browser, sync_playwright
 
 from bench.servers import ROOT, _free_port
 
-_FLAGS: Final = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking")
+FLAGS: Final = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking")
 _START_S: Final = 10.0
 
 
@@ -60,6 +60,6 @@ def chromium() -> Iterator[Browser]:
     if path is None:
         raise SystemExit("no Chromium here: install it, or name it in $CHROMIUM")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=list(_FLAGS))
+        browser = playwright.chromium.launch(executable_path=path, args=list(FLAGS))
         yield browser
         browser.close()

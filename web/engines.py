@@ -19,7 +19,7 @@ from web.ports import Actions, NodeView
 from web.views import Asked, Parts, View
 
 _STEPS: Final = 2000  # at most, in the plots
-_STEPS_S: Final = 1.0  # from one drawing of them to the next
+_STEPS_S: Final = 2.0  # from one drawing of them to the next: there are many
 _LOG_S: Final = 1.0
 _SERIES: Final = ("running", "waiting", "fetching", "kv_usage", "busy", "slowdown")
 _WORST_FIRST: Final = ("bad", "warn", "wait", "off", "ok")
@@ -70,6 +70,7 @@ class Engines:
     """``/engines``."""
 
     path = "/engines"
+    query: tuple[str, ...] = ()
     template = "engines"
     place = "Engines"
 
@@ -148,6 +149,7 @@ class EnginePage:
     """``/engines/{name}``; ``?level=`` and ``?find=`` say which lines of the log."""
 
     path = "/engines/{name}"
+    query: tuple[str, ...] = ("level", "find")
     template = "engine"
     place = "Engines"
 
@@ -158,13 +160,12 @@ class EnginePage:
 
     def view(self, asked: Asked) -> View:
         name = asked.names["name"]
-        found = _known(self._node.latest(), name)
+        _known(self._node.latest(), name)
         level, find = _level(asked.query.get("level", "all")), asked.query.get("find", "")[:_LONGEST]
-        last = _Last(found)
         drawn, read = Paced[Context](_STEPS_S), Paced[Context](_LOG_S)
 
         def parts(snapshot: NodeSnapshot) -> Parts:
-            engine = last.of(snapshot)
+            engine = _known(snapshot, name)  # without it there is nothing to follow any more
             mine = msgspec.structs.replace(snapshot, gpus=_own(engine, snapshot))
             return {
                 "engine_head": one.head(engine, snapshot),
@@ -182,17 +183,17 @@ class EnginePage:
                 name=name,
                 parts=painted,
                 command=_written(self._node.command(name)),
-                weight=f"{last.of(snapshot).weight:g}",
+                weight=f"{_known(snapshot, name).weight:g}",
                 levels=_levels(name, level, find),
                 find=find,
                 build=assets.fingerprint(),
             )
 
         return View(
-            title=lambda snapshot: f"{name}, {last.of(snapshot).role.value}",
+            title=lambda snapshot: f"{name}, {_known(snapshot, name).role.value}",
             parts=parts,
             body=body,
-            sample=lambda snapshot: _sample(last.of(snapshot)),
+            sample=lambda snapshot: _sample(_known(snapshot, name)),
         )
 
     def _steps(self, name: str) -> Context:
@@ -200,17 +201,6 @@ class EnginePage:
 
     def _log(self, name: str, level: str, find: str) -> Context:
         return engine_log.log(self._node.logs(name) or (), level, find)
-
-
-class _Last:
-    """An engine as it was seen last."""
-
-    def __init__(self, engine: EngineSnapshot) -> None:
-        self._engine = engine
-
-    def of(self, snapshot: NodeSnapshot) -> EngineSnapshot:
-        self._engine = one.find(snapshot, self._engine.name) or self._engine
-        return self._engine
 
 
 def _known(snapshot: NodeSnapshot, name: str) -> EngineSnapshot:

@@ -91,6 +91,7 @@ class IncidentList:
     """``/incidents``; ``?state=open&engine=e1&cause=engine_hung`` narrow it down."""
 
     path = "/incidents"
+    query: tuple[str, ...] = ("state", "engine", "cause")
     template = "incidents"
     place = "Incidents"
 

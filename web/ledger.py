@@ -88,6 +88,7 @@ class Kv:
     """``/kv``."""
 
     path = "/kv"
+    query: tuple[str, ...] = ()
     template = "kv"
     place = "KV"
 

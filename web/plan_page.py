@@ -101,6 +101,7 @@ class PlanPage:
     """``/plan``."""
 
     path = "/plan"
+    query: tuple[str, ...] = ()
     template = "plan"
     place = "Plan"
 

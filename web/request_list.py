@@ -104,6 +104,7 @@ class RequestList:
     """``/requests``; ``?show=``, ``?engine=``, ``?route=`` and ``?limit=`` choose among them."""
 
     path = _PATH
+    query: tuple[str, ...] = ("show", "engine", "route", "limit")
     template = "request_list"
     place = "Requests"
 
@@ -182,7 +183,7 @@ def _most(timelines: Sequence[Timeline]) -> list[float]:
 @functools.lru_cache(maxsize=2048)
 def _row(timeline: Timeline, scale_s: float, target_s: float, target_x: str | None, splits: bool) -> Markup:
     """What is over does not change any more, and is asked for again and again."""
-    return Markup(compact("request_line", line(timeline, scale_s, target_s, target_x, splits)))  # noqa: S704: rendered, so escaped
+    return Markup(compact("request_line", line(timeline, scale_s, target_s, target_x, splits)))
 
 
 def line(timeline: Timeline, scale_s: float, target_s: float, target_x: str | None, splits: bool) -> LineContext:

@@ -107,6 +107,7 @@ class RequestPage:
     """``/requests/{id}``."""
 
     path = "/requests/{id}"
+    query: tuple[str, ...] = ()
     template = "request_page"
     place = "Requests"
 

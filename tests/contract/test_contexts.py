@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 from jinja2 import Environment, meta, nodes
 
@@ -257,6 +258,27 @@ async def test_live_parts_are_elements_of_their_page(page: Page) -> None:
     for name in views.shared(snapshot):
         assert f'id="{name}"' in frame
         assert f"shared.{name}" in frame
+
+
+@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.template)
+async def test_live_parts_depend_on_nothing_of_a_query_that_their_page_does_not_name(page: Page, state: str) -> None:
+    """Those who ask for something else besides share one stream."""
+    query = {
+        "show": "slow",
+        "engine": "e0",
+        "route": "/v1/completions",
+        "limit": "200",
+        "level": "error",
+        "find": "met",
+    }
+    query |= {"state": "open", "cause": "engine_hung", "at": "742", "last": "24h", "from": "1", "to": "9", "x": "y"}
+    id = kept.OPEN.id if page.template == "incident" else NODE.timelines(20)[15].id
+    everything = msgspec.structs.replace(asked(id), query=query)
+    named = msgspec.structs.replace(asked(id), query={name: query[name] for name in page.query})
+    snapshot = STATES[state](0)
+    one, other = [views.fragments(await views.of(page, by), snapshot) for by in (everything, named)]
+    assert one == other
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.template)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from collections.abc import Awaitable, Mapping
 from pathlib import Path
 
 import pytest
@@ -271,7 +272,13 @@ def test_who_follows_a_page_has_what_was_seen_read_once(monkeypatch: pytest.Monk
     node = made.FakeNode("bottleneck")
     page = incident_page.IncidentPage(kept.FakeIncidents(), Remedies(node, node.latest))
     names = {"id": kept.OPEN.id}
-    sent = asyncio.run(views.followed(page, Asked(names=names, following=True), node.latest()))
+
+    async def followed() -> Mapping[str, bytes]:
+        render = await views.followed(page, Asked(names=names, following=True))
+        found = render(node.latest())
+        return await found if isinstance(found, Awaitable) else found
+
+    sent = asyncio.run(followed())
     assert b"Incident: slow GPU on e1" in sent["incident_facts"]
     assert read == []
     asyncio.run(views.of(page, Asked(names=names)))
