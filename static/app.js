@@ -60,17 +60,18 @@ function startCopy() {
 
 function startLink(live, onSample) {
   let heard = Date.now();
+  let shown = heard; // when what is shown was told
   let connection = null;
 
   const say = (state, words) => {
     if (root.dataset.link === state) return;
     root.dataset.link = state;
-    byId("link").textContent = words;
+    byId("link").textContent = words();
   };
-  const lost = () => say("lost", "Connection lost, retrying…");
+  const lost = () => say("lost", () => `Connection lost: all this is as it was at ${new Date(shown).toTimeString().slice(0, 8)}. Retrying…`);
   const well = () => {
-    heard = Date.now();
-    say("live", "Live");
+    heard = shown = Date.now();
+    say("live", () => "Live");
   };
 
   live.addEventListener("htmx:sse:after:connection", (event) => (connection = event.detail.connection));
