@@ -99,11 +99,20 @@ function startLink(live, onSample) {
   }, 1000);
 }
 
+// ---- lists that rows are added to stand still while the keyboard is in them: it would be carried away
+
+const BEING_READ = "[data-stands]:has(:focus-visible)";
+
+function leaveOut({ detail: { tasks } }) {
+  for (let at = tasks.length - 1; at >= 0; at--) if (tasks[at].target?.matches?.(BEING_READ)) tasks.splice(at, 1);
+}
+
 // ---- start
 
 startTheme();
 if (byId("copy")) startCopy();
 if (byId("live")) {
+  byId("live").addEventListener("htmx:before:swap", leaveOut);
   startLink(byId("live"), (sample) => {
     if (sample.build !== document.body.dataset.build) location.reload(); // the appliance was upgraded
     else if (!document.hidden) document.dispatchEvent(new CustomEvent("node:sample", { detail: sample })); // to charts.js

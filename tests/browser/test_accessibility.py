@@ -153,6 +153,21 @@ def test_curves_that_have_come_are_not_said_to_be_busy(open_page: Opened) -> Non
     expect(page.locator("[aria-busy=true]")).to_have_count(0)
 
 
+def test_rows_stand_still_while_the_keyboard_is_in_them(open_page: Opened, served: Served) -> None:
+    served.node.tick_s = 0.3  # a row more every 1.2 s
+    page = open_page("busy")
+    newest = page.locator(".request").first
+    id = page.locator(".request").nth(1).get_attribute("id")
+    page.locator(f"#{id} summary").focus()
+    page.keyboard.press("Shift")  # the keyboard, not a pointer, is what is used
+    before = newest.get_attribute("id")
+    page.wait_for_timeout(2000)
+    assert newest.get_attribute("id") == before
+    expect(page.locator(f"#{id} summary")).to_be_focused()
+    page.locator("#theme").focus()
+    expect(newest).not_to_have_attribute("id", before or "")
+
+
 # ---- seen
 
 
