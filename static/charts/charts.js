@@ -69,7 +69,6 @@ function take({ now, history: found, changes, incidents, slo_ttft_s, slo_itl_s }
   nameEngines();
   drawSoon();
   later("marks", drawMarks);
-  later("words", describe);
 }
 
 function say(words) {
@@ -82,6 +81,7 @@ function drawSoon() {
   for (const name of Object.keys(CHARTS)) later(`chart-${name}`, () => draw(name));
   later("range", showRange);
   later("keys", showKeys);
+  later("words", describe);
 }
 
 // ---- newest values: they are added to the last step, or begin another
