@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 import torch
@@ -17,15 +17,17 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     SupportsHMA,
 )
 from vllm.platforms import current_platform
+from vllm.v1.kv_cache_interface import KVCacheSpecKind, UniformTypeKVCacheSpecs, get_kv_cache_spec_kind
 
 from appliance.channel import Progress
 from appliance.engine.kv.handshake import PROTOCOL, Manifest, fingerprint
-from appliance.engine.kv.layout import Group, Layout, plane_of
+from appliance.engine.kv.layout import Group, Layout, held_of, plane_of
 from appliance.engine.kv.pulls import Pulls
 from appliance.engine.kv.scheduler import SchedulerHalf
 from appliance.engine.kv.settings import Settings
 from appliance.engine.kv.transport import open_transport
 from appliance.engine.kv.worker import WorkerHalf
+from appliance.engine.life import entitle, tell_stacks
 from appliance.engine.link import Link, process_link
 from appliance.engine.mends import keep_generators_from_discarded_samples
 from appliance.engine.resume import force
@@ -36,9 +38,21 @@ if TYPE_CHECKING:
     from vllm.forward_context import ForwardContext
     from vllm.v1.core.kv_cache_manager import KVCacheBlocks, KVCacheManager
     from vllm.v1.core.sched.output import SchedulerOutput
-    from vllm.v1.kv_cache_interface import KVCacheConfig
+    from vllm.v1.kv_cache_interface import AttentionSpec, KVCacheConfig, KVCacheGroupSpec
     from vllm.v1.outputs import KVConnectorOutput
     from vllm.v1.request import Request
+
+_KINDS: Final = frozenset(
+    {
+        KVCacheSpecKind.FULL_ATTENTION,
+        KVCacheSpecKind.MLA_ATTENTION,
+        KVCacheSpecKind.SLIDING_WINDOW,
+        KVCacheSpecKind.SLIDING_WINDOW_MLA,
+        KVCacheSpecKind.CHUNKED_LOCAL_ATTENTION,
+    }
+)
+"""How the tokens of a group may be kept: each in a place of its own. (A state of all tokens, as Mamba's, can't be taken a token back.)"""
+_WITHIN_A_BLOCK: Final = str.maketrans("", "", "LB")  # of a layout's name, such as LBNHC: heads and tokens
 
 
 def settings_of(vllm_config: VllmConfig) -> Settings:
@@ -47,17 +61,20 @@ def settings_of(vllm_config: VllmConfig) -> Settings:
 
 
 def link_of(vllm_config: VllmConfig, role: KVConnectorRole) -> Link:
-    """This process's link. With the uniprocess executor, EngineCore and its only worker are one process."""
-    settings = settings_of(vllm_config)
-    parallel = vllm_config.parallel_config
-    worker = role == KVConnectorRole.WORKER and parallel.distributed_executor_backend != "uni"
+    """This process's link."""
+    settings, apart = settings_of(vllm_config), _apart(vllm_config, role)
     return process_link(
         settings.channel,
         settings.engine,
         settings.epoch,
-        "worker" if worker else "core",
-        parallel.rank if worker else 0,
+        "worker" if apart else "core",
+        vllm_config.parallel_config.rank if apart else 0,
     )
+
+
+def _apart(vllm_config: VllmConfig, role: KVConnectorRole) -> bool:
+    """Whether this is a worker in a process of its own. With the uniprocess executor, EngineCore is its only worker, too."""
+    return role == KVConnectorRole.WORKER and vllm_config.parallel_config.distributed_executor_backend != "uni"
 
 
 class ApplianceConnector(KVConnectorBase_V1, SupportsHMA):
@@ -65,12 +82,16 @@ class ApplianceConnector(KVConnectorBase_V1, SupportsHMA):
 
     def __init__(self, vllm_config: VllmConfig, role: KVConnectorRole, kv_cache_config: KVCacheConfig) -> None:
         super().__init__(vllm_config, role, kv_cache_config)
+        refuse(vllm_config, kv_cache_config)
         self._settings = settings_of(vllm_config)
         self._link = link_of(vllm_config, role)
         self._worker: WorkerHalf | None = None
         self._scheduler: SchedulerHalf | None = None
         if role == KVConnectorRole.WORKER and current_platform.is_cpu():
             keep_generators_from_discarded_samples()
+        if _apart(vllm_config, role):
+            entitle(f"{self._settings.engine} rank {vllm_config.parallel_config.rank}")
+            tell_stacks()
         if role == KVConnectorRole.SCHEDULER:
             self._scheduler = self._scheduler_half(kv_cache_config)
             self._link.on_message(self._scheduler.receive)
@@ -86,15 +107,16 @@ class ApplianceConnector(KVConnectorBase_V1, SupportsHMA):
         return self._worker
 
     def _scheduler_half(self, kv_cache_config: KVCacheConfig) -> SchedulerHalf:
-        specs = [group.kv_cache_spec for group in kv_cache_config.kv_cache_groups]
-        layers = [len(group.layer_names) for group in kv_cache_config.kv_cache_groups]
+        groups = kv_cache_config.kv_cache_groups
         return SchedulerHalf(
             engine=self._settings.engine,
             epoch=self._settings.epoch,
             link=self._link,
             table=self._settings.lease_table(),
-            group_tokens=tuple(spec.block_size for spec in specs),
-            block_bytes=tuple(spec.page_size_bytes * count for spec, count in zip(specs, layers, strict=True)),
+            group_tokens=tuple(group.kv_cache_spec.block_size for group in groups),
+            block_bytes=tuple(
+                sum(_spec(group, name).page_size_bytes for name in group.layer_names) for group in groups
+            ),
             inline_bytes=self._settings.inline_bytes,
         )
 
@@ -107,7 +129,8 @@ class ApplianceConnector(KVConnectorBase_V1, SupportsHMA):
             {view.untyped_storage().data_ptr(): view.untyped_storage() for view in kv_caches.values()}.values()
         )
         index = {storage.data_ptr(): number for number, storage in enumerate(storages)}
-        layout = _layout(self._kv_cache_config, kv_caches, index, tuple(storage.nbytes() for storage in storages))
+        sizes = tuple(storage.nbytes() for storage in storages)
+        layout = _layout(self._vllm_config, self._kv_cache_config, kv_caches, index, sizes)
         handles, descriptors = transport.export(storages)
         parallel = self._vllm_config.parallel_config
         traits = _traits(self._vllm_config, kv_caches)
@@ -185,33 +208,77 @@ class ApplianceConnector(KVConnectorBase_V1, SupportsHMA):
         return False, self.scheduler_half.finished(request, block_ids)
 
 
+def refuse(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig) -> None:
+    """Raises ``HandoffError`` for an engine whose KV can't be handed over, whatever the peer is."""
+    parallel = vllm_config.parallel_config
+    for size, what in (
+        (parallel.pipeline_parallel_size, "pipeline stages (--pipeline-parallel-size)"),
+        (parallel.decode_context_parallel_size, "ranks that share out its tokens (--decode-context-parallel-size)"),
+        (parallel.prefill_context_parallel_size, "ranks that share out its tokens (--prefill-context-parallel-size)"),
+    ):
+        if size > 1:
+            raise HandoffError(
+                f"the KV of an engine with {size} {what} can't be handed over: use tensor parallel ranks"
+            )
+    for group in kv_cache_config.kv_cache_groups:
+        kind = get_kv_cache_spec_kind(group.kv_cache_spec)
+        if kind not in _KINDS:
+            raise HandoffError(
+                f"layers such as {group.layer_names[0]} keep their KV as {kind.value}, which can't be handed over: "
+                "serve this model with one vLLM engine"
+            )
+
+
+def _spec(group: KVCacheGroupSpec, layer: str) -> AttentionSpec:
+    """Of one layer: where those of a group differ in size, each has its own."""
+    spec: Any = group.kv_cache_spec
+    return spec.kv_cache_specs[layer] if isinstance(spec, UniformTypeKVCacheSpecs) else spec
+
+
 def _layout(
-    config: KVCacheConfig, views: dict[str, torch.Tensor], index: dict[int, int], storage_bytes: tuple[int, ...]
+    vllm_config: VllmConfig,
+    config: KVCacheConfig,
+    views: dict[str, torch.Tensor],
+    index: dict[int, int],
+    storage_bytes: tuple[int, ...],
 ) -> Layout:
+    parallel = vllm_config.parallel_config
+    of_model = vllm_config.model_config.get_total_num_kv_heads()
     groups = []
     for group in config.kv_cache_groups:
         planes = []
         for name in group.layer_names:
-            view = views[name]
-            storage = index[view.untyped_storage().data_ptr()]
-            offset = int(view.storage_offset()) * view.element_size()
+            view, spec = views[name], _spec(group, name)
             split, rest = divmod(view.shape[0], config.num_blocks)
-            plane = plane_of(storage, offset, list(view.shape), list(view.stride()), view.element_size(), split)
-            if rest or plane.size != group.kv_cache_spec.page_size_bytes:
+            plane = plane_of(
+                layer=name,
+                storage=index[view.untyped_storage().data_ptr()],
+                offset=int(view.storage_offset()) * view.element_size(),
+                shape=list(view.shape),
+                strides=list(view.stride()),
+                item=view.element_size(),
+                split=split,
+                heads=held_of(
+                    parallel.rank, parallel.tensor_parallel_size, spec.num_kv_heads, spec.max_tp_shards, of_model
+                ),
+            )
+            if rest or plane.size != spec.unpadded_page_size_bytes:
                 raise HandoffError(
                     f"the KV cache of layer {name} is not laid out block by block (shape {list(view.shape)} for "
-                    f"{config.num_blocks} blocks of {group.kv_cache_spec.page_size_bytes} bytes): it can't be handed over"
+                    f"{config.num_blocks} blocks of {spec.unpadded_page_size_bytes} bytes): it can't be handed over"
                 )
             planes.append(plane)
-        groups.append(Group(group.kv_cache_spec.block_size, tuple(planes)))
+        kind = get_kv_cache_spec_kind(group.kv_cache_spec).value
+        groups.append(Group(kind, group.kv_cache_spec.block_size, tuple(planes)))
     return Layout(tuple(groups), storage_bytes)
 
 
 def _traits(vllm_config: VllmConfig, views: dict[str, torch.Tensor]) -> dict[str, str]:
-    """All that decides what the bytes of a block mean."""
+    """All that decides what the bytes of a head's part of a block mean. How many heads a rank has does not."""
     model, context = vllm_config.model_config, vllm_config.compilation_config.static_forward_context
     backends = sorted({context[name].get_attn_backend().get_name() for name in views if name in context})
-    shapes = sorted({f"{list(view.shape[1:])}/{_order(view)}/{view.dtype}" for view in views.values()})
+    shapes = sorted({f"{list(view.shape[2:])}/{view.dtype}" for view in views.values()})
+    layout = vllm_config.cache_config.get_resolved_kv_cache_layout().name
     return {
         "vllm": vllm.__version__,
         "model": str(model.model),
@@ -222,12 +289,5 @@ def _traits(vllm_config: VllmConfig, views: dict[str, torch.Tensor]) -> dict[str
         "kv_cache_dtype": str(vllm_config.cache_config.cache_dtype),
         "attention": ",".join(backends),
         "block": ";".join(shapes),
-        "tensor_parallel": str(vllm_config.parallel_config.tensor_parallel_size),
-        "pipeline_parallel": str(vllm_config.parallel_config.pipeline_parallel_size),
+        "order": layout.translate(_WITHIN_A_BLOCK),
     }
-
-
-def _order(view: torch.Tensor) -> str:
-    """The dimensions within a block, from the slowest to the fastest."""
-    strides = list(view.stride())
-    return "".join(str(dim) for dim in sorted(range(1, view.dim()), key=lambda dim: -strides[dim]))
