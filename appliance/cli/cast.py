@@ -31,6 +31,7 @@ from appliance.supervisor.topology import parse
 
 _log = logging.getLogger("pd-appliance")
 ENGINE_MEMORY_BYTES: Final = 1200 << 20  # of one CPU engine, measured, without its KV cache and its weights
+RANK_MEMORY_BYTES: Final = 400 << 20  # of each rank, where an engine has several, besides
 _KINDS: Final = ("auto", "vllm", "sim")
 _ANYWHERE: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
@@ -160,7 +161,7 @@ def _real_as(config: Config, model: Model, layout: str, there: int) -> Cast:
     """``there``: so many engines have their memory already."""
     topology = parse(layout)
     found = specs(config, topology, model, sorted(os.sched_getaffinity(0)))
-    _check_memory(config, len(found) - there)
+    _check_memory(config, found[there:])
     return Cast(model=model.name, layout=topology.layout, specs=found, remake=partial(_real_as, config, model))
 
 
@@ -227,12 +228,18 @@ def _near(url: str) -> str:
     return urlunsplit(parts._replace(netloc=f"{f'[{host}]' if ':' in host else host}:{parts.port}"))
 
 
-def _check_memory(config: Config, engines: int) -> None:
-    """For so many that there are not yet."""
-    wanted = engines * (ENGINE_MEMORY_BYTES + config.engine.kv_cache_bytes)
+def memory_bytes(config: Config, engines: Sequence[EngineSpec]) -> int:
+    """What so many CPU engines take, about, without their weights."""
+    ranks = sum(spec.tensor_parallel for spec in engines if spec.tensor_parallel > 1)
+    return len(engines) * (ENGINE_MEMORY_BYTES + config.engine.kv_cache_bytes) + ranks * RANK_MEMORY_BYTES
+
+
+def _check_memory(config: Config, engines: Sequence[EngineSpec]) -> None:
+    """For those that there are not yet."""
+    wanted = memory_bytes(config, engines)
     available = psutil.virtual_memory().available
     if wanted > available:
         raise NotNowError(
-            f"{engines} engines need about {wanted >> 20} MiB of memory and {available >> 20} MiB are available: "
+            f"{len(engines)} engines need about {wanted >> 20} MiB of memory and {available >> 20} MiB are available: "
             f"use fewer engines (topology.layout), or a lower engine.kv_cache_bytes (now {config.engine.kv_cache_bytes >> 20} MiB)"
         )

@@ -17,7 +17,7 @@ from rich.markup import escape
 
 from appliance.checks import machine, model, movers, software
 from appliance.checks.line import Line, Standing, bad, skipped
-from appliance.cli.cast import ENGINE_MEMORY_BYTES
+from appliance.cli.cast import memory_bytes
 from appliance.config import Config, config_path_default, load, state_directory
 from appliance.errors import ApplianceError
 from appliance.gpu.nvml import machine as inventory
@@ -79,7 +79,7 @@ def lines(config: Config, *, move: bool) -> Iterator[Line]:
     found = resolve_model(config)
     yield model.files(found.path, local=found.local)
     count, kv_bytes = len(engines), len(engines) * config.engine.kv_cache_bytes
-    yield machine.memory(psutil.virtual_memory().available, count * ENGINE_MEMORY_BYTES + kv_bytes, count)
+    yield machine.memory(psutil.virtual_memory().available, memory_bytes(config, engines), count)
     yield machine.shared_memory(kv_bytes)
     yield machine.cores(sorted(os.sched_getaffinity(0)), count)
     yield machine.descriptors()

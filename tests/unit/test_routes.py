@@ -322,8 +322,8 @@ BASE = layout(Heads(0, 4, 4))
         ([layout(Heads(0, 2, 2))], "model.layers.0 has 4 KV heads here, 2 there"),
         ([layout(Heads(0, 2, 4)), layout(Heads(0, 2, 4))], "no rank there has KV head 2 of layer model.layers.0"),
         (
-            [layout(Heads(0, 2, 4), slots=1), layout(Heads(2, 2, 4), slots=1)],
-            "give both engines one tensor-parallel size",
+            [layout(Heads(0, 2, 4), slots=1, cell=64), layout(Heads(2, 2, 4), slots=1, cell=64)],
+            "this attention backend puts the KV heads of layer model.layers.0 together",
         ),
         ([layout(Heads(0, 4, 4), slots=2)], "is laid out otherwise there"),
     ],
