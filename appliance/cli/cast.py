@@ -20,6 +20,7 @@ import psutil
 from appliance import presets
 from appliance.cli import kinds
 from appliance.config import Config, Loaded
+from appliance.costs import huggingface
 from appliance.errors import ConfigError, NotNowError
 from appliance.simulator import scenario
 from appliance.simulator import specs as simulated
@@ -27,7 +28,7 @@ from appliance.simulator.control import Control
 from appliance.simulator.plan import EnginePlan
 from appliance.supervisor.node import Node
 from appliance.supervisor.specs import EngineSpec, Model, resolve_model, specs
-from appliance.supervisor.topology import parse
+from appliance.supervisor.topology import Topology, parse
 
 _log = logging.getLogger("pd-appliance")
 ENGINE_MEMORY_BYTES: Final = 1200 << 20  # of one CPU engine, measured, without its KV cache and its weights
@@ -160,6 +161,7 @@ def _real(config: Config) -> Cast:
 def _real_as(config: Config, model: Model, layout: str, there: int) -> Cast:
     """``there``: so many engines have their memory already."""
     topology = parse(layout)
+    _check_heads(model, topology)
     found = specs(config, topology, model, sorted(os.sched_getaffinity(0)))
     _check_memory(config, found[there:])
     return Cast(model=model.name, layout=topology.layout, specs=found, remake=partial(_real_as, config, model))
@@ -226,6 +228,20 @@ def _near(url: str) -> str:
     if host is None:
         return url
     return urlunsplit(parts._replace(netloc=f"{f'[{host}]' if ':' in host else host}:{parts.port}"))
+
+
+def _check_heads(model: Model, topology: Topology) -> None:
+    """Raises ``ConfigError`` for more ranks than the model's heads can be shared out to. Of one that we can't read, vLLM decides."""
+    sizes = {place.tensor_parallel for place in topology.places} - {1}
+    if not sizes or not model.local:
+        return
+    try:
+        shape = huggingface.read(Path(model.path), name=model.name)
+    except ConfigError:
+        return
+    for size in sorted(sizes):
+        if reason := shape.unshared(size):
+            raise ConfigError(f"topology {topology.layout!r}: {reason}")
 
 
 def memory_bytes(config: Config, engines: Sequence[EngineSpec]) -> int:

@@ -1,10 +1,11 @@
 """A simulated engine that goes wrong as it was told by ``SCRIPT``; told nothing, it is as good as any.
 
 ``SCRIPT`` is a comma-separated list. Before it serves: ``crash`` (says an error and exits 1 at once), ``bad-argument`` (is given one),
-``silent`` (never says anything), ``child`` (forks a child that sleeps), ``semaphore`` (has a named one, and named memory), ``slow`` (takes two seconds more
-to load). While it serves: ``refuse`` (maps no peer), ``busy`` (can map none at first), ``brief`` (ends soon after the supervisor has hung
-up). And from half a second after it began to serve: ``dies`` (exits 1), ``gibberish`` (breaks the channel's protocol), ``deaf`` (closes
-the channel), ``mute`` (its core does and says nothing more), ``spins`` (nor does it sleep), ``speechless`` (its server answers no more).
+``silent`` (never says anything), ``child`` (forks a child that sleeps), ``semaphore`` (has a named one, and named memory), ``slow``
+(takes two seconds more to load). While it serves: ``refuse`` (maps no peer), ``busy`` (can map none at first), ``brief`` (ends soon
+after the supervisor has hung up). And from half a second after it began to serve: ``dies`` (exits 1), ``gibberish`` (breaks the channel's
+protocol), ``deaf`` (closes the channel), ``mute`` (its core does and says nothing more), ``spins`` (nor does it sleep), ``speechless``
+(its server answers no more).
 """
 
 from __future__ import annotations
