@@ -218,7 +218,7 @@ def refuse(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig) -> None:
     ):
         if size > 1:
             raise HandoffError(
-                f"the KV of an engine with {size} {what} can't be handed over: use tensor parallel ranks"
+                f"the KV of an engine with {size} {what} can't be handed over: use tensor-parallel ranks"
             )
     for group in kv_cache_config.kv_cache_groups:
         kind = get_kv_cache_spec_kind(group.kv_cache_spec)
