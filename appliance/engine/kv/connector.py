@@ -21,7 +21,7 @@ from vllm.v1.kv_cache_interface import KVCacheSpecKind, UniformTypeKVCacheSpecs,
 
 from appliance.channel import Progress
 from appliance.engine.kv.handshake import PROTOCOL, Manifest, fingerprint
-from appliance.engine.kv.layout import Group, Layout, held_of, plane_of
+from appliance.engine.kv.layout import Group, Heads, Layout, Plane, held_of, plane_of
 from appliance.engine.kv.pulls import Pulls
 from appliance.engine.kv.scheduler import SchedulerHalf
 from appliance.engine.kv.settings import Settings
@@ -242,35 +242,43 @@ def _layout(
     index: dict[int, int],
     storage_bytes: tuple[int, ...],
 ) -> Layout:
-    parallel = vllm_config.parallel_config
-    of_model = vllm_config.model_config.get_total_num_kv_heads()
+    """``index``: of each storage, by where it begins."""
     groups = []
     for group in config.kv_cache_groups:
-        planes = []
-        for name in group.layer_names:
-            view, spec = views[name], _spec(group, name)
-            split, rest = divmod(view.shape[0], config.num_blocks)
-            plane = plane_of(
-                layer=name,
-                storage=index[view.untyped_storage().data_ptr()],
-                offset=int(view.storage_offset()) * view.element_size(),
-                shape=list(view.shape),
-                strides=list(view.stride()),
-                item=view.element_size(),
-                split=split,
-                heads=held_of(
-                    parallel.rank, parallel.tensor_parallel_size, spec.num_kv_heads, spec.max_tp_shards, of_model
-                ),
-            )
-            if rest or plane.size != spec.unpadded_page_size_bytes:
-                raise HandoffError(
-                    f"the KV cache of layer {name} is not laid out block by block (shape {list(view.shape)} for "
-                    f"{config.num_blocks} blocks of {spec.unpadded_page_size_bytes} bytes): it can't be handed over"
-                )
-            planes.append(plane)
+        planes = tuple(
+            _plane(vllm_config, config.num_blocks, name, views[name], _spec(group, name), index)
+            for name in group.layer_names
+        )
         kind = get_kv_cache_spec_kind(group.kv_cache_spec).value
-        groups.append(Group(kind, group.kv_cache_spec.block_size, tuple(planes)))
+        groups.append(Group(kind, group.kv_cache_spec.block_size, planes))
     return Layout(tuple(groups), storage_bytes)
+
+
+def _plane(
+    vllm_config: VllmConfig, blocks: int, layer: str, view: torch.Tensor, spec: AttentionSpec, index: dict[int, int]
+) -> Plane:
+    split, rest = divmod(view.shape[0], blocks)
+    plane = plane_of(
+        layer=layer,
+        storage=index[view.untyped_storage().data_ptr()],
+        offset=int(view.storage_offset()) * view.element_size(),
+        shape=list(view.shape),
+        strides=list(view.stride()),
+        item=view.element_size(),
+        split=split,
+        heads=_heads(vllm_config, spec),
+    )
+    if rest or plane.size != spec.unpadded_page_size_bytes:
+        raise HandoffError(
+            f"the KV cache of layer {layer} is not laid out block by block (shape {list(view.shape)} for "
+            f"{blocks} blocks of {spec.unpadded_page_size_bytes} bytes): it can't be handed over"
+        )
+    return plane
+
+
+def _heads(vllm_config: VllmConfig, spec: AttentionSpec) -> Heads:
+    parallel, of_model = vllm_config.parallel_config, vllm_config.model_config.get_total_num_kv_heads()
+    return held_of(parallel.rank, parallel.tensor_parallel_size, spec.num_kv_heads, spec.max_tp_shards, of_model)
 
 
 def _traits(vllm_config: VllmConfig, views: dict[str, torch.Tensor]) -> dict[str, str]:
