@@ -19,7 +19,7 @@ from vllm.v1.kv_cache_interface import (
     SlidingWindowSpec,
 )
 
-from appliance.engine.kv.connector import refuse
+from appliance.engine.kv.memory import refuse
 from appliance.errors import HandoffError
 
 FULL: dict[str, Any] = {"block_size": 16, "num_kv_heads": 2, "head_size": 32, "dtype": torch.float32}
