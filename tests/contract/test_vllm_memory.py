@@ -25,8 +25,7 @@ from vllm.v1.kv_cache_interface import (
     get_kv_cache_spec_kind,
 )
 
-from appliance.engine.kv.layout import heads_of, plane_of
-from appliance.engine.kv.memory import KINDS
+from appliance.engine.kv.layout import BY_TOKEN, heads_of, plane_of
 
 BLOCKS, LAYERS = 4, 3
 
@@ -87,18 +86,12 @@ def test_names_of_layouts_are_their_dimensions() -> None:
 
 
 def test_kinds_of_groups() -> None:
-    assert {kind.value for kind in KINDS} == {
-        "full_attention",
-        "mla_attention",
-        "sliding_window",
-        "sliding_window_mla",
-        "chunked_local_attention",
-    }
+    assert {kind.value for kind in KVCacheSpecKind} >= BY_TOKEN
     assert get_kv_cache_spec_kind(spec()) is KVCacheSpecKind.FULL_ATTENTION
     sliding = SlidingWindowSpec(block_size=8, num_kv_heads=2, head_size=4, dtype=torch.float16, sliding_window=16)
     assert get_kv_cache_spec_kind(sliding) is KVCacheSpecKind.SLIDING_WINDOW
     mamba = MambaSpec(block_size=8, shapes=((4,),), dtypes=(torch.float16,))
-    assert get_kv_cache_spec_kind(mamba) not in KINDS
+    assert get_kv_cache_spec_kind(mamba).value not in BY_TOKEN
 
 
 def test_heads_are_shared_out_as_we_say() -> None:

@@ -346,3 +346,10 @@ def test_layouts_may_differ_in_where_things_lie() -> None:
     moved_plane = replace(plane, offset=512, stride=8192, slots=Axis(4, 1024), states=Axis(16, 64))
     other = Layout((Group("full_attention", 16, (moved_plane,)),), (1 << 22,))
     assert difference(BASE, [other]) is None
+
+
+def test_a_state_of_all_tokens_is_not_handed_over() -> None:
+    hybrid = Layout((*BASE.groups, Group("mamba", 16, ())), BASE.storage_bytes)
+    said = difference(hybrid, [hybrid])
+    assert "KV group 1" in (said or "") and "what its layers keep (mamba) can't be handed over" in (said or "")
+    assert "topology Nb" in (said or "")

@@ -66,7 +66,7 @@ class ApplianceConnector(KVConnectorBase_V1, SupportsHMA):
 
     def __init__(self, vllm_config: VllmConfig, role: KVConnectorRole, kv_cache_config: KVCacheConfig) -> None:
         super().__init__(vllm_config, role, kv_cache_config)
-        refuse(vllm_config, kv_cache_config)
+        refuse(vllm_config)
         self._settings = settings_of(vllm_config)
         self._link = link_of(vllm_config, role)
         self._worker: WorkerHalf | None = None

@@ -8,10 +8,17 @@ vLLM's null block and is never copied.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 import msgspec
 
 from appliance.errors import HandoffError
+
+BY_TOKEN: Final = frozenset(
+    {"full_attention", "mla_attention", "sliding_window", "sliding_window_mla", "chunked_local_attention"}
+)
+"""Kinds of groups in which each token has a place of its own. Others have one state for all tokens (Mamba), which can't be taken back by
+the one token that a decode engine computes again, or memory that we don't know."""
 
 
 class Axis(msgspec.Struct, frozen=True):
@@ -66,7 +73,7 @@ class Plane(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Group(msgspec.Struct, frozen=True):
-    """One KV cache group: its planes in the order of its layers. ``kind`` is vLLM's word for how its tokens are kept."""
+    """One KV cache group: its planes in the order of its layers. ``kind`` is vLLM's word for what they keep; not ``BY_TOKEN``: no planes."""
 
     kind: str
     block_tokens: int

@@ -1,4 +1,4 @@
-"""What the KV memory of this engine is, told from vLLM's configuration: the layout of a rank, what decides its meaning, and what can't be."""
+"""What the KV memory of this engine is, told from vLLM's configuration: the layout of a rank, and what decides its meaning."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final
 
 import vllm
-from vllm.v1.kv_cache_interface import KVCacheSpecKind, UniformTypeKVCacheSpecs, get_kv_cache_spec_kind
+from vllm.v1.kv_cache_interface import UniformTypeKVCacheSpecs, get_kv_cache_spec_kind
 
-from appliance.engine.kv.layout import Group, Heads, Layout, Plane, held_of, plane_of
+from appliance.engine.kv.layout import BY_TOKEN, Group, Heads, Layout, Plane, held_of, plane_of
 from appliance.errors import HandoffError
 
 if TYPE_CHECKING:
@@ -16,20 +16,10 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.v1.kv_cache_interface import AttentionSpec, KVCacheConfig, KVCacheGroupSpec
 
-KINDS: Final = frozenset(
-    {
-        KVCacheSpecKind.FULL_ATTENTION,
-        KVCacheSpecKind.MLA_ATTENTION,
-        KVCacheSpecKind.SLIDING_WINDOW,
-        KVCacheSpecKind.SLIDING_WINDOW_MLA,
-        KVCacheSpecKind.CHUNKED_LOCAL_ATTENTION,
-    }
-)
-"""How the tokens of a group may be kept: each in a place of its own. (A state of all tokens, as Mamba's, can't be taken a token back.)"""
 _WITHIN_A_BLOCK: Final = str.maketrans("", "", "LB")  # of a layout's name, such as LBNHC: heads and tokens
 
 
-def refuse(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig) -> None:
+def refuse(vllm_config: VllmConfig) -> None:
     """Raises ``HandoffError`` for an engine whose KV can't be handed over, whatever the peer is."""
     parallel = vllm_config.parallel_config
     for size, what in (
@@ -40,13 +30,6 @@ def refuse(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig) -> None:
         if size > 1:
             raise HandoffError(
                 f"the KV of an engine with {size} {what} can't be handed over: use tensor-parallel ranks"
-            )
-    for group in kv_cache_config.kv_cache_groups:
-        kind = get_kv_cache_spec_kind(group.kv_cache_spec)
-        if kind not in KINDS:
-            raise HandoffError(
-                f"layers such as {group.layer_names[0]} keep their KV as {kind.value}, which can't be handed over: "
-                "serve this model with one vLLM engine"
             )
 
 
@@ -71,11 +54,11 @@ def layout_of(
     """Of this rank. ``index``: of each storage, by where it begins."""
     groups = []
     for group in config.kv_cache_groups:
+        kind = get_kv_cache_spec_kind(group.kv_cache_spec).value
         planes = tuple(
             _plane(vllm_config, config.num_blocks, name, views[name], _spec(group, name), index)
-            for name in group.layer_names
+            for name in (group.layer_names if kind in BY_TOKEN else ())
         )
-        kind = get_kv_cache_spec_kind(group.kv_cache_spec).value
         groups.append(Group(kind, group.kv_cache_spec.block_size, planes))
     return Layout(tuple(groups), storage_bytes)
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import msgspec
 
-from appliance.engine.kv.layout import Axis, Group, Layout, Plane
+from appliance.engine.kv.layout import BY_TOKEN, Axis, Group, Layout, Plane
 
 Pairs = Sequence[tuple[int, int]]  # (peer's block id, local block id)
 
@@ -70,6 +70,8 @@ def _planes(layout: Layout) -> list[Plane]:
 def _group_difference(our: Group, their: Group) -> str | None:
     if our.kind != their.kind:
         return f"{our.kind} here, {their.kind} there"
+    if our.kind not in BY_TOKEN:
+        return f"what its layers keep ({our.kind}) can't be handed over: serve this model with engines that do both (topology Nb)"
     if our.block_tokens != their.block_tokens:
         return f"blocks of {our.block_tokens} tokens here, {their.block_tokens} there: start both with the same --block-size"
     if [plane.layer for plane in our.planes] != [plane.layer for plane in their.planes]:
