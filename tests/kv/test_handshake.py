@@ -59,8 +59,8 @@ def test_a_difference_is_named_with_both_engines(change: dict[str, object], says
             "attention FLASH_ATTN against FLASHINFER; order NHC against HNC; give both engines the same --attention-backend",
         ),
         (
-            {"block": ("[16, 64]/bfloat16", "[16, 64]/float8_e4m3fn"), "kv_cache_dtype": ("auto", "fp8")},
-            "kv_cache_dtype auto against fp8; give both engines the same --kv-cache-dtype",
+            {"kv_dtype": ("torch.bfloat16", "torch.uint8"), "kv_cache_dtype": ("auto", "fp8")},
+            "kv_dtype torch.bfloat16 against torch.uint8; give both engines the same --kv-cache-dtype",
         ),
         ({"order": ("NHC", "HNC")}, "give both engines the same VLLM_KV_CACHE_LAYOUT"),
         ({"dtype": ("torch.float32", "torch.bfloat16")}, "give both engines the same --dtype"),

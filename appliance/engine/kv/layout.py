@@ -73,7 +73,7 @@ class Plane(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Group(msgspec.Struct, frozen=True):
-    """One KV cache group: its planes in the order of its layers. ``kind`` is vLLM's word for what they keep; not ``BY_TOKEN``: no planes."""
+    """One KV cache group: its planes in the order of its layers, and none if its ``kind``, in vLLM's words, is not ``BY_TOKEN``."""
 
     kind: str
     block_tokens: int

@@ -91,10 +91,9 @@ def _heads(vllm_config: VllmConfig, spec: AttentionSpec) -> Heads:
 
 
 def traits_of(vllm_config: VllmConfig, views: dict[str, torch.Tensor]) -> dict[str, str]:
-    """All that decides what the bytes of a head's part of a block mean. How many heads a rank has does not."""
+    """All that decides what the bytes of a cell mean. How many there are, and of which heads, the layout says."""
     model, context = vllm_config.model_config, vllm_config.compilation_config.static_forward_context
     backends = sorted({context[name].get_attn_backend().get_name() for name in views if name in context})
-    shapes = sorted({f"{list(view.shape[2:])}/{view.dtype}" for view in views.values()})
     layout = vllm_config.cache_config.get_resolved_kv_cache_layout().name
     return {
         "vllm": vllm.__version__,
@@ -105,6 +104,6 @@ def traits_of(vllm_config: VllmConfig, views: dict[str, torch.Tensor]) -> dict[s
         "hf_config": sha256(model.hf_config.to_json_string(use_diff=False).encode()).hexdigest()[:16],
         "kv_cache_dtype": str(vllm_config.cache_config.cache_dtype),
         "attention": ",".join(backends),
-        "block": ";".join(shapes),
+        "kv_dtype": ",".join(sorted({str(view.dtype) for view in views.values()})),
         "order": layout.translate(_WITHIN_A_BLOCK),
     }
