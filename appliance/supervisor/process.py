@@ -27,7 +27,11 @@ _SHARED_MEMORY: Final = Path("/dev/shm")
 _NAMED: Final = re.compile(
     r" (\d+) +/dev/shm/(?:sem\.|psm_)"
 )  # its inode: the name in the map may be that of its making
-_NAMES: Final = ("sem.mp-*", "psm_*")  # of multiprocessing's semaphores, and of its shared memory
+_NAMES: Final = (
+    "sem.mp-*",
+    "psm_*",
+    "vllm_dist_*",
+)  # of multiprocessing's semaphores and shared memory, and of vLLM's ranks on CPUs
 _IGNORED_BY_PYTHON: Final = (signal.SIGPIPE, signal.SIGXFSZ)
 
 
@@ -112,7 +116,7 @@ class Session:
                     process.send_signal(STACKS_SIGNAL)
 
     def note_named(self) -> None:
-        """Remember what its processes have of multiprocessing's in /dev/shm: if its tracker is killed, it is ours to remove."""
+        """Remember what its processes have in /dev/shm: what they are killed with, and multiprocessing's tracker, is ours to remove."""
         mapped: set[str] = set()
         for process in self.processes():
             with contextlib.suppress(OSError):

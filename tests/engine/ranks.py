@@ -26,6 +26,10 @@ class Forked:
         self._end = asyncio.create_task(self._session.wait())
         self._end.add_done_callback(lambda _: file.close())
 
+    def settled(self) -> None:
+        """It serves: what it has in /dev/shm is known now, and goes with it."""
+        self._session.note_named()
+
     @property
     def returncode(self) -> int | None:
         return self._end.result() if self._end.done() else None
@@ -54,6 +58,9 @@ class RankedPair(Pair):
 
     async def start(self) -> None:
         await super().start()
+        for engine in self.engines.values():
+            assert isinstance(engine.process, Forked)
+            engine.process.settled()
         for consumer, producer in ((self.e1, self.e0), (self.e0, self.e1)):
             assert (await self.introduce(consumer, producer)).error is None
 

@@ -27,7 +27,12 @@ MODELS: dict[str, tuple[str, ...]] = {
     "llama": ("--max-num-batched-tokens", "512"),
     "gemma3": ("--max-num-batched-tokens", "512"),  # one KV head, on both ranks; six groups
     "gpt-oss": ("--max-num-batched-tokens", "512"),  # two groups
-    "deepseek": ("--attention-backend", "CPU_MLA", "--block-size", "16"),  # a latent; its prompts are computed in one piece
+    "deepseek": (
+        "--attention-backend",
+        "CPU_MLA",
+        "--block-size",
+        "16",
+    ),  # a latent; its prompts are computed in one piece
 }
 WAYS = [("e0", "e1"), ("e1", "e0")]
 LENGTHS = (1, 16, 127, 128, 129, 300, 700, 1300)
