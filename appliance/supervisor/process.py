@@ -25,7 +25,7 @@ _TIDY_S: Final = 0.5  # for what ends by itself
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _SHARED_MEMORY: Final = Path("/dev/shm")
 _NAMED: Final = re.compile(
-    r" (\d+) +/dev/shm/(?:sem\.|psm_)"
+    r" (\d+) +/dev/shm/(?:sem\.|psm_|vllm_dist_)"
 )  # its inode: the name in the map may be that of its making
 _NAMES: Final = (
     "sem.mp-*",
