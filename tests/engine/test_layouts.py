@@ -26,16 +26,13 @@ from appliance.supervisor.forkserver import ForkServer
 from bench.random_model import write
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(300)]
-MODELS: dict[str, tuple[str, ...]] = {
-    "llama": ("--max-num-batched-tokens", "512"),
-    "gemma3": ("--max-num-batched-tokens", "512"),  # one KV head, on both ranks; six groups
-    "gpt-oss": ("--max-num-batched-tokens", "512"),  # two groups
-    "deepseek": (
-        "--attention-backend",
-        "CPU_MLA",
-        "--block-size",
-        "16",
-    ),  # a latent; its prompts are computed in one piece
+CHUNKED = ("--max-num-batched-tokens", "512")
+LATENT = ("--attention-backend", "CPU_MLA", "--block-size", "16")  # its prompts are computed in one piece
+MODELS: dict[str, tuple[tuple[int, int], tuple[str, ...]]] = {
+    "llama": ((1, 2), CHUNKED),
+    "gemma3": ((1, 2), CHUNKED),  # one KV head, on both ranks; six groups
+    "gpt-oss": ((1, 2), CHUNKED),  # two groups
+    "deepseek": ((2, 2), LATENT),
 }
 WAYS = [("e0", "e1"), ("e1", "e0")]
 LENGTHS = (1, 16, 127, 128, 129, 300, 700, 1300)
