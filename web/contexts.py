@@ -181,7 +181,8 @@ def _troubles(snapshot: NodeSnapshot) -> list[str]:
 
 def _broken(snapshot: NodeSnapshot) -> list[str]:
     cut = [f"no KV gets from {pair.prefill} to {pair.decode}" for pair in snapshot.pairs if not pair.in_use]
-    return cut + [f"{engine} leaks KV blocks" for engine in leaking(snapshot)]
+    leaks = leaking(snapshot)
+    return cut + ([f"{words.listing(leaks)} {'leaks' if len(leaks) == 1 else 'leak'} KV blocks"] if leaks else [])
 
 
 def leaking(snapshot: NodeSnapshot) -> tuple[str, ...]:

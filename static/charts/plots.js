@@ -94,7 +94,8 @@ function alone(u, index) { // values with nothing on either side, which no line 
 
 function top(name, high) {
   const { floor, peaks, lines, target } = CHARTS[name];
-  const most = peaks && state.data.highest[lines[0].name] ? Math.max(0, ...state.data.highest[lines[0].name]) : (high ?? 0);
+  const newest = Math.max(0, ...lines.map((one) => columnOf(one.name).at(-1) ?? 0)); // its step is under way: uPlot sees it later
+  const most = peaks && state.data.highest[lines[0].name] ? Math.max(0, ...state.data.highest[lines[0].name]) : Math.max(high ?? 0, newest);
   const seen = most === 0 || most > 0.4 * state.targets[target]; // a target far above all would flatten them
   const limit = target && seen ? 1.15 * state.targets[target] : 0;
   return Math.max(floor, 1.1 * most, limit);

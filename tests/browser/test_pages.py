@@ -213,4 +213,4 @@ def test_a_leak_is_named_with_what_to_do(open_page: Opened, served: Served) -> N
     served.node.show("leaking")
     expect(page.locator("h1")).to_contain_text("Leak: e0 still holds 212 blocks")
     expect(page.locator(".leak")).to_have_count(2)
-    expect(page.locator("#announcement")).to_contain_text("e0 leaks KV blocks")
+    expect(page.locator("#announcement")).to_contain_text("e0 and e1 leak KV blocks")

@@ -39,8 +39,8 @@ def test_a_lease_past_its_deadline_and_blocks_that_nobody_accounts_for_are_leaks
     assert found.leases[0].overdue
     assert found.leases[0].left == "14\u00a0s over"
     assert contexts.strip(node).tone == "warn"
-    assert "e0 leaks KV blocks" in contexts.strip(node).sentence, "it is said on every page"
-    assert "e1 leaks KV blocks" in contexts.announcement(node).text
+    assert "e0 and e1 leak KV blocks" in contexts.strip(node).sentence, "it is said on every page"
+    assert "e0 and e1 leak KV blocks" in contexts.announcement(node).text
 
 
 def test_an_engine_has_a_moment_to_take_its_blocks_back() -> None:
