@@ -169,6 +169,18 @@ def test_a_bottleneck_is_named_and_its_remedy_applied_and_taken_back(look: Look,
     serving.until(lambda: serving.engine("e0")["weight"] == 1 and serving.engine("e0")["state"] == "ready", 10)
     assert page.evaluate("window.loadedOnce") is True
     mend(serving)
+    looked_back_through(page, serving)
+
+
+def looked_back_through(page: Page, serving: Serving) -> None:
+    """By keyboard, the incident that came of it."""
+    page.locator(".places").get_by_role("link", name="Incidents").press("Enter")
+    page.locator("#incident_list tbody th a").first.press("Enter")
+    expect(page.locator("h1")).to_contain_text("Slow GPU on e0")
+    page.locator("#scrub").focus()
+    page.keyboard.press("ArrowLeft")
+    expect(page).to_have_url(re.compile(r"\?at=[\d.]+$"))
+    expect(page.locator("#seen .card")).to_have_count(3)
 
 
 def named_after_s(page: Page, serving: Serving) -> float:
@@ -240,6 +252,7 @@ def test_what_is_stale_is_said_and_it_goes_on_by_itself(
 # ---- every page, by keyboard alone
 
 
+@pytest.mark.timeout(240)
 def test_each_page_of_a_real_node_can_be_walked_through_by_keyboard(look: Look, serving: Serving) -> None:
     page = look()
     for place, href in PLACES.items():
