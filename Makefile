@@ -1,6 +1,6 @@
 # pd-appliance: `make serve` and `make test` each do all set-up on a fresh machine.
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint format bench gpu-check bench-streams bench-diagnosis bench-knee bench-split chaos wheel clean setup setup-test bench-diagnosis-cpu bench-cost bench-charts
+.PHONY: help serve test lint format bench gpu-check bench-streams bench-diagnosis bench-knee bench-split chaos wheel clean setup setup-test bench-diagnosis-cpu bench-cost bench-charts pictures bench-viewers
 
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest -q
@@ -63,6 +63,12 @@ bench-split: setup-test  ## whether the layout that is predicted to be best is; 
 
 bench-charts: setup-test  ## whether a day of history can be looked through on the page without a task of more than 50 ms
 	$(BIN)/python -m bench.charts $(ARGS)
+
+pictures: setup-test  ## every page in each state, light and dark, wide and on a phone, as a contact sheet; ARGS="--states bottleneck --pages overview"
+	$(BIN)/python -m bench.pictures $(ARGS)
+
+bench-viewers: setup-test  ## what the page costs: CPU for 50 viewers, what it weighs, when it is painted; ARGS="--viewers 200 --no-browser"
+	$(BIN)/python -m bench.viewers $(ARGS)
 
 chaos: setup-test  ## faults under load, every answer checked; ARGS="--minutes 30 --seed 1 --concurrency 16" is passed on
 	$(BIN)/python -m bench.chaos $(ARGS)

@@ -64,7 +64,7 @@ class EngineConfig(Section, frozen=True, kw_only=True):
     prefill: RoleArgs = RoleArgs()
     decode: RoleArgs = RoleArgs()
     env: dict[str, str] = {}
-    kv_cache_bytes: Count = 256 << 20  # per CPU engine
+    kv_cache_bytes: Count = 256 << 20  # per CPU engine, of all its ranks together
     stall_s: Positive = 120.0  # a start without any progress for this long has failed
     see_all_gpus: bool = (
         False  # those of other engines, after its own: where CUDA opens no memory of GPUs that are not seen

@@ -58,10 +58,10 @@ def serving(layout: str) -> Serving:
     )
 
 
-async def make_model(directory: Path) -> Path:
+async def make_model(directory: Path, kind: str = "llama") -> Path:
     """The random model in which any wrong KV block shows."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "bench.random_model", str(directory), cwd=servers.ROOT
+        sys.executable, "-m", "bench.random_model", str(directory), kind, cwd=servers.ROOT
     )
     if await process.wait() != 0:
         raise ServerError(f"making the model ended with {process.returncode}")

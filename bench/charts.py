@@ -4,32 +4,27 @@
 
 A made-up past (``tests/browser/page_history.py``) is opened in the system's Chromium, zoomed, moved through and zoomed out again. What is
 told of the longest tasks is their wall time, which is what a person waits for, and the CPU time that they had, which is what is left of
-it on a machine with nothing else to do.
+it on a machine with nothing else to do. What shows nothing, or does not move, is an error: its tasks would be short.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import sys
 import tempfile
-import threading
 import time
-from importlib import import_module
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
-import uvicorn
-from playwright.sync_api import Browser, Page, sync_playwright
-from rich.console import Console
-from rich.table import Table
+from playwright.sync_api import Browser, Page
 
-from bench.servers import ROOT, _free_port
+from bench.browsing import chromium, made_up, served
 
 _LIMIT_MS: Final = 50.0
-_FLAGS: Final = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking")
+_APART_S: Final = 30.0
 _SETTLE_MS: Final = 1500
 _CATEGORIES: Final = ["toplevel", "disabled-by-default-devtools.timeline"]
 
@@ -40,7 +35,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     what: str
     tasks: int
     longest_ms: float
-    longest_cpu_ms: float
+    longest_cpu_ms: float | None  # None where the browser does not tell what tasks had of a CPU
     over: int  # tasks of more than 50 ms, by the clock
     over_cpu: int  # by CPU time
 
@@ -48,54 +43,51 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--hours", type=float, default=24.0)
-    parser.add_argument("--apart-s", type=float, default=30.0, help="between two snapshots of the past")
+    parser.add_argument("--apart-s", type=float, default=_APART_S, help="between two snapshots of the past")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        rows = _measured(Path(name), arguments.hours, arguments.apart_s)
-    if arguments.json:
-        sys.stdout.write(msgspec.json.encode(rows).decode() + "\n")
-    else:
-        _show(rows)
+    rows = measured(arguments.hours, arguments.apart_s)
+    sys.stdout.write(msgspec.json.encode(rows).decode() + "\n" if arguments.json else markdown(rows))
+
+
+def measured(hours: float, apart_s: float = _APART_S) -> list[Row]:
+    """A past of so many hours, made up and looked through."""
+    with tempfile.TemporaryDirectory(prefix="pd-") as name:
+        return _measured(Path(name), hours, apart_s)
 
 
 def _measured(directory: Path, hours: float, apart_s: float) -> list[Row]:
-    sys.path.append(str(ROOT / "tests" / "browser"))
-    past, states, demo = (import_module(name) for name in ("page_history", "page_states", "demo_server"))
+    past, states, demo = made_up("page_history"), made_up("page_states"), made_up("demo_server")
     now = time.time()
-    vars(states)["_NOON"] = now
+    states.NOON = now
     past.write(directory, now, hours, apart_s)
     history = past.history(directory, now, apart_s)
-    site = demo.Demo(states.FakeNode("large"), history, past.Marks(now))
-    port = _free_port()
-    server = uvicorn.Server(uvicorn.Config(site, host="127.0.0.1", port=port, log_level="warning"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        with sync_playwright() as playwright:
-            path = shutil.which("chromium") or shutil.which("chromium-browser")
-            browser = playwright.chromium.launch(executable_path=path, args=list(_FLAGS))
-            return _looked_through(browser, f"http://127.0.0.1:{port}")
-    finally:
-        site.site.close_streams()
-        server.should_exit = True
-        thread.join()
+    site = demo.Demo(made_up("made_up").FullNode("large"), history, past.Marks(now))
+    with served(site) as url, chromium() as browser:
+        return _looked_through(browser, url)
 
 
 def _looked_through(browser: Browser, url: str) -> list[Row]:
     page = browser.new_page(viewport={"width": 1400, "height": 1000})
     rows = [_row(browser, page, "open the last 24 h", lambda: _open(page, f"{url}/?last=24h"))]
     page.locator('[data-chart="kv"]').scroll_into_view_if_needed()
-    steps = {
+    stays = {
         "watch it go on, 5 s": lambda: page.wait_for_timeout(5000),
         "follow the pointer": lambda: _follow(page),
+    }
+    moves = {
         "zoom in by dragging, 5 times": lambda: _zoom(page),
         "zoom out by a double click, 5 times": lambda: _back(page),
         "scroll through the day, 60 steps": lambda: _scroll(page),
         "7 d, 24 h, 6 h, 1 h, 5 min": lambda: _ranges(page),
-        "another theme, twice": lambda: _themes(page),
     }
-    rows += [_row(browser, page, what, how) for what, how in steps.items()]
+    rows += [_row(browser, page, what, how) for what, how in stays.items()]
+    for what, how in moves.items():
+        before = page.url
+        rows.append(_row(browser, page, what, how))
+        if page.url == before:
+            raise RuntimeError(f"{what}: the charts have not moved, nothing was measured")
+    rows.append(_row(browser, page, "another theme, twice", lambda: _themes(page)))  # the button is on top of the page
     page.close()
     return rows
 
@@ -103,6 +95,8 @@ def _looked_through(browser: Browser, url: str) -> list[Row]:
 def _open(page: Page, address: str) -> None:
     page.goto(address, wait_until="load", timeout=120_000)
     page.locator("#charts canvas").nth(5).wait_for(timeout=60_000)
+    if page.locator("#charts-none").is_visible():
+        raise RuntimeError(f"the charts are empty: {page.locator('#charts-none').inner_text()}")
 
 
 def _box(page: Page) -> dict[str, float]:
@@ -153,24 +147,31 @@ def _themes(page: Page) -> None:
         page.wait_for_timeout(700)
 
 
-def _row(browser: Browser, page: Page, what: str, how: Any) -> Row:
+def _row(browser: Browser, page: Page, what: str, how: Callable[[], None]) -> Row:
     browser.start_tracing(page=page, categories=_CATEGORIES)
     how()
     page.wait_for_timeout(_SETTLE_MS)
-    events = json.loads(browser.stop_tracing())["traceEvents"]
+    return row(what, json.loads(browser.stop_tracing())["traceEvents"])
+
+
+def row(what: str, events: Sequence[dict[str, Any]]) -> Row:
+    """Of a trace. Pure. Raises ``RuntimeError`` where it has no task: a trace that tells nothing is not a good one."""
     tasks = _tasks(events)
-    wall, cpu = [one["dur"] / 1e3 for one in tasks], [one.get("tdur", 0) / 1e3 for one in tasks]
+    if not tasks:
+        raise RuntimeError(f"{what}: the browser's trace has no task of a page's main thread")
+    wall = [one["dur"] / 1e3 for one in tasks]
+    cpu = [one["tdur"] / 1e3 for one in tasks if "tdur" in one]
     return Row(
         what=what,
         tasks=len(tasks),
-        longest_ms=max(wall, default=0.0),
-        longest_cpu_ms=max(cpu, default=0.0),
+        longest_ms=max(wall),
+        longest_cpu_ms=max(cpu, default=None),
         over=sum(one > _LIMIT_MS for one in wall),
         over_cpu=sum(one > _LIMIT_MS for one in cpu),
     )
 
 
-def _tasks(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _tasks(events: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Of the renderer's main thread."""
     mains = {
         (one["pid"], one["tid"])
@@ -182,18 +183,17 @@ def _tasks(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def _show(rows: list[Row]) -> None:
-    table = Table("what is done", "tasks", "longest, ms", "CPU of the longest, ms", "> 50 ms", "> 50 ms of CPU")
-    for row in rows:
-        table.add_row(
-            row.what,
-            str(row.tasks),
-            f"{row.longest_ms:.1f}",
-            f"{row.longest_cpu_ms:.1f}",
-            str(row.over),
-            str(row.over_cpu),
-        )
-    Console().print(table)
+def markdown(rows: Sequence[Row]) -> str:
+    """For docs/page.md. Pure."""
+    lines = [
+        "| a day of history | tasks | longest | its CPU time | tasks of more than 50 ms | of CPU time |",
+        "|---|---|---|---|---|---|",
+        "| target | | ≤ 50 ms | | 0 | 0 |",
+    ]
+    for one in rows:
+        cpu = "—" if one.longest_cpu_ms is None else f"{one.longest_cpu_ms:.1f} ms"
+        lines.append(f"| {one.what} | {one.tasks} | {one.longest_ms:.1f} ms | {cpu} | {one.over} | {one.over_cpu} |")
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -17,6 +18,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -66,12 +68,14 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 class Client(asyncio.Protocol):
     """Asks, reads to the end, and asks again."""
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, answer_tokens: int) -> None:
         self._number = number
+        self._answer_tokens = answer_tokens
         self._asked = 0
         self._tail = b""
         self._closing = False
         self.events = 0
+        self.answers = 0
         self.errors = 0
         self.closed = asyncio.get_running_loop().create_future()
 
@@ -82,7 +86,8 @@ class Client(asyncio.Protocol):
     def _ask(self) -> None:
         self._asked += 1
         prompt = [(self._number * 7919 + self._asked * 104_729 + place) % 9000 for place in range(200)]
-        fields = {"model": "bench", "prompt": prompt, "max_tokens": 400, "ignore_eos": True, "stream": True}
+        fields = {"model": "bench", "prompt": prompt, "max_tokens": self._answer_tokens}
+        fields |= {"ignore_eos": True, "stream": True}
         body = json.dumps(fields).encode()
         head = f"POST /v1/completions HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
         self._transport.write(head.encode() + body)  # type: ignore[attr-defined]
@@ -94,6 +99,7 @@ class Client(asyncio.Protocol):
             self._transport.close()
         elif _DONE in seen:
             self._tail = b""
+            self.answers += 1
             self._ask()
         else:
             self._tail = seen[-len(_DONE) :]
@@ -153,28 +159,37 @@ class Node:
             return found
 
 
+@contextlib.asynccontextmanager
+async def load(port: int, streams: int, answer_tokens: int = 400) -> AsyncIterator[list[Client]]:
+    """So many clients at once, from their first requests to their last."""
+    loop, clients = asyncio.get_running_loop(), []
+    try:
+        for number in range(streams):
+            made = Client(number, answer_tokens)
+            await loop.create_connection(lambda made=made: made, "127.0.0.1", port)  # type: ignore[misc]
+            clients.append(made)
+            await asyncio.sleep(0.002)
+        yield clients
+    finally:
+        for client in clients:
+            client.close()
+        await asyncio.gather(*(client.closed for client in clients))
+
+
 async def measure(node: Node, streams: int, seconds: float) -> Row:
     """After some seconds in which they begin."""
-    loop = asyncio.get_running_loop()
-    clients = []
-    for number in range(streams):
-        _, client = await loop.create_connection(lambda number=number: Client(number), "127.0.0.1", node.port)  # type: ignore[misc]
-        clients.append(client)
-        await asyncio.sleep(0.002)
-    await asyncio.sleep(_SETTLE_S)
-    supervisor = psutil.Process(node.process.pid)
-    before, events, began = _cpu(supervisor), sum(client.events for client in clients), time.perf_counter()
-    delays, tokens = [], []
-    while time.perf_counter() - began < seconds:
-        await asyncio.sleep(0.5)
-        snapshot = await node.node()
-        delays.append(snapshot["supervisor"]["loop_delay_ms"] or 0.0)
-        tokens.append(sum(engine["output_tokens_s"] or 0.0 for engine in snapshot["engines"]))
-    elapsed = time.perf_counter() - began
-    after, told = _cpu(supervisor), sum(client.events for client in clients) - events
-    for client in clients:
-        client.close()
-    await asyncio.gather(*(client.closed for client in clients))
+    async with load(node.port, streams) as clients:
+        await asyncio.sleep(_SETTLE_S)
+        supervisor = psutil.Process(node.process.pid)
+        before, events, began = _cpu(supervisor), sum(client.events for client in clients), time.perf_counter()
+        delays, tokens = [], []
+        while time.perf_counter() - began < seconds:
+            await asyncio.sleep(0.5)
+            snapshot = await node.node()
+            delays.append(snapshot["supervisor"]["loop_delay_ms"] or 0.0)
+            tokens.append(sum(engine["output_tokens_s"] or 0.0 for engine in snapshot["engines"]))
+        elapsed = time.perf_counter() - began
+        after, told = _cpu(supervisor), sum(client.events for client in clients) - events
     await asyncio.sleep(3.0)
     used = {name: after[name] - before[name] for name in after}
     return Row(

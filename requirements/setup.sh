@@ -180,9 +180,18 @@ install_assets() {
     has npm || install_locked node "npm, of which this machine has none"
     say "fetching htmx and uPlot with npm"
     export PATH="$PATH:$here/$venv/bin"
-    npm ci --no-fund --no-audit >"$log" 2>&1 || fail "npm ci did not work: is there a network?"
+    npm ci --omit=dev --no-fund --no-audit >"$log" 2>&1 || fail "npm ci did not work: is there a network?"
     npm run --silent build >"$log" 2>&1 || fail "npm run build did not work"
     stamp assets "$key"
+}
+
+install_page_checker() { # axe-core: of the packages that only tests need
+    key=$(digest package.json package-lock.json)
+    done_before axe "$key" && [ -e node_modules/axe-core/axe.min.js ] && return
+    say "fetching axe-core with npm"
+    export PATH="$PATH:$here/$venv/bin"
+    npm ci --no-fund --no-audit >"$log" 2>&1 || fail "npm ci did not work: is there a network?"
+    stamp axe "$key"
 }
 
 apt_install() { # package, what is skipped without it, what else would do
@@ -223,6 +232,7 @@ install_self
 install_assets
 if [ "$purpose" = test ]; then
     install_locked dev "tests and lint"
+    install_page_checker
     install_browser
     install_unit_checker
 fi

@@ -60,17 +60,18 @@ function startCopy() {
 
 function startLink(live, onSample) {
   let heard = Date.now();
+  let shown = heard; // when what is shown was told
   let connection = null;
 
   const say = (state, words) => {
     if (root.dataset.link === state) return;
     root.dataset.link = state;
-    byId("link").textContent = words;
+    byId("link").textContent = words();
   };
-  const lost = () => say("lost", "Connection lost, retrying…");
+  const lost = () => say("lost", () => `Connection lost: all this is as it was at ${new Date(shown).toTimeString().slice(0, 8)}. Retrying…`);
   const well = () => {
-    heard = Date.now();
-    say("live", "Live");
+    heard = shown = Date.now();
+    say("live", () => "Live");
   };
 
   live.addEventListener("htmx:sse:after:connection", (event) => (connection = event.detail.connection));
@@ -80,6 +81,7 @@ function startLink(live, onSample) {
   live.addEventListener("htmx:sse:before:connection", (event) => {
     if (event.detail.connection.attempt > 0 && !document.hidden) lost();
   });
+  say("waiting", "Connecting…");
   let again = 0;
   const retry = () => { // htmx tries again what broke off, but not what never began
     lost();
@@ -98,11 +100,20 @@ function startLink(live, onSample) {
   }, 1000);
 }
 
+// ---- lists that rows are added to stand still while the keyboard is in them: it would be carried away
+
+const BEING_READ = "[data-stands]:has(:focus-visible)";
+
+function leaveOut({ detail: { tasks } }) {
+  for (let at = tasks.length - 1; at >= 0; at--) if (tasks[at].target?.matches?.(BEING_READ)) tasks.splice(at, 1);
+}
+
 // ---- start
 
 startTheme();
 if (byId("copy")) startCopy();
 if (byId("live")) {
+  byId("live").addEventListener("htmx:before:swap", leaveOut);
   startLink(byId("live"), (sample) => {
     if (sample.build !== document.body.dataset.build) location.reload(); // the appliance was upgraded
     else if (!document.hidden) document.dispatchEvent(new CustomEvent("node:sample", { detail: sample })); // to charts.js

@@ -1,35 +1,27 @@
 // One engine: charts of the last five minutes, its log searched and followed, and its weight made an order.
 
+import { ink, resolveInk } from "./charts/ink.js";
+import { percent, second, told as saying, whole } from "./charts/words.js";
+
 const byId = (id) => document.getElementById(id);
 const KEPT_S = 300;
 
 // ---- charts
 
-const whole = (value) => (value == null ? "—" : Math.round(value).toLocaleString("en"));
-const share = (value) => (value == null ? "—" : `${Math.round(value * 100)} %`);
-const times = (value) => (value == null ? "—" : value.toFixed(2));
-const clock = (seconds) => new Date(seconds * 1000).toTimeString().slice(0, 8);
+const times = (ratio) => ratio.toFixed(2);
 
 const CHARTS = [
   { id: "chart-requests", series: ["running", "waiting", "fetching"], words: whole, least: 4 },
-  { id: "chart-shares", series: ["kv_usage", "busy"], words: share, least: 1 },
+  { id: "chart-shares", series: ["kv_usage", "busy"], words: percent, least: 1 },
   { id: "chart-slowdown", series: ["slowdown"], words: times, least: 2 },
 ];
-const LINES = [["--prefill"], ["--decode", [6, 3]], ["--handoff", [2, 3]]];
-
-function colour(name) { // light-dark() is resolved by an element, not by a property's text
-  const probe = document.body.appendChild(document.createElement("i"));
-  probe.style.color = `var(${name})`;
-  const found = getComputedStyle(probe).color;
-  probe.remove();
-  return found;
-}
+const LINES = [["prefill"], ["decode", [6, 3]], ["handoff", [2, 3]]];
 
 function chart({ id, series, words, least }, data) {
   const target = byId(id);
-  const soft = colour("--soft");
-  const grid = { stroke: colour("--rule"), width: 1 };
-  const font = `11px ${getComputedStyle(document.body).fontFamily}`;
+  const { soft, rule } = ink;
+  const grid = { stroke: rule, width: 1 };
+  const font = `11px ${ink.font}`;
   const options = {
     width: target.clientWidth,
     height: 150,
@@ -37,10 +29,10 @@ function chart({ id, series, words, least }, data) {
     cursor: { show: false },
     scales: { x: { range: (_, low, high) => [Math.min(low, high - 60), high] }, y: { range: (_, low, high) => [0, Math.max(least, (high ?? 0) * 1.1)] } },
     axes: [
-      { stroke: soft, grid: { show: false }, ticks: grid, font, values: (_, ticks) => ticks.map(clock), space: 70 },
+      { stroke: soft, grid: { show: false }, ticks: { ...grid, size: 4 }, font, size: 24, gap: 2, values: (_, ticks) => ticks.map((time) => second(new Date(time * 1000))), space: 70 },
       { stroke: soft, grid, ticks: { show: false }, font, size: 48, values: (_, ticks) => ticks.map(words) },
     ],
-    series: [{}, ...series.map((_, number) => ({ stroke: colour(LINES[number][0]), width: 1.75, dash: LINES[number][1], points: { show: false } }))],
+    series: [{}, ...series.map((_, number) => ({ stroke: ink[LINES[number][0]], width: 1.75, dash: LINES[number][1], points: { show: false } }))],
   };
   return new uPlot(options, data, target);
 }
@@ -51,14 +43,27 @@ function startCharts() {
   const data = (one) => [kept.time, ...one.series.map((name) => kept[name])];
   const push = (sample) => names.forEach((name) => kept[name].push(sample[name] ?? null));
   let drawn = [];
+  let shown = null; // which charts have anything to show
 
+  const told = (one) => one.series.some((name) => kept[name].some((value) => value !== null));
+  const show = (one) => {
+    const target = byId(one.id);
+    if (told(one)) {
+      target.replaceChildren();
+      return [{ one, plot: chart(one, data(one)) }];
+    }
+    const words = Object.assign(document.createElement("p"), { className: "faint", textContent: "It tells nothing of this now." });
+    target.replaceChildren(words);
+    return [];
+  };
   const draw = () => {
-    drawn.forEach((plot) => plot.destroy());
-    drawn = CHARTS.map((one) => chart(one, data(one)));
+    drawn.forEach(({ plot }) => plot.destroy());
+    resolveInk();
+    drawn = CHARTS.flatMap(show);
   };
   byId("lately").hidden = false;
-  document.addEventListener("theme", () => drawn.length && draw());
-  new ResizeObserver(() => drawn.forEach((plot) => plot.setSize({ width: plot.root.parentNode.clientWidth, height: 150 })))
+  document.addEventListener("theme", () => shown !== null && draw());
+  new ResizeObserver(() => drawn.forEach(({ plot }) => plot.setSize({ width: plot.root.parentNode.clientWidth, height: 150 })))
     .observe(byId("lately"));
 
   byId("live").addEventListener("sample", (event) => {
@@ -68,9 +73,11 @@ function startCharts() {
     push(sample);
     while (kept.time.at(-1) - kept.time[0] > KEPT_S) names.forEach((name) => kept[name].shift());
     if (document.hidden || kept.time.length < 2) return;
-    for (const one of CHARTS) for (const name of one.series) byId(`now-${name}`).textContent = one.words(sample[name]);
-    if (!drawn.length) return draw();
-    drawn.forEach((plot, number) => plot.setData(data(CHARTS[number])));
+    for (const one of CHARTS) for (const name of one.series) byId(`now-${name}`).textContent = saying(one.words, sample[name]);
+    const before = shown;
+    shown = CHARTS.filter(told).map(({ id }) => id).join();
+    if (shown !== before) return draw();
+    drawn.forEach(({ one, plot }) => plot.setData(data(one)));
   });
 }
 

@@ -33,7 +33,11 @@ async function give() {
     const headers = { "content-type": "application/json", "hx-request": "true" };
     const answer = await fetch(orderDialog.dataset.path, { method: "POST", headers, body: orderDialog.dataset.body || undefined });
     const body = await answer.json();
-    if (answer.ok) return orderDialog.close();
+    if (answer.ok) {
+      orderDialog.close();
+      document.getElementById("given").textContent = `Done: ${body.remedy.sentence}`; // for those who don't see it appear
+      return;
+    }
     tell(`Not done: ${body.error?.message ?? answer.status}`);
   } catch {
     tell("Not done: the appliance does not answer.");

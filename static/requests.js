@@ -21,8 +21,8 @@ function goOn() {
   said.textContent = "";
 }
 
-pause.addEventListener("click", () => {
-  const held = pause.getAttribute("aria-pressed") === "true";
+pause.addEventListener("click", () => { // its words say what it will do: "pressed" would then say the opposite
+  const held = "held" in pause.dataset;
   (held ? goOn : hold)();
-  pause.setAttribute("aria-pressed", String(!held));
+  pause.toggleAttribute("data-held", !held);
 });

@@ -27,6 +27,7 @@ from web.incidents import IncidentRoutes
 from web.ledger import Kv
 from web.openai import OpenAI
 from web.overview import Overview
+from web.packed import PACKED
 from web.pages import Pages
 from web.plan_page import PlanPage
 from web.plans import PlanRoutes
@@ -141,7 +142,7 @@ class Site:
                 *self._pages.routes(),
                 *api.routes(),
                 *orders,
-                Mount("/static", Static(directory=assets.directory("static"), check_dir=False)),
+                Mount("/static", Static(directory=assets.directory("static"), check_dir=False), middleware=PACKED),
             ],
             middleware=[guard],
             exception_handlers={

@@ -8,49 +8,28 @@ from collections.abc import Sequence
 from typing import Final
 
 from appliance.records import EngineSnapshot, KneeReading, Role, StepReading
-from web import words
+from web import plot, words
 from web.contexts import Context
+from web.plot import Axis, DrawnContext, PlotContext
 
 _PURE: Final = 0.05  # decode tokens per prompt token, as for the knee
 _SMALLEST: Final = 8  # tokens
-_DOTS: Final = 400
+_MARKS: Final = 400
+_HEADROOM: Final = 1.1  # above the highest rate
 _ROUND: Final = 64  # what a budget is set to is a multiple of it
 _WORTH: Final = 0.05
 
 
-class DotContext(Context, frozen=True, kw_only=True):
-    """One step; in percent of the picture."""
-
-    x: str
-    y: str
-
-
-class GridContext(Context, frozen=True, kw_only=True):
-    """A line of the grid, and what it says."""
-
-    at: str
-    label: str
-
-
 class BatchCurveContext(Context, frozen=True, kw_only=True):
-    """One engine in ``curves.html``. Positions in percent; ``line`` is a path in a box of 1000 by 1000."""
+    """One engine in ``curves.html``."""
 
     name: str
-    drawn: bool
+    plot: PlotContext | None
     sentence: str
     advice: str | None
     setting: str | None
     odd: bool  # the budget that is set is no good one
-    dots: tuple[DotContext, ...]
-    line: str | None
-    low_x: str | None
-    width: str | None  # of the interval
-    knee_x: str | None
-    budget_x: str | None
-    budget: str
-    columns: tuple[GridContext, ...]
-    rows: tuple[GridContext, ...]
-    spoken: str
+    budget: str | None  # that is set
 
 
 class CurvesContext(Context, frozen=True, kw_only=True):
@@ -59,63 +38,41 @@ class CurvesContext(Context, frozen=True, kw_only=True):
     curves: tuple[BatchCurveContext, ...]
 
 
-class _Scales:
-    """Tokens of a step on a logarithmic axis, tokens per second on a straight one."""
-
-    def __init__(self, sizes: Sequence[float], rates: Sequence[float]) -> None:
-        self.first = math.floor(math.log2(min(sizes)))
-        self.last = max(self.first + 1, math.ceil(math.log2(1.05 * max(sizes))))
-        self.top = 1.1 * max(rates)
-
-    def x(self, tokens: float) -> float:
-        return 100 * (math.log2(tokens) - self.first) / (self.last - self.first)
-
-    def y(self, rate: float) -> float:
-        return 100 * (1 - rate / self.top)
-
-    def columns(self) -> tuple[GridContext, ...]:
-        every = 2 if self.last - self.first > 6 else 1
-        powers = range(self.first + 1, self.last, every)
-        return tuple(GridContext(at=f"{self.x(2**power):.1f}%", label=f"{2**power:,}") for power in powers)
-
-    def rows(self) -> tuple[GridContext, ...]:
-        step = 10 ** math.floor(math.log10(self.top))
-        step = next(size for size in (step / 5, step / 2, step, 2 * step) if self.top / size <= 5 or size == 2 * step)
-        count = int(self.top / step)
-        return tuple(
-            GridContext(at=f"{self.y(step * number):.1f}%", label=words.number(step * number))
-            for number in range(1, count + 1)
-        )
-
-
 def curve(engine: EngineSnapshot, knee: KneeReading, steps: Sequence[StepReading]) -> BatchCurveContext:
     """What is known of it."""
-    pure = [one for one in steps if _usable(one)]
-    sizes = [float(one.prompt_tokens) for one in pure] + [float(tokens) for tokens, _ in knee.curve]
-    rates = [one.prompt_tokens / one.seconds for one in pure] + [rate for _, rate in knee.curve]
     sentence, advice, setting = _said(engine, knee)
-    if not sizes:
-        return _undrawn(engine, sentence)
-    budget = engine.token_budget
-    scales = _Scales([*sizes, *([budget] if budget else [])], rates)
-    low, high = knee.low, knee.high
     return BatchCurveContext(
         name=engine.name,
-        drawn=True,
+        plot=_plot(engine, knee, [one for one in steps if _usable(one)], sentence),
         sentence=sentence,
         advice=advice,
         setting=setting,
         odd=setting is not None,
-        dots=tuple(_dot(one, scales) for one in pure[-_DOTS:]),
-        line=_path(knee, scales),
-        low_x=None if low is None else f"{scales.x(low):.2f}%",
-        width=None if low is None or high is None else f"{max(0.3, scales.x(high) - scales.x(low)):.2f}%",
-        knee_x=None if knee.tokens is None else f"{scales.x(knee.tokens):.2f}%",
-        budget_x=None if not budget else f"{scales.x(budget):.2f}%",
-        budget=words.count(budget),
-        columns=scales.columns(),
-        rows=scales.rows(),
-        spoken=f"Prompt tokens per second against prompt tokens of a step, of {engine.name}. {sentence}",
+        budget=None if engine.token_budget is None else words.count(engine.token_budget),
+    )
+
+
+def _plot(engine: EngineSnapshot, knee: KneeReading, pure: Sequence[StepReading], sentence: str) -> PlotContext | None:
+    """Tokens per second by tokens of a step; None where nothing is known of either."""
+    seen = [(float(one.prompt_tokens), one.prompt_tokens / one.seconds) for one in pure]
+    points = [*seen, *((float(tokens), rate) for tokens, rate in knee.curve)]
+    budget = engine.token_budget
+    x = plot.around([size for size, _ in points] + ([budget] if budget and points else []))
+    if x is None:
+        return None
+    y = Axis(0.0, _HEADROOM * max(rate for _, rate in points))
+    line = plot.line([(x.x(tokens), y.y(rate)) for tokens, rate in knee.curve])
+    at_budget = plot.line([(x.x(budget), 0), (x.x(budget), plot.HEIGHT)]) if budget else ""
+    marks = plot.uprights((x.x(size), y.y(rate)) for size, rate in seen[-_MARKS:])
+    drawn = (("steps-prompt", marks), ("as-expected", line), ("budget", at_budget))
+    return PlotContext(
+        label=f"Prompt tokens per second against prompt tokens of a step, of {engine.name}. {sentence}",
+        x_name="prompt tokens in the step",
+        y_name="prompt tokens/s",
+        x_ticks=plot.x_ticks(x, [(value, words.count(round(value))) for value in x.ticks()]),
+        y_ticks=plot.y_ticks(y, [(value, words.number(value)) for value in y.ticks()]),
+        drawn=tuple(DrawnContext(kind=kind, d=d) for kind, d in drawn if d),
+        band=plot.knee_band(x, knee),
     )
 
 
@@ -123,21 +80,12 @@ def _usable(step: StepReading) -> bool:
     return step.prompt_tokens >= _SMALLEST and step.seconds > 0 and step.decode_tokens <= _PURE * step.prompt_tokens
 
 
-def _dot(step: StepReading, scales: _Scales) -> DotContext:
-    return DotContext(x=f"{scales.x(step.prompt_tokens):.2f}%", y=f"{scales.y(step.prompt_tokens / step.seconds):.2f}%")
-
-
-def _path(knee: KneeReading, scales: _Scales) -> str | None:
-    points = [f"{10 * scales.x(tokens):.1f} {10 * scales.y(rate):.1f}" for tokens, rate in knee.curve]
-    return f"M{'L'.join(points)}" if points else None
-
-
 def _said(engine: EngineSnapshot, knee: KneeReading) -> tuple[str, str | None, str | None]:
     """A sentence, advice and setting."""
     if knee.tokens is None:
         return f"Its knee is not known yet: {(knee.missing or 'no steps have been seen').rstrip('.')}.", None, None
     sentence = (
-        f"Steps of {knee.tokens:,} prompt tokens (95% interval: {knee.low or 0:,} to {knee.high or 0:,}) reach nine tenths of "
+        f"Steps of {knee.tokens:,} prompt tokens (95 % interval: {knee.low or 0:,} to {knee.high or 0:,}) reach nine tenths of "
         f"the highest rate, {words.number(knee.best_tokens_s)} tokens/s, by {words.count(knee.steps)} steps."
     )
     return sentence, *_advice(engine, knee)
@@ -153,7 +101,7 @@ def _advice(engine: EngineSnapshot, knee: KneeReading) -> tuple[str | None, str 
     setting = f'[{section}] args = ["--max-num-batched-tokens", "{to_set}"]'
     if knee.low is not None and budget < knee.low and (gain := _gain(budget, knee)) > _WORTH:
         return (
-            f"Its budget of {budget:,} is too small: more tokens in a step would bring {gain:.0%} more per second.",
+            f"Its budget of {budget:,} is too small: more tokens in a step would bring {words.percent(gain)} more per second.",
             setting,
         )
     if knee.limit_tokens is not None and budget > knee.limit_tokens:
@@ -182,24 +130,3 @@ def _rate(knee: KneeReading, tokens: int) -> float | None:
     place = min(max(1, bisect.bisect_left(sizes, at)), len(sizes) - 1)
     share = (at - sizes[place - 1]) / (sizes[place] - sizes[place - 1])
     return knee.curve[place - 1][1] * (1 - share) + knee.curve[place][1] * share
-
-
-def _undrawn(engine: EngineSnapshot, sentence: str) -> BatchCurveContext:
-    return BatchCurveContext(
-        name=engine.name,
-        drawn=False,
-        sentence=sentence,
-        advice=None,
-        setting=None,
-        odd=False,
-        dots=(),
-        line=None,
-        low_x=None,
-        width=None,
-        knee_x=None,
-        budget_x=None,
-        budget=words.count(engine.token_budget),
-        columns=(),
-        rows=(),
-        spoken="",
-    )

@@ -29,15 +29,25 @@ _CAUSES: Final = {
     "engine_starting": "engine still starting",
 }
 
+_OF_AN_ENGINE: Final = {
+    "engine_hung": "{} hangs",
+    "engine_crashed": "{} has ended",
+    "engine_starting": "{} is still starting",
+}
+"""What is the matter with it is that it does not work."""
+
 
 def words(verdict: Verdict | Incident | Said) -> str:
     """What holds the node back, with the engine, as operators say it."""
     if verdict.cause is None:
         return "no cause found"
-    where = " to ".join(verdict.link) if verdict.link else verdict.engine
-    if verdict.cause == "frontend_bound" and where is None:
+    if verdict.link:
+        return f"{plain(verdict.cause)} from {' to '.join(verdict.link)}"
+    if verdict.cause in _OF_AN_ENGINE and verdict.engine:
+        return _OF_AN_ENGINE[verdict.cause].format(verdict.engine)
+    if verdict.cause == "frontend_bound" and verdict.engine is None:
         return "busy supervisor"
-    return plain(verdict.cause) + (f" on {where}" if where else "")
+    return plain(verdict.cause) + (f" on {verdict.engine}" if verdict.engine else "")
 
 
 def plain(cause: str) -> str:

@@ -18,6 +18,28 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
     """Base of everything a template renders."""
 
 
+class FactContext(Context, frozen=True, kw_only=True):
+    """A figure and what it is."""
+
+    label: str
+    value: str
+
+
+class ChoiceContext(Context, frozen=True, kw_only=True):
+    """A link to another page, or to more or less of this one."""
+
+    label: str
+    href: str
+    here: bool
+
+
+class ChoicesContext(Context, frozen=True, kw_only=True):
+    """``choices.html``: a line of links, of which one is taken."""
+
+    label: str
+    choices: tuple[ChoiceContext, ...]
+
+
 class HeadlineContext(Context, frozen=True, kw_only=True):
     """``headline.html``: how the node is, in one sentence."""
 

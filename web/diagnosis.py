@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from appliance.records import Evidence, NodeSnapshot
+from web import words
 from web.contexts import Context
 
 
@@ -48,7 +49,9 @@ def diagnosis(snapshot: NodeSnapshot) -> DiagnosisContext:
         action=action.sentence if action else None,
         call=(action.call or action.setting) if action else None,
         order=msgspec.json.encode(action.order).decode() if action and action.order else None,
-        gain=None if verdict.expected_gain is None else f"{verdict.expected_gain:.0%} of that time, estimated",
+        gain=None
+        if verdict.expected_gain is None
+        else f"{words.percent(verdict.expected_gain)} of that time, estimated",
         then=verdict.next,
         quiet=False,
     )

@@ -72,6 +72,7 @@ class FiguresContext(Context, frozen=True, kw_only=True):
     """``engine_figures.html``."""
 
     groups: tuple[GroupContext, ...]
+    works: bool  # else only what is known is there
 
 
 class HandoffRowContext(Context, frozen=True, kw_only=True):
@@ -145,17 +146,21 @@ def _neighbour(engine: EngineSnapshot, here: str) -> NeighbourContext:
 
 
 def figures(engine: EngineSnapshot, snapshot: NodeSnapshot) -> FiguresContext:
-    """All that it tells of itself."""
-    return FiguresContext(
-        groups=(
-            GroupContext(title="Work", facts=_work(engine)),
-            GroupContext(title="Requests", facts=_requests(engine, snapshot)),
-            GroupContext(title="KV", facts=_kv(engine)),
-            GroupContext(title="Processes", facts=_processes(engine)),
-            GroupContext(title="CPU", facts=_cpu(engine.host or HostReading())),
-            GroupContext(title="First steps of this life", facts=_calibration(engine.calibration)),
-        )
+    """All that it tells of itself; of one that does not work, only what it does tell: dashes would be all that there is."""
+    works = engine.state in flow.WORK
+    groups = (
+        GroupContext(title="Work", facts=_work(engine)),
+        GroupContext(title="Requests", facts=_requests(engine, snapshot)),
+        GroupContext(title="KV", facts=_kv(engine)),
+        GroupContext(title="Processes", facts=_processes(engine)),
+        GroupContext(title="CPU", facts=_cpu(engine.host or HostReading())),
+        GroupContext(title="First steps of this life", facts=_calibration(engine.calibration)),
     )
+    return FiguresContext(groups=groups if works else tuple(map(_told, groups)), works=works)
+
+
+def _told(group: GroupContext) -> GroupContext:
+    return GroupContext(title=group.title, facts=tuple(fact for fact in group.facts if fact.value != words.DASH))
 
 
 def _work(engine: EngineSnapshot) -> tuple[FactContext, ...]:

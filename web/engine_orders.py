@@ -7,11 +7,10 @@ from typing import Final
 import msgspec
 
 from appliance.records import EngineSnapshot, EngineState, NodeSnapshot, Order, OrderKind, Role
-from web import words
+from web import flow, words
 from web.contexts import Context
 
 _USES: Final = {Role.PREFILL: "prefill", Role.DECODE: "decode", Role.BOTH: "prefill and decode"}
-_WORK: Final = (EngineState.READY, EngineState.DRAINING, EngineState.SUSPECT)
 _DOWN: Final = (EngineState.BACKOFF, EngineState.FAILED)
 
 
@@ -35,7 +34,7 @@ class OrdersContext(Context, frozen=True, kw_only=True):
 def orders(engine: EngineSnapshot, snapshot: NodeSnapshot) -> OrdersContext:
     """Those that have a meaning now."""
     return OrdersContext(
-        orders=(*_uses(engine, snapshot), *_service(engine, snapshot)),
+        orders=(*_service(engine, snapshot), *_uses(engine, snapshot)),
         weight=f"{engine.weight:g}",
         role=_USES[engine.role],
     )
@@ -71,7 +70,7 @@ def _service(engine: EngineSnapshot, snapshot: NodeSnapshot) -> tuple[OrderConte
     found = {OrderKind.DRAIN: ("Drain…", drain), OrderKind.RESUME: ("Resume…", resume)}
     kinds = [OrderKind.DRAIN] if engine.state in (EngineState.READY, EngineState.SUSPECT) else []
     kinds += [OrderKind.RESUME] if engine.state in (EngineState.DRAINING, EngineState.STOPPED, *_DOWN) else []
-    if engine.state in _WORK:
+    if engine.state in flow.WORK:
         found[OrderKind.RESTART] = ("Restart…", restart)
         kinds.append(OrderKind.RESTART)
     return tuple(

@@ -12,16 +12,17 @@ from appliance.errors import RequestError
 from appliance.records import EngineSnapshot, EngineState, GpuSnapshot, NodeSnapshot, Order, Remedy
 from web import assets, engine_log, engine_orders, flow, gpus, remedies, steps, words
 from web import engine as one
-from web.contexts import TONES, Context
+from web.contexts import TONES, ChoiceContext, Context
 from web.knees import Knees
 from web.paced import Paced
 from web.ports import Actions, NodeView
 from web.views import Asked, Parts, View
 
 _STEPS: Final = 2000  # at most, in the plots
-_STEPS_S: Final = 1.0  # from one drawing of them to the next
+_STEPS_S: Final = 2.0  # from one drawing of them to the next: there are many
 _LOG_S: Final = 1.0
 _SERIES: Final = ("running", "waiting", "fetching", "kv_usage", "busy", "slowdown")
+_WORST_FIRST: Final = ("bad", "warn", "wait", "off", "ok")
 _LONGEST: Final = 200  # characters to be found in a log
 
 
@@ -53,6 +54,8 @@ class ListContext(Context, frozen=True, kw_only=True):
 
     rows: tuple[ListedContext, ...]
     topology: str
+    tone: str
+    glyph: str
     sentence: str
 
 
@@ -67,6 +70,7 @@ class Engines:
     """``/engines``."""
 
     path = "/engines"
+    query: tuple[str, ...] = ()
     template = "engines"
     place = "Engines"
 
@@ -80,18 +84,28 @@ class Engines:
 
 def listed(snapshot: NodeSnapshot) -> ListContext:
     """All engines."""
+    tone, sentence = _verdict(snapshot)
     return ListContext(
         rows=tuple(_listed(engine, snapshot) for engine in snapshot.engines),
         topology=snapshot.topology,
-        sentence=_sentence(snapshot.engines),
+        tone=tone,
+        glyph=TONES[tone],
+        sentence=sentence,
     )
 
 
-def _sentence(engines: Sequence[EngineSnapshot]) -> str:
+def _verdict(snapshot: NodeSnapshot) -> tuple[str, str]:
+    """Tone and sentence: the worst of any engine's."""
+    engines, held = snapshot.engines, flow.held_back(snapshot)
     ready = sum(engine.state is EngineState.READY for engine in engines)
-    if ready == len(engines):
-        return f"{words.several(ready, 'engine')}, all ready"
-    return f"{ready} of {words.several(len(engines), 'engine')} {'is' if ready == 1 else 'are'} ready"
+    if ready < len(engines):
+        tones = [flow.STATE_TONES[engine.state] for engine in engines]
+        worst = next(tone for tone in _WORST_FIRST if tone in tones)
+        return worst, f"{ready} of {words.several(len(engines), 'engine')} {'is' if ready == 1 else 'are'} ready."
+    all_of = f"{words.several(ready, 'engine')}, {'' if ready == 1 else 'all '}ready"
+    if held:
+        return "bad", f"{all_of}; {words.listing(held)} {'holds' if len(held) == 1 else 'hold'} the node back."
+    return "ok", f"{all_of}."
 
 
 def _listed(engine: EngineSnapshot, snapshot: NodeSnapshot) -> ListedContext:
@@ -119,14 +133,6 @@ def _listed(engine: EngineSnapshot, snapshot: NodeSnapshot) -> ListedContext:
     )
 
 
-class LevelContext(Context, frozen=True, kw_only=True):
-    """A link that shows more or less of the log."""
-
-    label: str
-    href: str
-    here: bool
-
-
 class EngineContext(Context, frozen=True, kw_only=True):
     """``engine.html``."""
 
@@ -134,7 +140,7 @@ class EngineContext(Context, frozen=True, kw_only=True):
     parts: Mapping[str, Markup]
     command: str | None
     weight: str
-    levels: tuple[LevelContext, ...]
+    levels: tuple[ChoiceContext, ...]
     find: str
     build: str
 
@@ -143,6 +149,7 @@ class EnginePage:
     """``/engines/{name}``; ``?level=`` and ``?find=`` say which lines of the log."""
 
     path = "/engines/{name}"
+    query: tuple[str, ...] = ("level", "find")
     template = "engine"
     place = "Engines"
 
@@ -153,13 +160,12 @@ class EnginePage:
 
     def view(self, asked: Asked) -> View:
         name = asked.names["name"]
-        found = _known(self._node.latest(), name)
+        _known(self._node.latest(), name)
         level, find = _level(asked.query.get("level", "all")), asked.query.get("find", "")[:_LONGEST]
-        last = _Last(found)
         drawn, read = Paced[Context](_STEPS_S), Paced[Context](_LOG_S)
 
         def parts(snapshot: NodeSnapshot) -> Parts:
-            engine = last.of(snapshot)
+            engine = _known(snapshot, name)  # without it there is nothing to follow any more
             mine = msgspec.structs.replace(snapshot, gpus=_own(engine, snapshot))
             return {
                 "engine_head": one.head(engine, snapshot),
@@ -177,17 +183,17 @@ class EnginePage:
                 name=name,
                 parts=painted,
                 command=_written(self._node.command(name)),
-                weight=f"{last.of(snapshot).weight:g}",
+                weight=f"{_known(snapshot, name).weight:g}",
                 levels=_levels(name, level, find),
                 find=find,
                 build=assets.fingerprint(),
             )
 
         return View(
-            title=lambda snapshot: f"{name}, {last.of(snapshot).role.value}",
+            title=lambda snapshot: f"{name}, {_known(snapshot, name).role.value}",
             parts=parts,
             body=body,
-            sample=lambda snapshot: _sample(last.of(snapshot)),
+            sample=lambda snapshot: _sample(_known(snapshot, name)),
         )
 
     def _steps(self, name: str) -> Context:
@@ -195,17 +201,6 @@ class EnginePage:
 
     def _log(self, name: str, level: str, find: str) -> Context:
         return engine_log.log(self._node.logs(name) or (), level, find)
-
-
-class _Last:
-    """An engine as it was seen last."""
-
-    def __init__(self, engine: EngineSnapshot) -> None:
-        self._engine = engine
-
-    def of(self, snapshot: NodeSnapshot) -> EngineSnapshot:
-        self._engine = one.find(snapshot, self._engine.name) or self._engine
-        return self._engine
 
 
 def _known(snapshot: NodeSnapshot, name: str) -> EngineSnapshot:
@@ -222,10 +217,10 @@ def _level(text: str) -> str:
     return text
 
 
-def _levels(name: str, level: str, find: str) -> tuple[LevelContext, ...]:
+def _levels(name: str, level: str, find: str) -> tuple[ChoiceContext, ...]:
     base = f"/engines/{name}"
     return tuple(
-        LevelContext(
+        ChoiceContext(
             label=label,
             href=words.address(base, level=key if key != "all" else "", find=find) + "#log",
             here=key == level,

@@ -135,7 +135,7 @@ STATE_TONES: Final = {
     EngineState.FAILED: "bad",
     EngineState.STOPPED: "off",
 }
-_WORK: Final = (EngineState.READY, EngineState.DRAINING, EngineState.SUSPECT)
+WORK: Final = (EngineState.READY, EngineState.DRAINING, EngineState.SUSPECT)
 _SLOW: Final = 1.15  # times what steps take
 _NEGLIGIBLE: Final = 0.1  # of an engine's own rate
 _SILENT_S: Final = 5.0  # an engine says something every second
@@ -233,7 +233,7 @@ def card(engine: EngineSnapshot, snapshot: NodeSnapshot) -> CardContext:
         hardware=hardware(engine, snapshot),
         trouble=(engine.stage or "starting") if starting else _trouble(engine),
         progress=_percent(engine.progress) if starting else None,
-        working=engine.state in _WORK,
+        working=engine.state in WORK,
         rates=_engine_rates(engine),
         load=words.percent(load),
         load_percent=_percent(load),
@@ -276,7 +276,7 @@ def _hot(engine: EngineSnapshot, snapshot: NodeSnapshot) -> str | None:
 
 def _trouble(engine: EngineSnapshot) -> str | None:
     """The first thing that is wrong."""
-    if engine.state not in _WORK and engine.cause:
+    if engine.state not in WORK and engine.cause:
         return engine.cause
     return next(iter(warnings(engine)), engine.cause)
 
@@ -302,7 +302,8 @@ def hardware(engine: EngineSnapshot, snapshot: NodeSnapshot) -> str:
     """Its GPUs as the table below numbers them, or its cores."""
     if engine.gpus:
         numbers = sorted(gpu.index for gpu in snapshot.gpus if gpu.uuid in engine.gpus or gpu.engine == engine.name)
-        return f"GPU {words.ranges(numbers)}" if numbers else words.several(len(engine.gpus), "GPU")
+        named = f"{'GPU' if len(numbers) == 1 else 'GPUs'} {words.ranges(numbers)}"
+        return named if numbers else words.several(len(engine.gpus), "GPU")
     if not engine.cores:
         return words.DASH
     return f"{'core' if len(engine.cores) == 1 else 'cores'} {words.ranges(engine.cores)}"
@@ -377,9 +378,9 @@ def _answers(snapshot: NodeSnapshot) -> AnswersContext:
         in_time=words.percent(None if late is None else 1 - late),
         ttft_p50=words.duration(snapshot.ttft_p50_s),
         ttft_p99=words.duration(snapshot.ttft_p99_s),
-        ttft_target=words.duration(snapshot.slo_ttft_s),
+        ttft_target=words.setting(snapshot.slo_ttft_s),
         itl_p50=words.duration(snapshot.itl_p50_s),
-        itl_target=words.duration(snapshot.slo_itl_s),
+        itl_target=words.setting(snapshot.slo_itl_s),
         ok=words.count(requests.ok),
         failed=requests.failed,
         cancelled=words.count(requests.cancelled),

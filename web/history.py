@@ -13,6 +13,7 @@ from starlette.routing import BaseRoute, Route
 
 from appliance.errors import RequestError
 from appliance.records import Change, History, Incident
+from web.packed import PACKED
 from web.ports import HistoryView, MarkView, NodeView
 
 _POINTS: Final = 600
@@ -58,7 +59,7 @@ class HistoryRoutes:
         self._marks = marks
 
     def routes(self) -> list[BaseRoute]:
-        return [Route("/api/history", self.history)]
+        return [Route("/api/history", self.history, middleware=PACKED)]
 
     async def history(self, request: Request) -> Response:
         """``?from=-1h&to=now&points=600&series=ttft_s,*.kv_usage``."""

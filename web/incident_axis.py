@@ -115,7 +115,7 @@ def _said(said: Said) -> str:
 def _curves(incident: Incident, moments: Sequence[Moment], over: Span) -> Iterator[CurveContext]:
     """None of them where nothing is known."""
     figures: tuple[tuple[str, Callable[[Moment], float | None], Callable[[float | None], str], float | None], ...] = (
-        ("queue", lambda one: float(one.queue), words.number, None),
+        ("queue", lambda one: float(one.queue), _whole, None),
         ("TTFT, mean", lambda one: one.ttft_s, words.duration, incident.slo_ttft_s),
         ("late first tokens", lambda one: one.ttft_late, words.percent, None),
         ("output tokens/s", lambda one: one.output_tokens_s, words.number, None),
@@ -129,6 +129,10 @@ def _curves(incident: Incident, moments: Sequence[Moment], over: Span) -> Iterat
             area = "".join(_area(moments, values, top, over))
             y = None if target is None else f"{_HEIGHT * (1 - target / top):.1f}"
             yield CurveContext(label=label, top=said(highest), line=line, area=area, target_y=y)
+
+
+def _whole(amount: float | None) -> str:
+    return words.count(None if amount is None else round(amount))
 
 
 def _runs(

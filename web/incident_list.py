@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from appliance.records import Incident, IncidentState, NodeSnapshot
 from web import causes, times, words
-from web.contexts import TONES, Context
+from web.contexts import TONES, ChoiceContext, ChoicesContext, Context
 from web.fresh import Fresh
 from web.ports import IncidentView
 from web.times import Span, TickContext
@@ -21,21 +21,6 @@ _FRESH_S: Final = 2.0
 _LANES: Final = 12
 _LEAST_PERCENT: Final = 0.4  # of the width, that even the shortest one is seen
 NODE: Final = "node"  # where no engine is to blame
-
-
-class OptionContext(Context, frozen=True, kw_only=True):
-    """One choice of a filter: a link."""
-
-    label: str
-    href: str
-    here: bool
-
-
-class FilterContext(Context, frozen=True, kw_only=True):
-    """A filter of the list."""
-
-    label: str
-    options: tuple[OptionContext, ...]
 
 
 class SpellContext(Context, frozen=True, kw_only=True):
@@ -99,13 +84,14 @@ class IncidentsContext(Context, frozen=True, kw_only=True):
     """``incidents.html``."""
 
     parts: Mapping[str, Markup]
-    filters: tuple[FilterContext, ...]
+    groups: tuple[ChoicesContext, ...]
 
 
 class IncidentList:
     """``/incidents``; ``?state=open&engine=e1&cause=engine_hung`` narrow it down."""
 
     path = "/incidents"
+    query: tuple[str, ...] = ("state", "engine", "cause")
     template = "incidents"
     place = "Incidents"
 
@@ -127,7 +113,7 @@ class IncidentList:
             return {"incident_summary": brief, "incident_list": listed(shown, snapshot.time)}
 
         def body(snapshot: NodeSnapshot, painted: Mapping[str, Markup]) -> Context:
-            return IncidentsContext(parts=painted, filters=filters(everything, wanted))
+            return IncidentsContext(parts=painted, groups=filters(everything, wanted))
 
         return View(title=lambda snapshot: "Incidents", parts=parts, body=body)
 
@@ -139,21 +125,21 @@ _FILTERS: Final[Mapping[str, Callable[[Incident], str]]] = {
 }
 
 
-def filters(incidents: Iterable[Incident], wanted: Mapping[str, str]) -> tuple[FilterContext, ...]:
+def filters(incidents: Iterable[Incident], wanted: Mapping[str, str]) -> tuple[ChoicesContext, ...]:
     """Links; each filter has the values that there are, and that which was asked for."""
     found = []
     for name, value_of in _FILTERS.items():
         values = sorted({*map(value_of, incidents), *([wanted[name]] if name in wanted else [])})
         if len(values) > 1 or name in wanted:
-            found.append(FilterContext(label=name, options=_options(name, values, wanted)))
+            found.append(ChoicesContext(label=name.capitalize(), choices=_options(name, values, wanted)))
     return tuple(found)
 
 
-def _options(name: str, values: Sequence[str], wanted: Mapping[str, str]) -> tuple[OptionContext, ...]:
-    def option(label: str, value: str | None) -> OptionContext:
+def _options(name: str, values: Sequence[str], wanted: Mapping[str, str]) -> tuple[ChoiceContext, ...]:
+    def option(label: str, value: str | None) -> ChoiceContext:
         query = {**wanted, name: value} if value else {key: wanted[key] for key in wanted if key != name}
         href = "/incidents" + (f"?{urlencode({key: text for key, text in query.items() if text})}" if query else "")
-        return OptionContext(label=label, href=href, here=wanted.get(name) == value)
+        return ChoiceContext(label=label, href=href, here=wanted.get(name) == value)
 
     return (option("all", None), *(option(_said(name, value), value) for value in values))
 
@@ -202,7 +188,7 @@ def _headline(incidents: Sequence[Incident], now: float, filtered: bool) -> tupl
 
 def place(incident: Incident) -> str:
     """The engine or the link that it is of."""
-    return "→".join(incident.link) if incident.link else incident.engine or NODE
+    return " → ".join(incident.link) if incident.link else incident.engine or NODE
 
 
 def what(incident: Incident) -> str:
@@ -258,5 +244,5 @@ def _row(incident: Incident, now: float) -> IncidentRowContext:
         severity_percent=round(100 * (incident.severity or 0.0)),
         late=words.count(incident.late),
         failed=words.count(incident.failed),
-        again=f"came back {words.several(incident.reopened, 'time')}" if incident.reopened else None,
+        again=f"came back {words.times(incident.reopened)}" if incident.reopened else None,
     )

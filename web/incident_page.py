@@ -14,7 +14,7 @@ from starlette.routing import BaseRoute, Route
 from appliance.errors import RequestError
 from appliance.records import Incident, IncidentState, Moment, NodeSnapshot, Remedy
 from web import assets, contexts, flow, gpus, incident_axis, incident_list, times, words
-from web.contexts import TONES, Context
+from web.contexts import TONES, Context, FactContext
 from web.fresh import Fresh
 from web.incident_axis import AxisContext, EventContext
 from web.ports import Actions, IncidentView
@@ -27,13 +27,7 @@ _FRESH_S: Final = 2.0
 _MOMENTS_FRESH_S: Final = 10.0  # to read them all takes its time
 _REMEDIES_BEFORE_S: Final = 600.0  # as far back as changes are told
 _REMEDIES_AFTER_S: Final = 60.0
-
-
-class FactContext(Context, frozen=True, kw_only=True):
-    """A figure and what it is."""
-
-    label: str
-    value: str
+_NONE_SEEN: Final = Markup('<p class="faint">No snapshots of it are kept, or no longer.</p>')
 
 
 class IncidentFactsContext(Context, frozen=True, kw_only=True):
@@ -99,6 +93,7 @@ class IncidentPage:
     """``/incidents/{id}``; ``?at=`` an uptime shows that moment."""
 
     path = "/incidents/{id}"
+    query: tuple[str, ...] = ()  # the moment that is shown is no live part
     template = "incident"
     place = "Incidents"
 
@@ -131,7 +126,7 @@ class IncidentPage:
                 axis=incident_axis.axis(incident, moments, remedies, over),
                 events=incident_axis.events(incident, moments, remedies),
                 scrub=scrub(incident, moments, index, over) if moments else None,
-                seen=_painted(incident, seen),
+                seen=_painted(incident, seen) if moments else _NONE_SEEN,
                 history=f"/?from={over.start:.0f}&to={over.end:.0f}",
                 build=assets.fingerprint(),
             )
@@ -203,18 +198,20 @@ def facts(incident: Incident, now: float) -> IncidentFactsContext:
         evidence=tuple(one.sentence for one in incident.evidence),
         action=action.sentence if action else None,
         call=(action.call or action.setting) if action else None,
-        gain=None if incident.expected_gain is None else f"{incident.expected_gain:.0%} of that time, estimated",
+        gain=None
+        if incident.expected_gain is None
+        else f"{words.percent(incident.expected_gain)} of that time, estimated",
         then=incident.next,
         ended=incident.ended,
     )
 
 
 def _when(incident: Incident, now: float) -> str:
-    began = f"{times.day(incident.opened, now)}, {times.clock(incident.opened)}"
+    began = f"{times.day(incident.opened, now)} {times.clock(incident.opened)}"
     lasted = words.age(incident_list.lasted_s(incident, now))
     if incident.closed is None:
-        return f"since {began}: for {lasted}"
-    return f"{began} to {times.clock(incident.closed)}: {lasted}"
+        return f"since {began}, for {lasted}"
+    return f"{began} to {times.clock(incident.closed)}, {lasted}"
 
 
 def _figures(incident: Incident) -> tuple[FactContext, ...]:
@@ -223,11 +220,11 @@ def _figures(incident: Incident) -> tuple[FactContext, ...]:
         ("late first tokens", f"about {words.count(incident.late)}" if incident.late else "0"),
         ("failed requests", words.count(incident.failed)),
         ("node", f"{incident.model} as {incident.topology}"),
-        ("targets", f"TTFT {words.duration(incident.slo_ttft_s)}, ITL {words.duration(incident.slo_itl_s)}"),
+        ("targets", f"TTFT {words.setting(incident.slo_ttft_s)}, ITL {words.setting(incident.slo_itl_s)}"),
         ("version", incident.version),
     ]
     if incident.reopened:
-        found.insert(3, ("came back", words.several(incident.reopened, "time")))
+        found.insert(3, ("came back", words.times(incident.reopened)))
     if len(incident.engines) > 1:
         found.insert(3, ("shared by", ", ".join(incident.engines)))
     return tuple(FactContext(label=label, value=value) for label, value in found)
@@ -253,7 +250,7 @@ def scrub(incident: Incident, moments: Sequence[Moment], index: int, over: Span)
 def _painted(incident: Incident, snapshot: NodeSnapshot | None) -> Markup:
     if snapshot is None:
         return Markup('<p class="faint">No snapshot is kept of this moment.</p>')
-    return Markup(compact("incident_seen", seen(incident, snapshot)))  # noqa: S704: rendered, so escaped
+    return Markup(compact("incident_seen", seen(incident, snapshot)))
 
 
 def seen(incident: Incident, snapshot: NodeSnapshot) -> SeenContext:
@@ -264,7 +261,7 @@ def seen(incident: Incident, snapshot: NodeSnapshot) -> SeenContext:
         ("queue", words.count(snapshot.queue.depth)),
         ("in flight", words.count(snapshot.queue.in_flight)),
         ("TTFT, mean of 3 s", words.duration(lately.ttft_s if lately else None)),
-        ("late", words.percent(lately.ttft_late if lately else None)),
+        ("late first tokens", words.percent(lately.ttft_late if lately else None)),
         ("ITL, p50", words.duration(snapshot.itl_p50_s)),
         ("output tokens/s", words.number(contexts.token_rates(snapshot)[1])),
     )
@@ -278,6 +275,6 @@ def seen(incident: Incident, snapshot: NodeSnapshot) -> SeenContext:
         facts=tuple(FactContext(label=label, value=value) for label, value in figures),
         verdict=verdict.summary if verdict else None,
         evidence=tuple(one.sentence for one in verdict.evidence) if verdict and held else (),
-        flow=Markup(compact("flow", flow.flow(snapshot))),  # noqa: S704: rendered, so escaped
-        gpus=Markup(compact("gpus", gpus.gpus(snapshot))),  # noqa: S704: rendered, so escaped
+        flow=Markup(compact("flow", flow.flow(snapshot))),
+        gpus=Markup(compact("gpus", gpus.gpus(snapshot))),
     )

@@ -7,7 +7,7 @@ from typing import Final
 
 from markupsafe import Markup
 
-from appliance.records import EngineSnapshot, Lease, LedgerSnapshot, NodeSnapshot, Unexplained
+from appliance.records import EngineSnapshot, Lease, LedgerSnapshot, NodeSnapshot, Role, Unexplained
 from web import words
 from web.contexts import TONES, Context, overdue
 from web.views import Asked, Parts, View
@@ -24,6 +24,7 @@ class HeldContext(Context, frozen=True, kw_only=True):
     leased: str
     free: str
     total: str
+    known: bool  # else there is nothing to draw
     used_width: str
     leased_x: str
     leased_width: str
@@ -87,6 +88,7 @@ class Kv:
     """``/kv``."""
 
     path = "/kv"
+    query: tuple[str, ...] = ()
     template = "kv"
     place = "KV"
 
@@ -119,7 +121,7 @@ def ledger(snapshot: NodeSnapshot) -> LedgerContext:
         if len(ordered) > ROWS
         else None,
         totals=_totals(book),
-        splits=len(snapshot.engines) > 1,
+        splits=any(engine.role is not Role.BOTH for engine in snapshot.engines),
     )
 
 
@@ -168,6 +170,7 @@ def _held(engine: EngineSnapshot, leases: Sequence[Lease]) -> HeldContext:
         leased=words.count(leased if total is not None else None),
         free=words.count(free),
         total=words.count(total),
+        known=used is not None,
         used_width=_percent(used, total),
         leased_x=_percent(used, total),
         leased_width=_percent(min(leased, taken) if taken is not None else None, total),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from markupsafe import Markup
@@ -13,9 +13,11 @@ from markupsafe import Markup
 from appliance.records import NodeSnapshot
 from web import assets, contexts, diagnosis, flow, gpus, remedies, waterfall
 from web.contexts import Context
+from web.paced import Paced
 from web.ports import Actions, HistoryView
 from web.views import Asked, Parts, View
 
+_NEWEST_S: Final = 1.0  # requests are most of what is sent, and nobody reads a dozen of them in less
 _ORIGIN: Final = re.compile(r"https?://([A-Za-z0-9.\-]+|\[[0-9a-fA-F:.]+\])(:\d+)?")
 
 
@@ -32,6 +34,7 @@ class Overview:
     """``/``."""
 
     path = "/"
+    query: tuple[str, ...] = ()  # its charts' range is the browser's business
     template = "overview"
     place = "Overview"
 
@@ -49,16 +52,17 @@ class Overview:
             )
 
         sample = self._history.sample if self._history else None
-        return View(title=lambda snapshot: snapshot.model, parts=self._parts, body=body, sample=sample)
+        return View(title=lambda snapshot: snapshot.model, parts=self._parts(), body=body, sample=sample)
 
-    def _parts(self, snapshot: NodeSnapshot) -> Parts:
-        return {
+    def _parts(self) -> Callable[[NodeSnapshot], Parts]:
+        newest = Paced[Context](_NEWEST_S)
+        return lambda snapshot: {
             "headline": contexts.headline(snapshot),
             "diagnosis": diagnosis.diagnosis(snapshot),
             "remedies": remedies.remedies(self._actions.remedies(), snapshot),
             "flow": flow.flow(snapshot),
             "gpus": gpus.gpus(snapshot),
-            "requests": waterfall.requests(snapshot),
+            "requests": newest.get(snapshot.time, lambda: waterfall.requests(snapshot)),
         }
 
 

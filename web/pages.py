@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import asyncio
 import weakref
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
@@ -13,7 +13,8 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from appliance.errors import RequestError
-from web import views
+from web import views, words
+from web.packed import PACKED
 from web.ports import NodeView
 from web.refused import Refused
 from web.stream import Feed, stream
@@ -24,20 +25,22 @@ _FEEDS_MAX: Final = 64  # different ones: each is rendered twice a second
 
 
 class Pages:
-    """Whoever looks at the same page, with the same query, shares its feed."""
+    """Whoever looks at the same parts shares their feed."""
 
     def __init__(self, node: NodeView, pages: Sequence[Page]) -> None:
         self._node = node
         self._pages = pages
         self._feeds = weakref.WeakValueDictionary[str, Feed]()  # each lives as long as somebody follows it
+        self._turn = asyncio.Lock()  # a snapshot wakes all feeds at once
         self._closed = False
 
     def routes(self) -> list[BaseRoute]:
         return [route for page in self._pages for route in self._routes(page)]
 
     def _routes(self, page: Page) -> tuple[Route, Route]:
-        return Route(page.path, self._with(self._paint, page)), Route(
-            _STREAMS + page.path, self._with(self._follow, page)
+        return (
+            Route(page.path, self._with(self._paint, page), middleware=PACKED),
+            Route(_STREAMS + page.path, self._with(self._follow, page)),
         )
 
     @staticmethod
@@ -51,7 +54,7 @@ class Pages:
 
     async def _paint(self, page: Page, request: Request) -> Response:
         try:
-            view, status, stream = await views.of(page, _asked(request)), 200, _STREAMS + _address(request)
+            view, status, stream = await views.of(page, _asked(request)), 200, _STREAMS + _address(page, request)
         except RequestError as error:
             page, status, stream = Refused(error, page.place), error.status, None
             view = await views.of(page, _asked(request))
@@ -62,18 +65,17 @@ class Pages:
         return await stream(request, await self._feed(page, request))
 
     async def _feed(self, page: Page, request: Request) -> Feed:
-        address, asked = _address(request), replace(_asked(request), following=True)
-        if address not in self._feeds:
-            await views.of(page, asked)  # or there is nothing to follow
+        address = _address(page, request)
         feed = self._feeds.get(address)
-        if feed is None:
-            if len(self._feeds) >= _FEEDS_MAX:
-                raise RequestError(503, "Too many different pages are looked at; close some.", code="busy")
-            feed = Feed(self._node, functools.partial(views.followed, page, asked))
-            if self._closed:
-                feed.close()
-            self._feeds[address] = feed
-        return feed
+        if feed is not None:
+            return feed
+        if len(self._feeds) >= _FEEDS_MAX:
+            raise RequestError(503, "Too many different pages are looked at; close some.", code="busy")
+        asked = replace(_asked(request), query=_live(page, request), following=True)
+        feed = Feed(self._node, await views.followed(page, asked), self._turn)
+        if self._closed:
+            feed.close()
+        return self._feeds.setdefault(address, feed)  # somebody may have come meanwhile
 
     def close(self) -> None:
         """End all streams."""
@@ -82,10 +84,15 @@ class Pages:
             feed.close()
 
 
-def _address(request: Request) -> str:
-    """Path and query."""
-    query = request.url.query
-    return request.url.path + (f"?{query}" if query else "")
+def _address(page: Page, request: Request) -> str:
+    """The same for all that share a feed."""
+    return words.address(request.url.path, **_live(page, request))
+
+
+def _live(page: Page, request: Request) -> dict[str, str]:
+    """What its live parts depend on of the query."""
+    asked = request.query_params
+    return {name: asked[name] for name in page.query if name in asked}
 
 
 def _asked(request: Request) -> Asked:

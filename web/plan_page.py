@@ -25,7 +25,7 @@ from appliance.records import (
     RemedyState,
     Role,
 )
-from web import batch_curve, words
+from web import assets, batch_curve, words
 from web.batch_curve import CurvesContext
 from web.contexts import TONES, Context
 from web.fresh import Fresh
@@ -94,12 +94,14 @@ class PlanContext(Context, frozen=True, kw_only=True):
 
     parts: Mapping[str, Markup]
     prefills: bool  # there are engines with a batch curve
+    build: str
 
 
 class PlanPage:
     """``/plan``."""
 
     path = "/plan"
+    query: tuple[str, ...] = ()
     template = "plan"
     place = "Plan"
 
@@ -120,7 +122,7 @@ class PlanPage:
 
         def body(snapshot: NodeSnapshot, painted: Mapping[str, Markup]) -> Context:
             prefills = any(engine.role.prefills for engine in snapshot.engines)
-            return PlanContext(parts=painted, prefills=prefills)
+            return PlanContext(parts=painted, prefills=prefills, build=assets.fingerprint())
 
         return View(title=lambda snapshot: "Plan", parts=parts, body=body)
 
@@ -178,12 +180,12 @@ def _gains(snapshot: NodeSnapshot) -> str | None:
     if better is None:
         return None
     found = [
-        (better.load_falls, "its highest load would be {:.0%} lower"),
-        (better.good_rises, "{:.0%} more of the requests would meet both targets"),
+        (better.load_falls, "its highest load would be {} lower"),
+        (better.good_rises, "{} more of the requests would meet both targets"),
     ]
-    said = [text.format(gain) for gain, text in found if gain >= 0.005]
+    said = [text.format(words.percent(gain)) for gain, text in found if gain >= 0.005]
     if better.rate_grows is not None and better.rate_grows >= 0.005:
-        said.append(f"it would carry {better.rate_grows:.0%} more")
+        said.append(f"it would carry {words.percent(better.rate_grows)} more")
     aggregated = " It does without hand-offs." if better.aggregated else ""
     return f"Predicted: {words.listing(said)}.{aggregated}" if said else aggregated.strip() or None
 

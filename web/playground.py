@@ -38,6 +38,7 @@ class Playground:
     """``/try``."""
 
     path = "/try"
+    query: tuple[str, ...] = ()
     template = "try"
     place = "Try it"
 

@@ -12,6 +12,7 @@ from typing import Final
 
 import msgspec
 
+from appliance.records import KneeReading
 from web.contexts import Context
 
 WIDTH: Final = 1000
@@ -134,6 +135,14 @@ def line(points: Sequence[tuple[float, float]]) -> str:
 def stairs(points: Sequence[tuple[float, float]]) -> str:
     """The same for what stays as it is until it changes."""
     return "".join(f"H{x:.1f}V{y:.1f}" if number else f"M{x:.1f} {y:.1f}" for number, (x, y) in enumerate(points))
+
+
+def knee_band(axis: Axis, knee: KneeReading | None) -> BandContext | None:
+    """The smallest batch that saturates an engine, with its interval, on an axis of tokens."""
+    if knee is None or knee.tokens is None:
+        return None
+    low, high = axis.x(knee.low or knee.tokens), axis.x(knee.high or knee.tokens)
+    return BandContext(x=f"{low:.1f}", width=f"{max(1.0, high - low):.1f}", middle=f"{axis.x(knee.tokens):.1f}")
 
 
 def x_ticks(axis: Axis, labels: Sequence[tuple[float, str]]) -> tuple[TickContext, ...]:

@@ -22,6 +22,7 @@ class Refused:
     """A page's refusal, as a page."""
 
     path = ""
+    query: tuple[str, ...] = ()
     template = "refused"
 
     def __init__(self, error: RequestError, place: str) -> None:

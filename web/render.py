@@ -6,13 +6,13 @@ import functools
 
 import jinja2
 
-from web import assets
+from web import assets, words
 from web.contexts import Context
 
 
 def environment() -> jinja2.Environment:
     """A new one; for whoever wants to read the templates."""
-    return jinja2.Environment(
+    made = jinja2.Environment(
         loader=jinja2.FileSystemLoader(assets.directory("templates")),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
@@ -20,6 +20,8 @@ def environment() -> jinja2.Environment:
         lstrip_blocks=True,
         auto_reload=False,
     )
+    made.filters["unbroken"] = words.unbroken
+    return made
 
 
 _environment = functools.cache(environment)

@@ -32,7 +32,7 @@ def tokens(timeline: Timeline, explained: Explained | None, snapshot: NodeSnapsh
         pieces=words.several(timeline.output_chunks, "piece"),
         each=words.duration(pace.each_s if pace else None),
         usual=words.duration(pace.usual_s if pace else None),
-        target=words.duration(target_s),
+        target=words.setting(target_s),
         slow=pace is not None and pace.each_s > target_s,
         whole=timeline.pieces is None or timeline.pieces.every == 1,
     )
@@ -59,7 +59,7 @@ def _pieces(timeline: Timeline, pieces: Pieces | None, target_s: float) -> PlotC
         f"from {words.duration(first_s)} to {words.duration(end_s)} after the request came.",
         x_name="since it came",
         y_name="pieces sent",
-        x_ticks=plot.x_ticks(x, [(value, words.duration(value) if value else "0") for value in x.ticks()]),
+        x_ticks=plot.x_ticks(x, [(value, words.setting(value) if value else "0") for value in x.ticks()]),
         y_ticks=plot.y_ticks(y, [(value, words.count(round(value))) for value in y.ticks()]),
         drawn=(
             DrawnContext(kind="at-target", d=plot.line(paced)),

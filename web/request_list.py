@@ -11,7 +11,7 @@ from markupsafe import Markup
 from appliance.errors import RequestError
 from appliance.records import STAGES, NodeSnapshot, Role, Timeline
 from web import assets, waterfall, words
-from web.contexts import Context
+from web.contexts import ChoiceContext, ChoicesContext, Context
 from web.paced import Paced
 from web.ports import NodeView
 from web.render import compact
@@ -24,21 +24,6 @@ _EVERY_S: Final = 1.0
 _WITHIN: Final = 0.98  # of the rows lie within the scale; the others go beyond it
 _SHORT: Final = 7  # characters of an id
 _PATH: Final = "/requests"
-
-
-class ChoiceContext(Context, frozen=True, kw_only=True):
-    """A link that shows only some."""
-
-    label: str
-    href: str
-    here: bool
-
-
-class GroupContext(Context, frozen=True, kw_only=True):
-    """Choices of one kind."""
-
-    label: str
-    choices: tuple[ChoiceContext, ...]
 
 
 class StretchContext(Context, frozen=True, kw_only=True):
@@ -87,7 +72,7 @@ class RequestListContext(Context, frozen=True, kw_only=True):
     """``request_list.html``."""
 
     parts: Mapping[str, Markup]
-    groups: tuple[GroupContext, ...]
+    groups: tuple[ChoicesContext, ...]
     legend: tuple[LegendContext, ...]
     build: str
 
@@ -101,13 +86,8 @@ class Wanted(Context, frozen=True, kw_only=True):
     limit: int = _ROWS[0]
 
 
-def seconds(timeline: Timeline) -> float:
-    """To the first token, or so far."""
-    return sum(stage.duration_s for stage in timeline.stages) if timeline.ttft_s is None else timeline.ttft_s
-
-
 def _slow(timeline: Timeline, target_s: float) -> bool:
-    return seconds(timeline) > target_s
+    return waterfall.seconds(timeline) > target_s
 
 
 SHOWN: Final[Mapping[str, tuple[str, Callable[[Timeline, float], bool]]]] = {
@@ -124,6 +104,7 @@ class RequestList:
     """``/requests``; ``?show=``, ``?engine=``, ``?route=`` and ``?limit=`` choose among them."""
 
     path = _PATH
+    query: tuple[str, ...] = ("show", "engine", "route", "limit")
     template = "request_list"
     place = "Requests"
 
@@ -187,22 +168,22 @@ def rows(timelines: Sequence[Timeline], wanted: Wanted, snapshot: NodeSnapshot) 
         sentence=_sentence(len(shown), len(found), len(timelines), wanted, target_s),
         rows=Markup("\n").join(_row(one, scale_s, target_s, target_x, splits) for one in shown),
         empty=None if shown else _empty(len(timelines), wanted),
-        scale=words.duration(scale_s),
-        target=words.duration(target_s),
+        scale=words.setting(scale_s),
+        target=words.setting(target_s),
         target_x=target_x,
     )
 
 
 def _most(timelines: Sequence[Timeline]) -> list[float]:
     """How long nearly all of them are: one that waited for a minute must not make all others invisible."""
-    lengths = sorted(map(seconds, timelines))
+    lengths = sorted(map(waterfall.seconds, timelines))
     return lengths[: max(1, round(_WITHIN * len(lengths)))]
 
 
 @functools.lru_cache(maxsize=2048)
 def _row(timeline: Timeline, scale_s: float, target_s: float, target_x: str | None, splits: bool) -> Markup:
     """What is over does not change any more, and is asked for again and again."""
-    return Markup(compact("request_line", line(timeline, scale_s, target_s, target_x, splits)))  # noqa: S704: rendered, so escaped
+    return Markup(compact("request_line", line(timeline, scale_s, target_s, target_x, splits)))
 
 
 def line(timeline: Timeline, scale_s: float, target_s: float, target_x: str | None, splits: bool) -> LineContext:
@@ -216,9 +197,9 @@ def line(timeline: Timeline, scale_s: float, target_s: float, target_x: str | No
         path=row.path,
         bars=tuple(StretchContext(stage=bar.stage, x=bar.x, width=bar.width) for bar in row.bars),
         spoken=row.spoken,
-        beyond=seconds(timeline) > scale_s,
+        beyond=waterfall.seconds(timeline) > scale_s,
         target_x=target_x,
-        ttft=_first(timeline),
+        ttft=row.ttft,
         late=_slow(timeline, target_s),
         mostly=row.mostly,
         total=words.duration(timeline.total_s),
@@ -230,13 +211,6 @@ def line(timeline: Timeline, scale_s: float, target_s: float, target_x: str | No
     )
 
 
-def _first(timeline: Timeline) -> str:
-    """Of one that still waits for its first token, for how long it does."""
-    if timeline.ttft_s is None and timeline.outcome == "running":
-        return f"> {words.duration(seconds(timeline))}"
-    return words.duration(timeline.ttft_s)
-
-
 def _short(id: str) -> str:
     """Its end: those that clients number begin alike."""
     return id if len(id) <= _SHORT else f"…{id[1 - _SHORT :]}"
@@ -244,7 +218,7 @@ def _short(id: str) -> str:
 
 def _sentence(shown: int, found: int, kept: int, wanted: Wanted, target_s: float) -> str:
     what = words.several(found, "request") if wanted.show == "all" else f"{words.count(found)} {wanted.show}"
-    late = f" (over {words.duration(target_s)} to the first token)" if wanted.show == "slow" else ""
+    late = f" (over {words.setting(target_s)} to the first token)" if wanted.show == "slow" else ""
     where = f" on {wanted.engine}" if wanted.engine else ""
     of = f", of {words.count(kept)} kept" if found < kept else " kept"
     newest = f"; the newest {shown:,} are shown" if shown < found else ""
@@ -257,7 +231,7 @@ def _empty(kept: int, wanted: Wanted) -> str:
     return "None is like that now. Those that come will stand here."
 
 
-def _groups(wanted: Wanted, snapshot: NodeSnapshot, timelines: Sequence[Timeline]) -> tuple[GroupContext, ...]:
+def _groups(wanted: Wanted, snapshot: NodeSnapshot, timelines: Sequence[Timeline]) -> tuple[ChoicesContext, ...]:
     def choice(label: str, **changed: str) -> ChoiceContext:
         query = {"show": wanted.show, "engine": wanted.engine, "route": wanted.route, "limit": str(wanted.limit)}
         here = all(query[name] == value for name, value in changed.items())
@@ -269,13 +243,13 @@ def _groups(wanted: Wanted, snapshot: NodeSnapshot, timelines: Sequence[Timeline
     engines = [engine.name for engine in snapshot.engines]
     routes = sorted({one.route for one in timelines} | ({wanted.route} - {""}))
     found = [
-        GroupContext(label="Show", choices=tuple(choice(label, show=show) for show, (label, _) in SHOWN.items())),
-        GroupContext(
+        ChoicesContext(label="Show", choices=tuple(choice(label, show=show) for show, (label, _) in SHOWN.items())),
+        ChoicesContext(
             label="Engine", choices=(choice("any", engine=""), *(choice(name, engine=name) for name in engines))
         ),
     ]
     if len(routes) > 1:
         named = (choice(route.removeprefix("/v1/"), route=route) for route in routes)
-        found.append(GroupContext(label="Route", choices=(choice("any", route=""), *named)))
-    found.append(GroupContext(label="Rows", choices=tuple(choice(str(limit), limit=str(limit)) for limit in _ROWS)))
+        found.append(ChoicesContext(label="Route", choices=(choice("any", route=""), *named)))
+    found.append(ChoicesContext(label="Rows", choices=tuple(choice(str(limit), limit=str(limit)) for limit in _ROWS)))
     return tuple(found)

@@ -13,11 +13,10 @@ from markupsafe import Markup
 from appliance.errors import RequestError
 from appliance.records import Leg, NodeSnapshot, Timeline
 from web import assets, waterfall, words
-from web.contexts import TONES, Context
+from web.contexts import TONES, Context, FactContext
 from web.paced import Paced
 from web.ports import Explain, Explained, NodeView
 from web.request_answer import tokens
-from web.request_list import seconds
 from web.views import Asked, Parts, View
 from web.waterfall import BarContext
 
@@ -76,13 +75,6 @@ class StagesContext(Context, frozen=True, kw_only=True):
     compared: str
 
 
-class DetailContext(Context, frozen=True, kw_only=True):
-    """A figure and what it is."""
-
-    label: str
-    value: str
-
-
 class LegContext(Context, frozen=True, kw_only=True):
     """One call to one engine."""
 
@@ -99,7 +91,7 @@ class LegContext(Context, frozen=True, kw_only=True):
 class RequestFactsContext(Context, frozen=True, kw_only=True):
     """``request_facts.html``."""
 
-    facts: tuple[DetailContext, ...]
+    facts: tuple[FactContext, ...]
     legs: tuple[LegContext, ...]
 
 
@@ -115,6 +107,7 @@ class RequestPage:
     """``/requests/{id}``."""
 
     path = "/requests/{id}"
+    query: tuple[str, ...] = ()
     template = "request_page"
     place = "Requests"
 
@@ -182,7 +175,7 @@ class _Last:
 def head(timeline: Timeline, explained: Explained | None, snapshot: NodeSnapshot) -> RequestHeadContext:
     row = waterfall.row(timeline, 1.0)
     pace = explained.pace if explained else None
-    late = seconds(timeline) > snapshot.slo_ttft_s or (pace is not None and pace.each_s > snapshot.slo_itl_s)
+    late = waterfall.seconds(timeline) > snapshot.slo_ttft_s or (pace is not None and pace.each_s > snapshot.slo_itl_s)
     tone = "warn" if row.tone == "ok" and late else row.tone
     return RequestHeadContext(
         id=timeline.id,
@@ -197,10 +190,10 @@ def head(timeline: Timeline, explained: Explained | None, snapshot: NodeSnapshot
 
 def _title(timeline: Timeline, outcome: str, target_s: float) -> str:
     if timeline.ttft_s is None:
-        verb = {"running": "Runs since", "failed": outcome.capitalize() + " after"}.get(
+        verb = {"running": "Has run for", "failed": outcome.capitalize() + " after"}.get(
             timeline.outcome, "Cancelled after"
         )
-        return f"{verb} {words.duration(timeline.total_s or seconds(timeline))}, without a token"
+        return f"{verb} {words.duration(timeline.total_s or waterfall.seconds(timeline))}, without a token"
     first = f"First token after {words.duration(timeline.ttft_s)}"
     if timeline.ttft_s > target_s:
         first += f", {words.duration(timeline.ttft_s - target_s)} late"
@@ -211,15 +204,15 @@ def _title(timeline: Timeline, outcome: str, target_s: float) -> str:
 
 
 def stages(timeline: Timeline, explained: Explained | None, snapshot: NodeSnapshot) -> StagesContext:
-    whole_s = seconds(timeline)
+    whole_s = waterfall.seconds(timeline)
     scale_s = waterfall.scale([whole_s]) if whole_s > 0 else 0.1
     target_s = snapshot.slo_ttft_s
     return StagesContext(
         lanes=_lanes(timeline, scale_s),
         stages=_stages(timeline, explained),
-        scale=words.duration(scale_s),
+        scale=words.setting(scale_s),
         target_x=_percent(target_s, scale_s) if target_s <= scale_s else None,
-        target=words.duration(target_s),
+        target=words.setting(target_s),
         whole=words.duration(whole_s),
         usual=words.duration(explained.usual_first_s if explained else None),
         title=_until(timeline),
@@ -288,7 +281,7 @@ def _percent(part_s: float, whole_s: float) -> str:
 def _stages(timeline: Timeline, explained: Explained | None) -> tuple[StageContext, ...]:
     usual = {part.stage: part.usual_s for part in explained.parts} if explained else {}
     held = (explained.held_by, explained.also) if explained else ()
-    whole_s, began_s, found = seconds(timeline), 0.0, []
+    whole_s, began_s, found = waterfall.seconds(timeline), 0.0, []
     for stage in timeline.stages:
         found.append(
             StageContext(
@@ -320,7 +313,7 @@ def facts(timeline: Timeline, explained: Explained | None) -> RequestFactsContex
         ("prompt tokens", words.count(timeline.prompt_tokens)),
         ("answer", "streamed" if timeline.stream else "in one piece"),
         ("pieces sent", words.count(timeline.output_chunks)),
-        ("handed over", _handed_over(timeline)),
+        ("handed over", waterfall.handed_over(timeline)),
         ("rate, while copied", words.traffic_rate(moved.bytes_s if moved else None) + usual),
         ("tries", words.count(timeline.attempts)),
         ("whole time", words.duration(timeline.total_s)),
@@ -328,15 +321,9 @@ def facts(timeline: Timeline, explained: Explained | None) -> RequestFactsContex
     if timeline.unsplit_reason:
         found.append(("not split", timeline.unsplit_reason))
     return RequestFactsContext(
-        facts=tuple(DetailContext(label=label, value=value) for label, value in found),
+        facts=tuple(FactContext(label=label, value=value) for label, value in found),
         legs=tuple(map(_leg, timeline.legs)),
     )
-
-
-def _handed_over(timeline: Timeline) -> str:
-    copies = timeline.transfer_copies
-    how = "" if not copies else " in 1 copy" if copies == 1 else f" in {copies:,} copies"
-    return words.traffic(timeline.transfer_bytes) + how
 
 
 _LEG_TONES: Final = {"ok": "ok", "cancelled": "off"}

@@ -11,7 +11,7 @@ from typing import Final
 from appliance.records import KneeReading, StepReading
 from web import plot, words
 from web.contexts import Context
-from web.plot import Axis, BandContext, DrawnContext, PlotContext
+from web.plot import Axis, DrawnContext, PlotContext
 
 _PER_OCTAVE: Final = 2  # sizes, of a line and of the table
 _RATIO: Final = Axis(0.25, 4.0, logarithmic=True)
@@ -36,8 +36,7 @@ class StepsContext(Context, frozen=True, kw_only=True):
     """``engine_steps.html``."""
 
     count: int
-    prompts: str
-    decodes: str
+    which: str  # of them are shown
     durations: PlotContext | None
     ratios: PlotContext | None  # None while nothing is expected yet
     sizes: tuple[SizeContext, ...]
@@ -57,8 +56,7 @@ def steps(readings: Sequence[StepReading], knee: KneeReading | None) -> StepsCon
     ratio = _median_ratio(readings)
     return StepsContext(
         count=len(readings),
-        prompts=words.count(len(prompts)),
-        decodes=words.count(len(decodes)),
+        which=_which(len(prompts), len(decodes)),
         durations=_durations(prompts, decodes, knee),
         ratios=_ratios(prompts, decodes),
         sizes=tuple(_rows("prompt", prompts) + _rows("decode", decodes)),
@@ -67,6 +65,12 @@ def steps(readings: Sequence[StepReading], knee: KneeReading | None) -> StepsCon
         ratio=words.DASH if ratio is None else f"{ratio:.2f}",
         late=(ratio or 0.0) > SLOW,
     )
+
+
+def _which(prompts: int, decodes: int) -> str:
+    if prompts and decodes:
+        return f"the last {words.count(prompts)} with prompt tokens, the last {words.count(decodes)} without"
+    return f"the last {words.count(prompts or decodes)}, all {'with' if prompts else 'without'} prompt tokens"
 
 
 def tokens(step: StepReading) -> int:
@@ -91,7 +95,7 @@ def _durations(
         x_name="tokens in the step",
         y_name="duration",
         x_ticks=plot.x_ticks(x, [(value, words.count(round(value))) for value in x.ticks()]),
-        y_ticks=plot.y_ticks(y, [(value, words.duration(value)) for value in y.ticks()]),
+        y_ticks=plot.y_ticks(y, [(value, words.setting(value)) for value in y.ticks()]),
         drawn=(
             *_marks(at, prompts, decodes),
             *(
@@ -100,7 +104,7 @@ def _durations(
                 if len(points) > 1
             ),
         ),
-        band=_band(x, knee),
+        band=plot.knee_band(x, knee),
     )
 
 
@@ -129,13 +133,6 @@ def _expected(readings: Sequence[StepReading]) -> list[_Point]:
         if known:
             found.append((statistics.median(size for size, _ in known), statistics.median(took for _, took in known)))
     return found
-
-
-def _band(x: Axis, knee: KneeReading | None) -> BandContext | None:
-    if knee is None or knee.tokens is None:
-        return None
-    low, high = x.x(knee.low or knee.tokens), x.x(knee.high or knee.tokens)
-    return BandContext(x=f"{low:.1f}", width=f"{max(1.0, high - low):.1f}", middle=f"{x.x(knee.tokens):.1f}")
 
 
 def _knee(knee: KneeReading | None) -> str:

@@ -43,11 +43,15 @@ def event(data: str, name: str | None = None) -> bytes:
 
 
 class Feed:
-    """Fans snapshots out to viewers; reads the node only while there are any."""
+    """Fans snapshots out to viewers; reads the node only while there are any.
 
-    def __init__(self, node: NodeView, render: Render) -> None:
+    ``turn``: of the feeds that share it, one renders at a time, and the event loop does all else that waits before the next one does.
+    """
+
+    def __init__(self, node: NodeView, render: Render, turn: asyncio.Lock | None = None) -> None:
         self._node = node
         self._render = render
+        self._turn = turn or asyncio.Lock()
         self._parts: dict[str, tuple[int, bytes]] = {}  # with the tick of its last change
         self._tick = 0
         self._changed = asyncio.Event()
@@ -100,7 +104,9 @@ class Feed:
         """Ends by cancellation, or when there is no more to say: then the viewers are let go, and come back."""
         try:
             async for snapshot in self._node.updates():
-                parts = self._render(snapshot)
+                async with self._turn:
+                    parts = self._render(snapshot)
+                    await asyncio.sleep(0)
                 self._publish(await parts if isinstance(parts, Awaitable) else parts)
         except RequestError as error:  # what was looked at is no longer there
             _log.info("a live stream ends: %s", error)

@@ -6,6 +6,7 @@ every update, which htmx swaps into the element with the part's name.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final, Protocol
@@ -15,10 +16,11 @@ from markupsafe import Markup
 
 from appliance.records import NodeSnapshot
 from web import assets, contexts
-from web.contexts import Context
+from web.contexts import ChoiceContext, Context
 from web.render import compact, render
-from web.stream import event
+from web.stream import Render, event
 
+_PARTIALS: Final = 256  # of one tick, and those of earlier ones that have not changed
 Parts = Mapping[str, Context]
 """Live parts of a page: each is ``<name>.html``, shown in the element with that id."""
 
@@ -45,32 +47,27 @@ class Page(Protocol):
     """A kind of page. ``view`` raises ``RequestError`` where there is nothing to show, or the query can't be understood.
 
     What no snapshot has, and must be waited for, it gets first: it is then a coroutine, and asked anew for each snapshot that is shown.
+    Any other is asked once for as long as somebody follows it, and its view may remember what it has made.
     """
 
     path: str  # with names in braces, as Starlette's routes have them
+    query: tuple[str, ...]  # what its live parts depend on, of a query: who asks for more shares them
     template: str
     place: str  # in the navigation: one of ``PLACES``
 
     def view(self, asked: Asked) -> View | Awaitable[View]: ...
 
 
-class PlaceContext(Context, frozen=True, kw_only=True):
-    """One entry of the navigation."""
-
-    label: str
-    href: str
-    here: bool
-
-
 class PageContext(Context, frozen=True, kw_only=True):
     """``page.html``: the frame."""
 
     title: str
-    places: tuple[PlaceContext, ...]
+    places: tuple[ChoiceContext, ...]
     body: Markup
     shared: dict[str, Markup]  # parts that every page has
     stream: str | None  # where updates come from; None where there are none
     live: bool  # the browser libraries are there
+    charts: bool  # its browser draws some
     simulated: bool
     build: str  # fingerprint of the static files
 
@@ -109,11 +106,14 @@ def paint(page: Page, view: View, snapshot: NodeSnapshot, stream: str | None) ->
         "page",
         PageContext(
             title=f"{'simulated: ' if snapshot.simulated else ''}{view.title(snapshot)} · pd-appliance",
-            places=tuple(PlaceContext(label=name, href=href, here=name == page.place) for name, href in PLACES.items()),
-            body=Markup(render(page.template, body)),  # noqa: S704: rendered, so escaped
+            places=tuple(
+                ChoiceContext(label=name, href=href, here=name == page.place) for name, href in PLACES.items()
+            ),
+            body=Markup(render(page.template, body)),
             shared=_painted(shared(snapshot)),
             stream=stream,
             live=assets.vendor_present(),
+            charts=view.sample is not None,
             simulated=snapshot.simulated,
             build=assets.fingerprint(),
         ),
@@ -121,19 +121,31 @@ def paint(page: Page, view: View, snapshot: NodeSnapshot, stream: str | None) ->
 
 
 def _painted(parts: Parts) -> dict[str, Markup]:
-    return {name: Markup(compact(name, context)) for name, context in parts.items()}  # noqa: S704: rendered, so escaped
+    return {name: Markup(compact(name, context)) for name, context in parts.items()}
 
 
-async def followed(page: Page, asked: Asked, snapshot: NodeSnapshot) -> dict[str, bytes]:
-    """What its feed sends of a snapshot."""
-    return fragments(await of(page, asked), snapshot)
+async def followed(page: Page, asked: Asked) -> Render:
+    """What its feed sends of each snapshot. Raises ``RequestError`` where there is nothing to follow."""
+    found = page.view(asked)
+    if isinstance(found, View):
+        return functools.partial(fragments, found)
+    await found
+
+    async def anew(snapshot: NodeSnapshot) -> dict[str, bytes]:
+        return fragments(await of(page, asked), snapshot)
+
+    return anew
 
 
 def fragments(view: View, snapshot: NodeSnapshot) -> dict[str, bytes]:
     """The parts as server-sent events for htmx, and a sample for the charts and for noticing an upgrade."""
-    parts = {
-        name: event(f'<hx-partial hx-target="#{name}" hx-swap="innerMorph">\n{compact(name, context)}\n</hx-partial>')
-        for name, context in {**shared(snapshot), **view.parts(snapshot)}.items()
-    }
+    parts = {name: _partial(name, context) for name, context in {**shared(snapshot), **view.parts(snapshot)}.items()}
     point = {"time": snapshot.time, **(view.sample(snapshot) if view.sample else {}), "build": assets.fingerprint()}
     return parts | {"sample": event(json.dumps(point), "sample")}
+
+
+@functools.lru_cache(maxsize=_PARTIALS)
+def _partial(name: str, context: Context) -> bytes:
+    """A part for htmx. One that has not changed, or is on several pages, is rendered once."""
+    html = compact(name, context)
+    return event(f'<hx-partial hx-target="#{name}" hx-swap="innerMorph">\n{html}\n</hx-partial>')

@@ -8,7 +8,7 @@ from typing import Final
 
 from appliance.records import STAGES, Leg, NodeSnapshot, Role, Timeline
 from web import words
-from web.contexts import TONES, Context
+from web.contexts import TONES, Context, FactContext
 
 ROWS: Final = 12
 LABELS: Final = {
@@ -40,13 +40,6 @@ class BarContext(Context, frozen=True, kw_only=True):
     width: str
 
 
-class DetailContext(Context, frozen=True, kw_only=True):
-    """A line of a request's details."""
-
-    label: str
-    value: str
-
-
 class RowContext(Context, frozen=True, kw_only=True):
     """``request.html``: one request."""
 
@@ -63,8 +56,8 @@ class RowContext(Context, frozen=True, kw_only=True):
     mostly: str | None  # the stage that took most of it
     bars: tuple[BarContext, ...]
     spoken: str  # the bars, in words
-    stages: tuple[DetailContext, ...]
-    details: tuple[DetailContext, ...]
+    stages: tuple[FactContext, ...]
+    details: tuple[FactContext, ...]
     error: str | None
 
 
@@ -86,10 +79,22 @@ def requests(snapshot: NodeSnapshot) -> RequestsContext:
     return RequestsContext(
         rows=tuple(row(timeline, scale_s, splits) for timeline in newest),
         legend=tuple(LegendContext(stage=stage, label=LABELS[stage]) for stage in STAGES),
-        scale=words.duration(scale_s),
-        target=words.duration(target),
+        scale=words.setting(scale_s),
+        target=words.setting(target),
         target_x=_share(target, scale_s) if target <= scale_s else None,
     )
+
+
+def seconds(timeline: Timeline) -> float:
+    """To the first token, or so far."""
+    return sum(stage.duration_s for stage in timeline.stages) if timeline.ttft_s is None else timeline.ttft_s
+
+
+def _first(timeline: Timeline) -> str:
+    """Of one that has had no first token, for how long it waited or still does."""
+    if timeline.ttft_s is None and seconds(timeline) > 0:
+        return f"> {words.duration(seconds(timeline))}"
+    return words.duration(timeline.ttft_s)
 
 
 def scale(lengths_s: Sequence[float]) -> float:
@@ -114,7 +119,7 @@ def row(timeline: Timeline, scale_s: float, splits: bool = True) -> RowContext:
         outcome=_outcome(timeline),
         tone=tone,
         glyph=TONES[tone],
-        ttft=words.duration(timeline.ttft_s),
+        ttft=_first(timeline),
         mostly=_mostly(timeline),
         bars=_bars(timeline, scale_s),
         spoken=", ".join(parts) or "no stage yet",
@@ -175,11 +180,11 @@ def _mostly(timeline: Timeline) -> str | None:
     return f"{LABELS.get(longest.name, longest.name)} {words.duration(longest.duration_s)}"
 
 
-def _details(timeline: Timeline) -> tuple[DetailContext, ...]:
+def _details(timeline: Timeline) -> tuple[FactContext, ...]:
     found = [
         ("prompt tokens", words.count(timeline.prompt_tokens)),
         ("pieces sent", words.count(timeline.output_chunks)),
-        ("handed over", _handed_over(timeline)),
+        ("handed over", handed_over(timeline)),
         ("decoding", words.duration(_decoding_s(timeline))),
         ("whole time", words.duration(timeline.total_s)),
         *((f"{leg.kind} leg", _leg(leg)) for leg in timeline.legs),
@@ -196,9 +201,12 @@ def _decoding_s(timeline: Timeline) -> float | None:
     return max(0.0, timeline.total_s - timeline.ttft_s)
 
 
-def _handed_over(timeline: Timeline) -> str:
-    copies = f" in {timeline.transfer_copies} copies" if timeline.transfer_copies else ""
-    return words.traffic(timeline.transfer_bytes) + copies
+def handed_over(timeline: Timeline) -> str:
+    """Its KV: how much, and in how many copies."""
+    copies = timeline.transfer_copies
+    if timeline.transfer_bytes is None or not copies:
+        return words.traffic(timeline.transfer_bytes)
+    return f"{words.traffic(timeline.transfer_bytes)} in {'1 copy' if copies == 1 else f'{copies:,} copies'}"
 
 
 def _leg(leg: Leg) -> str:
@@ -206,5 +214,5 @@ def _leg(leg: Leg) -> str:
     return f"{leg.engine} {leg.outcome}, {words.duration(leg.duration_s)}{error}"
 
 
-def _detail(label: str, value: str) -> DetailContext:
-    return DetailContext(label=label, value=value)
+def _detail(label: str, value: str) -> FactContext:
+    return FactContext(label=label, value=value)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Sequence
 from urllib.parse import urlencode
 
 DASH = "—"
 _NB = "\u00a0"  # no line ends between a number and its unit
+_UNIT = re.compile(r"(?<=\d) (?=(?:%|°C|W|[kMGT]?Hz|[kMGT]?i?B(?:/s)?|ms|s|min|h|d)(?!\w))")
 
 
 def count(value: int | None) -> str:
@@ -41,6 +43,13 @@ def duration(seconds: float | None) -> str:
     if hours < 48:
         return f"{hours}{_NB}h {minutes % 60}{_NB}min"
     return f"{hours // 24}{_NB}d {hours % 24}{_NB}h"
+
+
+def setting(seconds: float | None) -> str:
+    """Of what somebody has set, or a mark on a scale: 2 s, 1.5 s, 50 ms. It is exact, so no digits say how exact it is."""
+    if seconds is None or seconds >= 60:
+        return duration(seconds)
+    return f"{seconds:g}{_NB}s" if seconds >= 1 else f"{seconds * 1e3:g}{_NB}ms"
 
 
 def age(seconds: float | None) -> str:
@@ -95,9 +104,19 @@ def ranges(values: Sequence[int]) -> str:
     return ", ".join(str(first) if first == last else f"{first}–{last}" for first, last in runs)
 
 
+def unbroken(sentence: str) -> str:
+    """A sentence that was written elsewhere, with its numbers kept together with their units."""
+    return _UNIT.sub(_NB, sentence)
+
+
 def several(amount: int, noun: str) -> str:
     """1 engine, 2 engines."""
     return f"{count(amount)} {noun}" if amount == 1 else f"{count(amount)} {noun}s"
+
+
+def times(amount: int) -> str:
+    """once, twice, 3 times."""
+    return {1: "once", 2: "twice"}.get(amount, f"{count(amount)} times")
 
 
 def listing(items: Sequence[str]) -> str:

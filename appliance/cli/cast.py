@@ -20,6 +20,7 @@ from appliance.checks import software
 from appliance.cli import kinds, on_gpus
 from appliance.cli.on_gpus import Seated
 from appliance.config import Config, Loaded
+from appliance.costs import huggingface
 from appliance.errors import ConfigError, NotNowError
 from appliance.gpu.nvml import machine
 from appliance.records import Inventory
@@ -29,10 +30,11 @@ from appliance.simulator.control import Control
 from appliance.simulator.plan import EnginePlan
 from appliance.supervisor.node import Node
 from appliance.supervisor.specs import EngineSpec, Model, resolve_model, specs
-from appliance.supervisor.topology import parse
+from appliance.supervisor.topology import Topology, parse
 
 _log = logging.getLogger("pd-appliance")
 ENGINE_MEMORY_BYTES: Final = 1200 << 20  # of one CPU engine, measured, without its KV cache and its weights
+RANK_MEMORY_BYTES: Final = 400 << 20  # of each rank, where an engine has several, besides
 _KINDS: Final = ("auto", "vllm", "sim")
 _ANYWHERE: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
@@ -191,6 +193,7 @@ def seated(config: Config, model: Model, on: Hardware, layout: str | None) -> Se
     if on.inventory is not None:
         return on_gpus.seat(config, model, on.inventory, layout)
     topology = parse(layout or config.topology.layout)
+    _check_heads(model, topology)
     found = specs(config, topology, model, sorted(os.sched_getaffinity(0)))
     return Seated(layout=topology.layout, specs=found, notes=on.notes)
 
@@ -199,7 +202,7 @@ def _real_as(config: Config, model: Model, on: Hardware, layout: str | None, the
     """``there``: so many engines have their memory already."""
     found = seated(config, model, on, layout)
     if on.inventory is None:
-        _check_memory(config, len(found.specs) - there)
+        _check_memory(config, found.specs[there:])
     return Cast(
         model=model.name,
         layout=found.layout,
@@ -272,12 +275,32 @@ def _near(url: str) -> str:
     return urlunsplit(parts._replace(netloc=f"{f'[{host}]' if ':' in host else host}:{parts.port}"))
 
 
-def _check_memory(config: Config, engines: int) -> None:
-    """For so many that there are not yet."""
-    wanted = engines * (ENGINE_MEMORY_BYTES + config.engine.kv_cache_bytes)
+def _check_heads(model: Model, topology: Topology) -> None:
+    """Raises ``ConfigError`` for more ranks than the model's heads can be shared out to. Of one that we can't read, vLLM decides."""
+    sizes = {place.tensor_parallel for place in topology.places} - {1}
+    if not sizes or not model.local:
+        return
+    try:
+        shape = huggingface.read(Path(model.path), name=model.name)
+    except ConfigError:
+        return
+    for size in sorted(sizes):
+        if reason := shape.unshared(size):
+            raise ConfigError(f"topology {topology.layout!r}: {reason}")
+
+
+def memory_bytes(config: Config, engines: Sequence[EngineSpec]) -> int:
+    """What so many CPU engines take, about, without their weights."""
+    ranks = sum(spec.tensor_parallel for spec in engines if spec.tensor_parallel > 1)
+    return len(engines) * (ENGINE_MEMORY_BYTES + config.engine.kv_cache_bytes) + ranks * RANK_MEMORY_BYTES
+
+
+def _check_memory(config: Config, engines: Sequence[EngineSpec]) -> None:
+    """For those that there are not yet."""
+    wanted = memory_bytes(config, engines)
     available = psutil.virtual_memory().available
     if wanted > available:
         raise NotNowError(
-            f"{engines} engines need about {wanted >> 20} MiB of memory and {available >> 20} MiB are available: "
+            f"{len(engines)} engines need about {wanted >> 20} MiB of memory and {available >> 20} MiB are available: "
             f"use fewer engines (topology.layout), or a lower engine.kv_cache_bytes (now {config.engine.kv_cache_bytes >> 20} MiB)"
         )

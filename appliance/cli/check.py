@@ -19,7 +19,7 @@ from rich.markup import escape
 from appliance.checks import machine, movers, software
 from appliance.checks import model as files
 from appliance.checks.line import Line, Standing, bad, ok, skipped
-from appliance.cli.cast import ENGINE_MEMORY_BYTES, hardware, seated
+from appliance.cli.cast import hardware, memory_bytes, seated
 from appliance.cli.on_gpus import Seated
 from appliance.config import Config, Loaded, config_path_default, load, state_directory
 from appliance.errors import ApplianceError
@@ -106,7 +106,7 @@ def _memory(config: Config, engines: Sequence[EngineSpec]) -> Iterator[Line]:
     if any(spec.gpus for spec in engines):
         return
     count, kv_bytes = len(engines), len(engines) * config.engine.kv_cache_bytes
-    yield machine.memory(psutil.virtual_memory().available, count * ENGINE_MEMORY_BYTES + kv_bytes, count)
+    yield machine.memory(psutil.virtual_memory().available, memory_bytes(config, engines), count)
     yield machine.shared_memory(kv_bytes)
 
 

@@ -118,16 +118,19 @@ class ModelShape(msgspec.Struct, frozen=True, kw_only=True):
         Raises:
             ConfigError: heads or KV heads can't be shared out to so many ranks.
         """
-        self._check(tp)
+        if reason := self.unshared(tp):
+            raise ConfigError(reason)
         return tuple(part for part in (*self._always(tp), *self._experts(tp), *self._ends(tp)) if part.parameters)
 
-    def _check(self, tp: int) -> None:
-        if tp < 1 or self.heads % tp or (self.kv_heads % tp and tp % self.kv_heads):
-            fits = [n for n in (1, 2, 4, 8, 16) if not self.heads % n and not (self.kv_heads % n and n % self.kv_heads)]
-            raise ConfigError(
-                f"{self.name} has {self.heads} heads and {self.kv_heads} KV heads, which {tp} ranks can't share;"
-                f" possible are {', '.join(map(str, fits))}"
-            )
+    def unshared(self, tp: int) -> str | None:
+        """Why heads or KV heads can't be shared out to so many ranks; None if they can."""
+        if tp >= 1 and not self.heads % tp and not (self.kv_heads % tp and tp % self.kv_heads):
+            return None
+        fits = [n for n in (1, 2, 4, 8, 16) if not self.heads % n and not (self.kv_heads % n and n % self.kv_heads)]
+        return (
+            f"{self.name} has {self.heads} heads and {self.kv_heads} KV heads, which {tp} ranks can't share;"
+            f" possible are {', '.join(map(str, fits))}"
+        )
 
     def _always(self, tp: int) -> list[Part]:
         attention = self.layers * (self._latent(self.latent, tp) if self.latent else self._attention(tp))

@@ -35,7 +35,8 @@ def kv_full(signs: Signs) -> Finding | None:
         cause="decode_kv_full",
         stage="decode",
         sentence=(
-            f"The KV cache of {names(found)} is full ({worst.kv:.0%}): {worst.waiting + worst.fetching:.0f} requests wait for room"
+            f"The KV cache of {names(found)}, which {'decodes' if len(found) == 1 else 'decode'}, is full ({worst.kv:.0%}): "
+            f"{worst.waiting + worst.fetching:.0f} requests wait for room"
             + (
                 f", and {worst.preemptions_s:.1f} per second are thrown out and computed again."
                 if worst.preemptions_s
@@ -86,7 +87,10 @@ def no_places(signs: Signs) -> Finding | None:
     return Finding(
         cause="handoff_decode_admission",
         stage="handoff",
-        sentence=f"All {places} places of {names(found)} are taken, with {1 - worst.kv:.0%} of the KV still free: requests wait for one.",
+        sentence=(
+            f"All {places} places of {names(found)}{' each' if len(found) > 1 else ''} are taken, "
+            f"with {1 - worst.kv:.0%} of the KV still free: requests wait for one."
+        ),
         confidence=0.85,
         engines=first(worst, found),
         evidence=(
@@ -94,7 +98,7 @@ def no_places(signs: Signs) -> Finding | None:
                 measured=worst.running,
                 expected=0.8 * places,
                 unit="requests",
-                sentence=f"{worst.running:.0f} of {places} places are taken.",
+                sentence=f"{worst.running:.0f} of {places} places of {worst.name} are taken.",
             ),
         ),
         action=Action(

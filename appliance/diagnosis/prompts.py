@@ -48,7 +48,7 @@ def prefill_saturated(signs: Signs) -> Finding | None:
                 measured=min(engine.busy for engine in pool),
                 expected=0.75,
                 unit="of the time",
-                sentence=f"Prefill engines are busy {min(engine.busy for engine in pool):.0%} of the time or more.",
+                sentence=f"Each engine that prefills is busy at least {min(engine.busy for engine in pool):.0%} of the time.",
             ),
             Evidence(
                 measured=wait,
@@ -94,7 +94,7 @@ def budget_small(signs: Signs) -> Finding | None:
                 measured=1 + gain,
                 expected=1.0,
                 unit="times",
-                sentence=f"Full steps do {min(1.0, gain):.0%} more tokens/s than half-full ones; large enough, they would do no more.",
+                sentence=f"Full steps do {min(1.0, gain):.0%} more tokens/s than half-full ones: larger ones would do more still.",
             ),
         ),
         action=Action(
@@ -123,8 +123,8 @@ def long_prompts(signs: Signs) -> Finding | None:
         cause="long_prompt_blocking",
         stage="prefill",
         sentence=(
-            f"Prompts wait behind a few very long ones, of {length:,.0f} tokens: {signs.behind_long:.0%} of the time that late requests "
-            f"waited, while {names(pool)} had time to spare on the whole."
+            f"Prompts wait behind a few very long ones, of {length:,.0f} tokens. {do(pool, 'is', 'are')} not busy all of the time: "
+            f"there would be time for all."
         ),
         confidence=0.75,
         engines=first(worst, pool),

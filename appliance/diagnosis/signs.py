@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import msgspec
 
-from appliance.records import LATELY_S, EngineSnapshot, EngineState, GpuSnapshot, HostReading, NodeSnapshot, Role, Stage
+from appliance.diagnosis.gpus import gpu_trouble
+from appliance.records import (
+    LATELY_S,
+    EngineSnapshot,
+    EngineState,
+    HostReading,
+    Lately,
+    NodeSnapshot,
+    Role,
+    Stage,
+)
 
 WINDOW_S: Final = 90.0
 _TREND_S: Final = 6.0  # in which a queue has to grow
@@ -20,15 +30,10 @@ _SERVING: Final = (EngineState.READY, EngineState.DRAINING, EngineState.SUSPECT)
 _API_FULL: Final = 0.7
 _ENOUGH: Final = 20  # first tokens, for a share of them to mean something
 _A_FEW: Final = 8  # that are enough to see that it is over
-_MANY: Final = 60  # of which a small share tells something, too
+_MANY: Final = 200  # of which a small share tells something, too
 _FEW_S: Final = 30.0  # that are looked through for as many
 _AT: Final = 0.985  # of the target: where engines are on average, answers are on both sides of
 _STILL: Final = 0.96  # the same, to see that it is over
-_HARMLESS: Final = ("gpu_idle", "application_clocks", "sync_boost")
-_ORDINARY: Final = "sw_power_cap"  # a GPU at full work is held by its power limit, as its like are
-_BELOW: Final = 0.9  # of their clock, from where on it is worse off than they are
-_HELD: Final = 0.1  # of the time, in which clocks were held down
-_NEIGHBOUR: Final = 0.05  # of a GPU's time, that somebody else takes
 
 
 class Engine(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,6 +88,11 @@ class Engine(msgspec.Struct, frozen=True, kw_only=True):
         return self.serves and self.api_busy >= _API_FULL
 
     @property
+    def stage(self) -> str:
+        """That it is first of all there for."""
+        return "prefill" if self.prefills else "decode"
+
+    @property
     def takes(self) -> bool:
         """New work."""
         return self.now.state is EngineState.READY
@@ -98,6 +108,9 @@ class Signs(msgspec.Struct, frozen=True, kw_only=True):
     ]  # first tokens of ever more of the last seconds, and the share of them that was late
     ttft_late: float  # share of those of the last seconds, of more of these where there were few
     ttft_late_now: float  # of fewer: to see that it is over
+    answers: tuple[tuple[int, float], ...]  # the same of brief answers that ended, and the share that missed a target
+    missed: float  # share of the answers of the last seconds, of more where there were few
+    missed_now: float  # of fewer: to see that it is over
     waits_too_long: bool  # the oldest in the queue is over the target already
     itl_late: float  # share of output tokens, of engines whose tokens take longer than the target in the mean: one gap is no pace
     itl_late_now: float  # over a shorter time: to see that it is over
@@ -144,9 +157,13 @@ def read(window: Sequence[NodeSnapshot]) -> Signs:
     seconds = max(1e-3, now.uptime_s - trend[0].uptime_s)
     told = [one.lately for one in lately if one.lately is not None and one.lately.first_tokens]
     latest = told[-1] if told else None
-    firsts = _first_tokens(window)
+    firsts, answers = _first_tokens(window), _brief_answers(window)
     ended = _ended(now) - _ended(trend[0])
     failed = _failed(now) - _failed(trend[0])
+
+    def is_late(engine: Engine) -> bool:
+        return engine.itl_now_s > _limit_s(engine, now, _STILL)
+
     past = _past(window)
     engines = tuple(_engine(engine, past[engine.name], trend) for engine in now.engines)
     return Signs(
@@ -155,9 +172,12 @@ def read(window: Sequence[NodeSnapshot]) -> Signs:
         firsts=firsts,
         ttft_late=_share_late(firsts, _ENOUGH),
         ttft_late_now=_share_late(firsts, _A_FEW),
+        answers=answers,
+        missed=_share_late(answers, _ENOUGH),
+        missed_now=_share_late(answers, _A_FEW),
         waits_too_long=(now.queue.oldest_s or 0.0) > now.slo_ttft_s,
-        itl_late=_late([(one, one.itl_s > _limit_s(one, now, _AT)) for one in engines]),
-        itl_late_now=_late([(one, one.itl_now_s > _limit_s(one, now, _STILL)) for one in engines]),
+        itl_late=_late([(one, one.itl_s > _limit_s(one, now, _AT) and is_late(one)) for one in engines]),
+        itl_late_now=_late([(one, is_late(one)) for one in engines]),
         failing=failed / ended if ended > 0 else 0.0,
         failed=failed,
         arrivals_s=(now.requests.total - trend[0].requests.total) / seconds,
@@ -177,24 +197,35 @@ def read(window: Sequence[NodeSnapshot]) -> Signs:
 
 
 def _first_tokens(window: Sequence[NodeSnapshot]) -> tuple[tuple[int, float], ...]:
-    """How many of the last seconds, and the share that was late; then of ever longer spells, until there are many.
+    """Those that are still to come and are late already count with them: where nothing comes at all, nobody else would tell."""
+    overdue = window[-1].overdue or 0
+    found = _spells(window, lambda one: (one.first_tokens, one.ttft_late), overdue)
+    return found or (((overdue, 1.0),) if overdue else ())
 
-    Those that are still to come and are late already count with them: where nothing comes at all, nobody else would tell.
-    """
+
+def _brief_answers(window: Sequence[NodeSnapshot]) -> tuple[tuple[int, float], ...]:
+    """What took longer tells of earlier times, too."""
+    return _spells(window, lambda one: (one.brief, one.brief_missed))
+
+
+def _spells(
+    window: Sequence[NodeSnapshot], of: Callable[[Lately], tuple[int, float | None]], late_already: int = 0
+) -> tuple[tuple[int, float], ...]:
+    """How many there were in the last seconds, and the share that was late; then in ever longer spells, until there are many."""
     found: list[tuple[int, float]] = []
-    count = window[-1].overdue or 0
-    late, until_s = float(count), math.inf
+    count, late, until_s = late_already, float(late_already), math.inf
     for one in reversed(window):
         if one.uptime_s > until_s or one.lately is None:
             continue
         if (found and count >= _MANY) or window[-1].uptime_s - one.uptime_s > _FEW_S:
             break
-        count += one.lately.first_tokens
-        late += one.lately.first_tokens * (one.lately.ttft_late or 0.0)
+        came, share = of(one.lately)
+        count += came
+        late += came * (share or 0.0)
         until_s = one.uptime_s - LATELY_S
         if count:
             found.append((count, late / count))
-    return tuple(found) or (((count, 1.0),) if count else ())
+    return tuple(found)
 
 
 def _share_late(firsts: Sequence[tuple[int, float]], enough: int) -> float:
@@ -252,7 +283,7 @@ def _engine(now: EngineSnapshot, past: Sequence[tuple[float, EngineSnapshot]], t
         hits_before=_high([value for found in older if (value := found.prefix_hit_rate) is not None]),
         found_s=_mean([value for found in mine if (value := _found(found)) is not None]),
         found_before_s=_high([value for found in older if (value := _found(found)) is not None]),
-        gpu_trouble=_gpu_trouble(now, trend),
+        gpu_trouble=gpu_trouble(now, trend),
         core_delay=_mean([_core_delay(one) for one in host]) or 0.0,
         throttled=_mean([one.throttled or 0.0 for one in host]) or 0.0,
         api_delay_s=now.api_delay_s or 0.0,
@@ -278,68 +309,6 @@ def _found(engine: EngineSnapshot) -> float | None:
 
 def _of_all(engines: Sequence[EngineSnapshot], field: str) -> float:
     return _mean([float(value) for engine in engines if (value := getattr(engine, field)) is not None]) or 0.0
-
-
-def _gpu_trouble(engine: EngineSnapshot, trend: Sequence[NodeSnapshot]) -> str | None:
-    """What its GPUs say that would make them slow."""
-    first, now = {gpu.uuid: gpu for gpu in trend[0].gpus}, trend[-1]
-    seconds = max(1e-3, now.uptime_s - trend[0].uptime_s)
-    for gpu in now.gpus:
-        if gpu.engine != engine.name and gpu.uuid not in engine.gpus:
-            continue
-        if said := _said(gpu, first.get(gpu.uuid), seconds, [one for one in now.gpus if one is not gpu]):
-            return f"GPU {gpu.index} {said}"
-    return None
-
-
-def _said(gpu: GpuSnapshot, before: GpuSnapshot | None, seconds: float, others: Sequence[GpuSnapshot]) -> str | None:
-    return (
-        _slow_clock(gpu, others)
-        or (_was_held(gpu, before, seconds) if before is not None else None)
-        or (_errors(gpu, before) if before is not None else None)
-        or _neighbour(gpu)
-    )
-
-
-def _slow_clock(gpu: GpuSnapshot, others: Sequence[GpuSnapshot]) -> str | None:
-    reasons = [reason for reason in gpu.clock_reasons if reason not in _HARMLESS]
-    if not reasons or gpu.clock_mhz is None or not gpu.clock_max_mhz:
-        return None
-    if reasons == [_ORDINARY] and not _is_below(gpu.clock_mhz, others):
-        return None
-    heat = f" at {gpu.temperature_c:.0f} °C" if gpu.temperature_c is not None and "thermal" in reasons[0] else ""
-    return f"runs at {gpu.clock_mhz:,.0f} of {gpu.clock_max_mhz:,.0f} MHz ({reasons[0].replace('_', ' ')}){heat}"
-
-
-def _is_below(clock_mhz: float, others: Sequence[GpuSnapshot]) -> bool:
-    """The middle one of those that work."""
-    working = sorted(one.clock_mhz for one in others if one.clock_mhz and "gpu_idle" not in one.clock_reasons)
-    return bool(working) and clock_mhz < _BELOW * working[len(working) // 2]
-
-
-def _was_held(gpu: GpuSnapshot, before: GpuSnapshot, seconds: float) -> str | None:
-    """Between the looks at its clock, too."""
-    earlier = {one.reason: one.total_s for one in before.throttled}
-    for one in gpu.throttled:
-        share = min(1.0, (one.total_s - earlier.get(one.reason, one.total_s)) / seconds)
-        if one.reason not in (*_HARMLESS, _ORDINARY) and share >= _HELD:
-            return f"was held down {share:.0%} of the time ({one.reason.replace('_', ' ')})"
-    return None
-
-
-def _errors(gpu: GpuSnapshot, before: GpuSnapshot) -> str | None:
-    grown = (gpu.ecc_corrected or 0) - (before.ecc_corrected or 0)
-    if grown > 0 and (gpu.ecc_uncorrected or gpu.xids):
-        return f"has had {grown:,} memory errors corrected within seconds, and {gpu.ecc_uncorrected or 0} that could not be"
-    return None
-
-
-def _neighbour(gpu: GpuSnapshot) -> str | None:
-    """Somebody who is only there takes nothing but memory."""
-    busiest = max(gpu.others or (), key=lambda other: other.busy or 0.0, default=None)
-    if busiest is None or (busiest.busy or 0.0) < _NEIGHBOUR:
-        return None
-    return f"also works for {busiest.name or 'another process'} (pid {busiest.pid}), {busiest.busy:.0%} of the time"
 
 
 def _pace(engines: Sequence[EngineSnapshot]) -> float | None:

@@ -1,6 +1,6 @@
 """An engine is not ready yet, and those that are can't do its work as well. Pure.
 
-One that has ended by itself, and starts again, is told of as such (``slow.down``).
+One that has ended by itself, and starts again, is told of as such (``gone.down``).
 """
 
 from __future__ import annotations

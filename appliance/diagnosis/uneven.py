@@ -56,7 +56,7 @@ def _uneven(
     heavy = (
         ""
         if usual_weight is None
-        else f", for its weight in routing is {most.now.weight:g} and that of others {usual_weight:g}"
+        else f", for routing prefers it: its weight is {most.now.weight:g}, that of others {usual_weight:g}"
     )
     return Finding(
         cause="routing_skew",
@@ -96,7 +96,7 @@ def cache(signs: Signs) -> Finding | None:
         stage="prefill",
         sentence=(
             f"{do(fell, 'finds', 'find')} {hits:.0%} of prompts in the prefix cache where {usual:.0%} is usual: "
-            "with no more requests there is more to compute."
+            "no more is asked than before, and there is more to compute."
         ),
         confidence=0.85,
         engines=first(worst, fell),

@@ -119,7 +119,8 @@ def _become(order: ForkOrder, parent: int) -> None:
     tempfile.tempdir = None  # chosen at an import, from the fork server's TMPDIR
     options, vllm_arguments = main.parse(order.arguments)
     main.bind(options)
-    spare.keep()
+    ranks = main.ranks(vllm_arguments)
+    spare.keep(ranks if ranks > 1 else 0)  # the only rank of an engine is EngineCore itself
     main.serve(options, vllm_arguments)
 
 

@@ -24,6 +24,7 @@ BEAT_S: Final = 1.0
 _TELEMETRY_LIMIT_BYTES: Final = 1 << 20  # steps are dropped beyond this; what leases depend on is not
 _CONNECT_TIMEOUT_S: Final = 5.0
 _FORSAKEN_S: Final = 10.0
+_AT_ONCE: Final = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 _FORSAKEN_CODE: Final = 70  # EX_SOFTWARE of sysexits.h
 
 Handler = Callable[[Down], None]
@@ -64,16 +65,23 @@ class Link:
         """Send without blocking, in order. A step or heartbeat that finds the buffer full is dropped and counted."""
         frame = encode(message)
         with self._lock:
-            if len(self._pending) > _TELEMETRY_LIMIT_BYTES and isinstance(message, Step | StepBegan | Heartbeat):
+            if not self._pending:  # as always, unless the supervisor is slow
+                self._pending += frame[self._write(frame) :]
+            elif len(self._pending) > _TELEMETRY_LIMIT_BYTES and isinstance(message, Step | StepBegan | Heartbeat):
                 self.dropped_steps += 1
-                return
-            self._pending += frame
-            self._flush()
+            else:
+                self._pending += frame
+                self._flush()
 
     def _flush(self) -> None:
-        with contextlib.suppress(BlockingIOError, ConnectionError):
-            sent = self._socket.send(self._pending, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
-            del self._pending[:sent]
+        del self._pending[: self._write(self._pending)]
+
+    def _write(self, data: bytes | bytearray) -> int:
+        """How much of it the socket took."""
+        try:
+            return self._socket.send(data, _AT_ONCE)
+        except (BlockingIOError, ConnectionError):
+            return 0
 
     def _run(self) -> None:
         """A fault ends the connection, and then the supervisor ends this engine: one that hears nothing would pin its leases."""

@@ -12,10 +12,13 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from typing import Final
 
 from appliance.channel import Progress
 from appliance.engine.life import bind_children, die_with, die_with_spawner, entitle, tell_stacks
 from appliance.engine.link import process_link
+
+_RANKS: Final = "--tensor-parallel-size"
 
 if __name__ == "__mp_main__":
     die_with_spawner()
@@ -59,6 +62,13 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, Sequence[str]]:
     parser.add_argument("--parent", type=int, required=True)
     parser.add_argument("--cores", default="")
     return parser.parse_args(arguments[:split]), arguments[split + 1 :]
+
+
+def ranks(vllm_arguments: Sequence[str]) -> int:
+    """How many ranks there will be, by what the supervisor writes."""
+    if _RANKS not in vllm_arguments:
+        return 1
+    return int(vllm_arguments[vllm_arguments.index(_RANKS) + 1])
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from appliance.engine.link import BEAT_S
 from appliance.engine.resume import Tee
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from vllm.config import VllmConfig
     from vllm.v1.core.sched.output import SchedulerOutput
@@ -50,20 +50,26 @@ class Batch:
             set() if speculates else None
         )  # their ids, where they may be given several tokens
 
-    def add(self, request: Request, tokens: int) -> None:
-        """``tokens`` of the request; vLLM has counted them as computed already."""
-        computed = request.num_computed_tokens
-        prompt = request.num_prompt_tokens - (computed - tokens)  # that was left
-        if prompt >= tokens:
-            self.prompt_tokens += tokens
-        else:
-            prompt = max(0, prompt)
-            self.prompt_tokens += prompt
-            self.decode_tokens += tokens - prompt
-            self.sequences += 1
+    def count(self, scheduled: Mapping[str, int], requests: Mapping[str, Request]) -> None:
+        """Tokens by request; vLLM has counted them as computed already. A loop without calls: it runs over all sequences in every step."""
+        prompt_tokens = decode_tokens = context_tokens = sequences = 0
+        for request_id, tokens in scheduled.items():
+            request = requests[request_id]
+            computed = request.num_computed_tokens
+            context_tokens += computed
+            prompt = request.num_prompt_tokens - computed + tokens  # that was left
+            if prompt >= tokens:
+                prompt_tokens += tokens
+                continue
+            sequences += 1
+            decode_tokens += tokens
+            if prompt > 0:
+                prompt_tokens += prompt
+                decode_tokens -= prompt
             if self.decoding is not None:
-                self.decoding.add(request.request_id)
-        self.context_tokens += computed
+                self.decoding.add(request_id)
+        self.prompt_tokens, self.decode_tokens = prompt_tokens, decode_tokens
+        self.context_tokens, self.sequences = context_tokens, sequences
 
     def given(self, outputs: Iterable[EngineCoreOutput]) -> int | None:
         """Tokens that those were given that decode; None where that is one each."""
@@ -102,8 +108,7 @@ class StepRecorder:
         self.connector.scheduler_half.tick(start_ns)
         output: SchedulerOutput = super().schedule(*args, **kwargs)  # type: ignore[misc]
         batch = Batch(start_ns, self._speculates)
-        for request_id, tokens in output.num_scheduled_tokens.items():
-            batch.add(self.requests[request_id], tokens)
+        batch.count(output.num_scheduled_tokens, self.requests)
         for new in output.scheduled_new_reqs:
             self._say_scheduled(self.requests[new.req_id])
         self._batches[id(output)] = batch

@@ -1,7 +1,8 @@
-"""A spare process, forked while the engine has one thread and nothing but imports behind it, that becomes EngineCore.
+"""Spare processes, forked while the engine has one thread and nothing but imports behind it, that become EngineCore and its workers.
 
-vLLM's API process spawns EngineCore: a new interpreter, which imports everything again. By then the API process has threads and can't be
-forked safely. So it forks a child *before* it becomes anything, and multiprocessing's first spawn is served by that child.
+vLLM's API process spawns EngineCore, and EngineCore the worker of each tensor-parallel rank: new interpreters, which import everything
+again. By then their parents have threads and can't be forked safely. So the engine forks a child *before* it becomes anything, and that
+child those that will be its own; multiprocessing's first spawns are served by them.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import multiprocessing.context
 import os
 import pickle
 import socket
-from multiprocessing import popen_fork, process, reduction, util
+from multiprocessing import popen_fork, popen_spawn_posix, process, reduction, util
 from typing import Any, Final
 
 import torch
@@ -21,22 +22,33 @@ from appliance.engine.life import bind_children, die_with
 context: Any = multiprocessing.context
 
 _spawn: Final = context.SpawnProcess._Popen
+_MOST_DESCRIPTORS: Final = 32
+_FIRST_DESCRIPTOR: Final = 200  # where a spare, which has hardly any open, puts those that it is sent
+
+Spare = tuple[int, socket.socket]  # its pid, and where it waits for what it is to become
 
 
-def keep() -> None:
-    """Fork the spare, and have multiprocessing use it. Returns in this process only."""
-    engine = os.getpid()
+def keep(workers: int = 0) -> None:
+    """Fork a spare with ``workers`` spares of its own, and have multiprocessing use it. Returns in this process only."""
+    _use([_fork(workers)])
+
+
+def _fork(workers: int) -> Spare:
+    parent = os.getpid()
     ours, theirs = socket.socketpair()
     pid = os.fork()
     if pid == 0:
         ours.close()
-        die_with(engine)
+        die_with(parent)
+        _use([_fork(0) for _ in range(workers)])
         _wait(theirs)
     theirs.close()
-    spares = [(pid, ours)]
+    return pid, ours
 
+
+def _use(spares: list[Spare]) -> None:
     def popen(target: Any) -> Any:
-        return _Popen(target, *spares.pop()) if spares else _spawn(target)
+        return _Popen(target, *spares.pop(0)) if spares else _spawn(target)
 
     context.SpawnProcess._Popen = staticmethod(popen)
 
@@ -45,10 +57,12 @@ class _Popen(popen_fork.Popen):
     """What a ``Process`` of multiprocessing keeps of its child; here the child was there before."""
 
     method = "spare"
+    DupFd = popen_spawn_posix.Popen.DupFd
 
     def __init__(self, target: Any, pid: int, spare: socket.socket) -> None:
         self.pid = pid
         self._spare = spare
+        self._descriptors: list[int] = []
         super().__init__(target)
 
     def _launch(self, target: Any) -> None:
@@ -59,23 +73,36 @@ class _Popen(popen_fork.Popen):
         finally:
             context.set_spawning_popen(None)
         with self._spare:
+            socket.send_fds(self._spare, [b"!"], self._descriptors)
             self._spare.sendall(buffer.getbuffer())
+            self._spare.shutdown(socket.SHUT_WR)  # spares forked later have this end, too: closing it would not tell
         self.sentinel = os.pidfd_open(self.pid)
         self.finalizer = util.Finalize(self, os.close, (self.sentinel,))
 
     def duplicate_for_child(self, descriptor: int) -> int:
-        raise RuntimeError("the spare process takes no file descriptors")
+        """The number that it will have there."""
+        self._descriptors.append(descriptor)
+        return _FIRST_DESCRIPTOR + len(self._descriptors) - 1
 
 
 def _wait(source: socket.socket) -> None:
     """Until something is to be run; never returns."""
-    with source, source.makefile("rb") as stream:
-        received = stream.read()
+    with source:
+        told, descriptors, _, _ = socket.recv_fds(source, 1, _MOST_DESCRIPTORS)
+        with source.makefile("rb") as stream:
+            received = stream.read()
     code = 0
     try:
-        code = _run(received) if received else 0
+        _place(descriptors)
+        code = _run(received) if told else 0
     finally:
         os._exit(code)
+
+
+def _place(descriptors: list[int]) -> None:
+    for number, descriptor in enumerate(descriptors, _FIRST_DESCRIPTOR):
+        os.dup2(descriptor, number, inheritable=False)
+        os.close(descriptor)
 
 
 def _run(received: bytes) -> int:

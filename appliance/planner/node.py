@@ -102,7 +102,8 @@ class Lengths:
         self.answer = _mean(self.answers)
         half = _mean([tokens * tokens for tokens in self.answers]) / (2 * self.answer)
         self.context = _mean(demand.prompt_tokens) + half  # of one that decodes, at a moment at random
-        self.spread = _mean([tokens * tokens for tokens in self.prompts]) / (self.prompt * self.prompt) - 1  # cv²
+        square = _mean([tokens * tokens for tokens in self.prompts]) / (self.prompt * self.prompt)
+        self.spread = max(0.0, square - 1)  # cv²; of prompts that are all alike rounding may leave less than nothing
 
     def batch(self, prompts: float) -> list[Chunk]:
         """So many of them, short and long ones, with as many tokens, and as much attention, as so many have on average."""

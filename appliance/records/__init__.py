@@ -20,6 +20,7 @@ from appliance.records.incident import Change, ChangeKind, Incident, IncidentSta
 from appliance.records.inventory import Card, Inventory
 from appliance.records.names import new_id
 from appliance.records.node import (
+    BRIEF_S,
     LATELY_S,
     LINKS_S,
     MOST_TIMES,
@@ -41,6 +42,7 @@ from appliance.records.request import STAGES, Leg, Pieces, Stage, Timeline
 from appliance.records.verdict import Action, Evidence, Verdict
 
 __all__ = [
+    "BRIEF_S",
     "LATELY_S",
     "LINKS_S",
     "MOST_TIMES",

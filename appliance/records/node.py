@@ -113,6 +113,7 @@ class SupervisorSnapshot(msgspec.Struct, frozen=True, kw_only=True):
 
 
 LATELY_S: Final = 3.0
+BRIEF_S: Final = 5.0
 
 
 class Lately(msgspec.Struct, frozen=True, kw_only=True):
@@ -129,6 +130,8 @@ class Lately(msgspec.Struct, frozen=True, kw_only=True):
     long_tokens: float | None = None  # of such prompts, mean
     ended: int = 0  # requests that were answered to the end or failed, whenever they had come
     good: float | None = None  # share of these that met both targets
+    brief: int = 0  # of these, that had come at most ``BRIEF_S`` before they ended: they tell of now
+    brief_missed: float | None = None  # share of the brief ones that missed one of the targets
 
 
 class NodeSnapshot(msgspec.Struct, frozen=True, kw_only=True):

@@ -46,7 +46,7 @@ class Peers:
             return opened
         try:
             theirs, _ = ask(message.sockets[0], message.peer)
-            reason = refusal(self._manifest, theirs, None)
+            reason = refusal(self._manifest, theirs)
             if reason is not None:
                 return PeerOpened(peer=message.peer, epoch=message.epoch, rank=0, error=reason, refused=True)
             self._tables[key] = LeaseTable(Path(message.lease_table), create=False)

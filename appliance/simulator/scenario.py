@@ -156,10 +156,6 @@ def plans(loaded: Loaded, layout: str, *, quiet: bool = False) -> list[EnginePla
     needed = sum(place.tensor_parallel for place in places)
     if needed > scenario.hardware.gpus:
         raise ConfigError(f"layout {layout} needs {needed} GPUs and hardware.gpus is {scenario.hardware.gpus}")
-    if len({place.tensor_parallel for place in places}) > 1:
-        raise ConfigError(
-            f"layout {layout}: engines of unequal tensor-parallel sizes can't hand KV over to each other yet"
-        )
     shape = huggingface.read(
         presets.described(scenario.model.config, loaded.directory), name=scenario.model.name or None
     )

@@ -14,7 +14,9 @@ from appliance.supervisor.oom import Evidence
 _CONSEQUENCES: Final = (
     "EngineDeadError",
     "Engine core initialization failed",
-)  # what the API process says of its EngineCore's end
+    "WorkerProc initialization failed",
+)  # what processes say of the end of those that they have started
+_RANK_KILLED: Final = re.compile(r"Worker proc VllmWorker-(\d+) died unexpectedly \(exit code: -9\)")
 _LESS_MEMORY: Final = "lower [engine] kv_cache_bytes, run fewer engines, or use a smaller model"
 _OOM_KILLED: Final = {
     Evidence.HERE: f"killed by the kernel for want of memory: {_LESS_MEMORY}",
@@ -104,6 +106,8 @@ def explain(code: int, lines: Sequence[str], *, oom: Evidence = Evidence.NONE) -
     if code == -signal.SIGKILL:  # nothing that it said can be why
         return Exit(_OOM_KILLED.get(oom) or _signalled(signal.SIGKILL))
     tail = [_plain(line) for line in lines[-_LINES:]]
+    if killed := next((found for line in tail if (found := _RANK_KILLED.search(line))), None):
+        return Exit(_OOM_KILLED.get(oom) or f"rank {killed[1]} was {_signalled(signal.SIGKILL)}")
     for sign in _SIGNS:
         for line in reversed(tail):
             if found := sign.pattern.search(line):

@@ -262,7 +262,7 @@ class Node:
             case lifecycle.Introduce():
                 self._watch.begin(engine)
                 if engine.process is not None:
-                    engine.process.note_semaphores()
+                    engine.process.note_named()
                 self._introductions.everyone()
 
     async def _tick(self) -> None:

@@ -24,13 +24,20 @@ _REAP_S: Final = 2.0
 _TIDY_S: Final = 0.5  # for what ends by itself
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _SHARED_MEMORY: Final = Path("/dev/shm")
-_SEMAPHORE: Final = re.compile(r" (\d+) +/dev/shm/sem\.")  # its inode: the name in the map is that of its making
+_NAMED: Final = re.compile(
+    r" (\d+) +/dev/shm/(?:sem\.|psm_|vllm_dist_)"
+)  # its inode: the name in the map may be that of its making
+_NAMES: Final = (
+    "sem.mp-*",
+    "psm_*",
+    "vllm_dist_*",
+)  # of multiprocessing's semaphores and shared memory, and of vLLM's ranks on CPUs
 _IGNORED_BY_PYTHON: Final = (signal.SIGPIPE, signal.SIGXFSZ)
 
 
-def adopt_orphans() -> None:
-    """What an engine leaves behind becomes this process's child, to be reaped, instead of init's."""
-    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+def adopt_orphans(adopt: bool = True) -> None:
+    """What an engine leaves behind becomes this process's child, to be reaped, instead of init's. Or no longer does."""
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, int(adopt), 0, 0, 0)
 
 
 def launch(command: Sequence[str], environment: Mapping[str, str], output: int, source: int | None = None) -> int:
@@ -55,7 +62,7 @@ class Session:
         """``output`` is the end to read of what it says; taken over."""
         self.pid = pid
         self._descriptor = os.pidfd_open(pid)  # another process of this pid is never taken for it
-        self._semaphores: dict[Path, str] = {}  # and their inodes
+        self._named: dict[Path, str] = {}  # semaphores and shared memory, and their inodes
         self._log = log
         self._on_line = on_line
         self._reader = asyncio.create_task(self._read(output), name=f"log of {pid}")
@@ -108,30 +115,30 @@ class Session:
                 if _listens(process.pid, STACKS_SIGNAL):
                     process.send_signal(STACKS_SIGNAL)
 
-    def note_semaphores(self) -> None:
-        """Remember those of multiprocessing's that its processes have: if their tracker is killed, they are ours to remove."""
+    def note_named(self) -> None:
+        """Remember what its processes have in /dev/shm: what they are killed with, and multiprocessing's tracker, is ours to remove."""
         mapped: set[str] = set()
         for process in self.processes():
             with contextlib.suppress(OSError):
-                mapped.update(_SEMAPHORE.findall(Path(f"/proc/{process.pid}/maps").read_text(errors="replace")))
+                mapped.update(_NAMED.findall(Path(f"/proc/{process.pid}/maps").read_text(errors="replace")))
         with contextlib.suppress(OSError):
-            for path in list(_SHARED_MEMORY.glob("sem.mp-*")):
+            for path in [path for pattern in _NAMES for path in _SHARED_MEMORY.glob(pattern)]:
                 inode = _inode(path)
                 if inode in mapped:
-                    self._semaphores[path] = inode
+                    self._named[path] = inode
 
     async def wait(self) -> int:
         """Until the leader has ended; then ends and reaps the rest of the session. The leader's code, negative for a signal.
 
         The rest dies with its parent by itself (``engine/life.py``). Only multiprocessing's resource tracker does not: it
-        sees that everybody else has gone, removes their semaphores from /dev/shm, and ends, if it is given the time.
+        sees that everybody else has gone, removes what they had in /dev/shm, and ends, if it is given the time.
         """
         await self._ended()
         _, status = os.waitpid(self.pid, os.WNOHANG)  # noqa: ASYNC222 (it has ended: nothing to wait for)
         os.close(self._descriptor)
         self._descriptor = -1
         await self._reap()
-        for path, inode in self._semaphores.items():
+        for path, inode in self._named.items():
             with contextlib.suppress(OSError):
                 if _inode(path) == inode:  # else the name is somebody else's by now
                     path.unlink()

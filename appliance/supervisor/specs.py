@@ -18,7 +18,7 @@ from appliance.errors import ConfigError
 from appliance.records import Role
 from appliance.supervisor.notify import without_ours
 from appliance.supervisor.runtime import Runtime
-from appliance.supervisor.topology import Topology
+from appliance.supervisor.topology import Place, Topology
 
 ENGINE_MODULE: Final = "appliance.engine.main"
 SHARED_MEMORY: Final = "shared_memory"
@@ -29,6 +29,10 @@ _OURS: Final = "the appliance sets it itself"
 _NOT_TO_GIVE: Final = {
     **dict.fromkeys(("--tensor-parallel-size", "-tp"), "write it into the topology, as in 1p1d@tp2"),
     **dict.fromkeys(("--pipeline-parallel-size", "-pp"), "engines over several pipeline stages are not supported"),
+    **dict.fromkeys(
+        ("--decode-context-parallel-size", "-dcp", "--prefill-context-parallel-size", "-pcp"),
+        "engines whose ranks share out a request's tokens are not supported: write tensor-parallel sizes into the topology",
+    ),
     **dict.fromkeys(("--data-parallel-size", "-dp"), "use more engines (topology)"),
     **dict.fromkeys(("--model", "--served-model-name"), "write it into [model] path and name"),
     "--kv-cache-memory-bytes": "write it into [engine] kv_cache_bytes",
@@ -115,27 +119,27 @@ def resolve_model(config: Config) -> Model:
 
 
 def specs(config: Config, topology: Topology, model: Model, cores: Sequence[int]) -> tuple[EngineSpec, ...]:
-    """One per place, the machine's cores shared out evenly."""
+    """One per place, the machine's cores shared out evenly to their ranks."""
     _check_arguments(config)
-    count = len(topology.places)
-    found = []
-    for number, place in enumerate(topology.places):
-        if place.tensor_parallel > 1:
-            raise ConfigError(
-                f"topology {topology.layout!r}: tensor-parallel engines on the CPU are not supported yet; use @tp1"
-            )
-        mine = share(cores, number, count)
-        found.append(
-            EngineSpec(
-                name=place.name,
-                role=place.role,
-                cores=mine,
-                tensor_parallel=place.tensor_parallel,
-                arguments=_arguments(config, model, place.role),
-                environment=_environment(config, model, len(mine)),
-            )
+    seats = seated(topology.places, cores)
+    return tuple(
+        EngineSpec(
+            name=place.name,
+            role=place.role,
+            cores=mine,
+            tensor_parallel=place.tensor_parallel,
+            arguments=_arguments(config, model, place),
+            environment=_environment(config, model, max(1, len(mine) // place.tensor_parallel)),
         )
-    return tuple(found)
+        for place, mine in zip(topology.places, seats, strict=True)
+    )
+
+
+def seated(places: Sequence[Place], cores: Sequence[int]) -> list[tuple[int, ...]]:
+    """The cores of each engine: those of its ranks, which have equal shares."""
+    ranks = sum(place.tensor_parallel for place in places)
+    shares = iter([share(cores, number, ranks) for number in range(ranks)])
+    return [tuple(sorted({core for _ in range(place.tensor_parallel) for core in next(shares)})) for place in places]
 
 
 class GpuSeat(msgspec.Struct, frozen=True, kw_only=True):
@@ -323,16 +327,27 @@ def _usual_arguments(config: Config, scheduler: str) -> tuple[str, ...]:
     )
 
 
-def _arguments(config: Config, model: Model, role: Role) -> tuple[str, ...]:
+def _arguments(config: Config, model: Model, place: Place) -> tuple[str, ...]:
     return (
         *("--model", model.path, "--served-model-name", model.name),
-        *("--distributed-executor-backend", "uni", "--enforce-eager"),
-        *("--kv-cache-memory-bytes", str(config.engine.kv_cache_bytes)),
+        *_ranks(place.tensor_parallel),
+        "--enforce-eager",
+        *(
+            "--kv-cache-memory-bytes",
+            str(config.engine.kv_cache_bytes // place.tensor_parallel),
+        ),  # vLLM's is each rank's
         *_usual_arguments(config, "appliance.engine.recorder.RecordingScheduler"),
         *(("--dtype", "float32", "--max-model-len", str(DEMO_CONTEXT), *_DEMO_TOOLS) if model.shipped else ()),
         *config.engine.args,
-        *_role_arguments(config, role),
+        *_role_arguments(config, place.role),
     )
+
+
+def _ranks(size: int) -> tuple[str, ...]:
+    """The only rank of an engine runs inside EngineCore."""
+    if size == 1:
+        return ("--distributed-executor-backend", "uni")
+    return ("--distributed-executor-backend", "mp", "--tensor-parallel-size", str(size))
 
 
 def _transfer(spec: EngineSpec, runtime: Runtime, config: Config, epoch: int) -> dict[str, Any]:

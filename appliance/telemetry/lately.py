@@ -6,13 +6,16 @@ import math
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
-from appliance.records import LATELY_S, STAGES, Lately, Stage
+import msgspec
+
+from appliance.records import BRIEF_S, LATELY_S, STAGES, Lately, Stage
 
 if TYPE_CHECKING:
     from appliance.telemetry.timeline import Trace
 
 _NS: Final = 1e-9
 _WINDOW_NS: Final = int(LATELY_S * 1e9)
+_BRIEF_NS: Final = int(BRIEF_S * 1e9)
 _LONG: Final = 8  # times the usual prompt
 _LONG_KEPT: Final = 64
 _FEW_ARE_LONG: Final = 0.9  # of prompts are not
@@ -52,10 +55,18 @@ class Begun:
         """Means, and the shares that came late and that met both targets."""
         traces = self._recent(now_ns)
         ended = _within(self._ended, now_ns)
-        good = sum(_good(trace, ttft_target_s, itl_target_s) for trace in ended) / len(ended) if ended else None
+        met = [(trace, _good(trace, ttft_target_s, itl_target_s)) for trace in ended]
+        brief = [good for trace, good in met if (trace.total_ns or 0) <= _BRIEF_NS]
+        answers = Lately(
+            first_tokens=0,
+            ended=len(ended),
+            good=sum(good for _, good in met) / len(met) if met else None,
+            brief=len(brief),
+            brief_missed=1 - sum(brief) / len(brief) if brief else None,
+        )
         ttfts = [trace.ttft_ns * _NS for trace in traces if trace.ttft_ns is not None]
         if not ttfts:
-            return Lately(first_tokens=0, ended=len(ended), good=good)
+            return answers
         prompts = [trace.prompt_tokens for trace in traces if trace.prompt_tokens]
         if len(self._prompts) >= _ENOUGH:
             ordered = sorted(self._prompts)
@@ -69,7 +80,8 @@ class Begun:
         for trace in traces:
             for stage in trace.stages(now_ns):
                 sums[stage.name] = sums.get(stage.name, 0.0) + stage.duration_s
-        return Lately(
+        return msgspec.structs.replace(
+            answers,
             first_tokens=len(traces),
             ttft_late=sum(ttft > ttft_target_s for ttft in ttfts) / len(ttfts),
             ttft_s=sum(ttfts) / len(ttfts),
@@ -77,8 +89,6 @@ class Begun:
             prompt_tokens=sum(prompts) / len(prompts) if prompts else None,
             behind_long=behind_ns / waited_ns if waited_ns else None,
             long_tokens=sum(long) / len(long) if long else None,
-            ended=len(ended),
-            good=good,
         )
 
     def _behind_ns(self, trace: Trace, now_ns: int) -> int:

@@ -118,7 +118,7 @@ def answers(text: str) -> dict[int, int]:
     """By a sentence's number: ``3: 7``, one a line. Raises ``ValueError`` for a line that is none."""
     found = {}
     for line in filter(None, map(str.strip, text.splitlines())):
-        numbers = re.fullmatch(r"(\d+)\s*[:.)]?\s+(\d+)\.?", line)
+        numbers = re.fullmatch(r"(\d+)\s*[:.),]?\s+(\d+)\.?", line)
         if numbers is None:
             raise ValueError(f"{line!r} is no answer: the sentence's number, then the remedy's")
         found[int(numbers[1])] = int(numbers[2])

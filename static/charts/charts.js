@@ -63,13 +63,12 @@ function take({ now, history: found, changes, incidents, slo_ttft_s, slo_itl_s }
   state.data.count = Math.max(1, (now - state.data.begin.at(-1)) / 0.5);
   state.targets = { slo_ttft_s, slo_itl_s };
   state.marks = { changes, incidents };
-  const any = SERIES.some((name) => found.series[name]?.some((value) => value != null));
-  say(any ? "" : "Nothing was recorded in this time.");
+  state.bare = !SERIES.some((name) => found.series[name]?.some((value) => value != null));
+  say(state.bare ? "Nothing was recorded in this time." : "");
   state.hovered = null;
   nameEngines();
   drawSoon();
   later("marks", drawMarks);
-  later("words", describe);
 }
 
 function say(words) {
@@ -82,6 +81,7 @@ function drawSoon() {
   for (const name of Object.keys(CHARTS)) later(`chart-${name}`, () => draw(name));
   later("range", showRange);
   later("keys", showKeys);
+  later("words", describe);
 }
 
 // ---- newest values: they are added to the last step, or begin another
@@ -95,7 +95,11 @@ function live(sample) {
   state.data.now = sample.time;
   if (missed > 0) grow(missed);
   if (missed >= 0) mix(sample);
-  say("");
+  if (state.bare && SERIES.some((name) => sample[name] != null)) {
+    state.bare = false;
+    drawSoon();
+  }
+  if (!state.bare) say("");
   const pixel_ms = (1e3 * state.view.last) / plotWidth();
   if (performance.now() - drawnAt >= Math.min(30e3, pixel_ms)) drawSoon();
   else later("keys", showKeys);

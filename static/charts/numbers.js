@@ -59,9 +59,10 @@ const nameOf = (name) => {
 
 export function describe() { // each chart in a sentence, for those who can't see it
   for (const figure of document.querySelectorAll("#charts figure")) {
-    const parts = [...figure.querySelectorAll("[data-series]")].map((key) => {
-      const [newest, least, , most] = figures(key.dataset.series).map((value) => told(wordsOf(key.dataset.series), value));
-      return `${nameOf(key.dataset.series).split(", ").at(-1)}: newest ${newest}, from ${least} to ${most}`;
+    const parts = [...figure.querySelectorAll("[data-series]")].flatMap((key) => {
+      const values = figures(key.dataset.series);
+      const [newest, least, , most] = values.map((value) => told(wordsOf(key.dataset.series), value));
+      return values[0] === null ? [] : [`${nameOf(key.dataset.series).split(", ").at(-1)}: newest ${newest}, from ${least} to ${most}`];
     });
     figure.lastElementChild.setAttribute("aria-label", `${figure.querySelector("b").textContent}. ${parts.join("; ") || "nothing recorded"}.`);
   }

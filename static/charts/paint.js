@@ -109,6 +109,16 @@ export function paintTarget(u, target, words) {
   ctx.restore();
 }
 
+export function paintNothing(u) { // where one chart has nothing while others do
+  const { ctx, bbox } = u;
+  ctx.save();
+  ctx.font = `${12 * devicePixelRatio}px ${ink.font}`;
+  ctx.fillStyle = ink.soft;
+  ctx.textAlign = "center";
+  ctx.fillText("nothing recorded in this time", bbox.left + bbox.width / 2, bbox.top + bbox.height / 2);
+  ctx.restore();
+}
+
 export function paintMarks(u) { // incidents as bands with edges, changes as dots on a line
   clipped(u, (ctx, bbox) => {
     ctx.setLineDash([]);

@@ -1,9 +1,9 @@
 // The charts: small multiples over one axis of time, with one cursor.
 
 import { ink, STAGES } from "./ink.js";
-import { area, heat, paintMarks, paintTarget, stack } from "./paint.js";
+import { area, heat, paintMarks, paintNothing, paintTarget, stack } from "./paint.js";
 import { AXIS, bounds, columnOf, middles, state, RIGHT } from "./state.js";
-import { day, hour, number, percent, seconds, two, whole } from "./words.js";
+import { day, hour, number, percent, second, seconds, whole } from "./words.js";
 
 const line = (name, ink, dash) => ({ name, ink, dash });
 export const CHARTS = {
@@ -39,6 +39,11 @@ export function draw(name) {
   });
 }
 
+function known(name) { // anything at all
+  const names = CHARTS[name].heat ? state.data.engines : CHARTS[name].lines.map((one) => one.name);
+  return names.some((one) => columnOf(one).some((value) => value != null));
+}
+
 function make(name, count) {
   const chart = CHARTS[name];
   const target = document.querySelector(`[data-chart="${name}"] > .plot`);
@@ -65,7 +70,7 @@ function make(name, count) {
     ],
     series: [{}, ...series],
     cursor: { sync: { key: "history", setSeries: false }, y: false, points: { show: false }, drag: { x: true, y: false, setScale: false }, bind: { dblclick: () => null } },
-    hooks: { drawClear: [paintMarks], draw: [...(chart.paint ? [chart.paint] : []), ...(chart.target ? [(u) => paintTarget(u, state.targets[chart.target], chart.words)] : [])],
+    hooks: { drawClear: [paintMarks], draw: [...(chart.paint ? [chart.paint] : []), (u) => state.bare || known(name) || paintNothing(u), ...(chart.target ? [(u) => paintTarget(u, state.targets[chart.target], chart.words)] : [])],
       setCursor: [(u) => told.hover(u.cursor.idx)], setSelect: [(u) => told.selected(u)] },
   }, Array.from({ length: count + 1 }, () => []), target);
   if (chart.heat) plot.engines = state.data.engines.length;
@@ -100,7 +105,7 @@ function times(u, at) {
   let before = "";
   return at.map((time) => {
     const date = new Date(time * 1000);
-    const text = step >= 86400 ? day(date) : `${hour(date)}${step < 60 ? `:${two(date.getSeconds())}` : ""}`;
+    const text = step >= 86400 ? day(date) : step < 60 ? second(date) : hour(date);
     const today = day(date);
     const shown = step < 86400 && before && before !== today ? today : text; // where a day begins
     before = today;

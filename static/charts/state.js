@@ -5,6 +5,7 @@ export const RIGHT = 16; // on its right: the lane's margins in charts.css are t
 export const state = {
   view: { last: 3600 }, // {last} up to now, or {from, to}
   data: null, // columns, each with a value for every step
+  bare: false, // nothing at all is known of the time that is shown
   marks: { changes: [], incidents: [] },
   targets: {},
   latest: null, // what the live stream has told last

@@ -14,10 +14,11 @@ export const two = (value) => `${value}`.padStart(2, "0");
 const MONTHS = "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split(" ");
 export const day = (at) => `${at.getDate()} ${MONTHS[at.getMonth()]}`;
 export const hour = (at) => `${two(at.getHours())}:${two(at.getMinutes())}`;
+export const second = (at) => `${hour(at)}:${two(at.getSeconds())}`;
 export const clock = (time, fine) => {
   const at = new Date(time * 1000);
   const today = at.toDateString() === new Date().toDateString();
-  return `${today ? "" : `${day(at)} `}${hour(at)}${fine ? `:${two(at.getSeconds())}` : ""}`;
+  return `${today ? "" : `${day(at)} `}${fine ? second(at) : hour(at)}`;
 };
 export const length = (span) => {
   for (const [unit, name] of [[86400, "d"], [3600, "h"], [60, "min"]]) if (span >= (unit === 86400 ? 2 * unit : unit)) return `${+(span / unit).toFixed(1)} ${name}`;

@@ -19,7 +19,7 @@ from appliance.errors import RequestError
 from appliance.remedies.apply import Remedies
 from appliance.telemetry import exposition
 from web.app import Site, create_app
-from web.ports import HistoryView, InferenceRequest, MarkView, Reply
+from web.ports import HistoryView, IncidentView, InferenceRequest, MarkView, Reply
 
 
 class NoInference:
@@ -32,7 +32,13 @@ class NoInference:
 class Demo:
     """The site, with a door of its own for changing the state."""
 
-    def __init__(self, node: FullNode, history: HistoryView | None = None, marks: MarkView | None = None) -> None:
+    def __init__(
+        self,
+        node: FullNode,
+        history: HistoryView | None = None,
+        marks: MarkView | None = None,
+        incidents: IncidentView | None = None,
+    ) -> None:
         self.node = node
         node.knees = KNEE
         self.site: Site = create_app(
@@ -42,7 +48,7 @@ class Demo:
             history=history or past.history(None, node.latest().time),
             marks=marks,
             explain=explained_by,
-            incidents=FakeIncidents(),
+            incidents=incidents or FakeIncidents(),
             planning=FakePlanning(node),
             max_body_bytes=1 << 20,
             max_held_bytes=1 << 24,

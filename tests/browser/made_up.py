@@ -6,7 +6,7 @@ import random
 import sys
 
 import msgspec
-from page_states import NODES_WITHOUT_WORK, FakeNode, older
+from page_states import NODES_WITHOUT_WORK, FakeNode, of_state, older
 
 from appliance.records import KneeReading, Pieces, Role, StepReading, Timeline
 
@@ -58,9 +58,9 @@ class FullNode(FakeNode):
 
     def timelines(self, limit: int) -> list[Timeline]:
         recent = self.latest().recent
-        return [*recent, *(older(recent[-1], _OLDER) if self.state not in NODES_WITHOUT_WORK and recent else ())][
-            :limit
-        ]
+        if self.state in NODES_WITHOUT_WORK or not recent:
+            return list(recent[:limit])
+        return [*recent, *(of_state(self.state, one) for one in older(recent[-1], _OLDER))][:limit]
 
     def timeline(self, request_id: str) -> Timeline | None:
         found = next((one for one in self.timelines(1000) if one.id == request_id), None)
@@ -74,7 +74,9 @@ def steps(role: Role, now: float, slow: float = 1.0) -> list[StepReading]:
         prompts = (number % 14 < 9) if role is not Role.DECODE else number % 90 == 0
         tokens = round(2 ** dice.uniform(4, 11)) if prompts else 0
         decodes = 0 if role is Role.PREFILL else dice.randint(1, 64)
-        expected_s = 0.006 + 0.00011 * max(tokens, 90) + 0.00004 * decodes
+        expected_s = (
+            1 / (25_400 / (tokens + 170) - 0.8) if prompts else 0.006
+        ) + 0.00004 * decodes  # as ``page_kept.KNEE``
         found.append(
             StepReading(
                 number=number + 1,

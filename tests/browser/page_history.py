@@ -31,13 +31,16 @@ from appliance.records import (
 _SHARES = (0.3, 0.05, 0.4, 0.04, 0.08, 0.03, 0.1)  # of a time to first token, by stage
 _BATCH_S = 300.0
 HOUR = 3600.0
+Spell = tuple[float, float]
+CRUSHES: tuple[Spell, ...] = ((3 * HOUR + 600, 3 * HOUR),)
+"""In seconds before the end, when too much was asked: from, until."""
 
 
-def snapshot(time: float, began: float, engines: int = 8) -> NodeSnapshot:
-    """How the node was: most is asked in the afternoon; three hours before the end it is too much for ten minutes."""
+def snapshot(time: float, until: float, engines: int = 8, crushes: Sequence[Spell] = CRUSHES) -> NodeSnapshot:
+    """How the node was: most is asked in the afternoon, and in ``crushes`` too much."""
     dice = random.Random(int(time))
     tide = 0.55 + 0.4 * math.sin((time % 86_400 - 9 * HOUR) / 86_400 * math.tau) + dice.gauss(0, 0.03)
-    crush = 1.0 if 3 * HOUR < began - time < 3 * HOUR + 600 else 0.0
+    crush = 1.0 if any(since > until - time > ended for since, ended in crushes) else 0.0
     load = max(0.02, tide + 0.3 * crush)
     ttft_s = 0.18 + 0.25 * load**3 + 3.1 * crush + abs(dice.gauss(0, 0.02))
     node = large(0)
@@ -45,7 +48,7 @@ def snapshot(time: float, began: float, engines: int = 8) -> NodeSnapshot:
         replace(
             node.engines[0],
             name=f"e{n}",
-            prompt_tokens_s=21_000 * load / engines * 2 if n < engines / 2 else 0.0,
+            prompt_tokens_s=110_000 * load / engines * 2 if n < engines / 2 else 0.0,
             output_tokens_s=0.0 if n < engines / 2 else 9000 * load / engines * 2,
             running=round(40 * load),
             waiting=round(30 * crush),
@@ -83,7 +86,14 @@ def off(time: float, until: float) -> bool:
     return 12 * HOUR < until - time < 12.5 * HOUR
 
 
-def write(directory: Path, until: float, hours: float, apart_s: float = 30.0) -> None:
+def write(
+    directory: Path,
+    until: float,
+    hours: float,
+    apart_s: float = 30.0,
+    engines: int = 8,
+    crushes: Sequence[Spell] = CRUSHES,
+) -> None:
     """The past, to a node's state directory."""
     kept = database.open_to_write(directory)
     batch, before = [], None
@@ -91,7 +101,7 @@ def write(directory: Path, until: float, hours: float, apart_s: float = 30.0) ->
         time = until - hours * HOUR + step * apart_s
         if off(time, until):
             continue
-        now = snapshot(time, until)
+        now = snapshot(time, until, engines, crushes)
         batch.append(sample(Seen(now, before)))
         before = now
         if len(batch) * apart_s >= _BATCH_S:

@@ -89,6 +89,10 @@ CLOSED = replace(
     severity=0.21,
     late=88,
     failed=0,
+    evidence=(),
+    action=None,
+    expected_gain=None,
+    next=None,
     verdicts=(
         _said(-11_460, replace(_HELD, engine="e2", cause="engine_crashed", summary="e2 has ended.")),
         _said(-11_430, OK),
@@ -113,13 +117,38 @@ LINK = replace(
     verdicts=(),
     changes=(),
 )
+CRASHED = replace(
+    CLOSED,
+    id="231114-2212",
+    opened=NOON - 42,
+    state=IncidentState.OPEN,
+    closed=None,
+    ended=None,
+    reopened=0,
+    engine="e1",
+    engines=("e1",),
+    stage="decode",
+    summary="e1 was ended by SIGKILL, probably out of memory, and is not started again: it ended ten times.",
+    severity=1.0,
+    late=0,
+    failed=4,
+    evidence=(),
+    action=None,
+    expected_gain=None,
+    next=None,
+    verdicts=(),
+    changes=(Change(time=NOON - 43, kind=ChangeKind.ENDED, engine="e1", sentence="e1 ended: killed by the kernel."),),
+    simulated=False,
+    model="tiny-stories",
+    topology="1p1d",
+)
 
 
 class FakeIncidents:
     """Implements ``IncidentView`` over a few of them."""
 
-    def __init__(self, *incidents: Incident) -> None:
-        self.kept = list(incidents or (OPEN, LINK, CLOSED))
+    def __init__(self, *incidents: Incident, none: bool = False) -> None:
+        self.kept = [] if none else list(incidents or (OPEN, LINK, CLOSED))
 
     async def incidents(self, limit: int, state: str | None) -> Sequence[Incident]:
         return [one for one in self.kept if state is None or one.state == state][:limit]
@@ -202,6 +231,16 @@ DEMAND = Demand(
     rate_s=44.06, prompt_tokens=(100, 400, 720, 1500, 6150), output_tokens=(25, 100, 150, 290, 800), hit_share=0.12
 )
 PLANS = Plans(time=NOON, now="3p1d@tp2", best="2p2d@tp2", demand=DEMAND, layouts=LAYOUTS)
+WELL = replace(
+    PLANS,
+    best="3p1d@tp2",
+    layouts=(
+        LAYOUTS[0],
+        Plan(layout="2p2d@tp2", feasible=True, predicted=predicted(0.92, 0.39, 0.24, 0.97, 46.9)),
+        Plan(layout="3p1d@tp2", feasible=True, predicted=predicted(0.61, 0.77, 0.44, 0.99, 55.1)),
+        LAYOUTS[3],
+    ),
+)
 
 
 @dataclass
@@ -212,6 +251,8 @@ class FakePlanning:
     told: Plans | None = PLANS
 
     def plans(self) -> Plans | None:
+        if self.node.state == "healthy":
+            return WELL
         if len(self.node.latest().engines) < 4:
             return Plans(time=NOON, now="1p1d", reason="nobody has asked for anything in the last minute")
         return self.told

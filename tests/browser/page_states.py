@@ -12,6 +12,7 @@ import msgspec
 
 from appliance.errors import ActionError
 from appliance.records import (
+    STAGES,
     Action,
     EngineSnapshot,
     EngineState,
@@ -126,10 +127,13 @@ def loading(tick: int) -> NodeSnapshot:
     """Both engines start."""
     share = min(0.95, 0.1 + tick * 0.02)
     half = {
-        "prompt_tokens_s": None,
         "output_tokens_s": None,
         "kv_usage": None,
         "kv_blocks_total": None,
+        "kv_blocks_free": None,
+        "block_tokens": None,
+        "steps_s": None,
+        "prompt_tokens_s": None,
         "running": None,
     }
     half |= {
@@ -284,6 +288,10 @@ def failed(tick: int) -> NodeSnapshot:
         "memory_bytes": None,
         "kv_usage": None,
         "kv_blocks_total": None,
+        "kv_blocks_free": None,
+        "block_tokens": None,
+        "steps_s": None,
+        "prompt_tokens_s": None,
         "running": None,
         "waiting": None,
     }
@@ -361,19 +369,71 @@ def large(tick: int) -> NodeSnapshot:
         gpus=gpus(3),
         output_tokens_s=6120 * wave,
         room=1.3,
+        itl_s=0.0162,
+        itl_late=0.01,
         **{**work, "kv_usage": 0.97, "waiting": 41},
     )
+    small = busy(tick)
+    leases = tuple(msgspec.structs.replace(lease, consumer="e3") for lease in small.ledger.leases)
     return msgspec.structs.replace(
-        busy(tick),
+        small,
+        recent=tuple(map(_of_large, small.recent)),
+        ledger=msgspec.structs.replace(small.ledger, leases=leases),
         engines=(*prefill, decode),
         gpus=tuple(_gpu(index, wave) for index in range(8)),
         links=tuple(
             LinkSnapshot(producer=f"e{n}", consumer="e3", handoffs_s=3.7 * wave, bytes_s=3.2e9) for n in range(3)
         ),
-        lately=Lately(first_tokens=33, ttft_late=0.02, ttft_s=0.2),
+        lately=_lately(33, 0.02, 0.2),
         topology="3p1d@tp2",
         simulated=True,
         model="Llama-3.3-70B",
+    )
+
+
+def _lately(first_tokens: int, late: float, ttft_s: float) -> Lately:
+    shares = (0.3, 0.05, 0.4, 0.04, 0.08, 0.03, 0.1)
+    stages = tuple(Stage(name, share * ttft_s) for name, share in zip(STAGES, shares, strict=True))
+    ended = first_tokens - 2
+    return Lately(first_tokens=first_tokens, ttft_late=late, ttft_s=ttft_s, stages=stages, ended=ended, good=1.0 - late)
+
+
+def _of_large(one: Timeline) -> Timeline:
+    """One of three engines prefills, and the fourth decodes."""
+    names = {"e0": f"e{int(one.id, 16) % 3}", "e1": "e3"}
+    legs = tuple(msgspec.structs.replace(leg, engine=names[leg.engine]) for leg in one.legs)
+    prefill, decode = names.get(one.prefill_engine or ""), names.get(one.decode_engine or "")
+    error = one.error and one.error.replace("e1", "e3")
+    return msgspec.structs.replace(one, prefill_engine=prefill, decode_engine=decode, legs=legs, error=error)
+
+
+def healthy(tick: int) -> NodeSnapshot:
+    """The large node, with all as it should be."""
+    node = large(tick)
+    gpus = tuple(
+        msgspec.structs.replace(
+            _gpu(3, 1.0 + 0.02 * math.sin(tick)),
+            index=gpu.index,
+            uuid=gpu.uuid,
+            engine=gpu.engine,
+            tensor=gpu.tensor,
+            dram=gpu.dram,
+        )
+        for gpu in node.gpus
+    )
+    rested = {"kv_usage": 0.44, "kv_blocks_free": 2294, "waiting": 1, "busy": 0.61}
+    engines = tuple(msgspec.structs.replace(one, **rested) for one in node.engines)
+    return msgspec.structs.replace(
+        node,
+        engines=engines,
+        gpus=gpus,
+        requests=RequestCounts(total=9633, ok=9609, cancelled=4, split=9608),
+        handoffs=HandoffSnapshot(count=9608, bytes=17_294_400_000, recent_s=11.2, recent_bytes_s=3.24e9),
+        ledger=msgspec.structs.replace(node.ledger, expired=0),
+        recent=tuple(one for one in node.recent if one.outcome in ("ok", "running") and one.attempts == 1),
+        pairs=tuple(Pair(prefill=f"e{n}", decode="e3", ok=True, age_s=1.0 + n) for n in range(3)),
+        lately=_lately(33, 0.0, 0.2),
+        verdict=Verdict(state="ok", summary="No bottleneck.", since=NOON),
     )
 
 
@@ -440,8 +500,38 @@ def bottleneck(tick: int) -> NodeSnapshot:
     node = large(tick)
     slow = {"slowdown": 1.9, "prompt_tokens_s": 0.53 * (node.engines[0].prompt_tokens_s or 0.0), "busy": 1.0}
     engines = tuple(msgspec.structs.replace(e, **(slow if e.name == "e1" else {})) for e in node.engines)
-    lately = Lately(first_tokens=29, ttft_late=0.31, ttft_s=1.6)
-    return msgspec.structs.replace(node, engines=engines, lately=lately, verdict=verdict)
+    lately = _lately(29, 0.31, 1.1)
+    return msgspec.structs.replace(
+        node,
+        engines=engines,
+        recent=tuple(map(_of_slow, node.recent)),
+        lately=lately,
+        verdict=verdict,
+        ttft_p50_s=0.34,
+        ttft_p99_s=3.1,
+    )
+
+
+def _of_slow(one: Timeline) -> Timeline:
+    """What was prefilled on the slow engine waited for it."""
+    if one.prefill_engine != "e1":
+        return one
+    late_s = 1.4 + int(one.id, 16) % 9 / 5
+    slower = {"prefill_wait": lambda s: s + late_s, "prefill_compute": lambda s: 1.9 * s}
+    stages = tuple(
+        msgspec.structs.replace(stage, duration_s=slower.get(stage.name, lambda s: s)(stage.duration_s))
+        for stage in one.stages
+    )
+    more_s = sum(stage.duration_s for stage in stages) - sum(stage.duration_s for stage in one.stages)
+    ttft_s, total_s = (None if known is None else known + more_s for known in (one.ttft_s, one.total_s))
+    return msgspec.structs.replace(one, stages=stages, ttft_s=ttft_s, total_s=total_s)
+
+
+def of_state(state: str, one: Timeline) -> Timeline:
+    """An older request, as that state would have it."""
+    if state not in ("large", "healthy", "bottleneck"):
+        return one
+    return _of_slow(_of_large(one)) if state == "bottleneck" else _of_large(one)
 
 
 STATES: dict[str, Callable[[int], NodeSnapshot]] = {
@@ -453,6 +543,7 @@ STATES: dict[str, Callable[[int], NodeSnapshot]] = {
     "whole": whole,
     "broken": broken,
     "large": large,
+    "healthy": healthy,
     "bottleneck": bottleneck,
 }
 

@@ -45,7 +45,7 @@ def test_engines_lead_to_each_other(open_page: Opened) -> None:
     page.get_by_role("navigation", name="Engines").get_by_role("link", name="e1").click()
     expect(page.locator("h1")).to_contain_text("e1 ready")
     page.get_by_role("navigation", name="Pages").get_by_role("link", name="Engines").click()
-    expect(page.locator("h1")).to_have_text("2 engines, all ready")
+    expect(page.locator("h1")).to_have_text("●2 engines, all ready.")
 
 
 def test_prompt_and_decode_steps_are_told_apart_by_shape(open_page: Opened) -> None:
@@ -84,7 +84,8 @@ def test_the_page_follows_an_engine_that_fails(open_page: Opened, served: Served
 
 def test_the_last_five_minutes_are_drawn(open_page: Opened) -> None:
     page = open_page("busy", path="/engines/e1")
-    expect(page.locator("#lately canvas")).to_have_count(3)
+    expect(page.locator("#lately canvas")).to_have_count(2)
+    expect(page.locator("#chart-slowdown")).to_have_text("It tells nothing of this now.")
     expect(page.locator("#now-running")).to_have_text("14")
     expect(page.locator("#now-kv_usage")).to_have_text("41 %")
 

@@ -121,7 +121,7 @@ def test_a_cut_stream_is_said_and_mended(open_page: Opened, served: Served, comp
     page.evaluate("window.loadedOnce = true")
     served.stop()
     expect(page.locator("#link")).to_contain_text("Connection lost", timeout=10_000)
-    assert float(page.locator("main").evaluate("e => getComputedStyle(e).opacity")) < 1
+    assert page.locator("main").evaluate("e => getComputedStyle(e).filter") != "none"
     served.node.show("idle")
     served.start()
     expect(page.locator("#link")).to_have_text("Live", timeout=15_000)
@@ -147,6 +147,18 @@ def test_a_stream_that_fails_at_first_is_tried_again(open_page: Opened, complain
     assert len(tries) == 2
     assert all("503" in complaint for complaint in complaints)
     complaints.clear()
+
+
+def test_until_the_first_update_it_says_what_is_waited_for(open_page: Opened) -> None:
+    page = open_page("busy", live=False, path="/engines/e1")
+    page.route("**/live/**", lambda route: None)  # never answered
+    page.route("**/api/history**", lambda route: None)
+    page.reload()
+    expect(page.locator("#link")).to_have_text("Connecting…")
+    expect(page.locator("#chart-requests")).to_have_text("The first values are being waited for…")
+    page.get_by_role("link", name="Overview").click()
+    expect(page.locator("h1")).to_contain_text("Serving 21 requests")
+    expect(page.locator("#charts-none")).to_have_text("The history is being read…")
 
 
 def test_the_theme_is_toggled_and_remembered(open_page: Opened) -> None:

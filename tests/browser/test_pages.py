@@ -44,7 +44,7 @@ def test_nothing_scrolls_sideways_on_the_narrowest_phone(open_page: Opened, path
 def test_each_page_is_complete_without_javascript(open_page: Opened, path: str) -> None:
     page = open_page(PAGES[path], live=False, path=path, java_script_enabled=False)
     says = {
-        "/incidents": "slow link on e0 to e3",
+        "/incidents": "slow link from e0 to e3",
         INCIDENT: "Bottleneck: slow GPU on e1",
         "/kv": "Leak:",
         "/plan": "2p2d@tp2",
@@ -75,7 +75,7 @@ def test_what_is_open_is_on_top_and_leads_to_what_was_seen(open_page: Opened) ->
     first = page.locator("tbody tr").first
     expect(first).to_contain_text("open")
     first.get_by_role("link").click()
-    expect(page.locator("h1")).to_contain_text("Slow GPU on e1")
+    expect(page.locator("h1")).to_contain_text("Incident: slow GPU on e1")
     expect(page.locator("#seen")).to_contain_text("Bottleneck: slow GPU on e1")
 
 
@@ -133,7 +133,8 @@ def test_the_batch_curves_come_with_the_knee_and_what_to_set(open_page: Opened) 
     page = open_page("large", path="/plan")
     curve = page.locator("#curve-e0")
     expect(curve).to_contain_text('"--max-num-batched-tokens", "1408"')
-    expect(curve.locator(".interval, .knee, .budget")).to_have_count(3)
+    expect(page.locator("#curves [aria-busy]")).to_have_count(0)
+    expect(curve.locator(".band, .as-expected[d], .budget")).to_have_count(3)
 
 
 # ---- the playground
@@ -167,6 +168,17 @@ def test_the_nodes_own_timeline_follows(open_page: Opened, served: Served) -> No
     expect(page.locator("#server")).to_be_visible()
     assert "queue" in (page.locator("#server-bar").get_attribute("aria-label") or "")
     assert page.locator("#server-link").get_attribute("href") == f"/requests/{known}"
+
+
+def test_stages_that_a_request_never_had_are_not_in_its_legend(open_page: Opened, served: Served) -> None:
+    page = open_page("busy", path="/try")
+    whole = next(one for one in served.node.latest().recent if "prompt_logprobs" in (one.unsplit_reason or ""))
+    headers = {"content-type": "text/event-stream", "x-request-id": whole.id}
+    page.route("**/v1/chat/completions", lambda route: route.fulfill(status=200, headers=headers, body=STREAM))
+    page.get_by_role("button", name="Send").click()
+    expect(page.locator("#server-facts")).to_contain_text("e0")
+    expect(page.locator("#server [data-stage]:visible")).to_have_count(3)
+    assert "hand-off" not in (page.locator("#server-bar").get_attribute("aria-label") or "")
 
 
 def test_errors_are_said_in_words(open_page: Opened, complaints: list[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 from jinja2 import Environment, meta, nodes
 
@@ -96,10 +97,10 @@ TEMPLATES: dict[str, type[Context]] = {
 """Templates that are rendered over a context's fields."""
 
 PARTIALS: dict[str, dict[str, type[Context]]] = {
-    "page": {"place": views.PlaceContext},
+    "page": {"place": contexts.ChoiceContext},
     "card": {"card": flow.CardContext, "rate": flow.RateContext},
     "link": {"link": flow.LinkContext, "ribbon": flow.RibbonContext},
-    "request": {"row": waterfall.RowContext, "bar": waterfall.BarContext, "line": waterfall.DetailContext},
+    "request": {"row": waterfall.RowContext, "bar": waterfall.BarContext, "line": contexts.FactContext},
     "flow": {
         "queue": flow.QueueContext,
         "handoff": flow.HandoffContext,
@@ -112,26 +113,22 @@ PARTIALS: dict[str, dict[str, type[Context]]] = {
     "diagnosis": {"one": diagnosis.EvidenceContext},
     "plot": {"plot": plot.PlotContext, "tick": plot.TickContext, "one": plot.DrawnContext},
     "engine_list": {"row": engines.ListedContext},
-    "engine": {"level": engines.LevelContext},
+    "engine": {"level": contexts.ChoiceContext},
     "engine_head": {"engine": engine.NeighbourContext},
     "engine_steps": {"size": steps.SizeContext},
     "engine_figures": {"group": engine.GroupContext, "fact": engine.FactContext},
     "engine_handoffs": {"row": engine.HandoffRowContext},
     "engine_orders": {"one": engine_orders.OrderContext},
     "engine_log": {"line": engine_log.LineContext},
-    "request_list": {
-        "group": request_list.GroupContext,
-        "choice": request_list.ChoiceContext,
-        "entry": waterfall.LegendContext,
-    },
+    "choices": {"group": contexts.ChoicesContext, "choice": contexts.ChoiceContext},
+    "request_list": {"entry": waterfall.LegendContext},
     "request_line": {"bar": request_list.StretchContext},
     "request_stages": {
         "lane": request_page.LaneContext,
         "bar": waterfall.BarContext,
         "stage": request_page.StageContext,
     },
-    "request_facts": {"fact": request_page.DetailContext, "leg": request_page.LegContext},
-    "incidents": {"filter": incident_list.FilterContext, "option": incident_list.OptionContext},
+    "request_facts": {"fact": contexts.FactContext, "leg": request_page.LegContext},
     "incident_summary": {
         "lane": incident_list.LaneContext,
         "bar": incident_list.SpellContext,
@@ -145,8 +142,8 @@ PARTIALS: dict[str, dict[str, type[Context]]] = {
         "curve": incident_axis.CurveContext,
         "tick": times.TickContext,
     },
-    "incident_facts": {"fact": incident_page.FactContext},
-    "incident_seen": {"fact": incident_page.FactContext},
+    "incident_facts": {"fact": contexts.FactContext},
+    "incident_seen": {"fact": contexts.FactContext},
     "ledger": {
         "leak": ledger.LeakContext,
         "engine": ledger.HeldContext,
@@ -154,11 +151,7 @@ PARTIALS: dict[str, dict[str, type[Context]]] = {
         "total": ledger.TotalContext,
     },
     "plans": {"row": plan_page.LayoutContext, "load": plan_page.LoadContext, "applied": plan_page.AppliedContext},
-    "curves": {
-        "curve": batch_curve.BatchCurveContext,
-        "dot": batch_curve.DotContext,
-        "column": batch_curve.GridContext,
-    },
+    "curves": {"curve": batch_curve.BatchCurveContext},
     "try": {"entry": waterfall.LegendContext},
 }
 """Variables of templates that hold a context of their own."""
@@ -265,6 +258,27 @@ async def test_live_parts_are_elements_of_their_page(page: Page) -> None:
     for name in views.shared(snapshot):
         assert f'id="{name}"' in frame
         assert f"shared.{name}" in frame
+
+
+@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.template)
+async def test_live_parts_depend_on_nothing_of_a_query_that_their_page_does_not_name(page: Page, state: str) -> None:
+    """Those who ask for something else besides share one stream."""
+    query = {
+        "show": "slow",
+        "engine": "e0",
+        "route": "/v1/completions",
+        "limit": "200",
+        "level": "error",
+        "find": "met",
+    }
+    query |= {"state": "open", "cause": "engine_hung", "at": "742", "last": "24h", "from": "1", "to": "9", "x": "y"}
+    id = kept.OPEN.id if page.template == "incident" else NODE.timelines(20)[15].id
+    everything = msgspec.structs.replace(asked(id), query=query)
+    named = msgspec.structs.replace(asked(id), query={name: query[name] for name in page.query})
+    snapshot = STATES[state](0)
+    one, other = [views.fragments(await views.of(page, by), snapshot) for by in (everything, named)]
+    assert one == other
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.template)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from pair import Pair
+from pair import ENVIRONMENT, Pair
 from product import Server, appliance
 
+from appliance.supervisor.forkserver import ForkServer
+from appliance.supervisor.process import adopt_orphans
 from bench.random_model import write
+
+IMPORT_S = 120.0
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -39,6 +44,16 @@ async def pair(directory: Path, random_model: Path) -> AsyncIterator[Pair]:
     await running.start()
     yield running
     await running.stop()
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def forks() -> AsyncIterator[ForkServer]:
+    """Engines that it forks are this process's children."""
+    adopt_orphans()
+    running = ForkServer({**os.environ, **ENVIRONMENT}, IMPORT_S)
+    yield running
+    await running.close()
+    adopt_orphans(False)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")

@@ -7,8 +7,9 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import aiohttp
 import msgspec
@@ -28,6 +29,17 @@ M = TypeVar("M")
 ENVIRONMENT = {**cpu_environment(cores=1), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
 
 
+class Process(Protocol):
+    """What a pair needs of an engine's process."""
+
+    pid: int
+
+    @property
+    def returncode(self) -> int | None: ...
+
+    async def wait(self) -> int: ...
+
+
 class Engine:
     """One engine process and all that it has said."""
 
@@ -35,14 +47,21 @@ class Engine:
         self.name = name
         self.socket = directory / f"{name}.sock"
         self.log = directory / f"{name}.log"
-        self.process: asyncio.subprocess.Process | None = None
+        self.process: Process | None = None
         self.core: Connection | None = None
+        self.workers: dict[int, Connection] = {}  # by rank, where they are processes of their own
         self.messages: list[Up] = []
         self.session: aiohttp.ClientSession | None = None
 
     @property
     def ready(self) -> CoreReady | None:
         return next((message for message in self.messages if isinstance(message, CoreReady)), None)
+
+    @property
+    def ranks(self) -> list[Connection]:
+        """The processes that hold KV memory."""
+        assert self.core is not None
+        return list(self.workers.values()) or [self.core]
 
     def heard(self, kind: type[M]) -> list[M]:
         return [message for message in self.messages if isinstance(message, kind)]
@@ -112,24 +131,33 @@ class Pair:
         await self._server.stop()
 
     async def introduce(self, consumer: Engine, producer: Engine) -> PeerOpened:
-        assert consumer.core is not None and producer.ready is not None
+        """The answer: that of a rank which refuses, if one does."""
+        assert producer.ready is not None
         answers = len(consumer.heard(PeerOpened))
         message = OpenPeer(
             peer=producer.name, epoch=1, sockets=producer.ready.sockets, lease_table=producer.ready.lease_table
         )
-        consumer.core.send(message)
-        return await consumer.until(PeerOpened, answers + 1)
+        for rank in consumer.ranks:
+            rank.send(message)
+        await consumer.until(PeerOpened, answers + len(consumer.ranks))
+        told = consumer.heard(PeerOpened)[answers:]
+        return next((answer for answer in told if answer.error), told[-1])
 
-    async def part(self, consumer: Engine, producer: Engine) -> None:
-        assert consumer.core is not None
+    async def part(self, consumer: Engine, producer: Engine, ranks: Sequence[int] | None = None) -> None:
+        """``ranks``: only these of the consumer's close the producer's memory."""
         answers = len(consumer.heard(PeerClosed))
-        consumer.core.send(ClosePeer(peer=producer.name, epoch=1))
-        await consumer.until(PeerClosed, answers + 1)
+        told = [rank for rank in consumer.ranks if ranks is None or rank.hello.rank in ranks]
+        for rank in told:
+            rank.send(ClosePeer(peer=producer.name, epoch=1))
+        await consumer.until(PeerClosed, answers + len(told))
 
-    async def prefill(self, key: str, body: dict[str, Any], ttl_s: float = 60.0, consumers: int = 1) -> dict[str, Any]:
-        """Prefill leg on e0; the ticket."""
+    async def prefill(
+        self, key: str, body: dict[str, Any], ttl_s: float = 60.0, consumers: int = 1, on: Engine | None = None
+    ) -> dict[str, Any]:
+        """Prefill leg, on e0 if not told otherwise; the ticket."""
         offer = {"do_remote_decode": True, "request": key, "consumers": consumers, "ttl_s": ttl_s}
-        answer = await self.e0.post("/v1/completions", {**body, "max_tokens": 1, "n": 1, "kv_transfer_params": offer})
+        leg = {**body, "max_tokens": 1, "n": 1, "kv_transfer_params": offer}
+        answer = await (on or self.e0).post("/v1/completions", leg)
         ticket = answer["kv_transfer_params"]
         assert isinstance(ticket, dict)
         return ticket
@@ -138,12 +166,15 @@ class Pair:
         """Decode leg on e1."""
         return await self.e1.post("/v1/completions", {**body, "kv_transfer_params": ticket})
 
-    async def ended(self, key: str) -> LeaseEnded:
-        return await self.e0.until(LeaseEnded, lease=key)
+    async def ended(self, key: str, on: Engine | None = None) -> LeaseEnded:
+        return await (on or self.e0).until(LeaseEnded, lease=key)
 
     def _opened(self, connection: Connection) -> None:
+        engine = self.engines[connection.hello.engine]
         if connection.hello.process == "core":
-            self.engines[connection.hello.engine].core = connection
+            engine.core = connection
+        elif connection.hello.process == "worker":
+            engine.workers[connection.hello.rank] = connection
 
     async def _spawn(self, engine: Engine, number: int) -> None:
         cores = sorted(os.sched_getaffinity(0))

@@ -83,9 +83,12 @@ def output(id: str, *tokens: int) -> Any:
 @pytest.mark.parametrize("speculates", [False, True])
 async def test_of_a_batch_prompts_and_what_decodes_are_told_apart(speculates: bool) -> None:
     batch = Batch(0, speculates)
-    batch.add(request("prompt", 100, 64), 64)
-    batch.add(request("drafts", 10, 25), 5)
-    batch.add(request("again", 10, 14), 14)  # after a preemption
+    requests = [
+        request("prompt", 100, 64),
+        request("drafts", 10, 25),
+        request("again", 10, 14),
+    ]  # the last was preempted
+    batch.count({"prompt": 64, "drafts": 5, "again": 14}, {one.request_id: one for one in requests})
     assert (batch.prompt_tokens, batch.decode_tokens, batch.sequences) == (74, 9, 2)
     assert batch.context_tokens == 64 + 25 + 14
     said = [output("prompt", 7), output("drafts", 1, 2, 3), output("again", 4)]

@@ -11,17 +11,31 @@ from pathlib import Path
 import torch
 
 from appliance.engine.kv.handshake import PROTOCOL, KvServer, Manifest, fingerprint
-from appliance.engine.kv.layout import Group, Layout, Plane
+from appliance.engine.kv.layout import Group, Heads, Layout, heads_of, plane_of
 from appliance.engine.kv.transport import open_transport
 
-LAYERS, PAGE = 3, 4096
+LAYERS, PAGE, STATES = 3, 4096, 16
 TRAITS = {"model": "synthetic"}
+ONE = heads_of(0, 1, 1)
 
 
-def layout_of(blocks: int) -> Layout:
-    """Block-major: the layers of a block lie side by side, as vLLM 0.32 puts them on the CPU."""
-    planes = tuple(Plane(0, LAYERS * PAGE, ((layer * PAGE, PAGE),)) for layer in range(LAYERS))
-    return Layout((Group(16, planes),), (blocks * LAYERS * PAGE,))
+def layout_of(blocks: int, heads: Heads = ONE) -> Layout:
+    """Block-major: the layers of a block lie side by side. ``PAGE`` bytes of a head in each."""
+    page = heads.count * PAGE
+    planes = tuple(
+        plane_of(
+            layer=f"layer {number}",
+            storage=0,
+            offset=number * page,
+            shape=(blocks, heads.count, STATES, PAGE // STATES),
+            strides=(LAYERS * page, PAGE, PAGE // STATES, 1),
+            item=1,
+            split=1,
+            heads=heads,
+        )
+        for number in range(LAYERS)
+    )
+    return Layout((Group("full_attention", STATES, planes),), (blocks * LAYERS * page,))
 
 
 def pattern(blocks: int, seed: int) -> torch.Tensor:

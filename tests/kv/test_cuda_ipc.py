@@ -10,7 +10,7 @@ from fake_cuda import NEWER_DRIVER, Machine, Process
 
 from appliance.engine.kv.cuda_ipc import CudaIpc
 from appliance.engine.kv.cudart import Attributes, Cudart
-from appliance.engine.kv.layout import Copy
+from appliance.engine.kv.routes import Copy
 from appliance.engine.kv.transport import PeerMemory
 from appliance.errors import HandoffError
 

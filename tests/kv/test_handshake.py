@@ -16,7 +16,6 @@ from exporter import layout_of, manifest_of
 
 from appliance.channel import encode
 from appliance.engine.kv.handshake import KvServer, Manifest, ask, fingerprint, refusal
-from appliance.engine.kv.layout import difference
 from appliance.errors import HandoffError
 
 
@@ -28,21 +27,17 @@ def theirs(**changes: object) -> Manifest:
     return manifest_of("shared_memory", 8, [b""], **changes)
 
 
-def verdict(mine: Manifest, other: Manifest) -> str | None:
-    return refusal(mine, other, difference(mine.layout, other.layout))
-
-
 def test_equal_engines_may_share() -> None:
-    assert verdict(ours(), theirs()) is None
-    assert verdict(ours(), theirs(layout=layout_of(20))) is None  # more memory is no difference
+    assert refusal(ours(), theirs()) is None
+    assert refusal(ours(), theirs(layout=layout_of(20))) is None  # more memory is no difference
+    assert refusal(ours(), theirs(rank=1, ranks=4)) is None  # nor are more ranks
 
 
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"protocol": 2}, "protocol 1 against 2"),
+        ({"protocol": 1}, "protocol 2 against 1"),
         ({"transport": "cuda_ipc"}, "transport shared_memory against cuda_ipc"),
-        ({"ranks": 2}, "tensor-parallel sizes"),
         (
             {"traits": {"model": "other"}, "fingerprint": fingerprint({"model": "other"})},
             "model synthetic against other",
@@ -50,10 +45,33 @@ def test_equal_engines_may_share() -> None:
     ],
 )
 def test_a_difference_is_named_with_both_engines(change: dict[str, object], says: str) -> None:
-    sentence = verdict(ours(), theirs(**change))
+    sentence = refusal(ours(), theirs(**change))
     assert sentence is not None
     assert sentence.startswith("e1 can't use the KV of e0: ")
     assert says in sentence
+
+
+@pytest.mark.parametrize(
+    ("differing", "says"),
+    [
+        (
+            {"attention": ("FLASH_ATTN", "FLASHINFER"), "order": ("NHC", "HNC")},
+            "attention FLASH_ATTN against FLASHINFER; order NHC against HNC; give both engines the same --attention-backend",
+        ),
+        (
+            {"kv_dtype": ("torch.bfloat16", "torch.uint8"), "kv_cache_dtype": ("auto", "fp8")},
+            "kv_dtype torch.bfloat16 against torch.uint8; give both engines the same --kv-cache-dtype",
+        ),
+        ({"order": ("NHC", "HNC")}, "give both engines the same VLLM_KV_CACHE_LAYOUT"),
+        ({"dtype": ("torch.float32", "torch.bfloat16")}, "give both engines the same --dtype"),
+    ],
+)
+def test_what_would_make_it_the_same_is_said(differing: dict[str, tuple[str, str]], says: str) -> None:
+    mine, other = ({name: pair[side] for name, pair in differing.items()} for side in (0, 1))
+    sentence = refusal(
+        ours(traits=mine, fingerprint=fingerprint(mine)), theirs(traits=other, fingerprint=fingerprint(other))
+    )
+    assert says in (sentence or "")
 
 
 def test_the_manifest_and_its_descriptors_arrive(tmp_path: Path) -> None:

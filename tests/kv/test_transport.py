@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from exporter import LAYERS, PAGE, layout_of, pattern
 
 from appliance.engine.kv.handshake import ask
-from appliance.engine.kv.layout import Copy, copies
+from appliance.engine.kv.routes import Copy, copies, routes
 from appliance.engine.kv.transport import MemoryTransport, PeerMemory, open_transport
 from appliance.errors import HandoffError
 
@@ -88,6 +88,11 @@ class Local:
         return self.memory[number * size : (number + 1) * size].cpu()
 
 
+def planned(pairs: list[tuple[int, int]]) -> list[Copy]:
+    [route] = routes(layout_of(LOCAL_BLOCKS), [layout_of(BLOCKS)], 0, 1)
+    return copies(route, [pairs])
+
+
 @pytest.fixture
 def local(kind: str) -> Local:
     return Local(kind)
@@ -98,7 +103,7 @@ def test_every_byte_arrives_and_the_rest_is_untouched(local: Local, exporter: Ex
     peer, theirs = local.open(exporter), pattern(BLOCKS, 5).view(BLOCKS, -1)
     rng = random.Random(3)
     pairs = list(zip(rng.sample(range(1, BLOCKS), 15), rng.sample(range(1, LOCAL_BLOCKS), 15), strict=True))
-    peer.copy(copies(layout_of(LOCAL_BLOCKS), layout_of(BLOCKS), [pairs]))
+    peer.copy(planned(pairs))
     for source, target in pairs:
         assert torch.equal(local.block(target), theirs[source])
     written = {target for _, target in pairs}
@@ -110,7 +115,7 @@ def test_what_the_owner_writes_after_the_mapping_is_seen(local: Local, exporter:
     peer = local.open(exporter)
     for seed in (11, 12):
         exporter.fill(seed)
-        peer.copy(copies(layout_of(LOCAL_BLOCKS), layout_of(BLOCKS), [[(7, 9)]]))
+        peer.copy(planned([(7, 9)]))
         assert torch.equal(local.block(9), pattern(BLOCKS, seed).view(BLOCKS, -1)[7])
     peer.close()
 
@@ -168,7 +173,7 @@ def test_an_owner_that_dies_leaves_the_mapping_readable(kind: str, local: Local,
     dying = Exporter(kind, tmp_path / "socket")
     peer = local.open(dying)
     dying.end()
-    peer.copy(copies(layout_of(LOCAL_BLOCKS), layout_of(BLOCKS), [[(3, 4)]]))
+    peer.copy(planned([(3, 4)]))
     assert torch.equal(local.block(4), pattern(BLOCKS, 1).view(BLOCKS, -1)[3])
     peer.close()
     with pytest.raises(HandoffError, match="no KV handshake with e0"):

@@ -1,10 +1,11 @@
 """A simulated engine that goes wrong as it was told by ``SCRIPT``; told nothing, it is as good as any.
 
 ``SCRIPT`` is a comma-separated list. Before it serves: ``crash`` (says an error and exits 1 at once), ``bad-argument`` (is given one),
-``silent`` (never says anything), ``child`` (forks a child that sleeps), ``semaphore`` (has a named one), ``slow`` (takes two seconds more
-to load). While it serves: ``refuse`` (maps no peer), ``busy`` (can map none at first), ``brief`` (ends soon after the supervisor has hung
-up). And from half a second after it began to serve: ``dies`` (exits 1), ``gibberish`` (breaks the channel's protocol), ``deaf`` (closes
-the channel), ``mute`` (its core does and says nothing more), ``spins`` (nor does it sleep), ``speechless`` (its server answers no more).
+``silent`` (never says anything), ``child`` (forks a child that sleeps), ``semaphore`` (has a named one, and named memory), ``slow``
+(takes two seconds more to load). While it serves: ``refuse`` (maps no peer), ``busy`` (can map none at first), ``brief`` (ends soon
+after the supervisor has hung up). And from half a second after it began to serve: ``dies`` (exits 1), ``gibberish`` (breaks the channel's
+protocol), ``deaf`` (closes the channel), ``mute`` (its core does and says nothing more), ``spins`` (nor does it sleep), ``speechless``
+(its server answers no more).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import sys
 import threading
 import time
 from argparse import Namespace
+from multiprocessing.shared_memory import SharedMemory
 
 from starlette.applications import Starlette
 
@@ -51,12 +53,13 @@ async def serve(options: Namespace, more: Namespace) -> None:
     """In place of the simulated engine's own, which it comes to."""
     begin_badly()
     lock = multiprocessing.get_context("spawn").Lock() if "semaphore" in SCRIPT else None
+    memory = SharedMemory(create=True, size=4096) if "semaphore" in SCRIPT else None
     link = process_link(options.channel, options.engine, options.epoch, "core")  # the simulated engine gets the same
     if "slow" in SCRIPT:
         load_slowly(link)
     asyncio.get_running_loop().call_later(AFTER_S, go_wrong, link)
     await _serve(options, more)
-    del lock
+    del lock, memory
 
 
 def begin_badly() -> None:
@@ -99,7 +102,7 @@ async def never_answer(*_: object) -> None:
     await asyncio.sleep(EVER_S)
 
 
-def refused(ours: Manifest, theirs: Manifest, layout_difference: str | None) -> str:
+def refused(ours: Manifest, theirs: Manifest) -> str:
     """In place of ``links.refusal``."""
     return f"can't use the KV of {theirs.engine}: told so"
 

@@ -46,7 +46,7 @@ def expect_one_line(done: subprocess.CompletedProcess[str], *says: str) -> None:
     ("arguments", "says"),
     [
         (["--topology", "1p"], ["'1p'", "NpMd"]),
-        (["--topology", "1p1d@tp2"], ["tensor-parallel"]),
+        (["--topology", "1p1d@tp1:tp4"], ["6 heads and 2 KV heads", "4 ranks can't share", "possible are 1, 2"]),
         (["--topology", "60b"], ["60 engines need", "use fewer engines"]),
         (["--model", "./nothing"], ["./nothing", "no such directory"]),
         (["--engine", "warp"], ["warp", "auto, vllm or sim"]),

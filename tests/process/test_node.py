@@ -337,18 +337,21 @@ async def test_an_engine_that_was_given_up_is_tried_again() -> None:
         await scene.until(lambda: scene.engine("e0").epoch == 2)
 
 
-async def test_semaphores_of_an_engine_whose_tracker_was_killed_are_removed() -> None:
-    before = set(Path("/dev/shm").glob("sem.mp-*"))
+async def test_semaphores_and_memory_of_an_engine_whose_tracker_was_killed_are_removed() -> None:
+    def named() -> set[Path]:
+        return {path for pattern in ("sem.mp-*", "psm_*") for path in Path("/dev/shm").glob(pattern)}
+
+    before = named()
     async with node("1b", e0="semaphore") as scene:
         await scene.all_ready()
         pid = scene.engine("e0").pid or 0
-        [semaphore] = set(Path("/dev/shm").glob("sem.mp-*")) - before
+        memory, semaphore = sorted(named() - before)
         [tracker] = psutil.Process(pid).children()
         assert "resource_tracker" in " ".join(tracker.cmdline())
         tracker.kill()
         os.kill(pid, signal.SIGKILL)
         await scene.until(lambda: scene.lost == [("e0", 1)])
-        assert not semaphore.exists()
+        assert not memory.exists() and not semaphore.exists()
 
 
 async def test_what_can_not_be_tidied_up_keeps_no_engine_from_coming_back(monkeypatch: pytest.MonkeyPatch) -> None:

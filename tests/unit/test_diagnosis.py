@@ -497,7 +497,9 @@ def test_the_page_says_what_holds_it_back_and_marks_the_engine() -> None:
 
 def test_a_link_is_named_by_its_ends_and_the_unknown_as_such() -> None:
     link = Verdict(state="bottleneck", summary="Slow.", since=0, link=("e0", "e1"), cause="handoff_link_slow")
-    assert causes.words(link) == "slow link on e0 to e1"
+    assert causes.words(link) == "slow link from e0 to e1"
+    crashed = replace(link, link=None, engine="e1", cause="engine_crashed")
+    assert causes.words(crashed) == "e1 has ended"
     unknown = Verdict(state="unknown", summary="Nothing tells.", since=0)
     assert contexts.headline(replace(made.busy(0), verdict=unknown)).sentence.startswith("Something holds it back")
 
@@ -536,6 +538,28 @@ def test_those_who_wait_too_long_already_are_hurt_before_anything_comes() -> Non
     assert judge([wait(100.0, 20, 0.0, overdue=10)], 0.95).hurt == "33% of the first tokens come later than 2 s"
     assert judge([wait(100.0, 0, 0.0, overdue=6)], 0.95).hurt is not None, "nothing comes at all"
     assert judge([wait(100.0, 20, 0.5, overdue=100)], 0.95).hurt is not None
+
+
+def mixed(at_s: float, brief: int, missed: float, itl_s: float = 0.02) -> NodeSnapshot:
+    """One engine that does both, and answers that ended."""
+    lately = Lately(first_tokens=20, ttft_late=0.0, ended=brief, brief=brief, brief_missed=missed)
+    engine = made.engine("e0", made.Role.BOTH, itl_s=itl_s, output_tokens_s=500.0, running=9, busy=0.6)
+    return replace(made.node((engine,), 0, lately=lately), time=at_s, uptime_s=at_s)
+
+
+def test_answers_that_miss_their_targets_hurt_though_engines_are_in_time_on_average() -> None:
+    assert judge([mixed(100.0, 40, 0.05)], 0.95).hurt is None
+    assert judge([mixed(100.0, 40, 0.3)], 0.95).hurt == "30% of the answers miss their targets"
+    assert judge([mixed(100.0, 60, 0.13)], 0.95).hurt is None, "chance would have it so"
+    several = [mixed(91.0 + 3 * n, 60, 0.13) for n in range(4)]
+    assert judge(several, 0.95).hurt == "13% of the answers miss their targets"
+
+
+def test_a_pace_that_was_slow_and_is_not_any_more_hurts_nobody() -> None:
+    slow = [mixed(90.0 + n, 0, 0.0, itl_s=0.12) for n in range(5)]
+    assert judge(slow, 0.95).hurt is not None
+    over = [mixed(95.0 + n, 0, 0.0, itl_s=0.02) for n in range(8)]
+    assert judge(slow + over, 0.95).hurt is None
 
 
 def pulls(fetching: int, handoffs_s: float, kv_usage: float = 0.3) -> str | None:
@@ -666,12 +690,18 @@ def test_an_engine_told_to_start_again_has_not_crashed() -> None:
 
 def test_a_layout_that_is_predicted_to_be_better_is_what_to_do() -> None:
     better = Better(layout="2b", load_falls=0.3, good_rises=0.4, rate_grows=0.5, aggregated=True)
-    finding = judge([replace(late(100.0), better=better)], 0.95).finding
+    finding = judge([replace(late(100.0, busy=0.5), better=better)], 0.95).finding
     assert finding is not None
     assert (finding.cause, finding.action.call) == (
         "disaggregation_not_worth_it",
         'POST /api/topology {"topology": "2b"}',
     )
+    full = judge([replace(late(100.0), better=better)], 0.95).finding
+    assert full is not None
+    assert full.cause == "prefill_saturated", (
+        "where an engine has too much to do, that is the cause, and the layout is what to do"
+    )
+    assert full.action.call == 'POST /api/topology {"topology": "2b"}'
     split = replace(better, layout="2p1d", aggregated=False)
     finding = judge([replace(late(100.0), better=split)], 0.95).finding
     assert finding is not None

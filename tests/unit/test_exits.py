@@ -61,6 +61,25 @@ def test_the_kernels_own_count_tells_a_kill_for_want_of_memory_from_others() -> 
     assert "SIGSEGV" in explain(-11, [], oom=Evidence.HERE).cause, "that is another death"
 
 
+def test_a_rank_that_was_killed_is_told() -> None:
+    said = [
+        "(EngineCore pid=7) ERROR 11-24 05:22:12 [multiproc_executor.py:315] "
+        "Worker proc VllmWorker-1 died unexpectedly (exit code: -9), shutting down executor.",
+        DEAD,
+    ]
+    assert explain(0, said).cause.startswith("rank 1 was killed (SIGKILL): perhaps by the kernel for want of memory")
+    assert explain(0, said, oom=Evidence.HERE).cause.startswith("killed by the kernel for want of memory")
+
+
+def test_what_failed_in_a_rank_is_the_cause_of_what_engine_core_says() -> None:
+    said = [
+        "(Worker_TP1 pid=9) ERROR 11-25 22:20:03 [multiproc_executor.py:1] ValueError: a head too few",
+        PREFIX + "Exception: WorkerProc initialization failed due to an exception in a background process.",
+        "RuntimeError: Engine core initialization failed. See root cause above.",
+    ]
+    assert explain(1, said).cause == "exit status 1: ValueError: a head too few"
+
+
 DEAD = "ERROR 11-24 05:22:12 [async_llm.py:906] vllm.v1.engine.exceptions.EngineDeadError: EngineCore encountered an issue."
 
 

@@ -71,6 +71,14 @@ def test_good_is_who_was_answered_within_both_targets() -> None:
     assert (found.ended, found.good) == (6, pytest.approx(2 / 6))
 
 
+def test_answers_that_took_long_tell_of_earlier_times() -> None:
+    timelines = Timelines(10)
+    for how in ({}, {"gap_ms": 60}, {"gap_ms": 600}, {"ttft_ms": 5500}):
+        ended(timelines, **how)
+    found = timelines.begun.lately(1 * S, 0.5, 0.05)
+    assert (found.ended, found.brief, found.brief_missed) == (4, 2, pytest.approx(0.5))
+
+
 @pytest.mark.parametrize(("outcome", "status"), [("cancelled", 200), ("failed", 400)])
 def test_who_left_or_asked_for_what_there_is_not_says_nothing_of_goodput(outcome: str, status: int) -> None:
     timelines = Timelines(10)

@@ -1,116 +1,113 @@
-"""Addresses of KV blocks, and the copies that move them, against a byte-by-byte model."""
+"""Where cells of KV lie, and which rank has which heads."""
 
 from __future__ import annotations
-
-import random
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from appliance.engine.kv.layout import Group, Layout, Plane, copies, difference, plane_of
+from appliance.engine.kv.layout import Axis, Heads, Plane, heads_of, held_of, plane_of
+from appliance.errors import HandoffError
 
 
-def layered(blocks: int, layers: int, size: int, *, interleaved: bool) -> Layout:
-    """One group of ``layers``; block-major (interleaved) or layer-major."""
-    if interleaved:
-        planes = tuple(Plane(0, layers * size, ((layer * size, size),)) for layer in range(layers))
-    else:
-        planes = tuple(Plane(0, size, ((layer * blocks * size, size),)) for layer in range(layers))
-    return Layout((Group(16, planes),), (blocks * layers * size,))
+def cell(memory: np.ndarray, plane: Plane, block: int, part: int, slot: int, state: int) -> bytes:
+    start = plane.offset + block * plane.stride
+    start += part * plane.parts.stride + slot * plane.slots.stride + state * plane.states.stride
+    return bytes(memory[start : start + plane.cell])
 
 
-def run(ours: Layout, theirs: Layout, pairs: list[list[tuple[int, int]]], memory: np.ndarray) -> np.ndarray:
-    target = np.zeros(ours.storage_bytes[0], dtype=np.uint8)
-    for copy in copies(ours, theirs, pairs):
-        target[copy.target : copy.target + copy.size] = memory[copy.source : copy.source + copy.size]
-    return target
-
-
-def block(layout: Layout, memory: np.ndarray, group: int, number: int) -> list[bytes]:
-    return [
-        b"".join(memory[number * p.stride + o : number * p.stride + o + s].tobytes() for o, s in p.segments)
-        for p in layout.groups[group].planes
-    ]
-
-
-@given(
-    ours=st.booleans(),
-    theirs=st.booleans(),
-    blocks=st.integers(2, 12),
-    layers=st.integers(1, 4),
-    seed=st.integers(0, 1000),
-)
-def test_every_byte_of_every_block_arrives_and_no_other_is_touched(
-    ours: bool, theirs: bool, blocks: int, layers: int, seed: int
-) -> None:
-    size = 8
-    rng = random.Random(seed)
-    source_layout = layered(blocks, layers, size, interleaved=theirs)
-    target_layout = layered(blocks + 3, layers, size, interleaved=ours)
-    count = rng.randint(0, blocks - 1)
-    sources = rng.sample(range(1, blocks), count)
-    targets = rng.sample(range(1, blocks + 3), count)
-    memory = np.frombuffer(rng.randbytes(source_layout.storage_bytes[0]), dtype=np.uint8)
-    moved = run(target_layout, source_layout, [list(zip(sources, targets, strict=True))], memory)
-    for source, target in zip(sources, targets, strict=True):
-        assert block(target_layout, moved, 0, target) == block(source_layout, memory, 0, source)
-    untouched = set(range(blocks + 3)) - set(targets)
-    assert all(not any(map(any, block(target_layout, moved, 0, number))) for number in untouched)
-
-
-def test_consecutive_blocks_of_interleaved_layers_are_one_copy() -> None:
-    layout = layered(64, 6, 1024, interleaved=True)
-    found = copies(layout, layout, [[(i, i + 10) for i in range(3, 20)]])
-    assert len(found) == 1
-    assert found[0].size == 17 * 6 * 1024
-
-
-def test_scattered_blocks_of_interleaved_layers_are_a_copy_each() -> None:
-    layout = layered(64, 6, 1024, interleaved=True)
-    assert len(copies(layout, layout, [[(3, 9), (5, 4), (9, 30)]])) == 3
-
-
-def test_consecutive_blocks_of_layer_major_memory_are_a_copy_a_layer() -> None:
-    layout = layered(64, 6, 1024, interleaved=False)
-    assert len(copies(layout, layout, [[(i, i) for i in range(1, 9)]])) == 6
-
-
-@pytest.mark.parametrize("layers_first", [True, False])
+@pytest.mark.parametrize("order", [(0, 1, 2), (0, 2, 1), (1, 0, 2)], ids=["BHN", "BNH", "HBN"])
 @pytest.mark.parametrize("split", [1, 2])
-def test_a_plane_addresses_what_the_view_addresses(layers_first: bool, split: int) -> None:
-    """Strided views as vLLM makes them: [blocks, heads, tokens, channels] of one of three layers in one buffer."""
-    blocks, heads, tokens, channels, layers, item = 6, 2, 4, 3, 3, 2
-    page = heads * tokens * channels * item
-    memory = np.arange(blocks * layers * page, dtype=np.uint8)
-    block_stride, layer_stride = (page, blocks * page) if layers_first else (layers * page, page)
-    for layer in range(layers):
-        view = np.lib.stride_tricks.as_strided(
-            memory[layer * layer_stride :].view(np.uint16),
-            (blocks, heads, tokens, channels),
-            (block_stride, tokens * channels * item, channels * item, item),
-        )
-        elements = [stride // item for stride in view.strides]
-        plane = plane_of(0, layer * layer_stride, view.shape, elements, item, split)
-        for number in range(blocks // split):
-            expected = view[number * split : (number + 1) * split].tobytes()
-            got = b"".join(
-                memory[number * plane.stride + o : number * plane.stride + o + s].tobytes() for o, s in plane.segments
-            )
-            assert got == expected
+def test_a_plane_addresses_what_the_view_addresses(order: tuple[int, ...], split: int) -> None:
+    """Strided views as vLLM makes them: [kernel blocks, heads, tokens, content], the second of two layers in one buffer."""
+    shape, item = (6, 2, 4, 3), 2
+    size = int(np.prod(shape)) * item
+    memory = np.random.default_rng(1).integers(0, 256, 2 * size, dtype=np.uint8)
+    view = (
+        memory[size:].view(np.uint16).reshape([shape[axis] for axis in order] + [3]).transpose([*np.argsort(order), 3])
+    )
+    assert view.shape == shape
+    plane = plane_of(
+        layer="second",
+        storage=0,
+        offset=size,
+        shape=view.shape,
+        strides=[stride // item for stride in view.strides],
+        item=item,
+        split=split,
+        heads=Heads(0, 2, 2),
+    )
+    assert plane.size == split * 2 * 4 * 3 * item
+    for block, part, slot, state in np.ndindex(6 // split, split, 2, 4):
+        assert cell(memory, plane, block, part, slot, state) == view[block * split + part, slot, state].tobytes()
 
 
-def test_a_view_with_gaps_inside_a_block_is_several_segments() -> None:
-    plane = plane_of(0, 0, (4, 2, 8), (64, 32, 1), 1, 1)
-    assert plane.segments == ((0, 8), (32, 8))
-    assert plane.size == 16
+@pytest.mark.parametrize(
+    ("shape", "strides"),
+    [((4, 2, 8), (64, 32, 1)), ((4, 2, 8, 3), (48, 24, 1, 8)), ((4, 2, 2, 8, 3), (96, 48, 24, 3, 1))],
+)
+def test_a_view_of_another_form_is_refused(shape: tuple[int, ...], strides: tuple[int, ...]) -> None:
+    with pytest.raises(HandoffError, match="layer odd is not one of blocks, heads, tokens and content"):
+        plane_of(layer="odd", storage=0, offset=0, shape=shape, strides=strides, item=1, split=1, heads=Heads(0, 2, 2))
 
 
-def test_layouts_that_differ_are_told_apart() -> None:
-    base = layered(8, 2, 64, interleaved=True)
-    assert difference(base, layered(20, 2, 64, interleaved=False)) is None  # sizes and order of memory may differ
-    assert "bytes" in (difference(base, layered(8, 2, 32, interleaved=True)) or "")
-    assert "KV cache groups" in (difference(base, Layout((), (0,))) or "")
-    coarser = Layout((Group(32, base.groups[0].planes),), base.storage_bytes)
-    assert "tokens" in (difference(base, coarser) or "")
+@pytest.mark.parametrize(
+    ("ranks", "total", "heads"),
+    [
+        (1, 8, [range(8)]),
+        (2, 8, [range(4), range(4, 8)]),
+        (4, 2, [range(1), range(1), range(1, 2), range(1, 2)]),
+        (2, 1, [range(1), range(1)]),
+        (3, 6, [range(2), range(2, 4), range(4, 6)]),
+    ],
+)
+def test_heads_are_shared_out_as_vllm_does(ranks: int, total: int, heads: list[range]) -> None:
+    assert [heads_of(rank, ranks, total).numbers for rank in range(ranks)] == heads
+
+
+@given(ranks=st.integers(1, 16), total=st.integers(1, 64))
+def test_every_head_is_on_a_rank_and_as_many_on_each(ranks: int, total: int) -> None:
+    if total % ranks and ranks % total:
+        with pytest.raises(HandoffError, match=f"{total} KV heads can't be shared out to {ranks} ranks"):
+            heads_of(0, ranks, total)
+        return
+    found = [heads_of(rank, ranks, total) for rank in range(ranks)]
+    assert {head for heads in found for head in heads.numbers} == set(range(total))
+    assert len({heads.count for heads in found}) == 1
+    assert sum(heads.count for heads in found) == max(total, ranks)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "held", "shards", "of_model", "total"),
+    [
+        (1, 8, None, 8, 8),
+        (4, 2, None, 8, 8),
+        (4, 2, None, 1, 8),  # another model's, such as one that drafts: what a rank has is believed
+        (4, 1, None, 4, 4),
+        (4, 1, None, 2, 2),  # each twice
+        (4, 1, None, 8, 4),
+        (4, 1, 1, 128, 1),  # a latent
+        (1, 1, 1, 128, 1),
+    ],
+)
+def test_how_many_heads_a_layer_has(ranks: int, held: int, shards: int | None, of_model: int, total: int) -> None:
+    for rank in range(ranks):
+        heads = held_of(rank, ranks, held, shards, of_model)
+        assert (heads.total, heads.count) == (total, held)
+
+
+def test_slots_that_are_no_heads_are_known_as_such() -> None:
+    """K of all heads in one slot, V in the other."""
+    plane = Plane(
+        layer="packed",
+        storage=0,
+        offset=0,
+        stride=64,
+        parts=Axis(1, 64),
+        slots=Axis(2, 32),
+        states=Axis(4, 8),
+        cell=8,
+        heads=Heads(0, 4, 4),
+    )
+    assert not plane.by_head

@@ -313,3 +313,12 @@ def test_of_a_node_that_nobody_asks_nothing_is_said(case: Case) -> None:
     plans = measured(quiet, *node.learnt("e0"), 0.95)
     assert (plans.layouts, plans.best) == ((), None)
     assert "too little" in (plans.reason or "")
+
+
+@pytest.mark.parametrize("hit_share", [0.41, 0.5, 0.87])
+def test_prompts_that_are_all_alike_have_layouts_too(hit_share: float) -> None:
+    """Their spread is 0, of which rounding may leave less than nothing."""
+    asked = Demand(rate_s=5.0, prompt_tokens=(200.0,) * 9, output_tokens=(100.0,) * 9, hit_share=hit_share)
+    assert Lengths(asked).spread == pytest.approx(0.0)
+    for plan in split.plans(asked, engines(), TARGETS):
+        assert predicted(plan).good > 0.99

@@ -10,10 +10,12 @@ import pytest
 
 pytest.importorskip("vllm", reason="the CPU engine is not installed")
 
+from vllm.v1.outputs import KVConnectorOutput
 from vllm.v1.request import RequestStatus
 
 from appliance.channel import HandoffEnded
 from appliance.engine.kv.params import Ticket, prompt_digest, ticket_params
+from appliance.engine.kv.pulls import Transfer, Transfers
 from appliance.engine.kv.scheduler import SchedulerHalf
 
 PROMPT = list(range(20))
@@ -78,3 +80,33 @@ def test_the_kv_of_another_prompt_is_one(tmp_path: Path) -> None:
     [told] = link.sent
     assert isinstance(told, HandoffEnded)
     assert (told.lease, told.ok, told.error) == ("k", False, "the prompt is not the one that was prefilled")
+
+
+class Blocks:
+    def get_block_ids(self) -> tuple[list[int], ...]:
+        return ([5, 6],)
+
+
+@pytest.mark.parametrize("error", [None, "the lease ended"])
+def test_ranks_that_are_done_in_different_steps_make_one_hand_off(tmp_path: Path, error: str | None) -> None:
+    """vLLM says that a load is over when the last rank has said so; what the others said came in earlier steps."""
+    half, link = made(tmp_path)
+    half.arrived(decoding(PROMPT))
+    blocks: Any = Blocks()
+    half.allocated(decoding(PROMPT), blocks, len(PROMPT))
+    assert half.fetching == 1
+    first = Transfer(bytes=100, copies=1, start_ns=10, end_ns=30, error=error)
+    second = Transfer(bytes=100, copies=2, start_ns=20, end_ns=25)
+    half.transferred(KVConnectorOutput(kv_connector_worker_meta=Transfers({"r": first})))
+    assert link.sent == []
+    failed = {"r"} if error else set()
+    half.transferred(
+        KVConnectorOutput(
+            finished_recving={"r"}, failed_recving=failed, kv_connector_worker_meta=Transfers({"r": second})
+        )
+    )
+    [told] = link.sent
+    assert isinstance(told, HandoffEnded)
+    assert (told.bytes, told.copies, told.start_ns, told.end_ns) == (200, 3, 10, 30)
+    assert (told.ok, told.error) == (error is None, error)
+    assert half.fetching == 0

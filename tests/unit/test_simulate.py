@@ -101,9 +101,14 @@ def test_each_answers_first_token_counts(tmp_path: Path) -> None:
     assert run(load(path), "1b@tp4").output_tokens_s == pytest.approx(10, rel=0.2)
 
 
-def test_layouts_that_the_product_refuses_are_refused_here_too() -> None:
-    with pytest.raises(ConfigError, match="unequal tensor-parallel sizes"):
-        plans(load(EXAMPLES / "gpt-oss-120b-8xh100.toml"), "1p1d@tp1:tp2")
+def test_engines_of_unequal_size_hand_over_through_the_links_of_the_smaller_one() -> None:
+    layouts = ("1p1d@tp2", "1p1d@tp4", "1p1d@tp2:tp4", "1p1d@tp4:tp2")
+    found = {layout: plans(load(EXAMPLES / "gpt-oss-120b-8xh100.toml"), layout) for layout in layouts}
+    rates = {layout: made[0].link_bytes_s for layout, made in found.items()}
+    assert rates["1p1d@tp2:tp4"] == rates["1p1d@tp4:tp2"] == rates["1p1d@tp2"]
+    assert rates["1p1d@tp4"] == pytest.approx(2 * rates["1p1d@tp2"])
+    assert [plan.tensor_parallel for plan in found["1p1d@tp2:tp4"]] == [2, 4]
+    assert [plan.first_gpu for plan in found["1p1d@tp2:tp4"]] == [0, 2]
 
 
 def test_traces_of_both_forms_are_replayed(tmp_path: Path) -> None:

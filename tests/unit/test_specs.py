@@ -12,7 +12,17 @@ from appliance.config import Config, EngineConfig, ModelConfig, RoleArgs
 from appliance.errors import ConfigError
 from appliance.records import Role
 from appliance.supervisor.runtime import Runtime, parent_directory
-from appliance.supervisor.specs import EngineSpec, arguments, command, environment, resolve_model, share, shown, specs
+from appliance.supervisor.specs import (
+    EngineSpec,
+    arguments,
+    command,
+    environment,
+    resolve_model,
+    seated,
+    share,
+    shown,
+    specs,
+)
 from appliance.supervisor.topology import parse
 
 
@@ -45,6 +55,8 @@ def test_a_command_line_names_its_life_and_hands_vllm_the_rest(short: Path) -> N
         (("--tensor-parallel-size", "2"), "topology"),
         (("--tensor_parallel_size=2",), "topology"),
         (("-tp", "2"), "topology"),
+        (("-pp", "2"), "pipeline stages are not supported"),
+        (("--decode-context-parallel-size=2",), "share out a request's tokens are not supported"),
         (("--seed", "1", "--port", "8001"), "the appliance sets it itself"),
         (("--served-model-name=x",), r"\[model\]"),
     ],
@@ -54,6 +66,36 @@ def test_arguments_that_are_not_to_be_given(arguments: tuple[str, ...], says: st
     made = config(**({name: RoleArgs(args=arguments) for name in role} or {"args": arguments}))
     with pytest.raises(ConfigError, match=rf"engine\.{''.join(f'{name}.' for name in role)}args: -.*{says}"):
         specs(made, parse("1p1d"), resolve_model(made), [0, 1])
+
+
+def test_tensor_parallel_engines_on_the_cpu() -> None:
+    made = config(kv_cache_bytes=64 << 20, args=("--seed", "1"))
+    one, two = specs(made, parse("1p1d@tp1:tp2"), resolve_model(made), [0, 1, 2, 3, 4, 5])
+    assert (one.tensor_parallel, one.cores, one.environment["OMP_NUM_THREADS"]) == (1, (0, 1), "2")
+    assert (two.tensor_parallel, two.cores, two.environment["OMP_NUM_THREADS"]) == (2, (2, 3, 4, 5), "2")
+    text = " ".join(one.arguments)
+    assert "--distributed-executor-backend uni" in text and "--tensor-parallel-size" not in text
+    assert f"--kv-cache-memory-bytes {64 << 20}" in text
+    text = " ".join(two.arguments)
+    assert "--distributed-executor-backend mp --tensor-parallel-size 2" in text
+    assert f"--kv-cache-memory-bytes {32 << 20}" in text, "of each rank"
+
+
+@pytest.mark.parametrize(
+    ("layout", "cores", "shares"),
+    [
+        ("1p1d", [0, 1], [(0,), (1,)]),
+        ("2b", [0, 1, 2, 3, 4], [(0, 1), (2, 3, 4)]),
+        ("1p1d@tp2", [0, 1, 2, 3], [(0, 1), (2, 3)]),
+        ("1p1d@tp2", [0, 1], [(0, 1), (0, 1)]),
+        ("1p1d@tp1:tp2", [0, 1], [(0,), (0, 1)]),
+        ("1b@tp2", [7], [(7,)]),
+    ],
+)
+def test_each_rank_has_an_equal_share_of_the_cores(
+    layout: str, cores: list[int], shares: list[tuple[int, ...]]
+) -> None:
+    assert seated(parse(layout).places, cores) == shares
 
 
 def test_engines_leave_nothing_outside_the_runtime_directory(short: Path) -> None:

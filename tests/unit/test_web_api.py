@@ -461,3 +461,19 @@ def test_an_order_that_makes_no_sense_is_refused(
     answer = client.post("/api/remedies", json=order)
     assert (answer.status_code, said in answer.json()["error"]["message"]) == (400, True)
     assert node.asked == []
+
+
+@pytest.mark.parametrize(
+    ("path", "packed"),
+    [("/", True), ("/static/app.css", True), ("/static/theme.js", False), ("/api/node", False), ("/metrics", False)],
+)
+def test_pages_and_their_files_are_packed_for_who_can_read_that_and_what_programs_poll_is_not(
+    client: TestClient, path: str, packed: bool
+) -> None:
+    answer = client.get(path, headers={"accept-encoding": "gzip"})
+    assert (answer.headers.get("content-encoding") == "gzip") is packed
+    plain = client.get(path, headers={"accept-encoding": "identity"})
+    assert "content-encoding" not in plain.headers
+    if path.startswith("/static"):
+        assert answer.content == plain.content
+        assert packed is (answer.headers.get("vary") == "Accept-Encoding")

@@ -168,7 +168,7 @@ def test_an_engine_says_its_hardware_and_kv() -> None:
     assert (found.hardware, found.kv, found.kv_percent) == ("cores 2–3", "41\u00a0%", 41)
     assert card(made.engine("e1", cores=(), gpus=("GPU-ab12-c", "GPU-ff-0"))).hardware == "2 GPUs"
     assert card(made.engine("e1", cores=())).hardware == "—"
-    assert flow.flow(made.large(0)).decode[0].hardware == "GPU 6–7"
+    assert flow.flow(made.large(0)).decode[0].hardware == "GPUs 6–7"
 
 
 def test_a_ready_engine_that_falls_silent_is_pointed_out() -> None:
@@ -236,7 +236,7 @@ def test_a_request_still_in_the_queue_has_no_engine_yet() -> None:
         1, (4,), prefill_engine=None, decode_engine=None, outcome="running", ttft_s=None, split=False
     )
     row = waterfall.row(waiting, 0.1)
-    assert (row.path, row.ttft, row.marks) == ("—", "—", ())
+    assert (row.path, row.ttft, row.marks) == ("—", "> 4.0\u00a0ms", ())
 
 
 def test_the_curl_is_one_command_whatever_the_model_is_called() -> None:

@@ -43,6 +43,14 @@ def test_figures_that_are_not_as_they_should_be_are_marked() -> None:
     assert facts["ITL, mean"].value == "—"  # absent, not 0
 
 
+def test_an_engine_that_does_not_work_is_not_a_page_of_dashes() -> None:
+    gone = made.failed(0)
+    found = engine.figures(gone.engines[1], gone)
+    assert not found.works
+    assert {fact.label: fact.value for group in found.groups for fact in group.facts}["restarts"] == "5"
+    assert all(fact.value != "—" for group in found.groups for fact in group.facts)
+
+
 def test_hand_offs_to_and_from_an_engine_with_their_pairs() -> None:
     pairs = (
         Pair(prefill="e0", decode="e1", ok=True, age_s=3.0),
@@ -141,6 +149,11 @@ async def test_what_takes_a_while_is_drawn_once_a_second_and_the_rest_with_every
 
 
 def test_the_list_says_how_many_are_ready() -> None:
-    assert listed(made.busy(0)).sentence == "2 engines, all ready"
-    assert listed(made.failed(0)).sentence == "1 of 2 engines is ready"
+    said = {state: listed(made.STATES[state](0)) for state in ("busy", "failed", "loading", "bottleneck")}
+    assert {state: (one.tone, one.sentence) for state, one in said.items()} == {
+        "busy": ("ok", "2 engines, all ready."),
+        "failed": ("bad", "1 of 2 engines is ready."),
+        "loading": ("wait", "0 of 2 engines are ready."),
+        "bottleneck": ("bad", "4 engines, all ready; e1 holds the node back."),
+    }
     assert [row.held for row in listed(made.bottleneck(0)).rows] == [False, True, False, False]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from collections.abc import Awaitable, Mapping
 from pathlib import Path
 
 import pytest
@@ -61,7 +62,7 @@ def test_none_open_says_how_long_ago_the_last_one_ended() -> None:
     [
         ({}, [kept.OPEN.id, kept.LINK.id, kept.CLOSED.id]),
         ({"state": "closed"}, [kept.LINK.id, kept.CLOSED.id]),
-        ({"engine": "e0→e3"}, [kept.LINK.id]),
+        ({"engine": "e0 → e3"}, [kept.LINK.id]),
         ({"engine": "e2", "state": "open"}, []),
         ({"cause": "engine_crashed"}, [kept.CLOSED.id]),
         ({"cause": ""}, [kept.OPEN.id, kept.LINK.id, kept.CLOSED.id]),
@@ -75,13 +76,13 @@ def test_filters_narrow_it_down(query: dict[str, str], ids: list[str]) -> None:
 
 def test_a_filters_links_keep_the_other_filters() -> None:
     found = incident_list.filters([kept.OPEN, kept.LINK, kept.CLOSED], {"state": "closed"})
-    engines = next(one for one in found if one.label == "engine")
-    assert [option.href for option in engines.options][:2] == [
+    engines = next(one for one in found if one.label == "Engine")
+    assert [option.href for option in engines.choices][:2] == [
         "/incidents?state=closed",
-        "/incidents?state=closed&engine=e0%E2%86%92e3",
+        "/incidents?state=closed&engine=e0+%E2%86%92+e3",
     ]
-    state = next(one for one in found if one.label == "state")
-    assert [(option.label, option.here) for option in state.options] == [
+    state = next(one for one in found if one.label == "State")
+    assert [(option.label, option.here) for option in state.choices] == [
         ("all", False),
         ("over", True),
         ("open", False),
@@ -200,8 +201,8 @@ def test_moments_and_snapshots_in_the_api() -> None:
 
 def test_an_incident_without_snapshots_is_whole_all_the_same() -> None:
     html = client().get(f"/incidents/{kept.CLOSED.id}").text
-    assert "Engine has ended on e2" in html
-    assert "No snapshot is kept of this moment." in html
+    assert "Incident: e2 has ended" in html
+    assert "No snapshots of it are kept" in html
     assert 'id="scrub"' not in html
 
 
@@ -271,8 +272,14 @@ def test_who_follows_a_page_has_what_was_seen_read_once(monkeypatch: pytest.Monk
     node = made.FakeNode("bottleneck")
     page = incident_page.IncidentPage(kept.FakeIncidents(), Remedies(node, node.latest))
     names = {"id": kept.OPEN.id}
-    sent = asyncio.run(views.followed(page, Asked(names=names, following=True), node.latest()))
-    assert b"Slow GPU on e1" in sent["incident_facts"]
+
+    async def followed() -> Mapping[str, bytes]:
+        render = await views.followed(page, Asked(names=names, following=True))
+        found = render(node.latest())
+        return await found if isinstance(found, Awaitable) else found
+
+    sent = asyncio.run(followed())
+    assert b"Incident: slow GPU on e1" in sent["incident_facts"]
     assert read == []
     asyncio.run(views.of(page, Asked(names=names)))
     assert read == [kept.OPEN.id]

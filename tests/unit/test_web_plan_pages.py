@@ -55,13 +55,17 @@ def test_blocks_are_in_use_leased_or_free() -> None:
     assert (row.used, row.leased, row.free, row.total) == ("2,230", "309", "1,557", "4,096")
     assert (row.used_width, row.leased_x, row.leased_width) == ("54.44%", "54.44%", "7.54%")
     silent = ledger.ledger(made.failed(0)).engines[1]
-    assert (silent.used, silent.leased, silent.free, silent.used_width) == ("—", "—", "4,096", "0%")
+    assert (silent.used, silent.leased, silent.free, silent.known) == ("—", "—", "—", False)
 
 
 def test_a_test_of_a_pair_is_told_from_a_request() -> None:
     rows = {lease.id: lease for lease in ledger.ledger(kept.leaking(0)).leases}
     test = rows["canary/e0.e1.4"]
     assert (test.request, test.whose, test.consumer) == (None, "a test of this pair", "e1")
+
+
+def test_engines_that_do_both_hand_nothing_over() -> None:
+    assert (ledger.ledger(made.whole(0)).splits, ledger.ledger(made.idle(0)).splits) == (False, True)
 
 
 def test_very_many_leases_are_not_all_shown() -> None:
@@ -91,7 +95,7 @@ def test_a_layout_that_is_clearly_better_is_the_headline() -> None:
     found = plan_page.plans(snapshot, kept.PLANS, (), planned=True)
     assert (found.tone, found.sentence) == ("warn", "2p2d@tp2 would serve this traffic better than 3p1d@tp2.")
     assert found.why is not None
-    assert found.why.startswith("Predicted: its highest load would be 26% lower")
+    assert found.why.startswith("Predicted: its highest load would be 26\u00a0% lower")
 
 
 @pytest.mark.parametrize(
@@ -197,27 +201,32 @@ def test_advice_comes_only_where_it_is_sure_to_bring_something(budget: int, odd:
     assert (found.odd, found.setting is not None) == (odd, odd)
 
 
-def test_the_interval_has_the_knee_in_it() -> None:
-    found = batch_curve.curve(ENGINE, kept.KNEE, kept.steps())
-    assert found.low_x and found.width and found.knee_x and found.budget_x and found.line
-    low, knee = float(found.low_x[:-1]), float(found.knee_x[:-1])
-    assert low < knee < low + float(found.width[:-1])
-    assert float(found.budget_x[:-1]) < low
-    assert all(0 <= float(dot.x[:-1]) <= 100 and 0 <= float(dot.y[:-1]) <= 100 for dot in found.dots)
-    assert [column.label for column in found.columns] == ["32", "128", "512", "2,048", "8,192"]
+def test_the_interval_has_the_knee_in_it_and_the_budget_lies_below() -> None:
+    drawn = batch_curve.curve(ENGINE, kept.KNEE, kept.steps()).plot
+    assert drawn is not None
+    assert drawn.band is not None
+    low, knee, width = (float(one) for one in (drawn.band.x, drawn.band.middle, drawn.band.width))
+    assert low < knee < low + width
+    assert [one.kind for one in drawn.drawn] == ["steps-prompt", "as-expected", "budget"]
+    assert float(drawn.drawn[-1].d[1:].split()[0]) < low
+    assert [tick.label for tick in drawn.x_ticks] == ["10", "100", "1,000", "10,000"]
 
 
 def test_a_knee_that_is_not_known_says_why_and_still_shows_the_steps() -> None:
     unknown = KneeReading(missing="steps of more than 600 tokens are missing")
     found = batch_curve.curve(ENGINE, unknown, kept.steps())
-    assert (found.drawn, found.knee_x, found.line, found.advice) == (True, None, None, None)
-    assert found.sentence == "Its knee is not known yet: steps of more than 600 tokens are missing."
-    assert batch_curve.curve(ENGINE, unknown, ()).drawn is False
+    assert found.plot is not None
+    assert (found.plot.band, [one.kind for one in found.plot.drawn]) == (None, ["steps-prompt", "budget"])
+    assert (found.sentence, found.advice) == (
+        "Its knee is not known yet: steps of more than 600 tokens are missing.",
+        None,
+    )
+    assert batch_curve.curve(ENGINE, unknown, ()).plot is None
 
 
 def test_steps_that_decode_are_not_among_them() -> None:
     decoding = [replace(one, decode_tokens=one.prompt_tokens) for one in kept.steps()]
-    assert batch_curve.curve(ENGINE, kept.KNEE, decoding).dots == ()
+    assert batch_curve.curve(ENGINE, KneeReading(), decoding).plot is None
 
 
 def test_the_curves_of_all_engines_that_prefill_are_a_part_of_their_own() -> None:

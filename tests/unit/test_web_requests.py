@@ -57,9 +57,7 @@ def test_one_request_that_waited_for_a_minute_does_not_hide_the_others() -> None
 def test_the_list_says_what_it_shows_of_how_many() -> None:
     snapshot = made.busy(0)
     assert rows(ALL, Wanted(), snapshot).sentence == "5 requests kept"
-    assert (
-        rows(ALL, Wanted(show="slow"), snapshot).sentence == "2 slow (over 2.00\u00a0s to the first token), of 5 kept"
-    )
+    assert rows(ALL, Wanted(show="slow"), snapshot).sentence == "2 slow (over 2\u00a0s to the first token), of 5 kept"
     assert (
         rows(ALL, Wanted(show="failed", engine="e9"), snapshot).empty
         == "None is like that now. Those that come will stand here."
@@ -135,7 +133,7 @@ def test_titles() -> None:
     assert titles[LATE.id] == "First token after 2.22\u00a0s, 216\u00a0ms late"
     assert titles[FAILED.id].startswith("Failed (502) after")
     assert titles[LEFT.id].startswith("Cancelled after")
-    assert titles[WAITS.id] == "Runs since 2.50\u00a0s, without a token"
+    assert titles[WAITS.id] == "Has run for 2.50\u00a0s, without a token"
 
 
 def test_pieces_are_stairs_that_end_when_it_ended() -> None:

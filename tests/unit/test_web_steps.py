@@ -30,11 +30,11 @@ def test_prompt_steps_are_uprights_and_decode_steps_dots() -> None:
     drawn = kinds(found.durations.drawn)
     assert "v7" in drawn["steps-prompt"]
     assert "h0" in drawn["steps-decode"]
-    assert (found.prompts, found.decodes) == ("1", "1")
+    assert found.which == "the last 1 with prompt tokens, the last 1 without"
 
 
 def test_a_step_with_both_is_a_prompt_step() -> None:
-    assert steps([step(1, prompt=100, decode=4)], None).prompts == "1"
+    assert steps([step(1, prompt=100, decode=4)], None).which == "the last 1, all with prompt tokens"
 
 
 def test_without_steps_there_is_nothing_to_draw() -> None:

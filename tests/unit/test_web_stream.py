@@ -106,6 +106,29 @@ async def test_a_slow_viewer_skips_to_the_newest_and_misses_no_part() -> None:
     await slow.aclose()
 
 
+async def test_feeds_that_share_a_turn_do_not_render_without_a_pause() -> None:
+    """A snapshot wakes them all; whoever else waits for the event loop, has it in between."""
+    turn, seen = asyncio.Lock(), []
+    nodes = [Node() for _ in range(5)]
+    feeds = [Feed(node, lambda number: seen.append("rendered") or {"a": b"%d" % number}, turn) for node in nodes]  # type: ignore[arg-type, func-returns-value]
+    viewers = [feed.follow() for feed in feeds]
+    for viewer in viewers:
+        await anext(viewer)
+    seen.clear()
+
+    async def other() -> None:
+        while seen.count("rendered") < len(feeds):
+            seen.append("other")
+            await asyncio.sleep(0)
+
+    for node in nodes:
+        node.push(1)
+    await asyncio.gather(other(), *(anext(viewer) for viewer in viewers))
+    assert "".join(one[0] for one in seen).count("rr") == 0
+    for viewer in viewers:
+        await viewer.aclose()
+
+
 async def test_nothing_is_read_while_nobody_looks() -> None:
     node, _, feed = made()
     assert node.readers == 0

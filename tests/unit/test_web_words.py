@@ -40,6 +40,29 @@ def test_durations(seconds: float, said: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(None, "—"), (0.05, "50 ms"), (0.0125, "12.5 ms"), (1.0, "1 s"), (1.5, "1.5 s"), (90.0, "1 min")],
+)
+def test_what_is_set_has_no_digits_that_say_nothing(seconds: float | None, said: str) -> None:
+    assert plain(words.setting(seconds)) == said
+
+
+def test_numbers_and_their_units_stay_on_one_line() -> None:
+    said = words.unbroken("GPU 2 runs at 990 of 1,980 MHz at 88 °C: 31 % of 12 sent in 3 s wait, 2 GB/s and 4 dogs.")
+    assert {part for part in said.split(" ") if "\u00a0" in part} == {
+        "1,980\u00a0MHz",
+        "88\u00a0°C:",
+        "31\u00a0%",
+        "3\u00a0s",
+        "2\u00a0GB/s",
+    }
+
+
+def test_how_often() -> None:
+    assert [words.times(amount) for amount in (1, 2, 3)] == ["once", "twice", "3 times"]
+
+
+@pytest.mark.parametrize(
     ("value", "said"),
     [(0, "0"), (0.04, "0.04"), (0.42, "0.42"), (4.23, "4.2"), (98.12, "98.1"), (100.4, "100"), (4213.4, "4,213")],
 )

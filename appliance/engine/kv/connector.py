@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import torch
-import vllm
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorBase_V1,
     KVConnectorMetadata,
@@ -20,16 +18,16 @@ from vllm.platforms import current_platform
 
 from appliance.channel import Progress
 from appliance.engine.kv.handshake import PROTOCOL, Manifest, fingerprint
-from appliance.engine.kv.layout import Group, Layout, plane_of
+from appliance.engine.kv.memory import block_bytes, layout_of, refuse, traits_of
 from appliance.engine.kv.pulls import Pulls
 from appliance.engine.kv.scheduler import SchedulerHalf
 from appliance.engine.kv.settings import Settings
 from appliance.engine.kv.transport import open_transport
 from appliance.engine.kv.worker import WorkerHalf
+from appliance.engine.life import entitle, tell_stacks
 from appliance.engine.link import Link, process_link
 from appliance.engine.mends import keep_generators_from_discarded_samples
 from appliance.engine.resume import force
-from appliance.errors import HandoffError
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -47,17 +45,20 @@ def settings_of(vllm_config: VllmConfig) -> Settings:
 
 
 def link_of(vllm_config: VllmConfig, role: KVConnectorRole) -> Link:
-    """This process's link. With the uniprocess executor, EngineCore and its only worker are one process."""
-    settings = settings_of(vllm_config)
-    parallel = vllm_config.parallel_config
-    worker = role == KVConnectorRole.WORKER and parallel.distributed_executor_backend != "uni"
+    """This process's link."""
+    settings, apart = settings_of(vllm_config), _apart(vllm_config, role)
     return process_link(
         settings.channel,
         settings.engine,
         settings.epoch,
-        "worker" if worker else "core",
-        parallel.rank if worker else 0,
+        "worker" if apart else "core",
+        vllm_config.parallel_config.rank if apart else 0,
     )
+
+
+def _apart(vllm_config: VllmConfig, role: KVConnectorRole) -> bool:
+    """Whether this is a worker in a process of its own. With the uniprocess executor, EngineCore is its only worker, too."""
+    return role == KVConnectorRole.WORKER and vllm_config.parallel_config.distributed_executor_backend != "uni"
 
 
 class ApplianceConnector(KVConnectorBase_V1, SupportsHMA):
@@ -65,12 +66,16 @@ class ApplianceConnector(KVConnectorBase_V1, SupportsHMA):
 
     def __init__(self, vllm_config: VllmConfig, role: KVConnectorRole, kv_cache_config: KVCacheConfig) -> None:
         super().__init__(vllm_config, role, kv_cache_config)
+        refuse(vllm_config)
         self._settings = settings_of(vllm_config)
         self._link = link_of(vllm_config, role)
         self._worker: WorkerHalf | None = None
         self._scheduler: SchedulerHalf | None = None
         if role == KVConnectorRole.WORKER and current_platform.is_cpu():
             keep_generators_from_discarded_samples()
+        if _apart(vllm_config, role):
+            entitle(f"{self._settings.engine} rank {vllm_config.parallel_config.rank}")
+            tell_stacks()
         if role == KVConnectorRole.SCHEDULER:
             self._scheduler = self._scheduler_half(kv_cache_config)
             self._link.on_message(self._scheduler.receive)
@@ -86,15 +91,14 @@ class ApplianceConnector(KVConnectorBase_V1, SupportsHMA):
         return self._worker
 
     def _scheduler_half(self, kv_cache_config: KVCacheConfig) -> SchedulerHalf:
-        specs = [group.kv_cache_spec for group in kv_cache_config.kv_cache_groups]
-        layers = [len(group.layer_names) for group in kv_cache_config.kv_cache_groups]
+        groups = kv_cache_config.kv_cache_groups
         return SchedulerHalf(
             engine=self._settings.engine,
             epoch=self._settings.epoch,
             link=self._link,
             table=self._settings.lease_table(),
-            group_tokens=tuple(spec.block_size for spec in specs),
-            block_bytes=tuple(spec.page_size_bytes * count for spec, count in zip(specs, layers, strict=True)),
+            group_tokens=tuple(group.kv_cache_spec.block_size for group in groups),
+            block_bytes=tuple(block_bytes(group) for group in groups),
             inline_bytes=self._settings.inline_bytes,
         )
 
@@ -107,10 +111,11 @@ class ApplianceConnector(KVConnectorBase_V1, SupportsHMA):
             {view.untyped_storage().data_ptr(): view.untyped_storage() for view in kv_caches.values()}.values()
         )
         index = {storage.data_ptr(): number for number, storage in enumerate(storages)}
-        layout = _layout(self._kv_cache_config, kv_caches, index, tuple(storage.nbytes() for storage in storages))
+        sizes = tuple(storage.nbytes() for storage in storages)
+        layout = layout_of(self._vllm_config, self._kv_cache_config, kv_caches, index, sizes)
         handles, descriptors = transport.export(storages)
         parallel = self._vllm_config.parallel_config
-        traits = _traits(self._vllm_config, kv_caches)
+        traits = traits_of(self._vllm_config, kv_caches)
         manifest = Manifest(
             protocol=PROTOCOL,
             engine=self._settings.engine,
@@ -183,51 +188,3 @@ class ApplianceConnector(KVConnectorBase_V1, SupportsHMA):
         self, request: Request, block_ids: tuple[list[int], ...]
     ) -> tuple[bool, dict[str, Any] | None]:
         return False, self.scheduler_half.finished(request, block_ids)
-
-
-def _layout(
-    config: KVCacheConfig, views: dict[str, torch.Tensor], index: dict[int, int], storage_bytes: tuple[int, ...]
-) -> Layout:
-    groups = []
-    for group in config.kv_cache_groups:
-        planes = []
-        for name in group.layer_names:
-            view = views[name]
-            storage = index[view.untyped_storage().data_ptr()]
-            offset = int(view.storage_offset()) * view.element_size()
-            split, rest = divmod(view.shape[0], config.num_blocks)
-            plane = plane_of(storage, offset, list(view.shape), list(view.stride()), view.element_size(), split)
-            if rest or plane.size != group.kv_cache_spec.page_size_bytes:
-                raise HandoffError(
-                    f"the KV cache of layer {name} is not laid out block by block (shape {list(view.shape)} for "
-                    f"{config.num_blocks} blocks of {group.kv_cache_spec.page_size_bytes} bytes): it can't be handed over"
-                )
-            planes.append(plane)
-        groups.append(Group(group.kv_cache_spec.block_size, tuple(planes)))
-    return Layout(tuple(groups), storage_bytes)
-
-
-def _traits(vllm_config: VllmConfig, views: dict[str, torch.Tensor]) -> dict[str, str]:
-    """All that decides what the bytes of a block mean."""
-    model, context = vllm_config.model_config, vllm_config.compilation_config.static_forward_context
-    backends = sorted({context[name].get_attn_backend().get_name() for name in views if name in context})
-    shapes = sorted({f"{list(view.shape[1:])}/{_order(view)}/{view.dtype}" for view in views.values()})
-    return {
-        "vllm": vllm.__version__,
-        "model": str(model.model),
-        "revision": str(model.revision),
-        "dtype": str(model.dtype),
-        "quantization": str(model.quantization),
-        "hf_config": sha256(model.hf_config.to_json_string(use_diff=False).encode()).hexdigest()[:16],
-        "kv_cache_dtype": str(vllm_config.cache_config.cache_dtype),
-        "attention": ",".join(backends),
-        "block": ";".join(shapes),
-        "tensor_parallel": str(vllm_config.parallel_config.tensor_parallel_size),
-        "pipeline_parallel": str(vllm_config.parallel_config.pipeline_parallel_size),
-    }
-
-
-def _order(view: torch.Tensor) -> str:
-    """The dimensions within a block, from the slowest to the fastest."""
-    strides = list(view.stride())
-    return "".join(str(dim) for dim in sorted(range(1, view.dim()), key=lambda dim: -strides[dim]))

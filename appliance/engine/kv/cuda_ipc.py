@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from appliance.engine.kv.cudart import CudaError, Cudart
-from appliance.engine.kv.layout import Copy
+from appliance.engine.kv.routes import Copy
 from appliance.engine.kv.runs import Run, sliced
 from appliance.engine.kv.transport import MemoryTransport, PeerMemory, Use
 from appliance.errors import HandoffError

@@ -21,9 +21,16 @@ from appliance.channel import Frames, Message, encode
 from appliance.engine.kv.layout import Layout
 from appliance.errors import ChannelError, HandoffError
 
-PROTOCOL: Final = 1
+PROTOCOL: Final = 2
 MAX_DESCRIPTORS: Final = 64
 _TIMEOUT_S: Final = 5.0
+_ALIKE: Final = {  # what would make a trait the same on both sides, by its name; the first that differs decides the others
+    "kv_cache_dtype": "give both engines the same --kv-cache-dtype",
+    "attention": "give both engines the same --attention-backend",
+    "order": "give both engines the same VLLM_KV_CACHE_LAYOUT",
+    "dtype": "give both engines the same --dtype",
+    "quantization": "give both engines the same --quantization",
+}
 
 
 class Manifest(Message, frozen=True, kw_only=True, tag=True):
@@ -46,10 +53,14 @@ def fingerprint(traits: dict[str, str]) -> str:
     return hashlib.sha256(msgspec.msgpack.encode(sorted(traits.items()))).hexdigest()
 
 
-def refusal(ours: Manifest, theirs: Manifest, layout_difference: str | None) -> str | None:
-    """Why ``ours`` must not pull from ``theirs``, naming both engines; None if it may."""
-    reason = _protocol_difference(ours, theirs) or _trait_difference(ours, theirs) or layout_difference
-    return f"{ours.engine} can't use the KV of {theirs.engine}: {reason}" if reason else None
+def refusal(ours: Manifest, theirs: Manifest) -> str | None:
+    """Why ``ours`` must not pull from ``theirs``, whatever their layouts are, naming both engines; None if it may."""
+    reason = _protocol_difference(ours, theirs) or _trait_difference(ours, theirs)
+    return refused(ours, theirs, reason) if reason else None
+
+
+def refused(ours: Manifest, theirs: Manifest, reason: str) -> str:
+    return f"{ours.engine} can't use the KV of {theirs.engine}: {reason}"
 
 
 def _protocol_difference(ours: Manifest, theirs: Manifest) -> str | None:
@@ -57,8 +68,6 @@ def _protocol_difference(ours: Manifest, theirs: Manifest) -> str | None:
         return f"hand-off protocol {ours.protocol} against {theirs.protocol}"
     if ours.transport != theirs.transport:
         return f"transport {ours.transport} against {theirs.transport}"
-    if (ours.rank, ours.ranks) != (theirs.rank, theirs.ranks):
-        return f"rank {ours.rank} of {ours.ranks} against rank {theirs.rank} of {theirs.ranks}: tensor-parallel sizes must be equal"
     return None
 
 
@@ -67,10 +76,9 @@ def _trait_difference(ours: Manifest, theirs: Manifest) -> str | None:
         return None
     names = sorted(ours.traits.keys() | theirs.traits.keys())
     different = [name for name in names if ours.traits.get(name) != theirs.traits.get(name)]
-    return (
-        "; ".join(f"{name} {ours.traits.get(name)} against {theirs.traits.get(name)}" for name in different)
-        or "fingerprints differ"
-    )
+    said = [f"{name} {ours.traits.get(name)} against {theirs.traits.get(name)}" for name in different]
+    remedies = [remedy for name, remedy in _ALIKE.items() if name in different][:1]
+    return "; ".join((*said, *remedies)) or "fingerprints differ"
 
 
 class KvServer:

@@ -1,38 +1,83 @@
-"""Where a KV block's bytes lie, and the fewest copies that move a list of blocks. Pure: integers in, integers out.
+"""Where a KV block's bytes lie in the memory of one rank. Pure: integers in, integers out; ``routes.py`` says what is copied where.
 
 vLLM addresses KV by (group, block): a group is a set of layers that share block ids; groups may overlay each other in one
-storage, so that layers are never an address. Block 0 is vLLM's null block and is never copied.
+storage, so that layers are never an address. Within a block, a layer has a grid of cells: one for each KV head and token. Block 0 is
+vLLM's null block and is never copied.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
+from typing import Final
 
 import msgspec
 
+from appliance.errors import HandoffError
 
-class Plane(msgspec.Struct, frozen=True):
-    """Bytes of one layer: those of block ``b`` lie at ``b * stride + offset`` for each (offset, size) segment, in bytes."""
+BY_TOKEN: Final = frozenset(
+    {"full_attention", "mla_attention", "sliding_window", "sliding_window_mla", "chunked_local_attention"}
+)
+"""Kinds of groups in which each token has a place of its own. Others have one state for all tokens (Mamba), which can't be taken back by
+the one token that a decode engine computes again, or memory that we don't know."""
 
-    storage: int
+
+class Axis(msgspec.Struct, frozen=True):
+    """``count`` things that lie ``stride`` bytes apart."""
+
+    count: int
     stride: int
-    segments: tuple[tuple[int, int], ...]
+
+
+class Heads(msgspec.Struct, frozen=True):
+    """The KV heads of a layer that one rank has: ``count`` from ``first`` on, of ``total``.
+
+    A latent (MLA) is one head that every rank has.
+    """
+
+    first: int
+    count: int
+    total: int
+
+    @property
+    def numbers(self) -> range:
+        return range(self.first, self.first + self.count)
+
+
+class Plane(msgspec.Struct, frozen=True, kw_only=True):
+    """One layer's KV: in each block, a cell of ``cell`` bytes for each part, slot and state.
+
+    ``parts`` are the blocks of the attention kernel that one of the scheduler's consists of, ``slots`` those of heads, ``states`` those
+    of tokens. The cell of block ``b`` at ``(part, slot, state)`` begins at
+    ``offset + b * stride + part * parts.stride + slot * slots.stride + state * states.stride`` of the storage.
+    """
+
+    layer: str
+    storage: int
+    offset: int
+    stride: int
+    parts: Axis
+    slots: Axis
+    states: Axis
+    cell: int
+    heads: Heads
 
     @property
     def size(self) -> int:
         """Bytes of one block."""
-        return sum(size for _, size in self.segments)
+        return self.parts.count * self.slots.count * self.states.count * self.cell
+
+    @property
+    def by_head(self) -> bool:
+        """Whether each slot is a head. Some attention backends put K and V of all heads into a slot each."""
+        return self.slots.count == self.heads.count
 
 
 class Group(msgspec.Struct, frozen=True):
-    """One KV cache group: its planes in the order of its layers."""
+    """One KV cache group: its planes in the order of its layers, and none if its ``kind``, in vLLM's words, is not ``BY_TOKEN``."""
 
+    kind: str
     block_tokens: int
     planes: tuple[Plane, ...]
-
-    @property
-    def block_bytes(self) -> int:
-        return sum(plane.size for plane in self.planes)
 
 
 class Layout(msgspec.Struct, frozen=True):
@@ -42,132 +87,78 @@ class Layout(msgspec.Struct, frozen=True):
     storage_bytes: tuple[int, ...]
 
 
-class Copy(msgspec.Struct, frozen=True):
-    """``size`` bytes from ``source`` in the peer's storage to ``target`` in the local one."""
-
-    source_storage: int
-    source: int
-    target_storage: int
-    target: int
-    size: int
-
-
-Pairs = Sequence[tuple[int, int]]  # (peer's block id, local block id)
-
-
-def plane_of(storage: int, offset: int, shape: Sequence[int], strides: Sequence[int], item: int, split: int) -> Plane:
-    """The plane of one layer's view ``[blocks, …]``.
+def plane_of(
+    *,
+    layer: str,
+    storage: int,
+    offset: int,
+    shape: Sequence[int],
+    strides: Sequence[int],
+    item: int,
+    split: int,
+    heads: Heads,
+) -> Plane:
+    """The plane of one layer's view ``[blocks, slots, states, content]``, as all of vLLM's views are.
 
     Args:
+        layer: its name.
         storage: index of the storage that the view lies in.
         offset: of the view in it, bytes.
-        shape, strides: of the view, in elements; dimension 0 counts kernel blocks.
+        shape, strides: of the view, in elements; dimension 0 counts the kernel's blocks.
         item: bytes of an element.
         split: kernel blocks per block of the scheduler's.
+        heads: that this rank has.
+
+    Raises:
+        HandoffError: the view is of another form.
     """
-    inner = [0]
-    run = item
-    for size, stride in sorted(zip(shape[1:], strides[1:], strict=True), key=lambda pair: pair[1]):
-        if stride * item == run:
-            run *= size
-        elif size > 1:
-            inner = [base + i * stride * item for i in range(size) for base in inner]
-    starts = [offset + part * strides[0] * item + base for part in range(split) for base in inner]
-    return Plane(storage, strides[0] * item * split, tuple(_merged((start, run) for start in sorted(starts))))
+    if len(shape) != 4 or (strides[3] != 1 and shape[3] > 1):
+        raise HandoffError(
+            f"the KV cache of layer {layer} is not one of blocks, heads, tokens and content "
+            f"(shape {list(shape)}, strides {list(strides)}): it can't be handed over"
+        )
+    block, slot, state = (stride * item for stride in strides[:3])
+    return Plane(
+        layer=layer,
+        storage=storage,
+        offset=offset,
+        stride=block * split,
+        parts=Axis(split, block),
+        slots=Axis(shape[1], slot),
+        states=Axis(shape[2], state),
+        cell=shape[3] * item,
+        heads=heads,
+    )
 
 
-def _merged(segments: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    start = size = 0
-    for next_start, next_size in segments:
-        if size and next_start == start + size:
-            size += next_size
-            continue
-        if size:
-            yield start, size
-        start, size = next_start, next_size
-    if size:
-        yield start, size
+def heads_of(rank: int, ranks: int, total: int) -> Heads:
+    """The heads of ``total`` that a rank has: an equal part of them, or one, where there are fewer heads than ranks.
 
+    As vLLM shares them out (``QKVParallelLinear``): neighbouring ranks then have the same head.
 
-def difference(ours: Layout, theirs: Layout) -> str | None:
-    """Why blocks can't be copied between two layouts, or None if they can.
-
-    Storages may differ in size, and so may strides and offsets; what must agree is the bytes of each block, piece by piece.
+    Raises:
+        HandoffError: they can't be shared out so.
     """
-    if len(ours.groups) != len(theirs.groups):
-        return f"{len(ours.groups)} KV cache groups here, {len(theirs.groups)} there"
-    for index, (our, their) in enumerate(zip(ours.groups, theirs.groups, strict=True)):
-        if our.block_tokens != their.block_tokens:
-            return f"KV group {index}: blocks of {our.block_tokens} tokens here, {their.block_tokens} there"
-        if _shape(our) != _shape(their):
-            return f"KV group {index}: blocks of {our.block_bytes} bytes here, {their.block_bytes} there, or laid out otherwise"
-    return None
+    if total % ranks and ranks % total:
+        raise HandoffError(f"{total} KV heads can't be shared out to {ranks} ranks")
+    count = max(1, total // ranks)
+    return Heads(rank * total // ranks, count, total)
 
 
-def _shape(group: Group) -> list[list[int]]:
-    return [[size for _, size in plane.segments] for plane in group.planes]
+def held_of(rank: int, ranks: int, held: int, shards: int | None, of_model: int) -> Heads:
+    """The heads that a rank has of a layer of which it has ``held``.
 
-
-def copies(ours: Layout, theirs: Layout, pairs: Sequence[Pairs]) -> list[Copy]:
-    """The copies that bring, for each group, the peer's blocks into the local ones; adjacent bytes in one run.
+    With more heads than one on each rank, none is on two. Where each has one, only the model says of how many.
 
     Args:
-        pairs: per group, (peer's block id, local block id). Pairs with a null block on either side are the caller's error.
+        held: heads on each rank.
+        shards: into how many different parts the layer's KV is divided at the most, where vLLM tells: 1 for a latent.
+        of_model: KV heads of the model.
     """
-    found: list[Copy] = []
-    for our, their, blocks in zip(ours.groups, theirs.groups, pairs, strict=True):
-        runs = list(_runs(blocks))
-        for target, source in zip(our.planes, their.planes, strict=True):
-            found.extend(_plane_copies(target, source, runs))
-    return list(_joined(sorted(found, key=lambda copy: (copy.source_storage, copy.target_storage, copy.source))))
-
-
-def _runs(pairs: Pairs) -> Iterator[tuple[int, int, int]]:
-    """Pairs that are consecutive on both sides, as (source, target, count)."""
-    count = 0
-    first: tuple[int, int] = (0, 0)
-    for source, target in sorted(pairs):
-        if count and (source, target) == (first[0] + count, first[1] + count):
-            count += 1
-            continue
-        if count:
-            yield (*first, count)
-        first, count = (source, target), 1
-    if count:
-        yield (*first, count)
-
-
-def _plane_copies(target: Plane, source: Plane, runs: Iterable[tuple[int, int, int]]) -> Iterator[Copy]:
-    whole = len(target.segments) == 1 and target.stride == source.stride == target.size
-    for from_block, to_block, count in runs:
-        for step in (0,) if whole else range(count):
-            for (from_offset, size), (to_offset, _) in zip(source.segments, target.segments, strict=True):
-                yield Copy(
-                    source.storage,
-                    (from_block + step) * source.stride + from_offset,
-                    target.storage,
-                    (to_block + step) * target.stride + to_offset,
-                    size * count if whole else size,
-                )
-
-
-def _joined(ordered: Iterable[Copy]) -> Iterator[Copy]:
-    """Copies that touch on both sides, as one."""
-    last: Copy | None = None
-    for copy in ordered:
-        if last is not None and _touch(last, copy):
-            last = Copy(last.source_storage, last.source, last.target_storage, last.target, last.size + copy.size)
-            continue
-        if last is not None:
-            yield last
-        last = copy
-    if last is not None:
-        yield last
-
-
-def _touch(first: Copy, second: Copy) -> bool:
-    return (
-        (first.source_storage, first.target_storage) == (second.source_storage, second.target_storage)
-        and second.source == first.source + first.size
-        and second.target == first.target + first.size
-    )
+    if shards is not None:
+        total = held * min(ranks, shards)
+    elif held > 1 or ranks == 1:
+        total = held * ranks
+    else:
+        total = min(ranks, of_model)
+    return heads_of(rank, ranks, total)

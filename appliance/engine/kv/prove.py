@@ -23,7 +23,8 @@ import msgspec
 import torch
 
 from appliance.engine.kv.handshake import PROTOCOL, KvServer, Manifest, ask, fingerprint
-from appliance.engine.kv.layout import Copy, Group, Layout, Plane
+from appliance.engine.kv.layout import Layout
+from appliance.engine.kv.routes import Copy
 from appliance.engine.kv.transport import MemoryTransport, PeerMemory, open_transport
 from appliance.errors import HandoffError
 
@@ -72,7 +73,7 @@ class Mover:
             transport=kind,
             traits=_TRAITS,
             fingerprint=fingerprint(_TRAITS),
-            layout=Layout((Group(16, (Plane(0, PIECE_BYTES, ((0, PIECE_BYTES),)),)),), (size, size)),
+            layout=Layout((), (size, size)),
             handles=tuple(handles),
         )
         KvServer(directory / name, manifest, descriptors)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import msgspec
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorMetadata, KVConnectorWorkerMetadata
 
@@ -51,7 +53,11 @@ class Transfers(KVConnectorWorkerMetadata):
 
     def aggregate(self, other: KVConnectorWorkerMetadata) -> KVConnectorWorkerMetadata:
         assert isinstance(other, Transfers)
-        merged = dict(self.ended)
-        for request_id, transfer in other.ended.items():
+        return Transfers(other.added_to(self.ended))
+
+    def added_to(self, others: Mapping[str, Transfer]) -> dict[str, Transfer]:
+        """Together with what other ranks have reported."""
+        merged = dict(others)
+        for request_id, transfer in self.ended.items():
             merged[request_id] = merged[request_id].with_rank(transfer) if request_id in merged else transfer
-        return Transfers(merged)
+        return merged

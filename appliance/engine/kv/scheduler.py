@@ -54,6 +54,7 @@ class SchedulerHalf:
         self._releases: deque[Release] = deque()
         self._tickets: dict[str, Ticket] = {}  # of requests that have not begun to pull, by vLLM's request id
         self._pulling: dict[str, Ticket] = {}
+        self._reported: dict[str, Transfer] = {}  # by those ranks that are done, of pulls that others are not done with
         self._planned: list[Pull] = []
 
     def bind(self, manager: KVCacheManager) -> None:
@@ -196,15 +197,16 @@ class SchedulerHalf:
         return Pulls(planned)
 
     def transferred(self, output: KVConnectorOutput) -> None:
-        """Pulls that are over on all ranks."""
+        """What ranks report, each in a step of its own; and pulls that are over on all of them."""
         details = output.kv_connector_worker_meta
-        ended = details.ended if isinstance(details, Transfers) else {}
+        if isinstance(details, Transfers):
+            self._reported = details.added_to(self._reported)
         failed = output.failed_recving or ()
         for request_id in output.finished_recving or ():
-            ticket = self._pulling.pop(request_id, None)
+            ticket, transfer = self._pulling.pop(request_id, None), self._reported.pop(request_id, None)
             if ticket is not None:
                 unknown = _instant(time.monotonic_ns(), "no details" if request_id in failed else None)
-                self._report(ticket, ended.get(request_id, unknown))
+                self._report(ticket, transfer or unknown)
 
     def _drop(self, request: Request) -> None:
         """A request that ended before it began to pull wants nothing any more.

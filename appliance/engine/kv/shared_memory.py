@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from appliance.engine.kv.layout import Copy
+from appliance.engine.kv.routes import Copy
 from appliance.engine.kv.transport import MemoryTransport, PeerMemory, Use
 from appliance.errors import HandoffError
 

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from appliance.engine.kv.layout import Copy
+from appliance.engine.kv.routes import Copy
 from appliance.errors import HandoffError
 
 if TYPE_CHECKING:

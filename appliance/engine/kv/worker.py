@@ -6,10 +6,11 @@ forward pass. Whatever goes wrong in a pull is a failed load, which vLLM recompu
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,10 +19,10 @@ from msgspec.structs import replace
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorTransferResults
 
 from appliance.channel import ClosePeer, Down, OpenPeer, PeerClosed, PeerOpened
-from appliance.engine.kv.handshake import KvServer, Manifest, ask, refusal
-from appliance.engine.kv.layout import Layout, copies, difference
+from appliance.engine.kv.handshake import KvServer, Manifest, ask, refusal, refused
 from appliance.engine.kv.lease import LeaseTable
 from appliance.engine.kv.pulls import Pull, Transfer, Transfers
+from appliance.engine.kv.routes import Copy, Route, copies, difference, routes
 from appliance.engine.kv.transport import MemoryTransport, PeerMemory
 from appliance.errors import HandoffError
 
@@ -34,15 +35,23 @@ class Refusal(HandoffError):
 
 
 class Peer:
-    """One life of a peer: its memory, its layout and its lease table, mapped here."""
+    """One life of a peer: the memory of those of its ranks that are needed, with the way from it, and its lease table, mapped here."""
 
-    def __init__(self, memory: PeerMemory, layout: Layout, leases: LeaseTable) -> None:
-        self.memory = memory
-        self.layout = layout
+    def __init__(self, sources: Sequence[tuple[Route, PeerMemory]], leases: LeaseTable) -> None:
+        self._sources = sources
         self.leases = leases
 
+    def bring(self, pull: Pull) -> tuple[int, int]:
+        """Copy; bytes, and runs that they were copied in."""
+        plans = [(memory, copies(route, pull.pairs)) for route, memory in self._sources]
+        for memory, plan in plans:
+            memory.copy(plan)
+        moved: list[Copy] = [copy for _, plan in plans for copy in plan]
+        return sum(copy.size for copy in moved), len(moved)
+
     def close(self) -> None:
-        self.memory.close()
+        for _, memory in self._sources:
+            memory.close()
         self.leases.close()
 
 
@@ -88,8 +97,6 @@ class WorkerHalf:
 
     def _map(self, message: OpenPeer) -> Peer:
         """Raises ``Refusal`` if these two lives can never share KV, ``HandoffError`` or ``OSError`` if it did not work now."""
-        if self._manifest.rank >= len(message.sockets):
-            raise Refusal(f"{message.peer} has {len(message.sockets)} ranks, this is rank {self._manifest.rank}")
         leases = LeaseTable(Path(message.lease_table), create=False)
         try:
             return self._ask(message, leases)
@@ -98,15 +105,33 @@ class WorkerHalf:
             raise
 
     def _ask(self, message: OpenPeer, leases: LeaseTable) -> Peer:
-        theirs, descriptors = ask(message.sockets[self._manifest.rank], message.peer)
-        reason = refusal(self._manifest, theirs, difference(self._manifest.layout, theirs.layout))
+        with contextlib.ExitStack() as unused, contextlib.ExitStack() as undo:
+            answers = [self._answer(message, rank, unused) for rank in range(len(message.sockets))]
+            layouts = [theirs.layout for theirs, _ in answers]
+            if reason := difference(self._manifest.layout, layouts):
+                raise Refusal(refused(self._manifest, answers[0][0], reason))
+            sources = []
+            for route in routes(self._manifest.layout, layouts, self._manifest.rank, self._manifest.ranks):
+                theirs, descriptors = answers[route.rank]
+                taken, descriptors[:] = list(descriptors), []
+                memory = self._transport.open(theirs.handles, taken, theirs.layout.storage_bytes)
+                undo.callback(memory.close)
+                sources.append((route, memory))
+            undo.pop_all()
+            return Peer(sources, leases)
+
+    def _answer(self, message: OpenPeer, rank: int, unused: contextlib.ExitStack) -> tuple[Manifest, list[int]]:
+        """What a rank of a peer says of its memory. Descriptors that nobody takes are closed with ``unused``."""
+        theirs, descriptors = ask(message.sockets[rank], message.peer)
+        unused.callback(_close_all, descriptors)
+        reason = refusal(self._manifest, theirs)
         if reason is None and (theirs.engine, theirs.epoch) != (message.peer, message.epoch):
             reason = f"{theirs.engine} (life {theirs.epoch}) answered for {message.peer} (life {message.epoch})"
+        if reason is None and (theirs.rank, theirs.ranks) != (rank, len(message.sockets)):
+            reason = f"rank {theirs.rank} of {theirs.ranks} answered for rank {rank} of {len(message.sockets)} of {message.peer}"
         if reason is not None:
-            _close_all(descriptors)
             raise Refusal(reason)
-        memory = self._transport.open(theirs.handles, descriptors, theirs.layout.storage_bytes)
-        return Peer(memory, theirs.layout, leases)
+        return theirs, descriptors
 
     def _close(self, key: tuple[str, int]) -> None:
         with self._lock:
@@ -172,10 +197,9 @@ class WorkerHalf:
         if any(source == 0 for group in pull.pairs for source, _ in group):
             raise HandoffError(f"{ticket.engine} did not keep all the blocks that are needed")
         _check_lease(peer, pull, "before the pull")
-        plan = copies(self._manifest.layout, peer.layout, pull.pairs)
-        peer.memory.copy(plan)
+        moved = peer.bring(pull)
         _check_lease(peer, pull, "during the pull")
-        return sum(copy.size for copy in plan), len(plan)
+        return moved
 
 
 def _check_lease(peer: Peer, pull: Pull, when: str) -> None:

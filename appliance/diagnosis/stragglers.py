@@ -1,0 +1,183 @@
+"""Steps of an engine take longer than such steps do. Pure.
+
+Each test says what speaks for its cause and what to do, or None where it is not so. Thresholds are of two kinds: what is material to a
+request, and what is beyond the noise of a figure. They were chosen on the tuning seeds of ``bench/diagnosis``.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from typing import Final
+
+from appliance.diagnosis import advice
+from appliance.diagnosis.finding import Finding, first
+from appliance.diagnosis.signs import Engine, Signs
+from appliance.records import Evidence
+
+_SLOW: Final = 1.08  # times what steps take: beyond noise and drift, where GPUs or cores tell of a reason
+_SLOW_FOR_WANT_OF_CORES: Final = 1.15  # cores that are shared make steps uneven
+SLOW_FOR_NO_REASON: Final = 1.3  # where they do not
+_SLOWER: Final = 1.5  # where it is not known how slow
+UNEXPLAINED: Final = 0.6  # confidence in an engine that is slow for no reason that can be read
+_WORKING: Final = 0.2
+_ALL_OF_THE_TIME: Final = 0.9
+_CLEARLY_MORE: Final = 1.1
+_STARVED: Final = 0.08  # of the time waiting for a core
+_THROTTLED: Final = 0.1  # of the time without any, for a quota that is used up
+_HELD: Final = 0.25  # of the time to the first token, in one place
+_NEARLY_FULL: Final = 0.9  # of KV
+
+
+def straggler(signs: Signs) -> Finding | None:
+    """Steps of one engine take longer than such steps do."""
+    candidates = [engine for engine in signs.engines if engine.serves and engine.busy >= _WORKING]
+    found = [engine for engine in candidates if _is_slow(engine, candidates) and _matters(engine, signs)]
+    if found and _too_much_anyway(signs):
+        found = [engine for engine in found if not engine.prefills]
+    if not found:
+        return None
+    worst = max(found, key=lambda engine: (engine.slowdown - 1) * engine.busy)
+    stage, trouble = _slow_stage(worst, signs), worst.gpu_trouble
+    starved = is_starved(worst)
+    kind = "cpu" if not trouble and (starved or not worst.now.gpus) else "gpu"
+    why = trouble or _why_starved(worst) or "nothing that its GPUs or its cores tell explains it"
+    known = worst.now.slowdown is not None
+    slower = (
+        f"takes {worst.slowdown:.1f} times as long for its steps as it should"
+        if known
+        else "is slow, by what its GPU says"
+    )
+    evidence = [
+        Evidence(
+            measured=worst.slowdown,
+            expected=1.0,
+            unit="times",
+            sentence=f"Steps of {worst.name} take {worst.slowdown:.2f} times as long as such steps do{_since(worst)}.",
+        )
+    ][:known]
+    if trouble:
+        evidence.append(Evidence(measured=1.0, expected=0.0, unit="", sentence=f"{trouble}."))
+    evidence += _of_cores(worst)
+    return Finding(
+        cause=f"{stage}_straggler_{kind}",
+        stage=stage,
+        sentence=f"{_who(worst)} {slower}: {why}.",
+        confidence=UNEXPLAINED if not (trouble or starved) else 0.95 if known else 0.7,
+        engines=first(worst, found),
+        evidence=tuple(evidence),
+        action=advice.less_work(
+            worst,
+            signs,
+            worst.slowdown if known else _SLOWER,
+            f"see to its GPU ({trouble})"
+            if trouble
+            else _relief(worst)
+            if starved
+            else "look at what else runs on its GPU"
+            if worst.now.gpus
+            else "look at what else runs on its cores",
+        ),
+        gain=1 - 1 / worst.slowdown if known else None,
+    )
+
+
+def _since(engine: Engine) -> str:
+    """Since when that is known: a decline may be as old."""
+    since = engine.now.usual_since
+    return "" if since is None else f", as was learnt by {time.strftime('%Y-%m-%d', time.localtime(since))}"
+
+
+def _who(engine: Engine) -> str:
+    """With what it does, where engines do not all do the same."""
+    return engine.name if engine.prefills and engine.decodes else f"{engine.name}, which {engine.stage}s,"
+
+
+def is_starved(engine: Engine) -> bool:
+    """Waiting for a core is the main sign; time in which there was none to be had is another."""
+    return engine.core_delay >= _STARVED or engine.throttled >= _THROTTLED
+
+
+def _why_starved(engine: Engine) -> str | None:
+    if engine.throttled >= _THROTTLED:
+        return f"its control group is out of CPU quota {engine.throttled:.0%} of the time"
+    if engine.core_delay >= _STARVED:
+        return f"its main loop waits for a core {engine.core_delay:.0%} of the time"
+    return None
+
+
+def _relief(engine: Engine) -> str:
+    if engine.throttled >= _THROTTLED:
+        return "raise the CPU quota of its control group (CPUQuota= of its unit, --cpus of its container)"
+    return "give its processes cores of their own"
+
+
+def _of_cores(engine: Engine) -> list[Evidence]:
+    """What speaks for want of CPU time, and what with it."""
+    found, host = [], engine.now.host
+    if engine.core_delay >= _STARVED:
+        found.append(_share_of(engine.core_delay, f"{engine.name}'s main loop could run and had no core", 0.01))
+    if engine.throttled >= _THROTTLED:
+        found.append(_share_of(engine.throttled, f"{engine.name}'s control group had used up its CPU quota", 0.0))
+    if not found or host is None:
+        return found
+    if host.pressure is not None and host.pressure >= _STARVED:
+        found.append(_share_of(host.pressure, f"Something around {engine.name} could run and had no core", None))
+    if host.cores == 1:
+        only = f"{engine.name}'s main loop may run on one core only."
+        found.append(Evidence(measured=1.0, expected=None, unit="cores", sentence=only))
+    return found
+
+
+def _share_of(measured: float, what: str, expected: float | None) -> Evidence:
+    return Evidence(
+        measured=measured, expected=expected, unit="of the time", sentence=f"{what} {measured:.0%} of the time."
+    )
+
+
+def _is_slow(engine: Engine, others: Sequence[Engine]) -> bool:
+    if engine.now.slowdown is None:  # steps like its latest have not been seen yet
+        return engine.gpu_trouble is not None
+    rest = [other.slowdown for other in others if other is not engine and _alike(other, engine)]
+    usual = max(1.0, statistics.median(rest)) if rest else 1.0
+    reason = engine.gpu_trouble is not None or is_starved(engine)
+    if not reason:
+        return engine.slowdown > SLOW_FOR_NO_REASON * usual
+    least = _SLOW if engine.gpu_trouble is not None else _SLOW_FOR_WANT_OF_CORES
+    return engine.slowdown > least * (usual if usual < _SLOW else 1.0)  # all may be slow together, and excuse nobody
+
+
+def _matters(engine: Engine, signs: Signs) -> bool:
+    """To those who are hurt: a slow engine that does its work in time is not what they wait for."""
+    prompts = signs.ttft_late > 0 or signs.waits_too_long or signs.queue >= 1
+    tokens = signs.is_behind(engine) or engine.full or engine.kv >= _NEARLY_FULL
+    waiting = engine.waiting + engine.fetching >= 1 or (prompts and _waits_for_decoding(signs))
+    return (engine.prefills and prompts) or (engine.decodes and (tokens or waiting))
+
+
+def _too_much_anyway(signs: Signs) -> bool:
+    """More prompt tokens come than engines could compute that are all of the time at it, were none of them slow."""
+    pool = signs.prefill
+    if not pool or signs.prompt_tokens is None or min(engine.busy for engine in pool) < _ALL_OF_THE_TIME:
+        return False
+    could = sum(engine.prompt_tokens_s * max(1.0, engine.slowdown) for engine in pool)
+    found = [engine.hits for engine in pool if engine.hits is not None]
+    computed = 1 - (sum(found) / len(found) if found else 0.0)
+    return signs.arrivals_s * signs.prompt_tokens * computed > _CLEARLY_MORE * could > 0
+
+
+def _waits_for_decoding(signs: Signs) -> bool:
+    """First tokens do, for a good part of their time: until a decode engine takes them, and makes a step."""
+    after = signs.stages.get("decode_wait", 0.0) + signs.stages.get("first_step", 0.0)
+    return after >= _HELD * sum(signs.stages.values()) > 0
+
+
+def _slow_stage(engine: Engine, signs: Signs) -> str:
+    if engine.prefills and engine.decodes:
+        return "decode" if signs.itl_late > signs.ttft_late else "prefill"
+    return engine.stage
+
+
+def _alike(one: Engine, other: Engine) -> bool:
+    return one.now.role is other.now.role
