@@ -90,9 +90,20 @@ settle_build() { # both builds are the same files: one can't be put over the oth
     make_venv
 }
 
+install_cuda() { # not locked, as the CPU build is: pip looks for what vLLM needs
+    list=requirements/cuda.txt
+    key=$(digest "$list")
+    done_before cuda "$key" && return
+    say "installing vLLM for NVIDIA GPUs, torch with CUDA $CUDA, and the supervisor (some 4 GB; ten minutes)"
+    no_deps='' pip_install 180 -r "$list" ||
+        fail "pip could not install $list: is there a network, and room on the disk? A second run goes on from here"
+    say "installed $list after $SECONDS s"
+    stamp cuda "$key"
+}
+
 install_vllm() {
     if [ "$build" = cuda ]; then
-        install_locked cuda "vLLM for NVIDIA GPUs, torch with CUDA $CUDA, and the supervisor (some 4 GB; ten minutes)"
+        install_cuda
         return
     fi
     install_torch
@@ -119,7 +130,7 @@ show_progress() { # how many: reads what pip says; one line that counts on a ter
 pip_install() { # how many, then what pip takes
     count=$1
     shift
-    "$python" -m pip install --disable-pip-version-check --no-input --no-deps --progress-bar off "$@" 2>&1 |
+    "$python" -m pip install --disable-pip-version-check --no-input ${no_deps---no-deps} --progress-bar off "$@" 2>&1 |
         tee "$log" | show_progress "$count"
 }
 

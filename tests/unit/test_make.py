@@ -147,20 +147,21 @@ def set_up(tmp_path: Path) -> Callable[..., tuple[str, str]]:
 @pytest.mark.parametrize(
     ("cuda", "more", "lock"),
     [
-        (None, {}, "cpu"),
-        ("", {}, "cpu"),
-        ("13.0", {}, "cuda"),
-        ("14.1", {}, "cuda"),
-        ("12.9", {}, "cpu"),
-        ("13.0", {"CPU": "1"}, "cpu"),
+        (None, {}, "cpu.lock"),
+        ("", {}, "cpu.lock"),
+        ("13.0", {}, "cuda.txt"),
+        ("14.1", {}, "cuda.txt"),
+        ("12.9", {}, "cpu.lock"),
+        ("13.0", {"CPU": "1"}, "cpu.lock"),
     ],
 )
 def test_vllm_is_installed_for_what_the_machine_has(
     set_up: Callable[..., tuple[str, str]], cuda: str | None, more: dict[str, str], lock: str
 ) -> None:
     said, installed = set_up(cuda, **more)
-    assert f"requirements/{lock}.lock" in installed
-    assert ("torch==" in installed) == (lock == "cpu"), "for GPUs torch is in the lock"
+    [told] = [line for line in installed.splitlines() if line.endswith(f" -r requirements/{lock}")]
+    assert ("--no-deps" in told) == (lock == "cpu.lock"), "for GPUs pip looks for what vLLM needs"
+    assert ("torch==" in installed) == (lock == "cpu.lock")
     assert ("runs CUDA up to 12.9, and vLLM for GPUs needs 13" in said) == (cuda == "12.9")
     assert set_up(cuda, **more)[1] == "", "a second time there is nothing to do"
 
@@ -169,7 +170,7 @@ def test_where_a_gpu_has_come_the_environment_is_made_again(set_up: Callable[...
     set_up(None)
     said, installed = set_up("13.0")
     assert "vLLM's cpu build is installed, and this machine is for the cuda build" in said
-    assert "requirements/cuda.lock" in installed
+    assert "requirements/cuda.txt" in installed
 
 
 def _until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
