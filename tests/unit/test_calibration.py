@@ -53,12 +53,12 @@ def prompts(engine: Engine) -> list[int]:
 
 
 async def test_an_engine_that_is_new_gets_prompts_of_growing_size_and_sequences_that_decode(short: Path) -> None:
-    async with house(short, "b", calibrate_s=0.6) as built:
+    async with house(short, "b", calibrate_s=1.5) as built:
         heard, built["e0"].script = Heard(built), paced
         await until(lambda: ("e0", 1, False) in heard.said)
         first = prompts(built["e0"])[: prompts(built["e0"]).index(32, 1)]
         assert first == [32 << place for place in range(len(first))]
-        assert 1024 <= first[-1] <= 4096, "larger ones would have taken more than their share"
+        assert 256 <= first[-1] <= 8192, "larger ones would have taken more than their share"
         together = [body for body in built["e0"].seen if body["max_tokens"] > 1]
         assert len(together) % 8 == 0
         assert len({tuple(body["prompt"][:16]) for body in built["e0"].seen}) > 0.9 * len(built["e0"].seen), (
@@ -73,7 +73,7 @@ async def test_it_is_nobodys_request_and_ends_in_time(short: Path) -> None:
         began_s = asyncio.get_running_loop().time()
         assert built.router.not_ready() is None, "it delays nothing"
         await until(lambda: ("e0", 1, False) in heard.said)
-        assert asyncio.get_running_loop().time() - began_s < 0.8
+        assert asyncio.get_running_loop().time() - began_s < 2.0
         assert (built.router.counts().total, built.timelines.recent(9), built.router.in_flight("e0")) == (0, [], 0)
         made = len(built["e0"].seen)
         await asyncio.sleep(0.1)
