@@ -24,14 +24,9 @@ _REAP_S: Final = 2.0
 _TIDY_S: Final = 0.5  # for what ends by itself
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _SHARED_MEMORY: Final = Path("/dev/shm")
-_NAMED: Final = re.compile(
-    r" (\d+) +/dev/shm/(?:sem\.|psm_|vllm_dist_)"
-)  # its inode: the name in the map may be that of its making
-_NAMES: Final = (
-    "sem.mp-*",
-    "psm_*",
-    "vllm_dist_*",
-)  # of multiprocessing's semaphores and shared memory, and of vLLM's ranks on CPUs
+# A file's inode: its name in the map may be that of its making. Multiprocessing's semaphores and memory, and that of vLLM's ranks on CPUs.
+_NAMED: Final = re.compile(r" (\d+) +/dev/shm/(?:sem\.|psm_|vllm_dist_)")
+_NAMES: Final = ("sem.mp-*", "psm_*", "vllm_dist_*")
 _IGNORED_BY_PYTHON: Final = (signal.SIGPIPE, signal.SIGXFSZ)
 
 
