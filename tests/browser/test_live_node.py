@@ -176,7 +176,7 @@ def looked_back_through(page: Page, serving: Serving) -> None:
     """By keyboard, the incident that came of it."""
     page.locator(".places").get_by_role("link", name="Incidents").press("Enter")
     page.locator("#incident_list tbody th a").first.press("Enter")
-    expect(page.locator("h1")).to_contain_text("Slow GPU on e0")
+    expect(page.locator("h1")).to_contain_text("slow GPU on e0")
     page.locator("#scrub").focus()
     page.keyboard.press("ArrowLeft")
     expect(page).to_have_url(re.compile(r"\?at=[\d.]+$"))
