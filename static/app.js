@@ -81,7 +81,7 @@ function startLink(live, onSample) {
   live.addEventListener("htmx:sse:before:connection", (event) => {
     if (event.detail.connection.attempt > 0 && !document.hidden) lost();
   });
-  say("waiting", "Connecting…");
+  say("waiting", () => "Connecting…");
   let again = 0;
   const retry = () => { // htmx tries again what broke off, but not what never began
     lost();
