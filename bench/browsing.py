@@ -53,13 +53,18 @@ def _wait(server: uvicorn.Server) -> None:
         time.sleep(0.02)
 
 
-@contextmanager
-def chromium() -> Iterator[Browser]:
-    """That of ``$CHROMIUM``, or the system's."""
+def executable() -> str:
+    """Where Chromium is. Raises ``SystemExit``."""
     path = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
     if path is None:
         raise SystemExit("no Chromium here: install it, or name it in $CHROMIUM")
+    return path
+
+
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    """That of ``$CHROMIUM``, or the system's."""
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=list(FLAGS))
+        browser = playwright.chromium.launch(executable_path=executable(), args=list(FLAGS))
         yield browser
         browser.close()

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
 from playwright.async_api import Browser, async_playwright
 
-from bench.browsing import FLAGS
+from bench.browsing import FLAGS, executable
 
 _WAIT_MS: Final = 30_000
 _PAINTED: Final = "() => performance.getEntriesByName('first-contentful-paint').length > 0"
@@ -52,9 +51,8 @@ class Visit(msgspec.Struct, frozen=True, kw_only=True):
 
 async def visits(url: str, pages: Sequence[str], times: int) -> dict[str, list[Visit]]:
     """Each page so many times, in turn, after a visit that is not counted: a browser's first is its own start."""
-    path = shutil.which("chromium") or shutil.which("chromium-browser")
     async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=path, args=list(FLAGS))
+        browser = await playwright.chromium.launch(executable_path=executable(), args=list(FLAGS))
         await _visit(browser, url + pages[0])
         found: dict[str, list[Visit]] = {page: [] for page in pages}
         for _ in range(times):
