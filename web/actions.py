@@ -12,11 +12,13 @@ from starlette.routing import BaseRoute, Route
 
 from appliance.errors import ActionError, RequestError
 from appliance.records import Order, OrderKind, Remedy, Role
+from web import bodies
 from web.api import limit_of
 from web.ports import Actions
 
 T = TypeVar("T")
 _MOST: Final = 1000
+_LARGEST_BYTES: Final = 64 << 10  # an order is some words
 _PLAIN: Final = (OrderKind.DRAIN, OrderKind.RESUME, OrderKind.RESTART)
 
 
@@ -44,33 +46,35 @@ class ActionRoutes:
 
     def _of_engine(self, kind: OrderKind) -> Callable[[Request], Response]:
         async def endpoint(request: Request) -> Response:
-            asked = read(await request.body(), PlainBody)
+            asked = await told(request, PlainBody)
             return self._give(request, Order(kind=kind, engine=request.path_params["name"], force=asked.force))
 
         return endpoint  # type: ignore[return-value]
 
     async def weight(self, request: Request) -> Response:
-        asked = read(await request.body(), WeightBody)
+        asked = await told(request, WeightBody)
         return self._give(
             request, Order(kind=OrderKind.WEIGHT, engine=request.path_params["name"], weight=asked.weight)
         )
 
     async def role(self, request: Request) -> Response:
-        asked, name = read(await request.body(), RoleBody), request.path_params["name"]
+        asked, name = await told(request, RoleBody), request.path_params["name"]
         return self._give(request, Order(kind=OrderKind.ROLE, engine=name, role=asked.role, force=asked.force))
 
     async def topology(self, request: Request) -> Response:
-        asked = msgspec.structs.asdict(read(await request.body(), TopologyBody))
+        asked = msgspec.structs.asdict(await told(request, TopologyBody))
         return self._give(request, Order(kind=OrderKind.TOPOLOGY, **asked))
 
     async def restart_all(self, request: Request) -> Response:
+        await told(request, NoBody)
         return self._give(request, Order(kind=OrderKind.RESTART))
 
     async def apply(self, request: Request) -> Response:
         """An order as verdicts have them: ``{"kind": "weight", "engine": "e1", "weight": 0.5}``."""
-        return self._give(request, read(await request.body(), Order))
+        return self._give(request, Order(**msgspec.structs.asdict(await told(request, OrderBody))))
 
     async def undo(self, request: Request) -> Response:
+        await told(request, NoBody)
         return _answer(tried(lambda: self._actions.undo(request.path_params["id"], _by(request))))
 
     async def remedies(self, request: Request) -> Response:
@@ -88,6 +92,14 @@ class ActionRoutes:
 
     def _give(self, request: Request, order: Order) -> Response:
         return _answer(tried(lambda: self._actions.apply(order, _by(request))))
+
+
+class NoBody(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of an order that says all in its address."""
+
+
+class OrderBody(Order, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The body of ``POST /api/remedies``. A field that there is not may be a slip: without ``engine``, a restart is of all."""
 
 
 class PlainBody(msgspec.Struct, forbid_unknown_fields=True):
@@ -117,10 +129,14 @@ class TopologyBody(msgspec.Struct, forbid_unknown_fields=True):
     force: bool = False
 
 
-def read(body: bytes, kind: type[T]) -> T:
-    """What an order says. Raises ``RequestError`` 400 that names what is wrong."""
+async def told(request: Request, kind: type[T]) -> T:
+    """What an order says. Raises ``RequestError``: 400 that names what is wrong, 413, 408."""
     try:
+        with bodies.Room(_LARGEST_BYTES).share() as share:
+            body = await bodies.read(request.headers, request.receive, _LARGEST_BYTES, share)
         return msgspec.json.decode(body or b"{}", type=kind)
+    except bodies.ClientLeft:
+        raise RequestError(400, "the body broke off", code="invalid_body") from None
     except ValueError as error:
         raise RequestError(400, f"the body can't be read: {error}", code="invalid_body") from None
 

@@ -8,7 +8,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from appliance.errors import RequestError
-from web.actions import asked_for, read, tried
+from web.actions import asked_for, told, tried
 from web.ports import Simulation
 
 
@@ -40,7 +40,7 @@ class SimulationRoutes:
 
     async def fault(self, request: Request) -> Response:
         simulation, name = self._there(), request.path_params["name"]
-        body = read(await request.body(), FaultBody)
+        body = await told(request, FaultBody)
         tried(lambda: simulation.fault(name, body.kind, body.severity, body.peer))
         return asked_for({"engine": name, "asked": "fault", **msgspec.structs.asdict(body)})
 

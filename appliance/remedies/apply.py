@@ -195,7 +195,7 @@ class Remedies:
             case OrderKind.TOPOLOGY:
                 return hands.relabel(order.topology or "", order.roles, force=force)
             case OrderKind.RESTART:
-                hands.restart(name) if order.engine else hands.restart_all()
+                hands.restart_all() if order.engine is None else hands.restart(name)
         return Moved()
 
     def _put(self, remedy: Remedy) -> None:

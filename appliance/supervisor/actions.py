@@ -132,6 +132,8 @@ class EngineActions:
                 wanted = roles
             elif self.casting is not None and not is_of(places, layout):
                 return self._change(layout, roles, force)
+            elif roles is not None and is_of(places, layout):
+                raise ConfigError(_not_theirs(places, roles, layout))
             else:
                 wanted = relabelled(places, layout, self._serving())
         except NotNowError as error:
@@ -274,6 +276,12 @@ class EngineActions:
         ready = [other for other in self._engines.values() if other.life.state is EngineState.READY]
         known = all(engine.spec.name in self._known.peers(other.key) for other in ready if other is not engine)
         return engine.life.epoch > epoch and engine in ready and known
+
+
+def _not_theirs(places: Sequence[Place], roles: Mapping[str, Role], layout: str) -> str:
+    said = ", ".join(f"{name} {role.value}" for name, role in roles.items()) or "none"
+    names = ", ".join(place.name for place in places)
+    return f"these roles ({said}) of {names} are not {layout}: name each engine, as that layout has them"
 
 
 def _is_theirs(places: Sequence[Place], roles: Mapping[str, Role], layout: str) -> bool:

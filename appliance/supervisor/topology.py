@@ -12,8 +12,9 @@ import msgspec
 from appliance.errors import ConfigError
 from appliance.records import Role
 
-_SPLIT: Final = re.compile(r"([0-9]+)p([0-9]+)d(?:@tp([0-9]+)(?::tp([0-9]+))?)?")
-_AGGREGATED: Final = re.compile(r"([0-9]+)b(?:@tp([0-9]+))?")
+_SPLIT: Final = re.compile(r"([0-9]{1,4})p([0-9]{1,4})d(?:@tp([0-9]{1,4})(?::tp([0-9]{1,4}))?)?")
+_AGGREGATED: Final = re.compile(r"([0-9]{1,4})b(?:@tp([0-9]{1,4}))?")
+_SHOWN: Final = 80  # characters of what is none
 _MOST_ENGINES: Final = 64
 _MOST_RANKS: Final = 64
 _EXAMPLES: Final = "1p1d, 2b, 2p1d@tp2:tp4 or 1b@tp8"
@@ -45,7 +46,7 @@ def parse(layout: str) -> Topology:
     elif both := _AGGREGATED.fullmatch(text):
         groups = ((Role.BOTH, int(both[1]), int(both[2] or 1)),)
     else:
-        raise ConfigError(f"topology {layout!r} is not one: write NpMd or Nb, as in {_EXAMPLES}")
+        raise ConfigError(f"topology {layout[:_SHOWN]!r} is not one: write NpMd or Nb, as in {_EXAMPLES}")
     _check(layout, groups)
     engines = [(role, size) for role, count, size in groups for _ in range(count)]
     return Topology(text, tuple(Place(f"e{number}", role, size) for number, (role, size) in enumerate(engines)))

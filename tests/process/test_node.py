@@ -262,6 +262,8 @@ async def test_roles_change_while_all_goes_on() -> None:
         actions.relabel("3b")
         with pytest.raises(ActionError, match=r"'4b' takes other engines than there are \(3\)"):
             actions.relabel("4b")
+        with pytest.raises(ActionError, match="name each engine, as that layout has them"):
+            actions.relabel("3b", {"zz": Role.PREFILL})
         actions.relabel("1p2d")
         with pytest.raises(ActionError, match="e0 is the only engine that prefills"):
             actions.role("e0", Role.DECODE)

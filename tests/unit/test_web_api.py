@@ -307,6 +307,23 @@ def test_all_engines_are_restarted(client: TestClient, node: FakeNode) -> None:
     assert (answer.status_code, answer.json()["restarts"], node.asked) == (202, ["e0", "e1"], ["restart"])
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        ("/api/remedies", {"kind": "restart", "engine": ""}, 404),
+        ("/api/remedies", {"kind": "restart", "engin": "e0"}, 400),
+        ("/api/restart", {"engine": "e0"}, 400),
+        ("/api/remedies/r1/undo", {"engine": "e0"}, 400),
+        ("/api/remedies", {"kind": "restart", "topology": "x" * 70_000}, 413),
+    ],
+)
+def test_an_order_that_may_be_a_slip_is_none(
+    client: TestClient, node: FakeNode, path: str, body: dict[str, str], status: int
+) -> None:
+    assert client.post(path, json=body).status_code == status
+    assert node.asked == []
+
+
 def test_what_can_not_be_done_is_said(client: TestClient, node: FakeNode) -> None:
     answer = client.post("/api/engines/e9/drain")
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
