@@ -56,12 +56,24 @@ function startCopy() {
   });
 }
 
+// ---- the tab says how the node is, while another one is looked at
+
+const TITLE = document.title;
+
+function showTone() {
+  const tone = byId("strip").firstElementChild;
+  const calm = !tone || ["tone-ok", "tone-off"].some((name) => tone.classList.contains(name));
+  document.title = calm ? TITLE : `${tone.querySelector(".glyph").textContent} ${TITLE}`;
+}
+
 // ---- the live stream
 
 function startLink(live, onSample) {
   let heard = Date.now();
   let shown = heard; // when what is shown was told
   let connection = null;
+  let asked = false; // that we begin anew: nothing is wrong then
+  let over = false; // what the page is about is no longer kept
 
   const say = (state, words) => {
     if (root.dataset.link === state) return;
@@ -71,29 +83,49 @@ function startLink(live, onSample) {
   const lost = () => say("lost", () => `Connection lost: all this is as it was at ${new Date(shown).toTimeString().slice(0, 8)}. Retrying…`);
   const well = () => {
     heard = shown = Date.now();
+    asked = false;
     say("live", () => "Live");
+    showTone();
+  };
+  const failed = (status) => {
+    if (status !== 404) return lost();
+    over = true;
+    say("over", () => `No longer kept: all this is as it was at ${new Date(shown).toTimeString().slice(0, 8)}.`);
+  };
+  const anew = () => { // everything comes again
+    asked = true;
+    connection?.reader?.cancel();
   };
 
   live.addEventListener("htmx:sse:after:connection", (event) => (connection = event.detail.connection));
   live.addEventListener("htmx:sse:close", () => (connection = null));
   live.addEventListener("htmx:sse:after:message", well);
-  live.addEventListener("htmx:sse:error", lost);
+  live.addEventListener("htmx:sse:error", (event) => failed(event.detail.status));
   live.addEventListener("htmx:sse:before:connection", (event) => {
-    if (event.detail.connection.attempt > 0 && !document.hidden) lost();
+    if (over) event.preventDefault();
+    else if (event.detail.connection.attempt > 0 && !asked && !document.hidden) lost();
   });
   say("waiting", () => "Connecting…");
   let again = 0;
-  const retry = () => { // htmx tries again what broke off, but not what never began
-    lost();
+  const retry = (event) => { // htmx tries again what broke off, but not what never began
+    failed(event.detail.ctx?.response?.status);
     clearTimeout(again);
-    if (!connection) again = setTimeout(() => htmx.trigger(live, "live:open"), 2000);
+    if (!connection && !over) again = setTimeout(() => htmx.trigger(live, "live:open"), 2000);
   };
   live.addEventListener("htmx:error", retry);
   live.addEventListener("htmx:response:error", retry);
   live.addEventListener("sample", (event) => onSample(JSON.parse(event.detail.data)));
-  document.addEventListener("visibilitychange", () => (heard = Date.now()));
+  document.addEventListener("visibilitychange", () => {
+    heard = Date.now();
+    asked ||= document.hidden; // htmx listens to nothing in the background
+  });
+  document.addEventListener("focusout", () => setTimeout(() => {
+    if (!leftOut || document.querySelector(BEING_READ)) return;
+    leftOut = false;
+    anew();
+  }));
   setInterval(() => {
-    if (document.hidden || Date.now() - heard < STALE_MS) return;
+    if (over || document.hidden || Date.now() - heard < STALE_MS) return;
     lost();
     heard = Date.now();
     connection?.reader?.cancel(); // half-open: the extension connects again
@@ -104,8 +136,14 @@ function startLink(live, onSample) {
 
 const BEING_READ = "[data-stands]:has(:focus-visible)";
 
+let leftOut = false;
+
 function leaveOut({ detail: { tasks } }) {
-  for (let at = tasks.length - 1; at >= 0; at--) if (tasks[at].target?.matches?.(BEING_READ)) tasks.splice(at, 1);
+  for (let at = tasks.length - 1; at >= 0; at--) {
+    if (!tasks[at].target?.matches?.(BEING_READ)) continue;
+    tasks.splice(at, 1);
+    leftOut = true;
+  }
 }
 
 // ---- start

@@ -124,7 +124,8 @@ def announcement(snapshot: NodeSnapshot) -> AnnouncementContext:
     down = [f"{e.name} {_DOWN[e.state]}" for e in snapshot.engines if e.state in _DOWN] + _broken(snapshot)
     verdict = _held_by(snapshot)
     held = f" {_said(verdict)}." if verdict else ""
-    serving = "The node serves requests" if snapshot.ready else "The node does not serve requests yet"
+    begins = any(engine.state is EngineState.STARTING for engine in snapshot.engines)
+    serving = f"The node {'serves' if snapshot.ready else 'does not serve'} requests{'' if snapshot.ready or not begins else ' yet'}"
     return AnnouncementContext(text=f"{serving}{'; ' if down else ''}{words.listing(down)}.{held}")
 
 
@@ -158,10 +159,13 @@ def _condition(snapshot: NodeSnapshot) -> tuple[str, str, str | None]:
 def _not_serving(snapshot: NodeSnapshot) -> tuple[str, str, str | None]:
     starting = [e for e in snapshot.engines if e.state is EngineState.STARTING]
     if starting:
-        states = words.listing([f"{e.name} {words.percent(e.progress)}" for e in starting])
+        states = words.listing(
+            [e.name if e.progress is None else f"{e.name} {words.percent(e.progress)}" for e in starting]
+        )
+        down = [f"{e.name} {_DOWN[e.state]}" for e in snapshot.engines if e.state in _DOWN]
         stages = dict.fromkeys(f"{e.name} is {e.stage}" for e in starting if e.stage)
         detail = f"{words.listing(list(stages))}." if stages else snapshot.reason
-        return "wait", f"Loading: {states}.", detail
+        return "bad" if down else "wait", f"Loading: {words.listing([states, *down])}.", detail
     troubles = _troubles(snapshot)
     sentence = f"Not serving: {words.listing(troubles)}." if troubles else "Not serving."
     return "bad", sentence, snapshot.reason

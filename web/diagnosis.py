@@ -51,7 +51,7 @@ def diagnosis(snapshot: NodeSnapshot) -> DiagnosisContext:
         order=msgspec.json.encode(action.order).decode() if action and action.order else None,
         gain=None
         if verdict.expected_gain is None
-        else f"{words.percent(verdict.expected_gain)} of that time, estimated",
+        else f"{words.percent(verdict.expected_gain)} of the time by which they are late, estimated",
         then=verdict.next,
         quiet=False,
     )

@@ -12,6 +12,7 @@ from web.contexts import Context
 SHOWN: Final = 300  # lines: what is sent again whenever there is a new one
 _LEVELS: Final = ("debug", "info", "warning", "error")
 _SAID: Final = re.compile(r"\b(DEBUG|INFO|WARN(?:ING)?|ERROR|CRITICAL|FATAL)\b")
+_LONGEST: Final = 2000  # characters of a line; the whole of it is in the log as text
 _LOOKED_AT: Final = 80  # characters of a line: the level stands near its beginning
 _NAMES: Final = {"WARN": "warning", "CRITICAL": "error", "FATAL": "error"}
 _GLYPHS: Final = {"debug": "·", "info": " ", "warning": "▲", "error": "✕"}
@@ -55,9 +56,13 @@ def log(lines: Sequence[str], least: str = "all", containing: str = "") -> LogCo
     ]
     shown = found[-SHOWN:]
     return LogContext(
-        lines=tuple(LineContext(level=level, glyph=_GLYPHS[level], text=line) for level, line in shown),
+        lines=tuple(LineContext(level=level, glyph=_GLYPHS[level], text=_cut(line)) for level, line in shown),
         said=_said(len(shown), len(found), len(lines), filtered=least != "all" or bool(containing)),
     )
+
+
+def _cut(line: str) -> str:
+    return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}…"
 
 
 def _said(shown: int, found: int, kept: int, *, filtered: bool) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from markupsafe import Markup
@@ -108,7 +108,7 @@ def ledger(snapshot: NodeSnapshot) -> LedgerContext:
     """Leases by the time that is left."""
     book = snapshot.ledger
     ordered = sorted(book.leases, key=lambda lease: lease.remaining_s)
-    leaks = (*(_overdue(one) for one in ordered if overdue(one)), *map(_unexplained, book.unexplained))
+    leaks = (*_overdue(ordered), *map(_unexplained, book.unexplained))
     tone = "bad" if leaks else "ok"
     return LedgerContext(
         tone=tone,
@@ -137,14 +137,24 @@ def _sentence(snapshot: NodeSnapshot, leaks: Sequence[LeakContext]) -> str:
     return f"{words.several(len(leases), 'lease')} {hold} {blocks}; no leak. The shortest has {left} left."
 
 
-def _overdue(lease: Lease) -> LeakContext:
-    blocks, late = words.several(lease.blocks, "block"), words.age(-lease.remaining_s)
-    return LeakContext(
-        what=f"{lease.owner} still holds {blocks}, {late} after the lease's deadline.",
-        action=f"{lease.owner} should have taken them back by itself. If they are still held in a minute, restart it: "
-        "requests that it has begun are finished first.",
-        call=f"POST /api/engines/{lease.owner}/restart",
-    )
+def _overdue(leases: Sequence[Lease]) -> Iterator[LeakContext]:
+    """One for each engine that holds some: there may be thousands."""
+    late: dict[str, list[Lease]] = {}
+    for lease in filter(overdue, leases):
+        late.setdefault(lease.owner, []).append(lease)
+    for owner, held in late.items():
+        blocks, longest = words.several(sum(one.blocks for one in held), "block"), words.age(-held[0].remaining_s)
+        of = (
+            "the lease's deadline"
+            if len(held) == 1
+            else f"the deadlines of {words.several(len(held), 'lease')}, at most"
+        )
+        yield LeakContext(
+            what=f"{owner} still holds {blocks}, {longest} after {of}.",
+            action=f"{owner} should have taken them back by itself. If they are still held in a minute, restart it: "
+            "requests that it has begun are finished first.",
+            call=f"POST /api/engines/{owner}/restart",
+        )
 
 
 def _unexplained(one: Unexplained) -> LeakContext:

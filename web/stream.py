@@ -46,6 +46,7 @@ class Feed:
     """Fans snapshots out to viewers; reads the node only while there are any.
 
     ``turn``: of the feeds that share it, one renders at a time, and the event loop does all else that waits before the next one does.
+    What has to ask a disk first renders when that has answered: nobody else waits for it.
     """
 
     def __init__(self, node: NodeView, render: Render, turn: asyncio.Lock | None = None) -> None:
@@ -106,7 +107,8 @@ class Feed:
             async for snapshot in self._node.updates():
                 async with self._turn:
                     parts = self._render(snapshot)
-                    await asyncio.sleep(0)
+                    if not isinstance(parts, Awaitable):
+                        await asyncio.sleep(0)
                 self._publish(await parts if isinstance(parts, Awaitable) else parts)
         except RequestError as error:  # what was looked at is no longer there
             _log.info("a live stream ends: %s", error)

@@ -32,12 +32,15 @@ def percent(share: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """0.4 ms, 12 ms, 1.25 s, 42 s, 3 min, 5 h 12 min, 3 d 4 h."""
+    """0.4 ms, 12 ms, 1.25 s, 42 s, 3 min 5 s, 12 min, 5 h 12 min, 3 d 4 h."""
     if seconds is None:
         return DASH
-    if seconds < 60:
+    if seconds < 59.5:
         return _short(seconds)
     minutes, hours = int(seconds // 60), int(seconds // 3600)
+    if seconds < 600:
+        rest = round(seconds) % 60
+        return f"{round(seconds) // 60}{_NB}min" + (f" {rest}{_NB}s" if rest else "")
     if minutes < 60:
         return f"{minutes}{_NB}min"
     if hours < 48:

@@ -12,6 +12,8 @@ const LEAST_S = 10;
 const MOST_S = 366 * 86400;
 
 let asked = null; // the question that is under way
+let patientUntil = 0; // after one that failed
+const AGAIN_MS = 5000;
 let drawnAt = 0;
 
 const spanOf = (of) => of.last ?? of.to - of.from;
@@ -53,7 +55,11 @@ async function ask() {
     if (!answer.ok) throw new Error(body.error?.message ?? answer.statusText);
     if (mine === asked) take(body);
   } catch (error) {
-    if (error.name !== "AbortError" && mine === asked) say(`The history can't be read: ${error.message}`);
+    if (error.name === "AbortError" || mine !== asked) return;
+    patientUntil = performance.now() + AGAIN_MS;
+    say(`The history can't be read: ${error.message}`);
+  } finally {
+    if (mine === asked) asked = null;
   }
 }
 
@@ -91,7 +97,10 @@ function live(sample) {
   if (!state.data || !state.view.last) return;
   const at = Math.floor(sample.time / state.data.step) * state.data.step;
   const missed = Math.round((at - state.data.begin.at(-1)) / state.data.step);
-  if (missed * state.data.step > Math.max(5, 2 * state.data.step)) return ask(); // we have not listened; the node has
+  if (missed * state.data.step > Math.max(5, 2 * state.data.step)) { // we have not listened; the node has
+    if (!asked && performance.now() >= patientUntil) ask();
+    return;
+  }
   state.data.now = sample.time;
   if (missed > 0) grow(missed);
   if (missed >= 0) mix(sample);

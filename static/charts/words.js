@@ -1,11 +1,13 @@
-// How numbers and times are said: as web/words.py says them.
+// How numbers and times are said: as web/words.py says them, without noughts at the end.
 
 export const UNITS = { s: 1, m: 60, h: 3600, d: 86400 };
 export const whole = (value) => Math.round(value).toLocaleString("en");
 export const number = (value) => (value >= 100 || value === 0 ? whole(value) : value >= 1 ? `${+value.toFixed(1)}` : `${+value.toPrecision(2)}`);
 export const percent = (share) => `${Math.round(share * 100)} %`;
 export const seconds = (value) => {
-  if (value >= 60) return `${+(value / 60).toFixed(1)} min`;
+  if (value >= 600) return `${Math.floor(value / 60)} min`;
+  if (value >= 59.5) return `${Math.floor(Math.round(value) / 60)} min${Math.round(value) % 60 ? ` ${Math.round(value) % 60} s` : ""}`;
+  if (value >= 9.995) return `${Math.round(value)} s`;
   if (value >= 0.9995) return `${+value.toFixed(2)} s`;
   return value === 0 ? "0" : `${+(value * 1e3).toPrecision(value < 0.01 ? 2 : 3)} ms`;
 };

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import msgspec
@@ -147,6 +148,31 @@ def test_a_stream_that_fails_at_first_is_tried_again(open_page: Opened, complain
     assert len(tries) == 2
     assert all("503" in complaint for complaint in complaints)
     complaints.clear()
+
+
+def test_what_is_no_longer_kept_is_said_and_not_asked_for_again(
+    open_page: Opened, served: Served, complaints: list[str]
+) -> None:
+    page = open_page("busy", live=False, path="/engines/e1")
+    tries: list[str] = []
+
+    def none(route: Route) -> None:
+        tries.append(route.request.url)
+        route.fulfill(status=404)
+
+    page.route("**/live/**", none)
+    page.reload()
+    expect(page.locator("#link")).to_contain_text("No longer kept: all this is as it was at ")
+    page.wait_for_timeout(3000)
+    assert len(tries) == 1
+    complaints.clear()
+
+
+def test_the_tab_says_that_something_is_wrong(open_page: Opened, served: Served) -> None:
+    page = open_page("idle")
+    expect(page).to_have_title(re.compile("^(?!▲|✕)"))
+    served.node.show("bottleneck")
+    expect(page).to_have_title(re.compile("^[▲✕] "))
 
 
 def test_until_the_first_update_it_says_what_is_waited_for(open_page: Opened) -> None:

@@ -56,10 +56,16 @@ def test_the_headline_counts_one_request_as_one() -> None:
     assert contexts.headline(snapshot).sentence == "Serving 1 request."
 
 
-def test_a_load_of_unknown_progress_is_a_dash() -> None:
+def test_a_load_of_unknown_progress_has_no_percent() -> None:
     engine = made.engine("e0", state=EngineState.STARTING, progress=None)
     snapshot = replace(made.loading(0), engines=(engine,))
-    assert contexts.headline(snapshot).sentence == "Loading: e0 —."
+    assert contexts.headline(snapshot).sentence == "Loading: e0."
+
+
+def test_an_engine_that_has_failed_is_named_while_others_load() -> None:
+    engines = (made.engine("e0", state=EngineState.STARTING, progress=0.1), made.engine("e1", state=EngineState.FAILED))
+    found = contexts.strip(replace(made.loading(0), engines=engines))
+    assert (found.tone, found.sentence) == ("bad", "Loading: e0 10\u00a0% and e1 has failed.")
 
 
 @pytest.mark.parametrize(
@@ -78,7 +84,7 @@ def test_an_engine_that_is_down_is_named_while_the_node_serves(state: EngineStat
 def test_the_announcement_holds_no_numbers_that_move() -> None:
     said = {contexts.announcement(made.busy(tick)).text for tick in range(50)}
     assert said == {"The node serves requests."}
-    assert contexts.announcement(made.failed(0)).text == "The node does not serve requests yet; e1 has failed."
+    assert contexts.announcement(made.failed(0)).text == "The node does not serve requests; e1 has failed."
 
 
 def test_pairs_that_do_not_work_are_told_one_by_one() -> None:

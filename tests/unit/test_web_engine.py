@@ -118,6 +118,7 @@ def test_a_log_by_level_and_by_what_is_in_it() -> None:
     assert [line.level for line in engine_log.log(LINES[:5], "warning").lines] == ["warning", "error", "error"]
     assert [line.text for line in engine_log.log(LINES, containing="GOES ON").lines] == [LINES[6]]
     assert engine_log.log(LINES, "error", "nothing like it").said == "None of 7 lines."
+    assert len(engine_log.log(["x" * 65536]).lines[0].text) == 2001, "the whole of it is in the log as text"
     assert engine_log.log([]).said == "It has said nothing yet."
 
 

@@ -43,6 +43,18 @@ def test_a_lease_past_its_deadline_and_blocks_that_nobody_accounts_for_are_leaks
     assert "e0 and e1 leak KV blocks" in contexts.announcement(node).text
 
 
+def test_thousands_of_leases_past_their_deadline_are_one_leak_of_their_engine() -> None:
+    late = [
+        Lease(id=str(n), owner=f"e{n % 2}", blocks=2, tokens=1, consumers=1, age_s=90, remaining_s=-30 - n / 1e3)
+        for n in range(3000)
+    ]
+    node = replace(made.busy(0), ledger=replace(made.busy(0).ledger, leases=tuple(late)))
+    found = ledger.ledger(node)
+    assert sorted(leak.what for leak in found.leaks) == [
+        f"e{n} still holds 3,000 blocks, 32\u00a0s after the deadlines of 1,500 leases, at most." for n in range(2)
+    ]
+
+
 def test_an_engine_has_a_moment_to_take_its_blocks_back() -> None:
     late = Lease(id="a", owner="e0", blocks=1, tokens=1, consumers=1, age_s=61, remaining_s=-1.5)
     node = replace(made.busy(0), ledger=replace(made.busy(0).ledger, leases=(late,)))

@@ -28,8 +28,12 @@ def test_absent_is_a_dash(say: object) -> None:
         (0.9996, "1.00 s"),
         (1.254, "1.25 s"),
         (42.4, "42 s"),
-        (59.9, "60 s"),
+        (59.4, "59 s"),
+        (59.9, "1 min"),
         (60, "1 min"),
+        (75, "1 min 15 s"),
+        (119.6, "2 min"),
+        (605, "10 min"),
         (3599, "59 min"),
         (3720, "1 h 2 min"),
         (180_000, "2 d 2 h"),
@@ -41,7 +45,7 @@ def test_durations(seconds: float, said: str) -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "said"),
-    [(None, "—"), (0.05, "50 ms"), (0.0125, "12.5 ms"), (1.0, "1 s"), (1.5, "1.5 s"), (90.0, "1 min")],
+    [(None, "—"), (0.05, "50 ms"), (0.0125, "12.5 ms"), (1.0, "1 s"), (1.5, "1.5 s"), (90.0, "1 min 30 s")],
 )
 def test_what_is_set_has_no_digits_that_say_nothing(seconds: float | None, said: str) -> None:
     assert plain(words.setting(seconds)) == said
@@ -85,7 +89,7 @@ def test_rates_of_bytes(rate: float | None, said: str) -> None:
 
 
 def test_ages_do_not_flicker() -> None:
-    assert [plain(words.age(seconds)) for seconds in (0.4, 7.9, 59.9, 61)] == ["0 s", "7 s", "59 s", "1 min"]
+    assert [plain(words.age(seconds)) for seconds in (0.4, 7.9, 59.9, 61)] == ["0 s", "7 s", "59 s", "1 min 1 s"]
     assert words.age(None) == "—"
 
 
