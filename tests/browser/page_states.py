@@ -585,12 +585,20 @@ class FakeNode:
         self.moved = Moved()  # what a topology does to engines
         self.knees = KneeReading(tokens=608, low=550, high=690)
         self._began = time.monotonic()
+        self._stands_at: int | None = None
 
     def show(self, state: str) -> None:
         self.state = state
 
+    def stand_still(self) -> None:
+        """Nothing happens any more; what was last seen is told again and again."""
+        self._stands_at = self._tick()
+
     def latest(self) -> NodeSnapshot:
-        return STATES[self.state](int((time.monotonic() - self._began) / self.tick_s))
+        return STATES[self.state](self._tick())
+
+    def _tick(self) -> int:
+        return int((time.monotonic() - self._began) / self.tick_s) if self._stands_at is None else self._stands_at
 
     async def updates(self) -> AsyncIterator[NodeSnapshot]:
         self.readers += 1

@@ -219,7 +219,7 @@ def test_a_cause_that_nobody_knows_and_text_of_others_are_shown_as_they_are() ->
 
 
 def test_offsets_are_of_whole_seconds() -> None:
-    assert (offset(10.0, 22.4), offset(95.0, 10.0)) == ("−12\u00a0s", "+1\u00a0min")
+    assert (offset(10.0, 22.4), offset(95.0, 10.0)) == ("−12\u00a0s", "+1\u00a0min 25\u00a0s")
 
 
 @pytest.mark.parametrize("length_s", [5, 30, 400, 4000, 90_000, 3_000_000])
