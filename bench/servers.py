@@ -72,6 +72,11 @@ class Server:
         async with self.target.session.get(self.target.url(path)) as answer:
             return await answer.json()
 
+    async def read(self, path: str) -> bytes:
+        async with self.target.session.get(self.target.url(path)) as answer:
+            answer.raise_for_status()
+            return await answer.read()
+
     async def answers(self, path: str) -> bool:
         """True for a 200."""
         with contextlib.suppress(aiohttp.ClientError, TimeoutError):

@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
-from appliance.diagnosis import advice
+from appliance.diagnosis import advice, uneven
 from appliance.diagnosis.finding import Finding, first
 from appliance.diagnosis.signs import Engine, Signs
 from appliance.records import Evidence
@@ -33,7 +33,12 @@ _NEARLY_FULL: Final = 0.9  # of KV
 def straggler(signs: Signs) -> Finding | None:
     """Steps of one engine take longer than such steps do."""
     candidates = [engine for engine in signs.engines if engine.serves and engine.busy >= _WORKING]
-    found = [engine for engine in candidates if _is_slow(engine, candidates) and _matters(engine, signs)]
+    skewed = uneven.favoured(signs)
+    found = [
+        engine
+        for engine in candidates
+        if _is_slow(engine, candidates) and _matters(engine, signs) and not _has_too_much(engine, skewed)
+    ]
     if found and _too_much_anyway(signs):
         found = [engine for engine in found if not engine.prefills]
     if not found:
@@ -154,6 +159,13 @@ def _matters(engine: Engine, signs: Signs) -> bool:
     tokens = signs.is_behind(engine) or engine.full or engine.kv >= _NEARLY_FULL
     waiting = engine.waiting + engine.fetching >= 1 or (prompts and _waits_for_decoding(signs))
     return (engine.prefills and prompts) or (engine.decodes and (tokens or waiting))
+
+
+def _has_too_much(engine: Engine, skewed: Finding | None) -> bool:
+    """Routing gives it more of the work than it is slow, and no GPU or quota slows it: what else is on its cores has as much more to do."""
+    if skewed is None or skewed.engines != (engine.name,):
+        return False
+    return engine.gpu_trouble is None and engine.throttled < _THROTTLED and engine.slowdown < uneven.times(skewed)
 
 
 def _too_much_anyway(signs: Signs) -> bool:

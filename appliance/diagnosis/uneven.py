@@ -17,6 +17,7 @@ from appliance.records import Action, Evidence
 
 _UNEVEN: Final = 1.5
 _LEAST_LOAD: Final = 0.3  # of its capacity: less is never too much
+_HARDLY_ANY: Final = 0.01  # of its capacity
 _MORE: Final = 1.3  # times the requests that are usual
 _WARM_S: Final = 60.0  # from an engine's start
 _MISSED: Final = 0.15  # of the prompt tokens
@@ -39,8 +40,9 @@ def _skew(signs: Signs, *, by_weight: bool) -> Finding | None:
             continue
         loads = {engine.name: load(engine, stage) for engine in pool}
         most = max(pool, key=lambda engine: loads[engine.name])
-        rest = statistics.median(loads[engine.name] for engine in pool if engine is not most)
-        usual = statistics.median(engine.now.weight for engine in pool)
+        others = [engine for engine in pool if engine is not most]
+        rest = statistics.median(loads[engine.name] for engine in others)
+        usual = statistics.median(engine.now.weight for engine in others)
         heavier = most.now.weight >= _UNEVEN * usual
         if loads[most.name] < max(_UNEVEN * rest, _LEAST_LOAD) or ((rest > 0.7 or by_weight) and not heavier):
             continue
@@ -52,7 +54,7 @@ def _uneven(
     most: Engine, pool: Sequence[Engine], its: float, rest: float, stage: str, usual_weight: float | None
 ) -> Finding:
     """``usual_weight``: of the others, where it is less."""
-    times = its / max(rest, 0.01)
+    times = its / max(rest, _HARDLY_ANY)
     heavy = (
         ""
         if usual_weight is None
@@ -74,6 +76,12 @@ def _uneven(
         ),
         action=advice.even_out(most, pool, times),
     )
+
+
+def times(skewed: Finding) -> float:
+    """The work of the others, that the engine of such a finding has."""
+    told = skewed.evidence[0]
+    return told.measured / max(told.expected or 0.0, _HARDLY_ANY)
 
 
 def cache(signs: Signs) -> Finding | None:

@@ -589,6 +589,25 @@ def test_an_engine_that_waits_for_room_has_more_work_than_it_has_taken() -> None
     assert (finding.cause, finding.engines) == ("routing_skew", ("e1",))
 
 
+def favoured(weight: float, slowdown: float, throttled: float = 0.0) -> str:
+    """What is said of one of two engines that do both, and that waits for a core while it has eight times the work of the other."""
+    host = HostReading(core_delay=0.3, throttled=throttled, cores=1)
+    most = made.engine(
+        "e0", made.Role.BOTH, busy=1.0, slowdown=slowdown, waiting=4, weight=weight, host=host, max_running=64
+    )
+    least = made.engine("e1", made.Role.BOTH, busy=0.12, slowdown=1.0, max_running=64)
+    return cause([replace(late(100.0), engines=(most, least))])
+
+
+def test_an_engine_that_routing_favours_by_more_than_it_is_slow_is_not_slow() -> None:
+    """Where it has one core with all that answers its clients, more work is what takes that from it."""
+    assert favoured(8.0, 1.4) == "routing_skew"
+    assert favoured(2.0, 1.4) == "routing_skew", "twice as much as the other is enough"
+    assert favoured(1.0, 1.4) == "prefill_straggler_cpu"
+    assert favoured(8.0, 12.0) == "prefill_straggler_cpu", "which is more than it has to do"
+    assert favoured(8.0, 1.4, throttled=0.5) == "prefill_straggler_cpu", "which equal weights would not mend"
+
+
 def hits(now: float, asked: float, slowdown: float = 1.0, gpus: Sequence[GpuSnapshot] = ()) -> str:
     """A prefix cache that has found four fifths of what it was asked, and what is said now."""
     window = []

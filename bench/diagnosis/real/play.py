@@ -108,9 +108,11 @@ class Node:
 
     def __init__(self, server: Server, traffic: Traffic, look: Look, capacity: Capacity) -> None:
         self._server, self._traffic, self._look, self._capacity = server, traffic, look, capacity
+        self._told_of: set[str] = set()  # incidents
 
     async def warm(self) -> None:
-        """Usual traffic, until it is known what steps take."""
+        """Usual traffic, until it is known what steps take. What was kept of earlier nodes is not this one's."""
+        await self.incidents()
         clients = self._clients(_WARM_S)
         async with _meanwhile(self._ask(USUAL, "warm", time.monotonic(), clients)):
             await asyncio.sleep(_WARM_S)
@@ -133,6 +135,13 @@ class Node:
         said = tuple(self._look.said)
         await self._drained()
         return self._played(case, did, end_s, said, clients)
+
+    async def incidents(self) -> list[bytes]:
+        """The bundles of those that were opened since the last time, for whoever wants to see what the node saw."""
+        found = [one["id"] for one in await self._server.json("/api/incidents")]
+        new = [id for id in found if id not in self._told_of]
+        self._told_of.update(new)
+        return [await self._server.read(f"/api/incidents/{id}/bundle") for id in reversed(new)]
 
     async def watch(self, case: Case) -> Played:
         """Nothing is done, for as long as the case says."""

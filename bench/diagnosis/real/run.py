@@ -12,6 +12,7 @@ from typing import Final
 
 import msgspec
 
+from appliance.incidents.bundle import ENDING
 from bench.chaos import make_model
 from bench.diagnosis.kept import judges, keep, read
 from bench.diagnosis.real import quota
@@ -129,6 +130,8 @@ class _Bench:
             played = Played(
                 case=case, capacity=capacity, did=str(why), made=False, end_s=0.0, said=(), good=(), asked=()
             )
+        for number, bundle in enumerate(await node.incidents(), 1):
+            (self._kept / f"{file.removesuffix('.json')}-{number}{ENDING}").write_bytes(bundle)
         keep(self._kept, file, played)
         self._todo.remove(job)
         _say(f"{self._all - len(self._todo)}/{self._all} {case.node}, {case.name} {case.seed}: {_told(played, does)}")
