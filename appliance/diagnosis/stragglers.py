@@ -26,6 +26,7 @@ _ALL_OF_THE_TIME: Final = 0.9
 _CLEARLY_MORE: Final = 1.1
 _STARVED: Final = 0.08  # of the time waiting for a core
 _THROTTLED: Final = 0.1  # of the time without any, for a quota that is used up
+_LEAST_SHARE: Final = 0.05  # of its core, that is told from none
 _HELD: Final = 0.25  # of the time to the first token, in one place
 _NEARLY_FULL: Final = 0.9  # of KV
 
@@ -43,7 +44,7 @@ def straggler(signs: Signs) -> Finding | None:
         found = [engine for engine in found if not engine.prefills]
     if not found:
         return None
-    worst = max(found, key=lambda engine: (engine.slowdown - 1) * engine.busy)
+    worst = max(found, key=lambda engine: (_times(engine) - 1) * engine.busy)
     stage, trouble = _slow_stage(worst, signs), worst.gpu_trouble
     starved = is_starved(worst)
     kind = "cpu" if not trouble and (starved or not worst.now.gpus) else "gpu"
@@ -52,7 +53,7 @@ def straggler(signs: Signs) -> Finding | None:
     slower = (
         f"takes {worst.slowdown:.1f} times as long for its steps as it should"
         if known
-        else "is slow, by what its GPU says"
+        else f"is slow, by what its {'GPU says' if trouble else 'cores say'}"
     )
     evidence = [
         Evidence(
@@ -75,7 +76,7 @@ def straggler(signs: Signs) -> Finding | None:
         action=advice.less_work(
             worst,
             signs,
-            worst.slowdown if known else _SLOWER,
+            _times(worst),
             f"see to its GPU ({trouble})"
             if trouble
             else _relief(worst)
@@ -143,7 +144,7 @@ def _share_of(measured: float, what: str, expected: float | None) -> Evidence:
 
 def _is_slow(engine: Engine, others: Sequence[Engine]) -> bool:
     if engine.now.slowdown is None:  # steps like its latest have not been seen yet
-        return engine.gpu_trouble is not None
+        return engine.gpu_trouble is not None or _for_want_of_cores(engine) > SLOW_FOR_NO_REASON
     rest = [other.slowdown for other in others if other is not engine and _alike(other, engine)]
     usual = max(1.0, statistics.median(rest)) if rest else 1.0
     reason = engine.gpu_trouble is not None or is_starved(engine)
@@ -151,6 +152,18 @@ def _is_slow(engine: Engine, others: Sequence[Engine]) -> bool:
         return engine.slowdown > SLOW_FOR_NO_REASON * usual
     least = _SLOW if engine.gpu_trouble is not None else _SLOW_FOR_WANT_OF_CORES
     return engine.slowdown > least * (usual if usual < _SLOW else 1.0)  # all may be slow together, and excuse nobody
+
+
+def _times(engine: Engine) -> float:
+    """That its steps take as long as they should."""
+    if engine.now.slowdown is not None:
+        return engine.slowdown
+    return _SLOWER if engine.gpu_trouble is not None else _for_want_of_cores(engine)
+
+
+def _for_want_of_cores(engine: Engine) -> float:
+    """Times as long, if it works in all of the time in which it has a core."""
+    return 1 / max(_LEAST_SHARE, 1 - max(engine.core_delay, engine.throttled))
 
 
 def _matters(engine: Engine, signs: Signs) -> bool:
@@ -165,7 +178,7 @@ def _has_too_much(engine: Engine, skewed: Finding | None) -> bool:
     """Routing gives it more of the work than it is slow, and no GPU or quota slows it: what else is on its cores has as much more to do."""
     if skewed is None or skewed.engines != (engine.name,):
         return False
-    return engine.gpu_trouble is None and engine.throttled < _THROTTLED and engine.slowdown < uneven.times(skewed)
+    return engine.gpu_trouble is None and engine.throttled < _THROTTLED and _times(engine) < uneven.times(skewed)
 
 
 def _too_much_anyway(signs: Signs) -> bool:

@@ -608,6 +608,19 @@ def test_an_engine_that_routing_favours_by_more_than_it_is_slow_is_not_slow() ->
     assert favoured(8.0, 1.4, throttled=0.5) == "prefill_straggler_cpu", "which equal weights would not mend"
 
 
+def test_an_engine_without_a_core_is_slow_though_nobody_has_seen_such_steps() -> None:
+    """What waits for it makes batches larger than any before."""
+
+    def said(core_delay: float) -> str:
+        starved = made.engine(
+            "e0", busy=1.0, slowdown=None, waiting=3, host=HostReading(core_delay=core_delay, throttled=0.0)
+        )
+        return cause([replace(late(100.0), engines=(starved, late(100.0).engines[1]))])
+
+    assert said(0.8) == "prefill_straggler_cpu"
+    assert said(0.1) == "prefill_saturated"
+
+
 def hits(now: float, asked: float, slowdown: float = 1.0, gpus: Sequence[GpuSnapshot] = ()) -> str:
     """A prefix cache that has found four fifths of what it was asked, and what is said now."""
     window = []
