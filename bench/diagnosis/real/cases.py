@@ -137,8 +137,8 @@ def _case(seed: int, node: str, kind: str, chance: random.Random) -> Case:
 
 
 def _held(case: Case, chance: random.Random) -> Case:
-    low, high = (0.4, 0.9) if case.name == "core held" else (0.8, 0.95)
-    share, period_s = round(chance.uniform(low, high), 3), round(chance.uniform(0.1, 0.4), 3)
+    shares, periods = ((0.4, 0.9), (0.1, 0.4)) if case.name == "core held" else ((0.8, 0.95), (0.8, 1.6))
+    share, period_s = round(chance.uniform(*shares), 3), round(chance.uniform(*periods), 3)
     causes = _slow(case) if case.name == "core held" else ("frontend_bound",)
     return _of(case, causes, severity=share, period_s=period_s)
 
