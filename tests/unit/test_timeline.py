@@ -11,7 +11,8 @@ from msgspec.structs import replace
 
 from appliance.channel import FirstToken, HandoffEnded, Heartbeat, LeaseGranted, Scheduled
 from appliance.records import STAGES, Lease, LedgerSnapshot
-from appliance.telemetry.timeline import Marks, Timelines, Trace, percentile, stages
+from appliance.telemetry.marks import Marks, stages
+from appliance.telemetry.timeline import Timelines, Trace, percentile
 
 MS = 1_000_000
 
