@@ -42,7 +42,7 @@ from appliance.simulator.scenario import BLOCK_TOKENS, Loaded, config, plans
 from appliance.simulator.traffic import arrivals
 from appliance.telemetry.collector import Collector
 from appliance.telemetry.host import Machine
-from bench.diagnosis.cases import NODES
+from bench.diagnosis.nodes import NODES
 from bench.diagnosis.play import MODELS, TICK_S
 from bench.recorder_cost import Recorded
 

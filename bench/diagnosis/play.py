@@ -28,8 +28,9 @@ from appliance.simulator.scenario import BLOCK_TOKENS, Loaded, Scenario, config,
 from appliance.simulator.traces import Arrival
 from appliance.simulator.traffic import Traffic, arrivals
 from bench.diagnosis.baselines import RULES
-from bench.diagnosis.cases import AFTER_S, FAULT_S, NODES, ONSET_S, Case, World
+from bench.diagnosis.cases import AFTER_S, FAULT_S, ONSET_S, Case, World
 from bench.diagnosis.goodput import Answer, Clients
+from bench.diagnosis.nodes import NODES
 
 TICK_S: Final = 0.5
 ALL_S: Final = ONSET_S + FAULT_S + AFTER_S

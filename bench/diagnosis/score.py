@@ -10,7 +10,8 @@ from typing import Final, Protocol
 import msgspec
 
 from appliance.supervisor.topology import parse
-from bench.diagnosis.cases import FAULT_S, NODES, ONSET_S, Truth
+from bench.diagnosis.cases import FAULT_S, ONSET_S, Truth
+from bench.diagnosis.nodes import NODES
 from bench.diagnosis.play import Played, Said
 
 _IMPACT: Final = 0.10  # of the goodput: what costs less is no injection, but a hard negative

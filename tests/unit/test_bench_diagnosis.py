@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from appliance.supervisor.topology import parse
-from bench.diagnosis.cases import _AMOUNTS, FAULT_S, NODES, ONSET_S, Case, Truth, cases
+from bench.diagnosis.cases import _AMOUNTS, FAULT_S, ONSET_S, Case, Truth, cases
 from bench.diagnosis.goodput import Answer, Clients
+from bench.diagnosis.nodes import NODES
 from bench.diagnosis.play import Played, Said
 from bench.diagnosis.report import Report, markdown
 from bench.diagnosis.score import Scored, score
