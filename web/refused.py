@@ -39,7 +39,7 @@ _OTHER_TITLE: Final = "That can't be shown"
 _STEPS: Final = {
     400: "Correct the address, or begin anew from a page that there is.",
     403: "Open it by the address on which it listens, or have whoever runs it allow this name.",
-    404: "What has ended is kept for a while only. The pages above list what there is now.",
+    404: "Look at the address. What has ended is kept for a while only; the pages above list what there is now.",
     500: "Reload the page. If it comes again, what was wrong is in that log.",
     503: "Reload the page in a moment.",
 }

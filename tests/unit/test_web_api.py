@@ -224,7 +224,7 @@ def test_who_looks_for_what_is_not_there_gets_a_page_that_leads_on(client: TestC
     answer = client.get(path, headers=BROWSER)
     assert (answer.status_code, answer.headers["content-type"]) == (404, "text/html; charset=utf-8")
     assert f"There is nothing at {path}." in answer.text
-    assert 'class="detail">What has ended is kept for a while only.' in answer.text
+    assert 'class="detail">Look at the address. What has ended is kept for a while only;' in answer.text
     assert '<a href="/">To the overview</a>' in answer.text
     assert 'aria-label="Pages"' in answer.text
     assert "script-src 'self';" in answer.headers["content-security-policy"]
