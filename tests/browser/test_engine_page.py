@@ -52,7 +52,7 @@ def test_engines_lead_to_each_other(open_page: Opened) -> None:
 
 def test_prompt_and_decode_steps_are_told_apart_by_shape(open_page: Opened) -> None:
     page = open_page("busy", path="/engines/e1")
-    assert "v7" in (page.locator(".steps-prompt").first.get_attribute("d") or "")
+    assert "v8" in (page.locator(".steps-prompt").first.get_attribute("d") or "")
     assert "h0" in (page.locator(".steps-decode").first.get_attribute("d") or "")
     dashes = "e => getComputedStyle(e).strokeDasharray"
     assert page.locator(".expected-decode").evaluate(dashes) != page.locator(".expected-prompt").evaluate(dashes)

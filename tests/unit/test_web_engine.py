@@ -128,7 +128,7 @@ def test_of_a_long_log_the_last_lines_that_fit_are_shown() -> None:
     found = engine_log.log([f"INFO {n}" for n in range(2000)])
     assert (len(found.lines), found.lines[-1].text) == (engine_log.SHOWN, "INFO 1999")
     some = engine_log.log([f"INFO {n}" for n in range(2000)], containing="info")
-    assert some.said == "2,000 of 2,000 lines, the last 300 are shown."
+    assert some.said == "2,000 of 2,000 lines, the last 150 are shown."
 
 
 async def test_a_page_of_an_engine_that_is_not_there_names_those_that_are() -> None:
