@@ -113,7 +113,7 @@ def create_app(
         ],
         metrics,
         Door(bound_to, allowed_hosts),
-        lambda app: Guard(app, {**_GUARDS, **({"x-simulated": "true"} if simulation else {})}),
+        {**_GUARDS, **({"x-simulated": "true"} if simulation else {})},
     )
 
 
@@ -128,7 +128,7 @@ class Site:
         orders: Sequence[BaseRoute],
         metrics: Callable[[NodeSnapshot], bytes],
         door: Door,
-        guard: Callable[[ASGIApp], ASGIApp],
+        guards: Mapping[str, str],
     ) -> None:
         self._pages = Pages(node, pages)
         self._door = door
@@ -136,7 +136,7 @@ class Site:
         self._events = Feed(node, encoded_snapshot)
         api = Api(node, self._events, metrics)
         self._refusals = Refusals(node)
-        self._guard = guard
+        self._guards = guards
         rest = Starlette(
             routes=[
                 *self._pages.routes(),
@@ -149,14 +149,14 @@ class Site:
         rest.router.redirect_slashes = (
             False  # a path with a slash too many is not ours, and a redirect would name the Host sent
         )
-        self._rest = guard(rest)  # around Starlette's own answer to a fault, too
+        self._rest = Guard(rest, guards)  # around Starlette's own answer to a fault, too
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._rest(scope, receive, send)
         refusal = self._door.refusal(scope["method"], scope["headers"])
         if refusal is not None:
-            await self._guard(self._refusals.alone(scope, refusal))(scope, receive, send)
+            await Guard(self._refusals.alone(scope, refusal), self._guards)(scope, receive, send)
         elif scope["path"].startswith(_INFERENCE):
             await self._openai(scope, receive, send)
         else:
