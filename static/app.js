@@ -1,5 +1,6 @@
 // What the page does besides htmx: says whether it is live, remembers a theme, copies a command.
-"use strict";
+
+import { second } from "./charts/words.js";
 
 const root = document.documentElement;
 const byId = (id) => document.getElementById(id);
@@ -69,8 +70,8 @@ function showTone() {
 // ---- the live stream
 
 function startLink(live, onSample) {
-  let heard = Date.now();
-  let shown = heard; // when what is shown was told
+  let heard = performance.now(); // whatever the clock is set to meanwhile
+  let shown = new Date(); // when what is shown was told
   let connection = null;
   let asked = false; // that we begin anew: nothing is wrong then
   let over = false; // what the page is about is no longer kept
@@ -80,9 +81,10 @@ function startLink(live, onSample) {
     root.dataset.link = state;
     byId("link").textContent = words();
   };
-  const lost = () => say("lost", () => `Connection lost: all this is as it was at ${new Date(shown).toTimeString().slice(0, 8)}. Retrying…`);
+  const lost = () => say("lost", () => `Connection lost: all this is as it was at ${second(shown)}. Retrying…`);
   const well = () => {
-    heard = shown = Date.now();
+    heard = performance.now();
+    shown = new Date();
     asked = false;
     say("live", () => "Live");
     showTone();
@@ -90,7 +92,7 @@ function startLink(live, onSample) {
   const failed = (status) => {
     if (status !== 404) return lost();
     over = true;
-    say("over", () => `No longer kept: all this is as it was at ${new Date(shown).toTimeString().slice(0, 8)}.`);
+    say("over", () => `No longer kept: all this is as it was at ${second(shown)}.`);
   };
   const anew = () => { // everything comes again
     asked = true;
@@ -116,7 +118,7 @@ function startLink(live, onSample) {
   live.addEventListener("htmx:response:error", retry);
   live.addEventListener("sample", (event) => onSample(JSON.parse(event.detail.data)));
   document.addEventListener("visibilitychange", () => {
-    heard = Date.now();
+    heard = performance.now();
     asked ||= document.hidden; // htmx listens to nothing in the background
   });
   document.addEventListener("focusout", () => setTimeout(() => {
@@ -125,9 +127,9 @@ function startLink(live, onSample) {
     anew();
   }));
   setInterval(() => {
-    if (over || document.hidden || Date.now() - heard < STALE_MS) return;
+    if (over || document.hidden || performance.now() - heard < STALE_MS) return;
     lost();
-    heard = Date.now();
+    heard = performance.now();
     connection?.reader?.cancel(); // half-open: the extension connects again
   }, 1000);
 }

@@ -1,10 +1,11 @@
 // One engine: charts of the last five minutes, its log searched and followed, and its weight made an order.
 
 import { ink, resolveInk } from "./charts/ink.js";
-import { percent, second, told as saying, whole } from "./charts/words.js";
+import { percent, second, told, whole } from "./charts/words.js";
 
 const byId = (id) => document.getElementById(id);
 const KEPT_S = 300;
+const GAP_S = 5; // without a sample
 
 // ---- charts
 
@@ -37,20 +38,63 @@ function chart({ id, series, words, least }, data) {
   return new uPlot(options, data, target);
 }
 
+const NAMES = CHARTS.flatMap((one) => one.series);
+
+class Lately { // the last five minutes: a column for each name, and one of times
+  constructor() {
+    this.forget();
+  }
+
+  forget() {
+    this.columns = Object.fromEntries(["time", ...NAMES].map((name) => [name, []]));
+  }
+
+  get times() {
+    return this.columns.time;
+  }
+
+  push(sample) {
+    for (const [name, column] of Object.entries(this.columns)) column.push(sample[name] ?? null);
+    while (this.times.at(-1) - this.times[0] > KEPT_S) for (const column of Object.values(this.columns)) column.shift();
+  }
+
+  put(samples) { // before what is there
+    const first = this.times[0] ?? Infinity;
+    const since = (this.times.at(-1) ?? samples.at(-1)?.time) - KEPT_S;
+    const before = samples.filter(({ time }) => time >= since && time < first);
+    for (const [name, column] of Object.entries(this.columns)) column.unshift(...before.map((sample) => sample[name] ?? null));
+  }
+
+  knows(one) { // anything of what a chart shows
+    return one.series.some((name) => this.columns[name].some((value) => value !== null));
+  }
+
+  of(one) {
+    return [this.times, ...one.series.map((name) => this.columns[name])];
+  }
+}
+
+async function before(engine) { // as the node remembers it; of what it does not keep there is nothing
+  const answer = await fetch(`/api/history?from=-${KEPT_S}s&to=now&points=${KEPT_S}&series=${engine}.*`).catch(() => null);
+  if (!answer?.ok) return [];
+  const { time, step_s, series } = (await answer.json()).history;
+  const samples = time.map((begin, step) => Object.fromEntries(
+    [["time", begin + step_s / 2], ...NAMES.map((name) => [name, series[`${engine}.${name}`]?.[step] ?? null])]));
+  return samples.slice(0, 1 + samples.findLastIndex((sample) => NAMES.some((name) => sample[name] !== null)));
+}
+
 function startCharts() {
-  const names = ["time", ...CHARTS.flatMap((one) => one.series)];
-  const kept = Object.fromEntries(names.map((name) => [name, []]));
-  const data = (one) => [kept.time, ...one.series.map((name) => kept[name])];
-  const push = (sample) => names.forEach((name) => kept[name].push(sample[name] ?? null));
+  const lately = new Lately();
+  const { engine } = byId("lately").dataset;
   let drawn = [];
   let shown = null; // which charts have anything to show
+  let asked = 0; // questions for what was before
 
-  const told = (one) => one.series.some((name) => kept[name].some((value) => value !== null));
   const show = (one) => {
     const target = byId(one.id);
-    if (told(one)) {
+    if (lately.knows(one)) {
       target.replaceChildren();
-      return [{ one, plot: chart(one, data(one)) }];
+      return [{ one, plot: chart(one, lately.of(one)) }];
     }
     const words = Object.assign(document.createElement("p"), { className: "faint", textContent: "It tells nothing of this now." });
     target.replaceChildren(words);
@@ -61,24 +105,35 @@ function startCharts() {
     resolveInk();
     drawn = CHARTS.flatMap(show);
   };
+  const update = () => {
+    if (document.hidden || lately.times.length < 2) return;
+    const known = CHARTS.filter((one) => lately.knows(one)).map(({ id }) => id).join();
+    if (known === shown) return drawn.forEach(({ one, plot }) => plot.setData(lately.of(one)));
+    shown = known;
+    draw();
+  };
+  const fill = async () => {
+    const mine = ++asked;
+    lately.forget();
+    const samples = await before(engine);
+    if (mine !== asked) return;
+    lately.put(samples);
+    update();
+  };
+  const heard = (sample) => {
+    const apart_s = sample.time - (lately.times.at(-1) ?? sample.time);
+    if (apart_s < 0 || apart_s > GAP_S) fill(); // the node's clock was set back, or we have not listened; the node has
+    lately.push(sample);
+    if (!document.hidden) for (const one of CHARTS) for (const name of one.series) byId(`now-${name}`).textContent = told(one.words, sample[name]);
+    update();
+  };
+
   byId("lately").hidden = false;
   document.addEventListener("theme", () => shown !== null && draw());
   new ResizeObserver(() => drawn.forEach(({ plot }) => plot.setSize({ width: plot.root.parentNode.clientWidth, height: 150 })))
     .observe(byId("lately"));
-
-  byId("live").addEventListener("sample", (event) => {
-    const sample = JSON.parse(event.detail.data);
-    const last = kept.time.at(-1);
-    if (last !== undefined && sample.time - last > 5) push({ time: last + 0.001 }); // a gap, not a line across it
-    push(sample);
-    while (kept.time.at(-1) - kept.time[0] > KEPT_S) names.forEach((name) => kept[name].shift());
-    if (document.hidden || kept.time.length < 2) return;
-    for (const one of CHARTS) for (const name of one.series) byId(`now-${name}`).textContent = saying(one.words, sample[name]);
-    const before = shown;
-    shown = CHARTS.filter(told).map(({ id }) => id).join();
-    if (shown !== before) return draw();
-    drawn.forEach(({ one, plot }) => plot.setData(data(one)));
-  });
+  byId("live").addEventListener("sample", (event) => heard(JSON.parse(event.detail.data)));
+  fill();
 }
 
 // ---- log

@@ -1,53 +1,56 @@
 // Orders to the node: any element with data-order (JSON) or data-undo (a remedy's id) asks first, then gives it, and says what came of it.
-"use strict";
 
-const orderDialog = document.getElementById("order");
+const dialog = document.getElementById("order");
+const given = document.getElementById("given");
+const button = dialog.querySelector("[data-do]");
+let question = null; // what the dialog asks now: what is confirmed is what is shown, whatever is still under way
 
-function askFirst(button) {
-  const { order, undo, what, call, gain } = button.dataset;
-  const say = (name, text) => {
-    const place = orderDialog.querySelector(`[data-place="${name}"]`);
-    place.textContent = text ?? "";
-    place.hidden = !text;
-  };
+function say(name, text) {
+  const place = dialog.querySelector(`[data-place="${name}"]`);
+  place.textContent = text ?? "";
+  place.hidden = !text;
+}
+
+function askFirst({ order, undo, what, call, gain }) {
+  question = undo ? { path: `/api/remedies/${encodeURIComponent(undo)}/undo` } : { path: "/api/remedies", body: order };
   say("what", what);
   say("call", call ?? (undo ? `POST /api/remedies/${undo}/undo` : ""));
   say("gain", gain);
   say("said", "");
-  orderDialog.dataset.path = undo ? `/api/remedies/${encodeURIComponent(undo)}/undo` : "/api/remedies";
-  orderDialog.dataset.body = undo ? "" : order;
-  orderDialog.querySelector("[data-do]").disabled = false;
-  orderDialog.showModal();
+  button.disabled = false;
+  dialog.showModal();
 }
 
-async function give() {
-  const said = orderDialog.querySelector('[data-place="said"]');
-  const button = orderDialog.querySelector("[data-do]");
-  const tell = (text) => {
-    said.textContent = text;
-    said.hidden = false;
-  };
-  button.disabled = true;
-  tell("Being done…");
+async function give({ path, body }) { // whether it is done, and in words
   try {
     const headers = { "content-type": "application/json", "hx-request": "true" };
-    const answer = await fetch(orderDialog.dataset.path, { method: "POST", headers, body: orderDialog.dataset.body || undefined });
-    const body = await answer.json();
-    if (answer.ok) {
-      orderDialog.close();
-      document.getElementById("given").textContent = `Done: ${body.remedy.sentence}`; // for those who don't see it appear
-      return;
-    }
-    tell(`Not done: ${body.error?.message ?? answer.status}`);
+    const answer = await fetch(path, { method: "POST", headers, body });
+    const told = await answer.json();
+    return answer.ok ? [true, `Done: ${told.remedy.sentence}`] : [false, `Not done: ${told.error?.message ?? answer.status}`];
   } catch {
-    tell("Not done: the appliance does not answer.");
+    return [false, "Not done: the appliance does not answer."];
   }
+}
+
+async function confirmed() {
+  const asked = question;
+  button.disabled = true;
+  say("said", "Being done…");
+  const [done, words] = await give(asked);
+  const shown = dialog.open && asked === question; // else it was closed meanwhile, and may ask something else by now
+  if (done || !shown) {
+    given.className = done ? "unseen" : "note"; // what was done is seen on the page; what was not, nowhere else
+    given.textContent = words;
+  }
+  if (!shown) return;
+  if (done) return dialog.close();
+  say("said", words);
   button.disabled = false;
 }
 
 document.addEventListener("click", (event) => {
-  const button = event.target.closest("[data-order], [data-undo]");
-  if (button) askFirst(button);
+  const asks = event.target.closest("[data-order], [data-undo]");
+  if (asks) askFirst(asks.dataset);
 });
-orderDialog.querySelector("[data-do]").addEventListener("click", give);
-orderDialog.querySelector("[data-close]").addEventListener("click", () => orderDialog.close());
+button.addEventListener("click", confirmed);
+dialog.querySelector("[data-close]").addEventListener("click", () => dialog.close());

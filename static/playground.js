@@ -184,11 +184,11 @@ const stageWords = ({ name, duration_s }) => `${document.querySelector(`#server 
 
 function waterfall(stages, all) {
   const bar = byId("server-bar");
-  bar.replaceChildren(shape("rect", { class: "track", width: "100%", height: "100%" }));
+  bar.replaceChildren();
   let start = 0;
   for (const stage of stages) {
     const share = all ? (100 * stage.duration_s) / all : 0;
-    const rect = shape("rect", { x: `${start}%`, width: `${share}%`, height: "100%", fill: `url(#fill-${stage.name})` });
+    const rect = shape("rect", { x: `${start}%`, width: `${share}%`, fill: `url(#fill-${stage.name})` });
     const title = shape("title", {});
     title.textContent = stageWords(stage);
     rect.append(title);

@@ -1,5 +1,7 @@
 // Requests held still: what is being read is a copy that no update touches, while the list goes on beneath it.
 
+import { second } from "./charts/words.js";
+
 const pause = document.getElementById("pause");
 const live = document.getElementById("request_rows");
 const said = document.getElementById("held");
@@ -11,7 +13,7 @@ function hold() {
   live.hidden = true;
   live.after(copy);
   pause.textContent = "Go on";
-  said.textContent = `Held still since ${new Date().toTimeString().slice(0, 8)}.`;
+  said.textContent = `Held still since ${second(new Date())}.`;
 }
 
 function goOn() {

@@ -7,13 +7,10 @@ from typing import Final
 
 from starlette.applications import Starlette
 from starlette.datastructures import MutableHeaders
-from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 from starlette.routing import BaseRoute, Mount
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from appliance.errors import RequestError
 from appliance.records import NodeSnapshot
 from web import assets, errors
 from web.actions import ActionRoutes
@@ -33,6 +30,7 @@ from web.plan_page import PlanPage
 from web.plans import PlanRoutes
 from web.playground import Playground
 from web.ports import Actions, Explain, HistoryView, IncidentView, Inference, MarkView, NodeView, Planning, Simulation
+from web.refused import Refusals
 from web.request_list import RequestList
 from web.request_page import RequestPage
 from web.simulation import SimulationRoutes
@@ -88,7 +86,7 @@ def create_app(
         metrics: a snapshot as Prometheus text (``appliance.telemetry.exposition.render``).
         bound_to: the address that is listened on; with ``allowed_hosts`` it decides which requests are answered (``Door``).
     """
-    incident, plan = IncidentPage(incidents, actions), PlanPage(node, planning, actions)
+    incident, plan = IncidentPage(node, incidents, actions), PlanPage(node, planning, actions)
     return Site(
         OpenAI(inference, max_body_bytes, max_held_bytes, _MARK if simulation else ()),
         node,
@@ -115,7 +113,7 @@ def create_app(
         ],
         metrics,
         Door(bound_to, allowed_hosts),
-        Middleware(Guard, {**_GUARDS, **({"x-simulated": "true"} if simulation else {})}),
+        {**_GUARDS, **({"x-simulated": "true"} if simulation else {})},
     )
 
 
@@ -130,37 +128,35 @@ class Site:
         orders: Sequence[BaseRoute],
         metrics: Callable[[NodeSnapshot], bytes],
         door: Door,
-        guard: Middleware,
+        guards: Mapping[str, str],
     ) -> None:
         self._pages = Pages(node, pages)
         self._door = door
         self._openai = openai
         self._events = Feed(node, encoded_snapshot)
         api = Api(node, self._events, metrics)
-        self._rest = Starlette(
+        self._refusals = Refusals(node)
+        self._guards = guards
+        rest = Starlette(
             routes=[
                 *self._pages.routes(),
                 *api.routes(),
                 *orders,
                 Mount("/static", Static(directory=assets.directory("static"), check_dir=False), middleware=PACKED),
             ],
-            middleware=[guard],
-            exception_handlers={
-                RequestError: errors.on_request_error,
-                HTTPException: errors.on_http_exception,
-                Exception: errors.on_unexpected,
-            },
+            exception_handlers=errors.handlers(self._refusals.answer),
         )
-        self._rest.router.redirect_slashes = (
+        rest.router.redirect_slashes = (
             False  # a path with a slash too many is not ours, and a redirect would name the Host sent
         )
+        self._rest = Guard(rest, guards)  # around Starlette's own answer to a fault, too
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._rest(scope, receive, send)
         refusal = self._door.refusal(scope["method"], scope["headers"])
         if refusal is not None:
-            await errors.answer(refusal)(scope, receive, send)
+            await Guard(self._refusals.alone(scope, refusal), self._guards)(scope, receive, send)
         elif scope["path"].startswith(_INFERENCE):
             await self._openai(scope, receive, send)
         else:

@@ -5,12 +5,12 @@ A test holds each template's variables to the fields here. Texts are ready to pr
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 import msgspec
 
-from appliance.records import EngineState, Lease, NodeSnapshot, Verdict
+from appliance.records import EngineState, Lease, NodeSnapshot, Role, Verdict
 from web import causes, words
 
 
@@ -19,10 +19,11 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FactContext(Context, frozen=True, kw_only=True):
-    """A figure and what it is."""
+    """``fact.html``: a figure and what it is. ``odd``: not as it should be."""
 
     label: str
     value: str
+    odd: bool = False
 
 
 class ChoiceContext(Context, frozen=True, kw_only=True):
@@ -81,6 +82,7 @@ TONES: Final = {"ok": "●", "busy": "○", "wait": "◔", "warn": "▲", "bad":
 
 _VERDICTS: Final = {"bottleneck": "bad", "unknown": "warn"}
 _OVERDUE_S: Final = 3.0  # an engine looks at its leases once a second
+_SLOW: Final = 1.15  # times what is expected
 _DOWN: Final = {
     EngineState.SUSPECT: "is suspect",
     EngineState.HUNG: "hangs",
@@ -88,6 +90,40 @@ _DOWN: Final = {
     EngineState.FAILED: "has failed",
     EngineState.STOPPED: "is stopped",
 }
+
+
+def choices(
+    label: str, path: str, query: Mapping[str, str], name: str, options: Iterable[tuple[str, str]], anchor: str = ""
+) -> ChoicesContext:
+    """Links to the same page that choose otherwise in one thing and keep the rest of what was asked for.
+
+    Args:
+        query: what was asked for; what is empty was not.
+        name: of that which the line is about.
+        options: its values, each after its words; an empty one leaves it out.
+        anchor: where on the page they lead, with its ``#``.
+    """
+    return ChoicesContext(
+        label=label,
+        choices=tuple(
+            ChoiceContext(
+                label=said,
+                href=words.address(path, **{**query, name: value}) + anchor,
+                here=query.get(name, "") == value,
+            )
+            for said, value in options
+        ),
+    )
+
+
+def slow(ratio: float | None) -> bool:
+    """Steps or copies take much longer than they should. ``ratio``: measured over expected."""
+    return ratio is not None and ratio > _SLOW
+
+
+def splits(snapshot: NodeSnapshot) -> bool:
+    """Some engines only prefill or only decode: requests are split as a rule."""
+    return any(engine.role is not Role.BOTH for engine in snapshot.engines)
 
 
 def headline(snapshot: NodeSnapshot) -> HeadlineContext:

@@ -9,13 +9,12 @@ from typing import Final
 from web import words
 from web.contexts import Context
 
-SHOWN: Final = 300  # lines: what is sent again whenever there is a new one
+SHOWN: Final = 150  # lines: what is sent again whenever there is a new one
 _LEVELS: Final = ("debug", "info", "warning", "error")
 _SAID: Final = re.compile(r"\b(DEBUG|INFO|WARN(?:ING)?|ERROR|CRITICAL|FATAL)\b")
 _LONGEST: Final = 2000  # characters of a line; the whole of it is in the log as text
 _LOOKED_AT: Final = 80  # characters of a line: the level stands near its beginning
 _NAMES: Final = {"WARN": "warning", "CRITICAL": "error", "FATAL": "error"}
-_GLYPHS: Final = {"debug": "·", "info": " ", "warning": "▲", "error": "✕"}
 LEVELS: Final = {"all": "all lines", "warning": "warnings and errors", "error": "errors"}
 """What can be asked for."""
 
@@ -24,7 +23,6 @@ class LineContext(Context, frozen=True, kw_only=True):
     """One line."""
 
     level: str
-    glyph: str  # the level again, as a shape
     text: str
 
 
@@ -56,7 +54,7 @@ def log(lines: Sequence[str], least: str = "all", containing: str = "") -> LogCo
     ]
     shown = found[-SHOWN:]
     return LogContext(
-        lines=tuple(LineContext(level=level, glyph=_GLYPHS[level], text=_cut(line)) for level, line in shown),
+        lines=tuple(LineContext(level=level, text=_cut(line)) for level, line in shown),
         said=_said(len(shown), len(found), len(lines), filtered=least != "all" or bool(containing)),
     )
 

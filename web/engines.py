@@ -10,9 +10,8 @@ from markupsafe import Markup
 
 from appliance.errors import RequestError
 from appliance.records import EngineSnapshot, EngineState, GpuSnapshot, NodeSnapshot, Order, Remedy
-from web import assets, engine_log, engine_orders, flow, gpus, remedies, steps, words
-from web import engine as one
-from web.contexts import TONES, ChoiceContext, Context
+from web import assets, engine_log, engine_orders, engine_parts, flow, gpus, remedies, steps, words
+from web.contexts import TONES, ChoicesContext, Context, choices, slow
 from web.knees import Knees
 from web.paced import Paced
 from web.ports import Actions, NodeView
@@ -24,6 +23,7 @@ _LOG_S: Final = 1.0
 _SERIES: Final = ("running", "waiting", "fetching", "kv_usage", "busy", "slowdown")
 _WORST_FIRST: Final = ("bad", "warn", "wait", "off", "ok")
 _LONGEST: Final = 200  # characters to be found in a log
+_ALL: Final = "all"  # levels
 
 
 class ListedContext(Context, frozen=True, kw_only=True):
@@ -63,7 +63,6 @@ class EnginesContext(Context, frozen=True, kw_only=True):
     """``engines.html``."""
 
     parts: Mapping[str, Markup]
-    build: str
 
 
 class Engines:
@@ -78,7 +77,7 @@ class Engines:
         return View(
             title=lambda snapshot: "Engines",
             parts=lambda snapshot: {"engine_list": listed(snapshot), "gpus": gpus.gpus(snapshot)},
-            body=lambda snapshot, parts: EnginesContext(parts=parts, build=assets.fingerprint()),
+            body=lambda snapshot, parts: EnginesContext(parts=parts),
         )
 
 
@@ -123,7 +122,7 @@ def _listed(engine: EngineSnapshot, snapshot: NodeSnapshot) -> ListedContext:
         output_s=words.number(engine.output_tokens_s),
         busy=words.percent(engine.busy),
         slowdown=words.DASH if slowdown is None else f"{slowdown:.2f}",
-        slow=slowdown is not None and slowdown > steps.SLOW,
+        slow=slow(slowdown),
         running=words.count(engine.running),
         waiting=words.count(engine.waiting),
         kv=words.percent(engine.kv_usage),
@@ -140,7 +139,7 @@ class EngineContext(Context, frozen=True, kw_only=True):
     parts: Mapping[str, Markup]
     command: str | None
     weight: str
-    levels: tuple[ChoiceContext, ...]
+    levels: ChoicesContext
     find: str
     build: str
 
@@ -161,18 +160,18 @@ class EnginePage:
     def view(self, asked: Asked) -> View:
         name = asked.names["name"]
         _known(self._node.latest(), name)
-        level, find = _level(asked.query.get("level", "all")), asked.query.get("find", "")[:_LONGEST]
+        level, find = _level(asked.query.get("level", _ALL)), asked.query.get("find", "")[:_LONGEST]
         drawn, read = Paced[Context](_STEPS_S), Paced[Context](_LOG_S)
 
         def parts(snapshot: NodeSnapshot) -> Parts:
             engine = _known(snapshot, name)  # without it there is nothing to follow any more
             mine = msgspec.structs.replace(snapshot, gpus=_own(engine, snapshot))
             return {
-                "engine_head": one.head(engine, snapshot),
+                "engine_head": engine_parts.head(engine, snapshot),
                 "remedies": remedies.remedies(_touching(self._actions.remedies(), name), snapshot),
                 "engine_steps": drawn.get(snapshot.time, lambda: self._steps(name)),
-                "engine_figures": one.figures(engine, snapshot),
-                "engine_handoffs": one.handoffs(engine, snapshot),
+                "engine_figures": engine_parts.figures(engine, snapshot),
+                "engine_handoffs": engine_parts.handoffs(engine, snapshot),
                 "gpus": gpus.gpus(mine),
                 "engine_orders": engine_orders.orders(engine, snapshot),
                 "engine_log": read.get(snapshot.time, lambda: self._log(name, level, find)),
@@ -204,7 +203,7 @@ class EnginePage:
 
 
 def _known(snapshot: NodeSnapshot, name: str) -> EngineSnapshot:
-    found = one.find(snapshot, name)
+    found = engine_parts.find(snapshot, name)
     if found is None:
         there = words.listing([engine.name for engine in snapshot.engines])
         raise RequestError(404, f"There is no engine {name!r} on this node. It has {there}.", code="not_found")
@@ -217,16 +216,10 @@ def _level(text: str) -> str:
     return text
 
 
-def _levels(name: str, level: str, find: str) -> tuple[ChoiceContext, ...]:
-    base = f"/engines/{name}"
-    return tuple(
-        ChoiceContext(
-            label=label,
-            href=words.address(base, level=key if key != "all" else "", find=find) + "#log",
-            here=key == level,
-        )
-        for key, label in engine_log.LEVELS.items()
-    )
+def _levels(name: str, level: str, find: str) -> ChoicesContext:
+    options = [(said, "" if key == _ALL else key) for key, said in engine_log.LEVELS.items()]
+    asked = {"level": "" if level == _ALL else level, "find": find}
+    return choices("Lines to show", f"/engines/{name}", asked, "level", options, "#log")
 
 
 def _own(engine: EngineSnapshot, snapshot: NodeSnapshot) -> tuple[GpuSnapshot, ...]:

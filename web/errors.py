@@ -1,15 +1,21 @@
-"""Errors as answers: one shape, OpenAI's, on every route."""
+"""Errors as answers: one shape, OpenAI's, on every route; pages for those who look at one (``web.refused``)."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
 
 import msgspec
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Scope
 
 from appliance.errors import RequestError
+
+Tell = Callable[[Scope, RequestError], Response]
+"""Answers with an error."""
 
 
 def unexpected() -> RequestError:
@@ -22,8 +28,13 @@ def encoded(error: RequestError) -> tuple[int, list[tuple[bytes, bytes]], bytes]
     body = msgspec.json.encode(error.body())
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     if error.retry_after_s is not None:
-        headers.append((b"retry-after", str(max(1, math.ceil(error.retry_after_s))).encode()))
+        headers.append((b"retry-after", retry_after(error.retry_after_s).encode()))
     return error.status, headers, body
+
+
+def retry_after(seconds: float) -> str:
+    """As the header has it."""
+    return str(max(1, math.ceil(seconds)))
 
 
 def answer(error: RequestError) -> Response:
@@ -32,25 +43,30 @@ def answer(error: RequestError) -> Response:
     return Response(body, status, {name.decode(): value.decode() for name, value in headers})
 
 
-async def on_request_error(request: Request, error: Exception) -> Response:
-    """Handler of ``RequestError``."""
-    assert isinstance(error, RequestError)
-    return answer(error)
+def handlers(tell: Tell) -> Mapping[Any, Callable[[Request, Exception], Awaitable[Response]]]:
+    """What Starlette asks to answer: our own errors, its own (routes that don't exist, methods that aren't allowed), and all else, which
+    the server logs."""
+
+    async def on_request_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestError)
+        return tell(request.scope, error)
+
+    async def on_http_exception(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        response = tell(request.scope, _of_starlette(request, error))
+        response.headers.update(error.headers or {})
+        return response
+
+    async def on_unexpected(request: Request, error: Exception) -> Response:
+        return tell(request.scope, unexpected())
+
+    return {RequestError: on_request_error, HTTPException: on_http_exception, Exception: on_unexpected}
 
 
-async def on_http_exception(request: Request, error: Exception) -> Response:
-    """Handler of Starlette's own: routes that don't exist, methods that aren't allowed."""
-    assert isinstance(error, HTTPException)
+def _of_starlette(request: Request, error: HTTPException) -> RequestError:
     messages = {
         404: f"There is nothing at {request.url.path}.",
         405: f"{request.url.path} does not answer {request.method}.",
     }
     message = messages.get(error.status_code, error.detail)
-    response = answer(RequestError(error.status_code, message, code="not_found" if error.status_code == 404 else None))
-    response.headers.update(error.headers or {})
-    return response
-
-
-async def on_unexpected(request: Request, error: Exception) -> Response:
-    """Handler of everything else; the server logs it."""
-    return answer(unexpected())
+    return RequestError(error.status_code, message, code="not_found" if error.status_code == 404 else None)

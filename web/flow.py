@@ -10,7 +10,7 @@ import msgspec
 
 from appliance.records import EngineSnapshot, EngineState, NodeSnapshot, Pair, Role
 from web import gpus, ribbons, words
-from web.contexts import TONES, Context, token_rates
+from web.contexts import TONES, Context, slow, splits, token_rates
 
 
 class RibbonContext(Context, frozen=True, kw_only=True):
@@ -136,7 +136,6 @@ STATE_TONES: Final = {
     EngineState.STOPPED: "off",
 }
 WORK: Final = (EngineState.READY, EngineState.DRAINING, EngineState.SUSPECT)
-_SLOW: Final = 1.15  # times what steps take
 _NEGLIGIBLE: Final = 0.1  # of an engine's own rate
 _SILENT_S: Final = 5.0  # an engine says something every second
 
@@ -144,7 +143,7 @@ _SILENT_S: Final = 5.0  # an engine says something every second
 def flow(snapshot: NodeSnapshot) -> FlowContext:
     """The map of the node."""
     by_role = {role: [engine for engine in snapshot.engines if engine.role is role] for role in Role}
-    split = bool(by_role[Role.PREFILL] or by_role[Role.DECODE])
+    split = splits(snapshot)
     first, last = (by_role[Role.PREFILL], by_role[Role.DECODE]) if split else (by_role[Role.BOTH], by_role[Role.BOTH])
     height = ribbons.height([len(first), len(last)])
     ends = Ends(clients={"": height / 2}, first=_middles(first, height), last=_middles(last, height), height=height)
@@ -259,8 +258,7 @@ def _load(engine: EngineSnapshot) -> tuple[float | None, str]:
 
 def _slow(engine: EngineSnapshot) -> str | None:
     """Its steps, beside what such steps take."""
-    slowdown = engine.slowdown
-    return f"steps × {slowdown:.2g}" if slowdown is not None and slowdown >= _SLOW else None
+    return f"steps × {engine.slowdown:.2g}" if slow(engine.slowdown) else None
 
 
 def _hot(engine: EngineSnapshot, snapshot: NodeSnapshot) -> str | None:
@@ -281,14 +279,14 @@ def _trouble(engine: EngineSnapshot) -> str | None:
     return next(iter(warnings(engine)), engine.cause)
 
 
-def _engine_rates(snapshot: EngineSnapshot) -> tuple[RateContext, ...]:
+def _engine_rates(engine: EngineSnapshot) -> tuple[RateContext, ...]:
     """What its role is for; and the other where it amounts to something, as with requests that run whole."""
-    prompt_s, output_s = snapshot.prompt_tokens_s, snapshot.output_tokens_s
+    prompt_s, output_s = engine.prompt_tokens_s, engine.output_tokens_s
     prompt = RateContext(value=words.number(prompt_s), unit="prompt tokens/s")
     output = RateContext(value=words.number(output_s), unit="output tokens/s")
-    if snapshot.role is Role.PREFILL:
+    if engine.role is Role.PREFILL:
         return (prompt, output) if _amounts(output_s, prompt_s) else (prompt,)
-    if snapshot.role is Role.DECODE:
+    if engine.role is Role.DECODE:
         return (output, prompt) if _amounts(prompt_s, output_s) else (output,)
     return prompt, output
 
@@ -309,11 +307,12 @@ def hardware(engine: EngineSnapshot, snapshot: NodeSnapshot) -> str:
     return f"{'core' if len(engine.cores) == 1 else 'cores'} {words.ranges(engine.cores)}"
 
 
-def warnings(snapshot: EngineSnapshot) -> tuple[str, ...]:
-    silent = snapshot.last_step_age_s
-    if silent is not None and silent > _SILENT_S and snapshot.state is EngineState.READY:
-        return (f"has said nothing for {words.age(silent)}", *snapshot.peer_errors)
-    return snapshot.peer_errors
+def warnings(engine: EngineSnapshot) -> tuple[str, ...]:
+    """What it does not say by its state."""
+    silent_s = engine.last_step_age_s
+    if silent_s is not None and silent_s > _SILENT_S and engine.state is EngineState.READY:
+        return (f"has said nothing for {words.age(silent_s)}", *engine.peer_errors)
+    return engine.peer_errors
 
 
 def _percent(share: float | None) -> int | None:

@@ -38,7 +38,7 @@ class GpuContext(Context, frozen=True, kw_only=True):
     power: str
     temperature: str
     memory: str
-    held: str | None  # for how long its clocks have been down since the driver was loaded, and why
+    throttled: str | None  # for how long its clocks have been down since the driver was loaded, and why
     pcie: str
     narrow: str | None  # its link, where lanes are missing
     errors: str | None  # of its memory, and those that the driver has told of
@@ -73,7 +73,7 @@ def _gpu(gpu: GpuSnapshot, engines: Sequence[EngineSnapshot]) -> GpuContext:
         nvlink=words.traffic_rate(gpu.nvlink_bytes_s),
         clock=words.DASH if gpu.clock_mhz is None else f"{gpu.clock_mhz:,.0f} MHz",
         slowed=slowed(gpu),
-        held=_held(gpu),
+        throttled=_throttled(gpu),
         pcie=_pcie(gpu),
         narrow=_narrow(gpu),
         power=words.DASH if gpu.power_w is None else f"{gpu.power_w:.0f} W",
@@ -102,7 +102,7 @@ def slowed(gpu: GpuSnapshot) -> str | None:
     return words.listing(list(dict.fromkeys(reasons))) or None
 
 
-def _held(gpu: GpuSnapshot) -> str | None:
+def _throttled(gpu: GpuSnapshot) -> str | None:
     """Only what is worth a word."""
     parts = [
         f"{_REASONS.get(one.reason, one.reason.replace('_', ' '))}: {words.duration(one.total_s)}"

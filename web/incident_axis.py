@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
@@ -12,7 +13,7 @@ from web.times import Span, TickContext
 
 _TONES: Final = {"ok": "ok", "bottleneck": "bad", "unknown": "warn"}
 _BEFORE_S: Final = 20.0  # of the axis, where no snapshot was kept
-_NEW_PERCENT: Final = 12.0  # a bar so wide has room for words
+_ROOM_PERCENT: Final = 12.0  # a bar so wide has room for words
 _HEIGHT: Final = 100.0
 
 
@@ -44,8 +45,9 @@ class CurveContext(Context, frozen=True, kw_only=True):
 
 
 class AxisContext(Context, frozen=True, kw_only=True):
-    """``incident_axis.html``. ``opened_x`` and ``closed_x`` in percent."""
+    """``incident_axis.html``. ``opened_x`` and ``closed_x`` in percent; ``moments``: JSON of ``[uptime, x in percent, words]``."""
 
+    moments: str  # that can be looked at
     ticks: tuple[TickContext, ...]
     opened_x: str
     closed_x: str | None
@@ -55,8 +57,16 @@ class AxisContext(Context, frozen=True, kw_only=True):
     curves: tuple[CurveContext, ...]
 
 
+class EventsContext(Context, frozen=True, kw_only=True):
+    """``incident_events.html``: all that happened, in its order."""
+
+    id: str
+    events: tuple[EventContext, ...]
+    charts: str  # where the same span is shown in the charts
+
+
 class EventContext(Context, frozen=True, kw_only=True):
-    """A line of what happened, in its order."""
+    """A line of it."""
 
     clock: str
     iso: str
@@ -77,6 +87,9 @@ def span(incident: Incident, moments: Sequence[Moment], now: float) -> Span:
 
 def axis(incident: Incident, moments: Sequence[Moment], remedies: Sequence[Remedy], over: Span) -> AxisContext:
     return AxisContext(
+        moments=json.dumps(
+            [[one.uptime_s, round(over.x(one.time), 2), said_of(one, incident)] for one in moments], ensure_ascii=False
+        ),
         ticks=over.ticks(),
         opened_x=_at(over, incident.opened),
         closed_x=None if incident.closed is None else _at(over, incident.closed),
@@ -85,6 +98,11 @@ def axis(incident: Incident, moments: Sequence[Moment], remedies: Sequence[Remed
         remedies=tuple(MarkContext(x=_at(over, one.time), title=one.sentence) for one in remedies),
         curves=tuple(_curves(incident, moments, over)),
     )
+
+
+def said_of(moment: Moment, incident: Incident) -> str:
+    """When it was, in words."""
+    return f"{times.clock(moment.time)}, {times.offset(moment.time, incident.opened)}"
 
 
 def _at(over: Span, moment: float) -> str:
@@ -101,7 +119,7 @@ def _verdicts(incident: Incident, over: Span) -> Iterator[SaidContext]:
             x=f"{x:.2f}%",
             width=f"{max(0.3, end_x - x):.2f}%",
             tone=_TONES.get(said.state, "warn"),
-            label=label if end_x - x >= _NEW_PERCENT else None,
+            label=label if end_x - x >= _ROOM_PERCENT else None,
             title=f"{label}: {said.summary}",
         )
 
@@ -161,14 +179,18 @@ def _area(moments: Sequence[Moment], values: Sequence[float | None], top: float,
         yield f"M{run[0][0]:.1f} {_HEIGHT:.0f}L{points}L{run[-1][0]:.1f} {_HEIGHT:.0f}Z"
 
 
-def events(incident: Incident, moments: Sequence[Moment], remedies: Sequence[Remedy]) -> tuple[EventContext, ...]:
+def events(incident: Incident, moments: Sequence[Moment], remedies: Sequence[Remedy], over: Span) -> EventsContext:
     """All that happened, oldest first."""
     found: list[tuple[float, str, str, str]] = [
         (one.time, "said", _TONES.get(one.state, "warn"), one.summary) for one in incident.verdicts
     ]
     found += [(one.time, _kind(one.kind), "off", one.sentence) for one in incident.changes]
     found += [(one.time, f"remedy, by {one.by}", "busy", _brought(one)) for one in remedies]
-    return tuple(_event(incident, moments, *one) for one in sorted(found, key=lambda one: one[0]))
+    return EventsContext(
+        id=incident.id,
+        events=tuple(_event(incident, moments, *one) for one in sorted(found, key=lambda one: one[0])),
+        charts=f"/?from={over.start:.0f}&to={over.end:.0f}",
+    )
 
 
 def _kind(kind: ChangeKind) -> str:

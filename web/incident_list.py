@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
-from urllib.parse import urlencode
 
 from markupsafe import Markup
 
 from appliance.records import Incident, IncidentState, NodeSnapshot
 from web import causes, times, words
-from web.contexts import TONES, ChoiceContext, ChoicesContext, Context
+from web.contexts import TONES, ChoicesContext, Context, choices
 from web.fresh import Fresh
 from web.ports import IncidentView
 from web.times import Span, TickContext
 from web.views import Asked, Parts, View
 
+_PATH: Final = "/incidents"
 _MOST: Final = 200
 _FRESH_S: Final = 2.0
 _LANES: Final = 12
@@ -90,7 +90,7 @@ class IncidentsContext(Context, frozen=True, kw_only=True):
 class IncidentList:
     """``/incidents``; ``?state=open&engine=e1&cause=engine_hung`` narrow it down."""
 
-    path = "/incidents"
+    path = _PATH
     query: tuple[str, ...] = ("state", "engine", "cause")
     template = "incidents"
     place = "Incidents"
@@ -125,23 +125,15 @@ _FILTERS: Final[Mapping[str, Callable[[Incident], str]]] = {
 }
 
 
-def filters(incidents: Iterable[Incident], wanted: Mapping[str, str]) -> tuple[ChoicesContext, ...]:
+def filters(incidents: Sequence[Incident], wanted: Mapping[str, str]) -> tuple[ChoicesContext, ...]:
     """Links; each filter has the values that there are, and that which was asked for."""
-    found = []
+    query, found = {name: wanted.get(name, "") for name in _FILTERS}, []
     for name, value_of in _FILTERS.items():
-        values = sorted({*map(value_of, incidents), *([wanted[name]] if name in wanted else [])})
-        if len(values) > 1 or name in wanted:
-            found.append(ChoicesContext(label=name.capitalize(), choices=_options(name, values, wanted)))
+        values = sorted({*map(value_of, incidents), query[name]} - {""})
+        if len(values) > 1 or query[name]:
+            options = [("all", ""), *((_said(name, value), value) for value in values)]
+            found.append(choices(name.capitalize(), _PATH, query, name, options))
     return tuple(found)
-
-
-def _options(name: str, values: Sequence[str], wanted: Mapping[str, str]) -> tuple[ChoiceContext, ...]:
-    def option(label: str, value: str | None) -> ChoiceContext:
-        query = {**wanted, name: value} if value else {key: wanted[key] for key in wanted if key != name}
-        href = "/incidents" + (f"?{urlencode({key: text for key, text in query.items() if text})}" if query else "")
-        return ChoiceContext(label=label, href=href, here=wanted.get(name) == value)
-
-    return (option("all", None), *(option(_said(name, value), value) for value in values))
 
 
 def _said(name: str, value: str) -> str:
@@ -178,7 +170,7 @@ def _headline(incidents: Sequence[Incident], now: float, filtered: bool) -> tupl
         are = "is" if len(still) == 1 else "are"
         return (
             "bad",
-            f"{words.several(len(still), 'incident')} {are} open{among}: {words.listing([what(one) for one in still])}.",
+            f"{words.several(len(still), 'incident')} {are} open{among}: {words.listing([causes.words(one) for one in still])}.",
         )
     if not incidents:
         return "ok", f"No incident{' is' if filtered else ''} {'like these' if filtered else 'so far'}."
@@ -189,11 +181,6 @@ def _headline(incidents: Sequence[Incident], now: float, filtered: bool) -> tupl
 def place(incident: Incident) -> str:
     """The engine or the link that it is of."""
     return " → ".join(incident.link) if incident.link else incident.engine or NODE
-
-
-def what(incident: Incident) -> str:
-    """Cause and where."""
-    return causes.words(incident)
 
 
 def lasted_s(incident: Incident, now: float) -> float:
@@ -217,7 +204,7 @@ def _bar(incident: Incident, span: Span) -> SpellContext:
     severity = "" if incident.severity is None else f", at worst {words.percent(incident.severity)} late or failed"
     return SpellContext(
         href=f"/incidents/{incident.id}",
-        title=f"{what(incident)}, {times.clock(incident.opened)}, {words.age(lasted_s(incident, span.end))}{severity}",
+        title=f"{causes.words(incident)}, {times.clock(incident.opened)}, {words.age(lasted_s(incident, span.end))}{severity}",
         x=f"{min(x, 100 - width):.2f}%",
         width=f"{width:.2f}%",
         y=f"{100 - tall:.0f}%",
@@ -234,7 +221,7 @@ def _row(incident: Incident, now: float) -> IncidentRowContext:
         open=still,
         tone=tone,
         glyph=TONES["warn"] if still else TONES["off"],
-        what=what(incident),
+        what=causes.words(incident),
         sentence=incident.summary,
         day=times.day(incident.opened, now),
         clock=times.clock(incident.opened),

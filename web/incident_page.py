@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+import msgspec
 from markupsafe import Markup
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
@@ -13,21 +14,25 @@ from starlette.routing import BaseRoute, Route
 
 from appliance.errors import RequestError
 from appliance.records import Incident, IncidentState, Moment, NodeSnapshot, Remedy
-from web import assets, contexts, flow, gpus, incident_axis, incident_list, times, words
+from web import assets, causes, contexts, flow, gpus, incident_axis, incident_list, times, words
 from web.contexts import TONES, Context, FactContext
 from web.fresh import Fresh
-from web.incident_axis import AxisContext, EventContext
-from web.ports import Actions, IncidentView
+from web.incident_axis import AxisContext, EventsContext
+from web.ports import Actions, IncidentView, NodeView
 from web.render import compact
 from web.times import Span
 from web.views import Asked, Parts, View
 
 _MOMENTS: Final = 240
 _FRESH_S: Final = 2.0
-_MOMENTS_FRESH_S: Final = 10.0  # to read them all takes its time
+_COURSE_FRESH_S: Final = 10.0  # to read all moments takes its time
+_SETTLED_S: Final = (
+    120.0  # after its end: snapshots are kept for half a minute more, and it may be opened again within a minute
+)
 _REMEDIES_BEFORE_S: Final = 600.0  # as far back as changes are told
 _REMEDIES_AFTER_S: Final = 60.0
 _NONE_SEEN: Final = Markup('<p class="faint">No snapshots of it are kept, or no longer.</p>')
+_NONE_YET: Final = Markup('<p class="faint">No snapshot of it is kept yet.</p>')
 
 
 class IncidentFactsContext(Context, frozen=True, kw_only=True):
@@ -66,9 +71,9 @@ class SeenContext(Context, frozen=True, kw_only=True):
 
 
 class ScrubContext(Context, frozen=True, kw_only=True):
-    """Which moments can be looked at, and which one is. ``moments``: JSON of ``[uptime, x in percent, words]``."""
+    """Which moment is looked at first, and those beside it; moments go by their uptime."""
 
-    moments: str
+    at: float
     value: int  # of the slider: its position, of 1000
     x: str
     words: str
@@ -81,27 +86,34 @@ class IncidentContext(Context, frozen=True, kw_only=True):
 
     id: str
     parts: Mapping[str, Markup]
-    axis: AxisContext
-    events: tuple[EventContext, ...]
-    scrub: ScrubContext | None  # None where no snapshot is kept
+    scrub: ScrubContext | None  # None where no snapshot is kept, or none yet
     seen: Markup
-    history: str  # where the same span is shown in the charts
     build: str
 
 
+class Course(msgspec.Struct, frozen=True, kw_only=True):
+    """What happened until now, and what was seen."""
+
+    moments: tuple[Moment, ...]
+    over: Span
+    axis: AxisContext
+    events: EventsContext
+
+
 class IncidentPage:
-    """``/incidents/{id}``; ``?at=`` an uptime shows that moment."""
+    """``/incidents/{id}``; ``?at=`` an uptime shows that moment. While it is open, and for a while after, its course goes on."""
 
     path = "/incidents/{id}"
     query: tuple[str, ...] = ()  # the moment that is shown is no live part
     template = "incident"
     place = "Incidents"
 
-    def __init__(self, incidents: IncidentView | None, actions: Actions) -> None:
+    def __init__(self, node: NodeView, incidents: IncidentView | None, actions: Actions) -> None:
+        self._node = node
         self._incidents = incidents
         self._actions = actions
         self._latest = Fresh(self._incident, _FRESH_S)
-        self._moments = Fresh(self._moments_of, _MOMENTS_FRESH_S, most=4)
+        self._courses = Fresh(self._course, _COURSE_FRESH_S, most=4)
 
     def routes(self) -> list[BaseRoute]:
         """Besides the page: what was seen at a moment."""
@@ -109,31 +121,34 @@ class IncidentPage:
 
     async def view(self, asked: Asked) -> View:
         incident = await self._latest.get(asked.names["id"])
-        moments = () if asked.following else await self._moments.get(incident.id)
         at_s = _uptime(asked.query.get("at"))
-        index = _index(incident, moments, at_s)
-        seen = await self._frame(incident, moments[index].uptime_s) if moments else None
+        if asked.following and self._is_settled(incident):
+            return self._view(incident, None)
+        course = await self._courses.get(incident.id)
+        if asked.following or not course.moments:
+            return self._view(incident, course)
+        index = _index(incident, course.moments, at_s)
+        seen = _painted(incident, await self._frame(incident, course.moments[index].uptime_s))
+        return self._view(incident, course, scrub(incident, course.moments, index, course.over), seen)
+
+    def _view(
+        self, incident: Incident, course: Course | None, scrub: ScrubContext | None = None, seen: Markup | None = None
+    ) -> View:
+        """``course``: None where it does not go on, and who asks has it."""
 
         def parts(snapshot: NodeSnapshot) -> Parts:
-            return {"incident_facts": facts(incident, snapshot.time)}
+            goes_on = {} if course is None else {"incident_axis": course.axis, "incident_events": course.events}
+            return {"incident_facts": facts(incident, snapshot.time), **goes_on}
 
         def body(snapshot: NodeSnapshot, painted: Mapping[str, Markup]) -> Context:
-            over = incident_axis.span(incident, moments, snapshot.time)
-            remedies = meanwhile(self._actions.remedies(), incident, snapshot.time)
-            return IncidentContext(
-                id=incident.id,
-                parts=painted,
-                axis=incident_axis.axis(incident, moments, remedies, over),
-                events=incident_axis.events(incident, moments, remedies),
-                scrub=scrub(incident, moments, index, over) if moments else None,
-                seen=_painted(incident, seen) if moments else _NONE_SEEN,
-                history=f"/?from={over.start:.0f}&to={over.end:.0f}",
-                build=assets.fingerprint(),
-            )
+            shown = seen or (_NONE_YET if incident.state is IncidentState.OPEN else _NONE_SEEN)
+            return IncidentContext(id=incident.id, parts=painted, scrub=scrub, seen=shown, build=assets.fingerprint())
 
-        return View(
-            title=lambda snapshot: f"Incident {incident.id}: {incident_list.what(incident)}", parts=parts, body=body
-        )
+        return View(title=lambda snapshot: f"Incident {incident.id}: {causes.words(incident)}", parts=parts, body=body)
+
+    def _is_settled(self, incident: Incident) -> bool:
+        """It has been over for so long that nothing more is kept of it."""
+        return incident.closed is not None and self._node.latest().time > incident.closed + _SETTLED_S
 
     async def seen(self, request: Request) -> Response:
         """The part of the page that shows one moment."""
@@ -150,8 +165,18 @@ class IncidentPage:
             raise RequestError(404, f"There is no incident {id!r}, or it is no longer kept.", code="not_found")
         return found
 
-    async def _moments_of(self, id: str) -> Sequence[Moment]:
-        return () if self._incidents is None else await self._incidents.moments(id, _MOMENTS) or ()
+    async def _course(self, id: str) -> Course:
+        incident = await self._latest.get(id)
+        moments = () if self._incidents is None else tuple(await self._incidents.moments(id, _MOMENTS) or ())
+        now = self._node.latest().time
+        over = incident_axis.span(incident, moments, now)
+        remedies = meanwhile(self._actions.remedies(), incident, now)
+        return Course(
+            moments=moments,
+            over=over,
+            axis=incident_axis.axis(incident, moments, remedies, over),
+            events=incident_axis.events(incident, moments, remedies, over),
+        )
 
     async def _frame(self, incident: Incident, at_s: float) -> NodeSnapshot | None:
         return None if self._incidents is None else await self._incidents.frame(incident.id, at_s)
@@ -161,9 +186,12 @@ def _uptime(text: str | None) -> float | None:
     if text is None:
         return None
     try:
-        return float(text)
+        at_s = float(text)
     except ValueError:
-        raise RequestError(400, "at must be an uptime in seconds.", param="at") from None
+        at_s = math.nan
+    if not math.isfinite(at_s):
+        raise RequestError(400, "at must be an uptime in seconds.", param="at")
+    return at_s
 
 
 def _index(incident: Incident, moments: Sequence[Moment], at_s: float | None) -> int:
@@ -191,7 +219,7 @@ def facts(incident: Incident, now: float) -> IncidentFactsContext:
         tone=tone,
         glyph=TONES["warn"] if still else TONES["off"],
         open=still,
-        what=incident_list.what(incident),
+        what=causes.words(incident),
         sentence=incident.summary,
         when=_when(incident, now),
         facts=_figures(incident),
@@ -232,16 +260,12 @@ def _figures(incident: Incident) -> tuple[FactContext, ...]:
 
 def scrub(incident: Incident, moments: Sequence[Moment], index: int, over: Span) -> ScrubContext:
     """The control that goes through them."""
-
-    def said(one: Moment) -> str:
-        return f"{times.clock(one.time)}, {times.offset(one.time, incident.opened)}"
-
-    row = [[one.uptime_s, round(over.x(one.time), 2), said(one)] for one in moments]
+    here = moments[index]
     return ScrubContext(
-        moments=json.dumps(row, ensure_ascii=False),
-        value=round(10 * over.x(moments[index].time)),
-        x=f"{over.x(moments[index].time):.2f}%",
-        words=said(moments[index]),
+        at=here.uptime_s,
+        value=round(10 * over.x(here.time)),
+        x=f"{over.x(here.time):.2f}%",
+        words=incident_axis.said_of(here, incident),
         earlier=moments[index - 1].uptime_s if index > 0 else None,
         later=moments[index + 1].uptime_s if index + 1 < len(moments) else None,
     )

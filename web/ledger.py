@@ -7,9 +7,9 @@ from typing import Final
 
 from markupsafe import Markup
 
-from appliance.records import EngineSnapshot, Lease, LedgerSnapshot, NodeSnapshot, Role, Unexplained
+from appliance.records import EngineSnapshot, Lease, LedgerSnapshot, NodeSnapshot, Unexplained
 from web import words
-from web.contexts import TONES, Context, overdue
+from web.contexts import TONES, Context, overdue, splits
 from web.views import Asked, Parts, View
 
 ROWS: Final = 200
@@ -121,7 +121,7 @@ def ledger(snapshot: NodeSnapshot) -> LedgerContext:
         if len(ordered) > ROWS
         else None,
         totals=_totals(book),
-        splits=any(engine.role is not Role.BOTH for engine in snapshot.engines),
+        splits=splits(snapshot),
     )
 
 

@@ -11,13 +11,15 @@ from typing import Final
 from markupsafe import Markup
 
 from appliance.records import NodeSnapshot
-from web import assets, contexts, diagnosis, flow, gpus, remedies, waterfall
+from web import assets, contexts, diagnosis, flow, gpus, remedies, request_rows
 from web.contexts import Context
 from web.paced import Paced
 from web.ports import Actions, HistoryView
 from web.views import Asked, Parts, View
+from web.waterfall import LEGEND, LegendContext
 
-_NEWEST_S: Final = 1.0  # requests are most of what is sent, and nobody reads a dozen of them in less
+_NEWEST: Final = 6  # requests
+_NEWEST_S: Final = 1.0  # they are most of what is sent, and nobody reads them in less
 _ORIGIN: Final = re.compile(r"https?://([A-Za-z0-9.\-]+|\[[0-9a-fA-F:.]+\])(:\d+)?")
 
 
@@ -27,6 +29,7 @@ class OverviewContext(Context, frozen=True, kw_only=True):
     parts: Mapping[str, Markup]
     curl: str  # a first request, to be copied
     empty: bool  # nothing has been asked yet
+    legend: tuple[LegendContext, ...]
     build: str  # fingerprint of the static files
 
 
@@ -48,11 +51,14 @@ class Overview:
                 parts=parts,
                 curl=curl(snapshot.model, asked.origin),
                 empty=not snapshot.requests.total,
+                legend=LEGEND,
                 build=assets.fingerprint(),
             )
 
         sample = self._history.sample if self._history else None
-        return View(title=lambda snapshot: snapshot.model, parts=self._parts(), body=body, sample=sample)
+        return View(
+            title=lambda snapshot: snapshot.model, parts=self._parts(), body=body, sample=sample, style="charts"
+        )
 
     def _parts(self) -> Callable[[NodeSnapshot], Parts]:
         newest = Paced[Context](_NEWEST_S)
@@ -62,7 +68,9 @@ class Overview:
             "remedies": remedies.remedies(self._actions.remedies(), snapshot),
             "flow": flow.flow(snapshot),
             "gpus": gpus.gpus(snapshot),
-            "requests": newest.get(snapshot.time, lambda: waterfall.requests(snapshot)),
+            "request_rows": newest.get(
+                snapshot.time, lambda: request_rows.rows(snapshot.recent[:_NEWEST], snapshot, sentence=None)
+            ),
         }
 
 

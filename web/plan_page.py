@@ -22,20 +22,21 @@ from appliance.records import (
     Plan,
     Plans,
     Remedy,
-    RemedyState,
     Role,
 )
-from web import assets, batch_curve, words
+from web import batch_curve, remedies, words
 from web.batch_curve import CurvesContext
 from web.contexts import TONES, Context
 from web.fresh import Fresh
 from web.ports import Actions, NodeView, Planning
+from web.remedies import RemedyContext
 from web.render import compact
 from web.views import Asked, Parts, View
 
 _LAYOUT: Final = re.compile(r"(?:(\d+)p(\d+)d|(\d+)b)(?:@.*)?")
 _CURVES_FRESH_S: Final = 20.0  # each takes some tenths of a second
 _STEPS: Final = 1000
+_OF_ROLES: Final = (OrderKind.TOPOLOGY, OrderKind.ROLE)
 
 
 class LoadContext(Context, frozen=True, kw_only=True):
@@ -68,15 +69,6 @@ class LayoutContext(Context, frozen=True, kw_only=True):
     gain: str | None  # predicted
 
 
-class AppliedContext(Context, frozen=True, kw_only=True):
-    """The last layout that was given, and what came of it."""
-
-    id: str
-    sentence: str
-    result: str
-    undo: bool
-
-
 class PlansContext(Context, frozen=True, kw_only=True):
     """``plans.html``: the live part."""
 
@@ -86,7 +78,7 @@ class PlansContext(Context, frozen=True, kw_only=True):
     why: str | None
     demand: str | None
     rows: tuple[LayoutContext, ...]
-    applied: AppliedContext | None
+    remedies: tuple[RemedyContext, ...]  # that changed roles
 
 
 class PlanContext(Context, frozen=True, kw_only=True):
@@ -94,7 +86,6 @@ class PlanContext(Context, frozen=True, kw_only=True):
 
     parts: Mapping[str, Markup]
     prefills: bool  # there are engines with a batch curve
-    build: str
 
 
 class PlanPage:
@@ -122,7 +113,7 @@ class PlanPage:
 
         def body(snapshot: NodeSnapshot, painted: Mapping[str, Markup]) -> Context:
             prefills = any(engine.role.prefills for engine in snapshot.engines)
-            return PlanContext(parts=painted, prefills=prefills, build=assets.fingerprint())
+            return PlanContext(parts=painted, prefills=prefills)
 
         return View(title=lambda snapshot: "Plan", parts=parts, body=body)
 
@@ -140,8 +131,8 @@ class PlanPage:
         return CurvesContext(curves=tuple(found))
 
 
-def plans(snapshot: NodeSnapshot, found: Plans | None, remedies: Sequence[Remedy], *, planned: bool) -> PlansContext:
-    """Layouts as they were predicted last."""
+def plans(snapshot: NodeSnapshot, found: Plans | None, given: Sequence[Remedy], *, planned: bool) -> PlansContext:
+    """Layouts as they were predicted last. ``given``: remedies, newest first."""
     tone, sentence, why = _verdict(snapshot, found, planned)
     return PlansContext(
         tone=tone,
@@ -150,7 +141,7 @@ def plans(snapshot: NodeSnapshot, found: Plans | None, remedies: Sequence[Remedy
         why=why,
         demand=_demand(found.demand) if found and found.demand else None,
         rows=tuple(_row(plan, found, snapshot.engines) for plan in found.layouts) if found else (),
-        applied=_applied(remedies),
+        remedies=remedies.remedies([one for one in given if one.order.kind in _OF_ROLES], snapshot).remedies,
     )
 
 
@@ -305,17 +296,3 @@ def _changes(layout: str, engines: Sequence[EngineSnapshot]) -> str | None:
 
 def _role(role: Role) -> str:
     return "prefill and decode" if role is Role.BOTH else role.value
-
-
-def _applied(remedies: Sequence[Remedy]) -> AppliedContext | None:
-    """The newest one that changed roles."""
-    found = next((one for one in remedies if one.order.kind in (OrderKind.TOPOLOGY, OrderKind.ROLE)), None)
-    if found is None:
-        return None
-    settling = found.state is RemedyState.SETTLING
-    result = "What it brings is known in half a minute." if settling else f"It brought: {found.brought or words.DASH}."
-    if found.over is not None:
-        result = f"{result} It does not hold any more: {found.over}."
-    return AppliedContext(
-        id=found.id, sentence=found.sentence, result=result, undo=found.undo is not None and found.over is None
-    )

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 
 from markupsafe import Markup
 
-from appliance.records import STAGES, NodeSnapshot
+from appliance.records import NodeSnapshot
 from web import assets, words
 from web.contexts import Context
 from web.overview import curl
 from web.views import Asked, Parts, View
-from web.waterfall import LABELS, LegendContext
+from web.waterfall import LEGEND, LegendContext
 
 
 class TryContext(Context, frozen=True, kw_only=True):
@@ -48,7 +48,7 @@ class Playground:
                 parts=painted,
                 model=snapshot.model,
                 simulated=snapshot.simulated,
-                legend=tuple(LegendContext(stage=stage, label=LABELS[stage]) for stage in STAGES),
+                legend=LEGEND,
                 ttft_target_s=snapshot.slo_ttft_s,
                 itl_target_s=snapshot.slo_itl_s,
                 curl=curl(snapshot.model, asked.origin),

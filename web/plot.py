@@ -17,7 +17,7 @@ from web.contexts import Context
 
 WIDTH: Final = 1000
 HEIGHT: Final = 200
-_TICK: Final = 3.5  # half the height of an upright mark
+_TICK: Final = 4  # half the height of an upright mark
 _MOST_STEPS: Final = 6  # of an even axis
 _MANY_DECADES: Final = 2.2  # beyond them every power of ten is label enough
 
@@ -124,7 +124,7 @@ def dots(points: Iterable[tuple[float, float]]) -> str:
 def uprights(points: Iterable[tuple[float, float]]) -> str:
     """A path of short upright strokes."""
     unique = dict.fromkeys((round(x), round(y)) for x, y in points)
-    return "".join(f"M{x} {y - _TICK:g}v{2 * _TICK:g}" for x, y in unique)
+    return "".join(f"M{x} {y - _TICK}v{2 * _TICK}" for x, y in unique)
 
 
 def line(points: Sequence[tuple[float, float]]) -> str:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import Final
 
 from appliance.records import NodeSnapshot, Remedy, RemedyState
-from web import words
+from web import times, words
 from web.contexts import TONES, Context
 
 _ROWS: Final = 3
@@ -42,7 +41,7 @@ def _remedy(one: Remedy, now: float) -> RemedyContext:
     tone, state = _state(one, now)
     holds = one.over is None and one.undo is not None
     return RemedyContext(
-        clock=time.strftime("%H:%M:%S", time.localtime(one.time)),
+        clock=times.clock(one.time),
         sentence=one.sentence,
         expected=one.expected,
         state=state,

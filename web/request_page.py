@@ -12,13 +12,13 @@ from markupsafe import Markup
 
 from appliance.errors import RequestError
 from appliance.records import Leg, NodeSnapshot, Timeline
-from web import assets, waterfall, words
+from web import times, waterfall, words
 from web.contexts import TONES, Context, FactContext
 from web.paced import Paced
 from web.ports import Explain, Explained, NodeView
 from web.request_answer import tokens
 from web.views import Asked, Parts, View
-from web.waterfall import BarContext
+from web.waterfall import Stretch
 
 _COMPARED: Final = 1000  # timelines that say what is usual
 _EVERY_S: Final = 1.0
@@ -39,12 +39,21 @@ class RequestHeadContext(Context, frozen=True, kw_only=True):
     error: str | None
 
 
-class LaneContext(Context, frozen=True, kw_only=True):
-    """Where it was: an engine, or the way to one."""
+class StretchContext(Context, frozen=True, kw_only=True):
+    """One stage as a bar; in percent of the scale."""
+
+    stage: str
+    title: str
+    x: str
+    width: str
+
+
+class WayContext(Context, frozen=True, kw_only=True):
+    """Where it was: the queue, an engine, or the way to one."""
 
     label: str
     href: str | None
-    bars: tuple[BarContext, ...]
+    bars: tuple[StretchContext, ...]
     spoken: str
 
 
@@ -64,7 +73,7 @@ class StageContext(Context, frozen=True, kw_only=True):
 class StagesContext(Context, frozen=True, kw_only=True):
     """``request_stages.html``."""
 
-    lanes: tuple[LaneContext, ...]
+    ways: tuple[WayContext, ...]
     stages: tuple[StageContext, ...]
     scale: str
     target_x: str | None
@@ -100,7 +109,6 @@ class RequestPageContext(Context, frozen=True, kw_only=True):
 
     id: str
     parts: Mapping[str, Markup]
-    build: str
 
 
 class RequestPage:
@@ -124,7 +132,7 @@ class RequestPage:
             return last.settled or drawn.get(snapshot.time, lambda: self._parts(last, snapshot))
 
         def body(snapshot: NodeSnapshot, painted: Mapping[str, Markup]) -> Context:
-            return RequestPageContext(id=id, parts=painted, build=assets.fingerprint())
+            return RequestPageContext(id=id, parts=painted)
 
         return View(title=lambda snapshot: f"Request {id[:8]}", parts=parts, body=body)
 
@@ -173,22 +181,22 @@ class _Last:
 
 
 def head(timeline: Timeline, explained: Explained | None, snapshot: NodeSnapshot) -> RequestHeadContext:
-    row = waterfall.row(timeline, 1.0)
     pace = explained.pace if explained else None
     late = waterfall.seconds(timeline) > snapshot.slo_ttft_s or (pace is not None and pace.each_s > snapshot.slo_itl_s)
-    tone = "warn" if row.tone == "ok" and late else row.tone
+    tone = "warn" if timeline.outcome == "ok" and late else waterfall.tone(timeline)
     return RequestHeadContext(
         id=timeline.id,
         tone=tone,
         glyph=TONES[tone],
-        title=_title(timeline, row.outcome, snapshot.slo_ttft_s),
+        title=_title(timeline, snapshot.slo_ttft_s),
         sentence=explained.sentence if explained else None,
         notes=tuple(explained.notes) if explained else (),
         error=timeline.error if explained is None or timeline.outcome == "ok" else None,  # else the sentence says it
     )
 
 
-def _title(timeline: Timeline, outcome: str, target_s: float) -> str:
+def _title(timeline: Timeline, target_s: float) -> str:
+    outcome = waterfall.outcome(timeline)
     if timeline.ttft_s is None:
         verb = {"running": "Has run for", "failed": outcome.capitalize() + " after"}.get(
             timeline.outcome, "Cancelled after"
@@ -208,10 +216,10 @@ def stages(timeline: Timeline, explained: Explained | None, snapshot: NodeSnapsh
     scale_s = waterfall.scale([whole_s]) if whole_s > 0 else 0.1
     target_s = snapshot.slo_ttft_s
     return StagesContext(
-        lanes=_lanes(timeline, scale_s),
+        ways=_ways(timeline, scale_s),
         stages=_stages(timeline, explained),
         scale=words.setting(scale_s),
-        target_x=_percent(target_s, scale_s) if target_s <= scale_s else None,
+        target_x=waterfall.target_x(target_s, scale_s),
         target=words.setting(target_s),
         whole=words.duration(whole_s),
         usual=words.duration(explained.usual_first_s if explained else None),
@@ -234,34 +242,27 @@ def _compared(explained: Explained | None) -> str:
     return f"Usual: the medians of {words.several(explained.compared, 'other request')} of that time."
 
 
-def _lanes(timeline: Timeline, scale_s: float) -> tuple[LaneContext, ...]:
+def _ways(timeline: Timeline, scale_s: float) -> tuple[WayContext, ...]:
     """The queue, and where it went from there, in the order of its way."""
-    bars: dict[str, list[BarContext]] = {}
-    names: dict[str, list[str]] = {}
-    start_s = 0.0
-    for stage in timeline.stages:
-        where = _where(stage.name, timeline)
-        label = f"{waterfall.LABELS.get(stage.name, stage.name)} {words.duration(stage.duration_s)}"
-        if stage.duration_s > 0:
-            bar = BarContext(
-                stage=stage.name,
-                title=label,
-                x=_percent(start_s, scale_s),
-                width=_percent(stage.duration_s, scale_s),
-            )
-            bars.setdefault(where, []).append(bar)
-            names.setdefault(where, []).append(label)
-        start_s += stage.duration_s
+    found: dict[str, list[Stretch]] = {}
+    for one in waterfall.stretches(timeline):
+        if one.lasts_s > 0:
+            found.setdefault(_where(one.stage, timeline), []).append(one)
     engines = {timeline.prefill_engine, timeline.decode_engine}
     return tuple(
-        LaneContext(
+        WayContext(
             label=where,
             href=f"/engines/{where}" if where in engines else None,
-            bars=tuple(found),
-            spoken=", ".join(names[where]),
+            bars=tuple(_bar(one, scale_s) for one in there),
+            spoken=", ".join(one.said for one in there),
         )
-        for where, found in bars.items()
+        for where, there in found.items()
     )
+
+
+def _bar(one: Stretch, scale_s: float) -> StretchContext:
+    x, width = waterfall.share(one.begins_s, scale_s), waterfall.share(one.lasts_s, scale_s)
+    return StretchContext(stage=one.stage, title=one.said, x=x, width=width)
 
 
 def _where(stage: str, timeline: Timeline) -> str:
@@ -274,29 +275,23 @@ def _where(stage: str, timeline: Timeline) -> str:
     return first if stage in _FIRST or not timeline.split else second
 
 
-def _percent(part_s: float, whole_s: float) -> str:
-    return f"{100 * part_s / whole_s:.2f}%"
-
-
 def _stages(timeline: Timeline, explained: Explained | None) -> tuple[StageContext, ...]:
     usual = {part.stage: part.usual_s for part in explained.parts} if explained else {}
     held = (explained.held_by, explained.also) if explained else ()
-    whole_s, began_s, found = waterfall.seconds(timeline), 0.0, []
-    for stage in timeline.stages:
-        found.append(
-            StageContext(
-                stage=stage.name,
-                label=waterfall.LABELS.get(stage.name, stage.name),
-                on=_where(stage.name, timeline),
-                began=words.duration(began_s),
-                took=words.duration(stage.duration_s),
-                share=words.percent(stage.duration_s / whole_s if whole_s > 0 else None),
-                usual=words.duration(usual.get(stage.name)),
-                held=stage.name in held,
-            )
+    whole_s = waterfall.seconds(timeline)
+    return tuple(
+        StageContext(
+            stage=one.stage,
+            label=one.label,
+            on=_where(one.stage, timeline),
+            began=words.duration(one.begins_s),
+            took=words.duration(one.lasts_s),
+            share=words.percent(one.lasts_s / whole_s if whole_s > 0 else None),
+            usual=words.duration(usual.get(one.stage)),
+            held=one.stage in held,
         )
-        began_s += stage.duration_s
-    return tuple(found)
+        for one in waterfall.stretches(timeline)
+    )
 
 
 # ---- the rest
@@ -308,12 +303,12 @@ def facts(timeline: Timeline, explained: Explained | None) -> RequestFactsContex
         "" if moved is None or moved.usual_bytes_s is None else f" (usual {words.traffic_rate(moved.usual_bytes_s)})"
     )
     found = [
-        ("came", waterfall.row(timeline, 1.0).clock),
+        ("came", times.clock(timeline.arrived)),
         ("route", timeline.route),
         ("prompt tokens", words.count(timeline.prompt_tokens)),
         ("answer", "streamed" if timeline.stream else "in one piece"),
         ("pieces sent", words.count(timeline.output_chunks)),
-        ("handed over", waterfall.handed_over(timeline)),
+        ("handed over", _handed_over(timeline)),
         ("rate, while copied", words.traffic_rate(moved.bytes_s if moved else None) + usual),
         ("tries", words.count(timeline.attempts)),
         ("whole time", words.duration(timeline.total_s)),
@@ -324,6 +319,14 @@ def facts(timeline: Timeline, explained: Explained | None) -> RequestFactsContex
         facts=tuple(FactContext(label=label, value=value) for label, value in found),
         legs=tuple(map(_leg, timeline.legs)),
     )
+
+
+def _handed_over(timeline: Timeline) -> str:
+    """Its KV: how much, and in how many copies."""
+    copies = timeline.transfer_copies
+    if timeline.transfer_bytes is None or not copies:
+        return words.traffic(timeline.transfer_bytes)
+    return f"{words.traffic(timeline.transfer_bytes)} in {'1 copy' if copies == 1 else f'{copies:,} copies'}"
 
 
 _LEG_TONES: Final = {"ok": "ok", "cancelled": "off"}

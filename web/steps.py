@@ -10,7 +10,7 @@ from typing import Final
 
 from appliance.records import KneeReading, StepReading
 from web import plot, words
-from web.contexts import Context
+from web.contexts import Context, slow
 from web.plot import Axis, DrawnContext, PlotContext
 
 _PER_OCTAVE: Final = 2  # sizes, of a line and of the table
@@ -46,9 +46,6 @@ class StepsContext(Context, frozen=True, kw_only=True):
     late: bool  # they take much longer than they should
 
 
-SLOW: Final = 1.15  # times what is expected
-
-
 def steps(readings: Sequence[StepReading], knee: KneeReading | None) -> StepsContext:
     """Of the latest steps, oldest first. ``knee``: None while it is not known yet whether there is one."""
     prompts = [one for one in readings if one.prompt_tokens]
@@ -63,7 +60,7 @@ def steps(readings: Sequence[StepReading], knee: KneeReading | None) -> StepsCon
         knee=_knee(knee),
         knee_known=knee is not None and knee.tokens is not None,
         ratio=words.DASH if ratio is None else f"{ratio:.2f}",
-        late=(ratio or 0.0) > SLOW,
+        late=slow(ratio),
     )
 
 

@@ -14,7 +14,7 @@ from typing import Final, Protocol
 import msgspec
 from markupsafe import Markup
 
-from appliance.records import NodeSnapshot
+from appliance.records import STAGES, NodeSnapshot
 from web import assets, contexts
 from web.contexts import ChoiceContext, Context
 from web.render import compact, render
@@ -41,6 +41,7 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
     parts: Callable[[NodeSnapshot], Parts]
     body: Callable[[NodeSnapshot, Mapping[str, Markup]], Context]  # of the page's own template, around its parts
     sample: Callable[[NodeSnapshot], Mapping[str, float | None]] | None = None  # for its charts
+    style: str = "detail"  # ``<style>.css``, besides what all pages have
 
 
 class Page(Protocol):
@@ -68,6 +69,8 @@ class PageContext(Context, frozen=True, kw_only=True):
     stream: str | None  # where updates come from; None where there are none
     live: bool  # the browser libraries are there
     charts: bool  # its browser draws some
+    style: str
+    stages: tuple[str, ...]  # of a request: each has a pattern
     simulated: bool
     build: str  # fingerprint of the static files
 
@@ -114,6 +117,8 @@ def paint(page: Page, view: View, snapshot: NodeSnapshot, stream: str | None) ->
             stream=stream,
             live=assets.vendor_present(),
             charts=view.sample is not None,
+            style=view.style,
+            stages=STAGES,
             simulated=snapshot.simulated,
             build=assets.fingerprint(),
         ),

@@ -1,16 +1,16 @@
-"""The newest requests as waterfalls: where each one's time to first token went. Pure, like ``web.contexts``."""
+"""Where a request's time to first token went, in words and as stretches of a bar. Pure, like ``web.contexts``."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import Final
 
-from appliance.records import STAGES, Leg, NodeSnapshot, Role, Timeline
-from web import words
-from web.contexts import TONES, Context, FactContext
+import msgspec
 
-ROWS: Final = 12
+from appliance.records import STAGES, Timeline
+from web import words
+from web.contexts import Context
+
 LABELS: Final = {
     "queue": "queue",
     "prefill_wait": "prefill wait",
@@ -25,76 +25,44 @@ _SCALES_S: Final = tuple(step * 10.0**power for power in range(-3, 4) for step i
 
 
 class LegendContext(Context, frozen=True, kw_only=True):
-    """One stage in the legend."""
+    """One stage in ``legend.html``, and wherever else they are listed."""
 
     stage: str
     label: str
 
 
-class BarContext(Context, frozen=True, kw_only=True):
-    """One stage of one request; positions in percent of the scale."""
+LEGEND: Final = tuple(LegendContext(stage=stage, label=LABELS[stage]) for stage in STAGES)
+"""All stages, in their order."""
+
+
+class Stretch(msgspec.Struct, frozen=True, kw_only=True):
+    """One stage as it lies in its request."""
 
     stage: str
-    title: str
-    x: str
-    width: str
+    begins_s: float  # after the request came
+    lasts_s: float
+
+    @property
+    def label(self) -> str:
+        return LABELS.get(self.stage, self.stage)
+
+    @property
+    def said(self) -> str:
+        return f"{self.label} {words.duration(self.lasts_s)}"
 
 
-class RowContext(Context, frozen=True, kw_only=True):
-    """``request.html``: one request."""
-
-    key: str  # unlike the id, no other row's
-    id: str
-    clock: str  # when it came, the server's time of day
-    route: str
-    path: str  # the engines it ran on
-    marks: tuple[str, ...]  # what was not as usual
-    outcome: str
-    tone: str
-    glyph: str
-    ttft: str
-    mostly: str | None  # the stage that took most of it
-    bars: tuple[BarContext, ...]
-    spoken: str  # the bars, in words
-    stages: tuple[FactContext, ...]
-    details: tuple[FactContext, ...]
-    error: str | None
-
-
-class RequestsContext(Context, frozen=True, kw_only=True):
-    """``requests.html``: the newest requests, on one scale."""
-
-    rows: tuple[RowContext, ...]
-    legend: tuple[LegendContext, ...]
-    scale: str  # how long the full width is
-    target: str  # for TTFT
-    target_x: str | None  # where that is, if it is on the scale
-
-
-def requests(snapshot: NodeSnapshot) -> RequestsContext:
-    newest = snapshot.recent[:ROWS]
-    scale_s = scale([sum(stage.duration_s for stage in timeline.stages) for timeline in newest])
-    target = snapshot.slo_ttft_s
-    splits = any(engine.role is not Role.BOTH for engine in snapshot.engines)
-    return RequestsContext(
-        rows=tuple(row(timeline, scale_s, splits) for timeline in newest),
-        legend=tuple(LegendContext(stage=stage, label=LABELS[stage]) for stage in STAGES),
-        scale=words.setting(scale_s),
-        target=words.setting(target),
-        target_x=_share(target, scale_s) if target <= scale_s else None,
-    )
+def stretches(timeline: Timeline) -> tuple[Stretch, ...]:
+    """One after the other, without a gap; also those that took no time."""
+    found, begins_s = [], 0.0
+    for stage in timeline.stages:
+        found.append(Stretch(stage=stage.name, begins_s=begins_s, lasts_s=stage.duration_s))
+        begins_s += stage.duration_s
+    return tuple(found)
 
 
 def seconds(timeline: Timeline) -> float:
     """To the first token, or so far."""
     return sum(stage.duration_s for stage in timeline.stages) if timeline.ttft_s is None else timeline.ttft_s
-
-
-def _first(timeline: Timeline) -> str:
-    """Of one that has had no first token, for how long it waited or still does."""
-    if timeline.ttft_s is None and seconds(timeline) > 0:
-        return f"> {words.duration(seconds(timeline))}"
-    return words.duration(timeline.ttft_s)
 
 
 def scale(lengths_s: Sequence[float]) -> float:
@@ -103,45 +71,20 @@ def scale(lengths_s: Sequence[float]) -> float:
     return next((step for step in _SCALES_S if step >= longest), longest)
 
 
-def row(timeline: Timeline, scale_s: float, splits: bool = True) -> RowContext:
-    """One request on a scale of ``scale_s`` seconds, no shorter than it; ``splits``: on this node, requests are split as a rule."""
-    tone = _OUTCOMES.get(timeline.outcome, "off")
-    parts = [
-        f"{LABELS.get(s.name, s.name)} {words.duration(s.duration_s)}" for s in timeline.stages if s.duration_s > 0
-    ]
-    return RowContext(
-        key=f"{timeline.id}-{timeline.arrived * 1e6:.0f}",  # clients choose ids; one event loop takes requests in one by one
-        id=timeline.id,
-        clock=time.strftime("%H:%M:%S", time.localtime(timeline.arrived)),
-        route=timeline.route.removeprefix("/v1/"),
-        path=path(timeline),
-        marks=_marks(timeline, splits),
-        outcome=_outcome(timeline),
-        tone=tone,
-        glyph=TONES[tone],
-        ttft=_first(timeline),
-        mostly=_mostly(timeline),
-        bars=_bars(timeline, scale_s),
-        spoken=", ".join(parts) or "no stage yet",
-        stages=tuple(_detail(LABELS.get(s.name, s.name), words.duration(s.duration_s)) for s in timeline.stages),
-        details=_details(timeline),
-        error=timeline.error,
-    )
-
-
-def _bars(timeline: Timeline, scale_s: float) -> tuple[BarContext, ...]:
-    bars, start_s = [], 0.0
-    for stage in timeline.stages:
-        if stage.duration_s > 0:
-            title = f"{LABELS.get(stage.name, stage.name)} {words.duration(stage.duration_s)}"
-            x, width = _share(start_s, scale_s), _share(stage.duration_s, scale_s)
-            bars.append(BarContext(stage=stage.name, title=title, x=x, width=width))
-        start_s += stage.duration_s
-    return tuple(bars)
-
-
-def _share(part_s: float, whole_s: float) -> str:
+def share(part_s: float, whole_s: float) -> str:
+    """In percent, as SVG has it."""
     return f"{100 * part_s / whole_s:.2f}%"
+
+
+def target_x(target_s: float, scale_s: float) -> str | None:
+    """Where the target is on the scale; None beyond its end."""
+    return share(target_s, scale_s) if target_s <= scale_s else None
+
+
+def mostly(timeline: Timeline) -> str | None:
+    """The stage that took most of it."""
+    longest = max(stretches(timeline), key=lambda one: one.lasts_s, default=None)
+    return longest.said if longest is not None and longest.lasts_s > 0 else None
 
 
 def path(timeline: Timeline) -> str:
@@ -154,65 +97,13 @@ def path(timeline: Timeline) -> str:
     return f"{timeline.prefill_engine} → …" if prefilling else timeline.prefill_engine
 
 
-def _marks(timeline: Timeline, splits: bool) -> tuple[str, ...]:
-    whole = (
-        splits and not timeline.split and timeline.decode_engine is not None
-    )  # None: it came no further than prefill
-    found = [(timeline.attempts > 1, f"attempt {timeline.attempts}"), (timeline.recomputed, "recomputed")]
-    found += [(timeline.continued, "continued")]
-    found += [
-        (whole, "whole"),
-        (not timeline.stream, "unstreamed"),
-    ]
-    return tuple(mark for holds, mark in found if holds)
+def tone(timeline: Timeline) -> str:
+    """Of its outcome: one of ``TONES``."""
+    return _OUTCOMES.get(timeline.outcome, "off")
 
 
-def _outcome(timeline: Timeline) -> str:
+def outcome(timeline: Timeline) -> str:
+    """With the status that says more."""
     if timeline.outcome == "failed" and timeline.status is not None:
         return f"failed ({timeline.status})"
     return timeline.outcome
-
-
-def _mostly(timeline: Timeline) -> str | None:
-    longest = max(timeline.stages, key=lambda stage: stage.duration_s, default=None)
-    if longest is None or longest.duration_s <= 0:
-        return None
-    return f"{LABELS.get(longest.name, longest.name)} {words.duration(longest.duration_s)}"
-
-
-def _details(timeline: Timeline) -> tuple[FactContext, ...]:
-    found = [
-        ("prompt tokens", words.count(timeline.prompt_tokens)),
-        ("pieces sent", words.count(timeline.output_chunks)),
-        ("handed over", handed_over(timeline)),
-        ("decoding", words.duration(_decoding_s(timeline))),
-        ("whole time", words.duration(timeline.total_s)),
-        *((f"{leg.kind} leg", _leg(leg)) for leg in timeline.legs),
-    ]
-    if timeline.unsplit_reason:
-        found.append(("not split", timeline.unsplit_reason))
-    return tuple(_detail(label, value) for label, value in found)
-
-
-def _decoding_s(timeline: Timeline) -> float | None:
-    """From the first token to the end."""
-    if timeline.total_s is None or timeline.ttft_s is None:
-        return None
-    return max(0.0, timeline.total_s - timeline.ttft_s)
-
-
-def handed_over(timeline: Timeline) -> str:
-    """Its KV: how much, and in how many copies."""
-    copies = timeline.transfer_copies
-    if timeline.transfer_bytes is None or not copies:
-        return words.traffic(timeline.transfer_bytes)
-    return f"{words.traffic(timeline.transfer_bytes)} in {'1 copy' if copies == 1 else f'{copies:,} copies'}"
-
-
-def _leg(leg: Leg) -> str:
-    error = f": {leg.error}" if leg.error else ""
-    return f"{leg.engine} {leg.outcome}, {words.duration(leg.duration_s)}{error}"
-
-
-def _detail(label: str, value: str) -> FactContext:
-    return FactContext(label=label, value=value)

@@ -3,7 +3,7 @@
 import { resolveInk } from "./ink.js";
 import { drawMarks, listMarks, placeMarks, showTip } from "./lane.js";
 import { describe, lastOf, nameEngines, showKeys, showRange, tabulate } from "./numbers.js";
-import { CHARTS, draw, plots, SERIES, told } from "./plots.js";
+import { CHARTS, draw, plots, pointer, SERIES } from "./plots.js";
 import { bounds, by, later, state, plotWidth } from "./state.js";
 import { clamp, UNITS } from "./words.js";
 
@@ -97,7 +97,7 @@ function live(sample) {
   if (!state.data || !state.view.last) return;
   const at = Math.floor(sample.time / state.data.step) * state.data.step;
   const missed = Math.round((at - state.data.begin.at(-1)) / state.data.step);
-  if (missed * state.data.step > Math.max(5, 2 * state.data.step)) { // we have not listened; the node has
+  if (Math.abs(missed) * state.data.step > Math.max(5, 2 * state.data.step)) { // we have not listened, but the node has; or its clock was set back
     if (!asked && performance.now() >= patientUntil) ask();
     return;
   }
@@ -252,7 +252,7 @@ if (by("charts") && window.uPlot) {
   by("charts").hidden = false;
   resolveInk();
   state.view = fromAddress();
-  Object.assign(told, { hover, selected });
+  Object.assign(pointer, { hover, selected });
   listen(by("charts"));
   ask();
 }

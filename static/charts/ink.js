@@ -1,6 +1,7 @@
 // Colours and patterns for canvases: those of app.css and of templates/patterns.html.
 
-export const STAGES = ["queue", "prefill_wait", "prefill_compute", "handoff_wait", "transfer", "decode_wait", "first_step"];
+// The stages of a request, in their order: each has a pattern on every page.
+export const STAGES = [...document.querySelectorAll('pattern[id^="fill-"]')].map(({ id }) => id.slice("fill-".length));
 export const ink = {};
 
 export function resolveInk() { // light-dark() is resolved by an element, not by a property's text
@@ -11,16 +12,16 @@ export function resolveInk() { // light-dark() is resolved by an element, not by
   }
   probe.remove();
   ink.font = getComputedStyle(document.body).fontFamily;
-  const of = { queue: "soft", prefill: "prefill", handoff: "handoff", transfer: "handoff", decode: "decode", first: "decode" };
-  ink.fills = Object.fromEntries(STAGES.map((stage) => [stage, fill(stage, ink[of[stage.split("_")[0]]])]));
+  ink.fills = Object.fromEntries(STAGES.map((stage) => [stage, fill(document.getElementById(`fill-${stage}`))]));
 }
 
-function fill(stage, colour) { // the patterns of templates/patterns.html, for a canvas
+function fill(pattern) { // the same for a canvas
+  const has = (part) => pattern.querySelector(`.${part}`) !== null;
   const tile = document.createElement("canvas");
   const size = (tile.width = tile.height = 8 * Math.max(1, Math.round(devicePixelRatio)));
   const pen = tile.getContext("2d");
-  pen.fillStyle = pen.strokeStyle = colour;
-  if (/wait|queue/.test(stage)) {
+  pen.fillStyle = pen.strokeStyle = getComputedStyle(pattern).color;
+  if (has("hatch-line")) {
     pen.globalAlpha = 0.18;
     pen.fillRect(0, 0, size, size);
     pen.globalAlpha = 1;
@@ -34,8 +35,8 @@ function fill(stage, colour) { // the patterns of templates/patterns.html, for a
   } else {
     pen.fillRect(0, 0, size, size);
     pen.fillStyle = ink.card;
-    if (stage === "transfer") pen.fillRect(size / 2, size / 2, size / 5, size / 5);
-    if (stage === "first_step") pen.fillRect(0, size / 2, size, Math.max(1, size / 9));
+    if (has("dot")) pen.fillRect(size / 2, size / 2, size / 5, size / 5);
+    if (has("dash")) pen.fillRect(0, size / 2, size, Math.max(1, size / 9));
   }
   return pen.createPattern(tile, "repeat");
 }

@@ -21,7 +21,7 @@ export const wordsOf = (name) => WORDS[name] ?? Object.values(CHARTS).find((one)
   (name.endsWith("kv_usage") ? percent : seconds);
 
 export const plots = {}; // by the chart's name
-export const told = { hover: (step) => {}, selected: (plot) => {} }; // what the pointer does at them
+export const pointer = { hover: (step) => {}, selected: (plot) => {} }; // what it does at them
 
 export function draw(name) {
   if (!state.data) return;
@@ -71,7 +71,7 @@ function make(name, count) {
     series: [{}, ...series],
     cursor: { sync: { key: "history", setSeries: false }, y: false, points: { show: false }, drag: { x: true, y: false, setScale: false }, bind: { dblclick: () => null } },
     hooks: { drawClear: [paintMarks], draw: [...(chart.paint ? [chart.paint] : []), (u) => state.bare || known(name) || paintNothing(u), ...(chart.target ? [(u) => paintTarget(u, state.targets[chart.target], chart.words)] : [])],
-      setCursor: [(u) => told.hover(u.cursor.idx)], setSelect: [(u) => told.selected(u)] },
+      setCursor: [(u) => pointer.hover(u.cursor.idx)], setSelect: [(u) => pointer.selected(u)] },
   }, Array.from({ length: count + 1 }, () => []), target);
   if (chart.heat) plot.engines = state.data.engines.length;
   return plot;

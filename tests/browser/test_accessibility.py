@@ -156,14 +156,14 @@ def test_curves_that_have_come_are_not_said_to_be_busy(open_page: Opened) -> Non
 def test_rows_stand_still_while_the_keyboard_is_in_them(open_page: Opened, served: Served) -> None:
     served.node.tick_s = 0.3  # a row more every 1.2 s
     page = open_page("busy")
-    newest = page.locator(".request").first
-    id = page.locator(".request").nth(1).get_attribute("id")
-    page.locator(f"#{id} summary").focus()
+    newest = page.locator("#request_rows tbody tr").first
+    id = page.locator("#request_rows tbody tr").nth(1).get_attribute("id")
+    page.locator(f"#{id} a").focus()
     page.keyboard.press("Shift")  # the keyboard, not a pointer, is what is used
     before = newest.get_attribute("id")
     page.wait_for_timeout(2000)
     assert newest.get_attribute("id") == before
-    expect(page.locator(f"#{id} summary")).to_be_focused()
+    expect(page.locator(f"#{id} a")).to_be_focused()
     served.node.stand_still()  # what was left out must come all the same
     page.wait_for_timeout(500)
     page.locator("#theme").focus()

@@ -14,6 +14,7 @@ import page_states as made
 import pytest
 from conftest import Served
 from demo_server import Demo
+from msgspec.structs import replace
 from playwright.sync_api import Page, Route, expect
 
 pytestmark = pytest.mark.browser
@@ -189,6 +190,16 @@ def test_live_values_go_on_from_what_was(charts: Callable[..., Page], served: Se
     page.wait_for_timeout(1500)
     again = "performance.getEntriesByType('resource').filter(one => one.name.includes('/api/history')).length"
     assert page.evaluate(f"{again} - window.asked") == 0, "the stream tells it"
+
+
+def test_a_clock_that_is_set_back_leaves_no_chart_standing(charts: Callable[..., Page], served: Served) -> None:
+    page = charts("?last=5m")
+    latest = served.node.latest
+    with page.expect_response("**/api/history**") as told:
+        served.node.latest = lambda: replace(latest(), time=latest().time - HOUR)  # type: ignore[method-assign]
+    assert told.value.json()["now"] == pytest.approx(latest().time - HOUR, abs=60)
+    served.node.show("busy")
+    expect(page.locator('[data-series="queue_depth"] b')).to_have_text("2")
 
 
 def test_a_history_that_can_not_be_had_is_said(open_page: Opened, served: Served, complaints: list[str]) -> None:

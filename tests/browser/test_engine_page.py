@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
+import msgspec
 import pytest
 from conftest import Served
 from playwright.sync_api import Page, expect
@@ -50,7 +52,7 @@ def test_engines_lead_to_each_other(open_page: Opened) -> None:
 
 def test_prompt_and_decode_steps_are_told_apart_by_shape(open_page: Opened) -> None:
     page = open_page("busy", path="/engines/e1")
-    assert "v7" in (page.locator(".steps-prompt").first.get_attribute("d") or "")
+    assert "v8" in (page.locator(".steps-prompt").first.get_attribute("d") or "")
     assert "h0" in (page.locator(".steps-decode").first.get_attribute("d") or "")
     dashes = "e => getComputedStyle(e).strokeDasharray"
     assert page.locator(".expected-decode").evaluate(dashes) != page.locator(".expected-prompt").evaluate(dashes)
@@ -88,6 +90,58 @@ def test_the_last_five_minutes_are_drawn(open_page: Opened) -> None:
     expect(page.locator("#chart-slowdown")).to_have_text("It tells nothing of this now.")
     expect(page.locator("#now-running")).to_have_text("14")
     expect(page.locator("#now-kv_usage")).to_have_text("41 %")
+
+
+def history(now: float) -> dict[str, Any]:
+    """Of the last five minutes, but for half a minute in which it was off."""
+    begin = [now - 300 + second for second in range(300)]
+    running = [None if 100 <= second < 130 else 3.0 for second in range(300)]
+    series = {"e1.running": running, "e1.kv_usage": [0.4] * 300, "e1.memory_bytes": [1.0] * 300}
+    return {"history": {"time": begin, "step_s": 1.0, "series": series}}
+
+
+def columns(page: Page) -> list[list[float | None]]:
+    """What the first of the charts has drawn."""
+    return page.evaluate("window.plots[0].data.map(column => [...column])")  # type: ignore[no-any-return]
+
+
+KEEP_PLOTS = """
+  let made; window.plots = [];
+  Object.defineProperty(window, 'uPlot', {get: () => made, set: (found) => {
+    made = new Proxy(found, {construct: (of, by) => {
+      const plot = Reflect.construct(of, by);
+      window.plots = window.plots.filter((one) => one.root.isConnected && one.root.parentNode !== plot.root.parentNode).concat(plot);
+      return plot;
+    }});
+  }});"""
+
+
+def test_a_reload_keeps_what_was_and_a_gap_in_it(open_page: Opened, served: Served) -> None:
+    page = open_page("busy", live=False, path="/engines")
+    page.add_init_script(KEEP_PLOTS)
+    page.route("**/api/history**", lambda route: route.fulfill(json=history(served.node.latest().time)))
+    page.goto(f"{served.url}/engines/e1")
+    expect(page.locator("#lately canvas")).to_have_count(2)
+    page.wait_for_function("() => window.plots[0].data[1].at(-1) === 14")  # what is told now comes after it
+    times, running, *_ = columns(page)
+    assert len(times) > 250
+    assert times == sorted(times)
+    assert running.count(None) == 30
+
+
+def test_a_clock_that_is_set_back_leaves_no_chart_standing(open_page: Opened, served: Served) -> None:
+    page = open_page("busy", live=False, path="/engines")
+    page.add_init_script(KEEP_PLOTS)
+    page.goto(f"{served.url}/engines/e1")
+    expect(page.locator("#lately canvas")).to_have_count(2)
+    latest = served.node.latest
+    served.node.latest = lambda: msgspec.structs.replace(latest(), time=latest().time - 3600)  # type: ignore[method-assign]
+    page.wait_for_function("before => window.plots[0].data[0].at(-1) < before - 3000", arg=latest().time)
+    page.wait_for_function("() => window.plots[0].data[0].length > 3")
+    times = columns(page)[0]
+    assert times == sorted(times)
+    expect(page.locator(".steps-prompt").first).to_be_visible()
+    expect(page.locator("#engine_log li").first).to_be_visible()
 
 
 def test_the_log_by_level_searched_and_followed(open_page: Opened) -> None:

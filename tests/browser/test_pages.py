@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 
 import page_kept as kept
 import pytest
 from conftest import Served
+from demo_server import Demo
 from playwright.sync_api import Page, Route, expect
 from test_page import CONTRASTS
+
+from appliance.records import Moment
+from web import incident_page
 
 pytestmark = pytest.mark.browser
 Opened = Callable[..., Page]
@@ -110,6 +115,58 @@ def test_a_line_of_what_happened_leads_to_its_moment(open_page: Opened) -> None:
     expect(page.locator("#scrub")).to_be_focused()
 
 
+def test_beyond_the_first_and_the_last_moment_nothing_leads(open_page: Opened) -> None:
+    page = open_page("bottleneck", path=f"{INCIDENT}?at=740")
+    earlier, later = page.locator("#earlier"), page.locator("#later")
+    assert (earlier.get_attribute("href"), later.get_attribute("href")) == (None, f"{INCIDENT}?at=742#seen")
+    later.click()
+    expect(earlier).to_have_attribute("href", f"{INCIDENT}?at=740#seen")
+    page.locator("#scrub").focus()
+    page.keyboard.press("PageDown")
+    expect(earlier).not_to_have_attribute("href", re.compile("."))
+    page.goto(page.url.split("?")[0] + "?at=998")
+    later.focus()
+    page.keyboard.press("Enter")
+    expect(later).not_to_have_attribute("href", re.compile("."))
+    expect(page.locator("#scrub")).to_be_focused()  # not lost with the link
+
+
+def test_an_incident_that_is_open_is_followed_on_its_axis(
+    open_page: Opened, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(incident_page, "_COURSE_FRESH_S", 0.2)
+    going = Going()
+    served.stop()
+    served._site = lambda node: Demo(node, incidents=going)
+    served.start()
+    page = open_page("bottleneck", path=f"{INCIDENT}?at=900")
+    moments = "JSON.parse(document.querySelector('#moments').value).length"
+    before = page.evaluate(moments)
+    opened = page.locator(".edge").first.get_attribute("x1")
+    page.wait_for_function(f"before => {moments} > before + 10", arg=before)
+    assert page.locator(".edge").first.get_attribute("x1") != opened, "the axis has become longer"
+    expect(page.locator("#scrub-words")).to_contain_text("+40")  # what is read stays
+    at = page.locator("#cursor").get_attribute("x1")
+    page.wait_for_function("at => document.querySelector('#cursor').getAttribute('x1') !== at", arg=at)
+    page.locator("#scrub").focus()
+    page.keyboard.press("End")
+    at_end = page.url
+    page.wait_for_url(lambda url: url not in (at_end, f"{INCIDENT}?at=900"))
+    expect(page.locator("#cursor")).to_have_attribute("x1", "100%")  # who looks at the newest moment goes on with it
+
+
+class Going(kept.FakeIncidents):
+    """The open one; a moment more is kept with each look at it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.until = 0
+
+    async def moments(self, id: str, limit: int) -> Sequence[Moment] | None:
+        self.until += 2
+        return [kept._moment(second) for second in range(-260, self.until, 2)]
+
+
 # ---- the plan
 
 
@@ -121,9 +178,9 @@ def test_a_layout_is_applied_after_a_question_and_can_be_taken_back(open_page: O
     expect(dialog).to_contain_text("Predicted:")
     assert served.node.asked == []
     dialog.get_by_role("button", name="Do it").click()
-    expect(page.locator(".applied")).to_contain_text("What it brings is known in half a minute.")
+    expect(page.locator(".remedies")).to_contain_text("what it brings is not known yet")
     assert served.node.asked == ["topology 2p2d@tp2"]
-    page.get_by_role("button", name="Take it back").click()
+    page.get_by_role("button", name="Undo").click()
     dialog.get_by_role("button", name="Do it").click()
     expect(dialog).to_be_hidden()
     assert served.node.asked[-1] == "topology 3p1d@tp2"

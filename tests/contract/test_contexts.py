@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -10,15 +11,16 @@ import pytest
 from jinja2 import Environment, meta, nodes
 
 from appliance.cli.why import explained_by
+from appliance.records import STAGES
 from appliance.remedies.apply import Remedies
 from web import (
     assets,
     batch_curve,
     contexts,
     diagnosis,
-    engine,
     engine_log,
     engine_orders,
+    engine_parts,
     engines,
     flow,
     gpus,
@@ -35,6 +37,7 @@ from web import (
     request_answer,
     request_list,
     request_page,
+    request_rows,
     steps,
     times,
     views,
@@ -60,21 +63,21 @@ TEMPLATES: dict[str, type[Context]] = {
     "gpus": gpus.GpusContext,
     "remedies": remedies.RemediesContext,
     "diagnosis": diagnosis.DiagnosisContext,
-    "requests": waterfall.RequestsContext,
     "footer": contexts.FooterContext,
     "refused": refused.RefusedContext,
+    "refused_alone": refused.AloneContext,
     "engines": engines.EnginesContext,
     "engine_list": engines.ListContext,
     "engine": engines.EngineContext,
-    "engine_head": engine.HeadContext,
+    "engine_head": engine_parts.HeadContext,
     "engine_steps": steps.StepsContext,
-    "engine_figures": engine.FiguresContext,
-    "engine_handoffs": engine.HandoffsContext,
+    "engine_figures": engine_parts.FiguresContext,
+    "engine_handoffs": engine_parts.HandoffsContext,
     "engine_orders": engine_orders.OrdersContext,
     "engine_log": engine_log.LogContext,
     "request_list": request_list.RequestListContext,
-    "request_rows": request_list.RowsContext,
-    "request_line": request_list.LineContext,
+    "request_rows": request_rows.RowsContext,
+    "request_line": request_rows.LineContext,
     "request_page": request_page.RequestPageContext,
     "request_head": request_page.RequestHeadContext,
     "request_stages": request_page.StagesContext,
@@ -84,6 +87,8 @@ TEMPLATES: dict[str, type[Context]] = {
     "incident_summary": incident_list.IncidentSummaryContext,
     "incident_list": incident_list.IncidentListContext,
     "incident": incident_page.IncidentContext,
+    "incident_axis": incident_axis.AxisContext,
+    "incident_events": incident_axis.EventsContext,
     "incident_facts": incident_page.IncidentFactsContext,
     "incident_seen": incident_page.SeenContext,
     "kv": ledger.KvContext,
@@ -100,57 +105,56 @@ PARTIALS: dict[str, dict[str, type[Context]]] = {
     "page": {"place": contexts.ChoiceContext},
     "card": {"card": flow.CardContext, "rate": flow.RateContext},
     "link": {"link": flow.LinkContext, "ribbon": flow.RibbonContext},
-    "request": {"row": waterfall.RowContext, "bar": waterfall.BarContext, "line": contexts.FactContext},
     "flow": {
         "queue": flow.QueueContext,
         "handoff": flow.HandoffContext,
         "answers": flow.AnswersContext,
         "pair": flow.PairContext,
     },
-    "requests": {"entry": waterfall.LegendContext},
+    "charts": {"entry": waterfall.LegendContext},
+    "legend": {"entry": waterfall.LegendContext},
     "gpus": {"gpu": gpus.GpuContext},
     "remedies": {"one": remedies.RemedyContext},
     "diagnosis": {"one": diagnosis.EvidenceContext},
     "plot": {"plot": plot.PlotContext, "tick": plot.TickContext, "one": plot.DrawnContext},
     "engine_list": {"row": engines.ListedContext},
-    "engine": {"level": contexts.ChoiceContext},
-    "engine_head": {"engine": engine.NeighbourContext},
+    "engine": {"levels": contexts.ChoicesContext, "level": contexts.ChoiceContext},
+    "engine_head": {"engine": engine_parts.NeighbourContext},
     "engine_steps": {"size": steps.SizeContext},
-    "engine_figures": {"group": engine.GroupContext, "fact": engine.FactContext},
-    "engine_handoffs": {"row": engine.HandoffRowContext},
+    "engine_figures": {"group": engine_parts.GroupContext},
+    "engine_handoffs": {"row": engine_parts.HandoffRowContext},
     "engine_orders": {"one": engine_orders.OrderContext},
     "engine_log": {"line": engine_log.LineContext},
     "choices": {"group": contexts.ChoicesContext, "choice": contexts.ChoiceContext},
-    "request_list": {"entry": waterfall.LegendContext},
-    "request_line": {"bar": request_list.StretchContext},
+    "request_line": {"bar": request_rows.BarContext},
     "request_stages": {
-        "lane": request_page.LaneContext,
-        "bar": waterfall.BarContext,
+        "way": request_page.WayContext,
+        "bar": request_page.StretchContext,
         "stage": request_page.StageContext,
     },
-    "request_facts": {"fact": contexts.FactContext, "leg": request_page.LegContext},
+    "fact": {"fact": contexts.FactContext},
+    "request_facts": {"leg": request_page.LegContext},
     "incident_summary": {
         "lane": incident_list.LaneContext,
         "bar": incident_list.SpellContext,
         "tick": times.TickContext,
     },
     "incident_list": {"row": incident_list.IncidentRowContext},
-    "incident": {"event": incident_axis.EventContext},
+    "incident": {"scrub": incident_page.ScrubContext},
+    "incident_events": {"event": incident_axis.EventContext},
     "incident_axis": {
         "said": incident_axis.SaidContext,
         "mark": incident_axis.MarkContext,
         "curve": incident_axis.CurveContext,
         "tick": times.TickContext,
     },
-    "incident_facts": {"fact": contexts.FactContext},
-    "incident_seen": {"fact": contexts.FactContext},
     "ledger": {
         "leak": ledger.LeakContext,
         "engine": ledger.HeldContext,
         "lease": ledger.LeaseContext,
         "total": ledger.TotalContext,
     },
-    "plans": {"row": plan_page.LayoutContext, "load": plan_page.LoadContext, "applied": plan_page.AppliedContext},
+    "plans": {"row": plan_page.LayoutContext, "load": plan_page.LoadContext},
     "curves": {"curve": batch_curve.BatchCurveContext},
     "try": {"entry": waterfall.LegendContext},
 }
@@ -188,7 +192,7 @@ def attributes(parsed: nodes.Template, variable: str) -> set[str]:
 
 def test_every_template_is_held_to_a_context() -> None:
     files = {path.stem for path in assets.directory("templates").glob("*.html")}
-    assert files == set(TEMPLATES) | set(PARTIALS) | {"patterns", "charts", "advice"}
+    assert files == set(TEMPLATES) | set(PARTIALS) | {"patterns", "advice"}
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
@@ -212,7 +216,7 @@ PAGES: tuple[Page, ...] = (
     request_list.RequestList(NODE),
     request_page.RequestPage(NODE, explained_by),
     incident_list.IncidentList(kept.FakeIncidents()),
-    incident_page.IncidentPage(kept.FakeIncidents(), ACTIONS),
+    incident_page.IncidentPage(NODE, kept.FakeIncidents(), ACTIONS),
     ledger.Kv(),
     plan_page.PlanPage(NODE, kept.FakePlanning(NODE), ACTIONS),
     playground.Playground(),
@@ -282,6 +286,19 @@ async def test_live_parts_depend_on_nothing_of_a_query_that_their_page_does_not_
     snapshot = STATES[state](0)
     one, other = [views.fragments(await views.of(page, by), snapshot) for by in (everything, named)]
     assert one == other
+
+
+def test_the_stages_of_a_request_are_known_by_name_pattern_and_ink_and_written_down_once() -> None:
+    html = views.paint(OVERVIEW, OVERVIEW.view(asked("")), STATES["busy"](0), None)
+    assert re.findall(r'<pattern id="fill-(\w+)" class="ink-\1"', html) == list(STAGES)
+    assert re.findall(r'data-series="ttft_(\w+)_s"', html) == list(STAGES)
+    assert list(waterfall.LABELS) == list(STAGES)
+    static = assets.directory("static")
+    style = (static / "app.css").read_text(encoding="utf-8")
+    assert all(re.search(rf"\.ink-{stage}\b", style) for stage in STAGES)
+    scripts = {path: path.read_text(encoding="utf-8") for path in static.rglob("*.js") if path.parent.name != "vendor"}
+    named = {path.name: stage for path, text in scripts.items() for stage in STAGES if "_" in stage and stage in text}
+    assert not named, "scripts take them from the page"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.template)

@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 from appliance.errors import ActionError, RequestError
 from appliance.records import NodeSnapshot, Plan, Plans, Timeline
 from appliance.remedies.apply import Remedies
-from web import assets
+from web import assets, refused
 from web.app import Site, create_app
 from web.ports import InferenceRequest, Reply
 
@@ -212,6 +212,76 @@ def test_closed_streams_end(client: TestClient, site: Site, path: str) -> None:
 def test_v1_goes_to_the_router(client: TestClient) -> None:
     assert client.post("/v1/chat/completions", content=b"{}").text == "POST /v1/chat/completions"
     assert client.post("/v1/completions", content=b"x" * 1001).status_code == 413
+
+
+# ---- errors, looked at
+
+BROWSER = {"accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
+
+
+@pytest.mark.parametrize("path", ["/nowhere", "/engines/e0/", "/incident", "/favicon.ico", "/v2/models", "/apis"])
+def test_who_looks_for_what_is_not_there_gets_a_page_that_leads_on(client: TestClient, path: str) -> None:
+    answer = client.get(path, headers=BROWSER)
+    assert (answer.status_code, answer.headers["content-type"]) == (404, "text/html; charset=utf-8")
+    assert f"There is nothing at {path}." in answer.text
+    assert 'class="detail">Look at the address. What has ended is kept for a while only;' in answer.text
+    assert '<a href="/">To the overview</a>' in answer.text
+    assert 'aria-label="Pages"' in answer.text
+    assert "script-src 'self';" in answer.headers["content-security-policy"]
+
+
+@pytest.mark.parametrize(
+    ("path", "more"),
+    [
+        ("/v1", {}),
+        ("/v1/nothing", {}),
+        ("/api/none", {}),
+        ("/api/requests/none", {}),
+        ("/metrics/none", {}),
+        ("/live/none", {}),
+        ("/static/none", {}),
+        ("/nowhere", {"hx-request": "true"}),
+        ("/nowhere", {"accept": "application/json"}),
+        ("/nowhere", {"accept": "*/*"}),
+    ],
+)
+def test_programs_get_errors_that_they_can_read(client: TestClient, path: str, more: dict[str, str]) -> None:
+    answer = client.get(path, headers={**BROWSER, **more})
+    assert (answer.status_code, set(answer.json())) == (404, {"error"})
+
+
+def test_a_fault_is_a_page_where_somebody_looks_and_stands_alone_where_the_frame_fails(
+    client: TestClient, node: FakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(node, "timelines", lambda limit: 1 / 0)
+    framed = client.get("/requests", headers=BROWSER)
+    monkeypatch.setattr(node, "latest", lambda: 1 / 0)
+    alone = client.get("/", headers=BROWSER)
+    for answer in (framed, alone):
+        assert (answer.status_code, answer.headers["content-type"]) == (500, "text/html; charset=utf-8")
+        assert "The log of pd-appliance has the details." in answer.text
+        assert "frame-ancestors 'none'" in answer.headers["content-security-policy"]
+    assert ('id="strip"' in framed.text, 'id="strip"' in alone.text) == (True, False)
+
+
+def test_who_may_not_come_in_is_told_how_and_nothing_of_the_node(node: FakeNode) -> None:
+    client = TestClient(made(node, bound_to="127.0.0.1"))
+    answer = client.get("/", headers={**BROWSER, "host": "<b>evil"})
+    assert (answer.status_code, answer.headers["content-type"]) == (403, "text/html; charset=utf-8")
+    assert "&#39;&lt;b&gt;evil&#39;. If that is right, add it to allowed_hosts in [server]." in answer.text
+    assert "To the overview" not in answer.text, "it would be refused again"
+    assert node.latest().model not in answer.text
+
+
+def test_a_wrong_method_is_said_to_who_looks(client: TestClient) -> None:
+    answer = client.post("/", headers=BROWSER)
+    assert (answer.status_code, "GET" in answer.headers["allow"]) == (405, True)
+    assert "/ does not answer POST." in answer.text
+
+
+def test_when_to_come_back_is_said_in_the_page_too() -> None:
+    busy = RequestError(503, "Too many different pages are looked at.", retry_after_s=2.4)
+    assert refused.refused(busy).step == "Reload the page in 3 s."
 
 
 # ---- who may come in

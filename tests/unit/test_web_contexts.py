@@ -20,7 +20,7 @@ from appliance.records import (
     Role,
     Verdict,
 )
-from web import contexts, flow, overview, views, waterfall
+from web import contexts, flow, overview, request_rows, views, waterfall
 from web.views import Asked
 
 sys.path.append(str(Path(__file__).parents[1] / "browser"))
@@ -190,7 +190,7 @@ def test_leases_that_ended_badly_are_pointed_out() -> None:
 
 def test_a_waterfall_fills_the_scale_without_gaps() -> None:
     timeline = made.timeline(1, (10, 20, 30, 10, 10, 10, 10))
-    row = waterfall.row(timeline, 0.1)
+    row = request_rows.line(timeline, 0.1, 2.0)
     starts = [float(bar.x.rstrip("%")) for bar in row.bars]
     widths = [float(bar.width.rstrip("%")) for bar in row.bars]
     assert starts == [0, 10, 30, 60, 70, 80, 90]
@@ -200,9 +200,9 @@ def test_a_waterfall_fills_the_scale_without_gaps() -> None:
 
 def test_the_scale_holds_the_longest_and_shows_the_target_if_it_is_on_it() -> None:
     recent = (made.timeline(2, (10, 10, 60)), made.timeline(1, (10, 10, 9000)))
-    found = waterfall.requests(replace(made.idle(0), recent=recent))
+    found = request_rows.rows(recent, made.idle(0), None)
     assert (found.scale, found.target_x) == ("10\u00a0s", "20.00%")
-    short = waterfall.requests(replace(made.idle(0), recent=recent[:1]))
+    short = request_rows.rows(recent[:1], made.idle(0), None)
     assert (short.scale, short.target_x) == ("100\u00a0ms", None)
 
 
@@ -215,33 +215,31 @@ def test_scales_are_round(lengths: list[float], scale: float) -> None:
 
 def test_a_request_that_went_unusually_is_marked() -> None:
     base = made.timeline(1, (1, 1, 1))
-    assert waterfall.row(base, 1).marks == ()
-    assert waterfall.row(replace(base, attempts=3, recomputed=True), 1).marks == ("attempt 3", "recomputed")
-    assert waterfall.row(replace(base, split=False, stream=False), 1).marks == ("whole", "unstreamed")
-    assert waterfall.row(replace(base, outcome="failed", status=502), 1).outcome == "failed (502)"
+    assert request_rows.line(base, 1, 2).marks == ()
+    assert request_rows.line(replace(base, attempts=3, recomputed=True), 1, 2).marks == ("attempt 3", "recomputed")
+    assert request_rows.line(replace(base, split=False, stream=False), 1, 2).marks == ("whole", "unstreamed")
+    assert request_rows.line(replace(base, outcome="failed", status=502), 1, 2).outcome == "failed (502)"
 
 
 def test_a_request_that_came_no_further_than_prefill_is_neither_split_nor_whole() -> None:
     prefilling = made.timeline(1, (4, 2, 9), split=False, decode_engine=None, outcome="running")
-    assert (waterfall.row(prefilling, 1).path, waterfall.row(prefilling, 1).marks) == ("e0 → …", ())
-    left = waterfall.row(replace(prefilling, outcome="cancelled"), 1)
+    assert (request_rows.line(prefilling, 1, 2).path, request_rows.line(prefilling, 1, 2).marks) == ("e0 → …", ())
+    left = request_rows.line(replace(prefilling, outcome="cancelled"), 1, 2)
     assert (left.path, left.marks) == ("e0", ())
 
 
 def test_two_requests_of_one_id_have_two_keys_that_stay() -> None:
     one, other = (replace(made.timeline(number, (1,)), id="same") for number in (1, 2))
-    newer = made.timeline(3, (1,))
-    before = [row.key for row in waterfall.requests(replace(made.idle(0), recent=(other, one))).rows]
-    after = [row.key for row in waterfall.requests(replace(made.idle(0), recent=(newer, other, one))).rows]
-    assert len(set(after)) == 3
-    assert after[1:] == before
+    keys = [request_rows.line(timeline, scale_s, 2).key for timeline in (one, other) for scale_s in (1, 5)]
+    assert (keys[0], keys[2]) == (keys[1], keys[3])
+    assert keys[0] != keys[2]
 
 
 def test_a_request_still_in_the_queue_has_no_engine_yet() -> None:
     waiting = made.timeline(
         1, (4,), prefill_engine=None, decode_engine=None, outcome="running", ttft_s=None, split=False
     )
-    row = waterfall.row(waiting, 0.1)
+    row = request_rows.line(waiting, 0.1, 2)
     assert (row.path, row.ttft, row.marks) == ("—", "> 4.0\u00a0ms", ())
 
 
@@ -265,5 +263,33 @@ def test_a_tally_speaks_of_failures_only_where_there_are_some() -> None:
 
 
 def test_whole_is_no_mark_where_nothing_is_ever_split() -> None:
-    rows = waterfall.requests(made.whole(0)).rows
-    assert {row.marks for row in rows} == {()}
+    whole = made.whole(0)
+    assert "<em" not in request_rows.rows(whole.recent, whole, None).rows
+    assert "<em" in request_rows.rows(whole.recent, made.idle(0), None).rows
+
+
+def test_what_is_narrower_than_a_pixel_is_said_and_not_drawn() -> None:
+    row = request_rows.line(made.timeline(1, (0.05, 2, 90)), 0.1, 2)
+    assert [bar.stage for bar in row.bars] == ["prefill_wait", "prefill_compute"]
+    assert row.spoken.startswith("queue 0.1\u00a0ms, ")
+
+
+# ---- said in one place
+
+
+def test_links_keep_what_else_was_asked_for_and_leave_out_what_says_nothing() -> None:
+    asked = {"show": "slow", "engine": "", "limit": "200"}
+    found = contexts.choices("Show", "/requests", asked, "show", [("all", ""), ("slow", "slow")], "#top")
+    assert [(one.href, one.here) for one in found.choices] == [
+        ("/requests?limit=200#top", False),
+        ("/requests?show=slow&limit=200#top", True),
+    ]
+
+
+def test_steps_are_slow_beyond_noise_and_not_where_nothing_is_known() -> None:
+    assert [contexts.slow(ratio) for ratio in (None, 0.4, 1.15, 1.16)] == [False, False, False, True]
+
+
+def test_a_node_splits_requests_where_an_engine_does_only_one_thing() -> None:
+    assert contexts.splits(made.idle(0))
+    assert not contexts.splits(made.whole(0))

@@ -10,7 +10,7 @@ import pytest
 
 from appliance.errors import RequestError
 from appliance.records import EngineState, LinkSnapshot, Order, Pair, Role
-from web import engine, engine_log, engine_orders
+from web import engine_log, engine_orders, engine_parts
 from web.engines import EnginePage, listed
 from web.views import Asked
 
@@ -21,23 +21,25 @@ from made_up import FullNode
 
 def test_the_engine_that_holds_the_node_back_says_so_first() -> None:
     snapshot = made.bottleneck(0)
-    held = engine.head(snapshot.engines[1], snapshot)
+    held = engine_parts.head(snapshot.engines[1], snapshot)
     assert (held.tone, held.held) == ("bad", "slow GPU on e1")
     assert held.summary is not None
-    assert engine.head(snapshot.engines[0], snapshot).held is None
+    assert engine_parts.head(snapshot.engines[0], snapshot).held is None
 
 
 def test_what_an_earlier_life_ended_of_is_not_said_as_if_it_were_now() -> None:
     snapshot = made.whole(0)
-    again = engine.head(snapshot.engines[1], snapshot)
+    again = engine_parts.head(snapshot.engines[1], snapshot)
     assert (again.again, again.cause) == (True, "Segmentation fault (SIGSEGV) 12 s ago.")
     gone = made.failed(0)
-    assert not engine.head(gone.engines[1], gone).again
+    assert not engine_parts.head(gone.engines[1], gone).again
 
 
 def test_figures_that_are_not_as_they_should_be_are_marked() -> None:
     snapshot = made.bottleneck(0)
-    facts = {fact.label: fact for group in engine.figures(snapshot.engines[1], snapshot).groups for fact in group.facts}
+    facts = {
+        fact.label: fact for group in engine_parts.figures(snapshot.engines[1], snapshot).groups for fact in group.facts
+    }
     assert (facts["steps take"].value, facts["steps take"].odd) == ("1.90 × expected", True)
     assert not facts["running"].odd
     assert facts["ITL, mean"].value == "—"  # absent, not 0
@@ -45,7 +47,7 @@ def test_figures_that_are_not_as_they_should_be_are_marked() -> None:
 
 def test_an_engine_that_does_not_work_is_not_a_page_of_dashes() -> None:
     gone = made.failed(0)
-    found = engine.figures(gone.engines[1], gone)
+    found = engine_parts.figures(gone.engines[1], gone)
     assert not found.works
     assert {fact.label: fact.value for group in found.groups for fact in group.facts}["restarts"] == "5"
     assert all(fact.value != "—" for group in found.groups for fact in group.facts)
@@ -59,7 +61,7 @@ def test_hand_offs_to_and_from_an_engine_with_their_pairs() -> None:
     )
     links = (LinkSnapshot(producer="e0", consumer="e1", handoffs_s=4.0, bytes_s=2e9, slowdown=1.6),)
     snapshot = msgspec.structs.replace(made.busy(0), pairs=pairs, links=links)
-    first, second = engine.handoffs(snapshot.engines[0], snapshot).rows
+    first, second = engine_parts.handoffs(snapshot.engines[0], snapshot).rows
     assert (first.way, first.peer, first.rate, first.slow, first.tested) == (
         "to",
         "e1",
@@ -126,7 +128,7 @@ def test_of_a_long_log_the_last_lines_that_fit_are_shown() -> None:
     found = engine_log.log([f"INFO {n}" for n in range(2000)])
     assert (len(found.lines), found.lines[-1].text) == (engine_log.SHOWN, "INFO 1999")
     some = engine_log.log([f"INFO {n}" for n in range(2000)], containing="info")
-    assert some.said == "2,000 of 2,000 lines, the last 300 are shown."
+    assert some.said == "2,000 of 2,000 lines, the last 150 are shown."
 
 
 async def test_a_page_of_an_engine_that_is_not_there_names_those_that_are() -> None:

@@ -34,7 +34,7 @@ def test_what_a_gpu_does_not_tell_is_a_dash() -> None:
     [row] = gpus.gpus(made.node((), 0, gpus=(GpuSnapshot(index=0, uuid="GPU-1", name="A10"),))).gpus
     shown = {row.tensor, row.dram, row.nvlink, row.pcie, row.clock, row.power, row.temperature, row.memory, row.engine}
     assert shown == {"—"}
-    assert (row.tensor_percent, row.slowed, row.errors, row.held, row.narrow, row.others) == (None,) * 6
+    assert (row.tensor_percent, row.slowed, row.errors, row.throttled, row.narrow, row.others) == (None,) * 6
 
 
 def test_why_engines_are_where_they_are_is_said_with_or_without_gpus() -> None:
@@ -70,7 +70,7 @@ def test_how_long_clocks_were_held_down_is_said_of_what_matters() -> None:
         Throttled(reason="thermal", total_s=0.2),
         Throttled(reason="sync_boost", total_s=3),
     )
-    assert row(throttled=held).held == (
+    assert row(throttled=held).throttled == (
         "Clocks held down since the driver was loaded: power limit: 12\u00a0min, waits for others: 3.00\u00a0s"
     )
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import html
 import json
+import re
 import sys
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -13,10 +15,11 @@ from msgspec.structs import replace
 from starlette.testclient import TestClient
 
 from appliance.errors import RequestError
-from appliance.records import IncidentState, Moment, Order, OrderKind, Remedy, Said
+from appliance.records import IncidentState, Moment, NodeSnapshot, Order, OrderKind, Remedy, Said
 from appliance.remedies.apply import Remedies
 from web import incident_axis, incident_list, incident_page, views
 from web.fresh import Fresh
+from web.stream import Render
 from web.times import Span, offset
 from web.views import Asked
 
@@ -141,7 +144,8 @@ def test_everything_that_happened_is_told_in_its_order() -> None:
     late, early = replace(given, id="r2", time=NOW + 900), replace(given, id="r0", time=NOW - 2000)
     remedies = incident_page.meanwhile([late, given, early], kept.OPEN, NOW)
     moments = asyncio.run(kept.FakeIncidents().moments(kept.OPEN.id, 999)) or ()
-    found = incident_axis.events(kept.OPEN, moments, remedies)
+    over = incident_axis.span(kept.OPEN, moments, NOW)
+    found = incident_axis.events(kept.OPEN, moments, remedies, over).events
     assert [(one.offset, one.kind) for one in found] == [
         ("−1\u00a0min", "changed"),
         ("+0\u00a0s", "said"),
@@ -150,13 +154,15 @@ def test_everything_that_happened_is_told_in_its_order() -> None:
     ]
     assert found[3].sentence == "e1 takes no new work. It brought: late first tokens: 62% → 4%."
     assert found[1].at == 1000 - 140
-    assert {one.at for one in incident_axis.events(kept.OPEN, (), remedies)} == {None}, "nothing of it was kept"
+    assert {one.at for one in incident_axis.events(kept.OPEN, (), remedies, over).events} == {None}, (
+        "nothing of it was kept"
+    )
 
 
 def test_the_moment_that_is_shown_first_is_the_one_at_which_the_cause_was_named() -> None:
-    html = client().get(f"/incidents/{kept.OPEN.id}").text
-    assert f"/incidents/{kept.OPEN.id}?at={1000 - 140 - 2:.1f}#seen" in html, "earlier"
-    assert "Bottleneck: slow GPU on e1" in html
+    page = client().get(f"/incidents/{kept.OPEN.id}").text
+    assert f"/incidents/{kept.OPEN.id}?at={1000 - 140 - 2:.1f}#seen" in page, "earlier"
+    assert "Bottleneck: slow GPU on e1" in page
     before = client().get(f"/incidents/{kept.OPEN.id}?at=801").text
     assert "No bottleneck." in before
 
@@ -186,7 +192,9 @@ def test_what_is_not_there_is_said(path: str, status: int) -> None:
     assert (answer.status_code, set(answer.json())) == (status, {"error"})
 
 
-@pytest.mark.parametrize(("path", "status"), [("none", 404), (f"{kept.OPEN.id}?at=noon", 400)])
+@pytest.mark.parametrize(
+    ("path", "status"), [("none", 404), (f"{kept.OPEN.id}?at=noon", 400), (f"{kept.OPEN.id}?at=nan", 400)]
+)
 def test_a_page_that_is_not_there_is_said_in_the_pages_frame(path: str, status: int) -> None:
     answer = client().get(f"/incidents/{path}")
     assert (answer.status_code, "</html>" in answer.text) == (status, True)
@@ -200,10 +208,11 @@ def test_moments_and_snapshots_in_the_api() -> None:
 
 
 def test_an_incident_without_snapshots_is_whole_all_the_same() -> None:
-    html = client().get(f"/incidents/{kept.CLOSED.id}").text
-    assert "Incident: e2 has ended" in html
-    assert "No snapshots of it are kept" in html
-    assert 'id="scrub"' not in html
+    page = client().get(f"/incidents/{kept.CLOSED.id}").text
+    assert "Incident: e2 has ended" in page
+    assert "No snapshots of it are kept" in page
+    assert 'id="steps-by" class="steps-by" hidden' in page
+    assert "data-at" not in page
 
 
 def test_a_cause_that_nobody_knows_and_text_of_others_are_shown_as_they_are() -> None:
@@ -251,35 +260,110 @@ async def test_many_askers_share_an_answer_until_it_is_old() -> None:
     assert asked[-2:] == ["bad", "bad"], "a refusal is not kept"
 
 
+async def test_what_takes_long_is_asked_for_less_often() -> None:
+    asked, now = [], [0.0]
+
+    async def ask(key: str) -> int:
+        asked.append(now[0])
+        now[0] += 0.5
+        return len(asked)
+
+    fresh = Fresh(ask, 2.0, clock=lambda: now[0])
+    while now[0] < 21:
+        await fresh.get("a")
+        now[0] += 0.25
+    assert asked == [0.0, 10.5], "half a second of every ten"
+
+
 def test_moments_are_given_to_the_slider_as_json() -> None:
     moments = asyncio.run(kept.FakeIncidents().moments(kept.OPEN.id, 999)) or ()
     over = incident_axis.span(kept.OPEN, moments, NOW)
-    found = incident_page.scrub(kept.OPEN, moments, 0, over)
-    row = json.loads(found.moments)
+    row = json.loads(incident_axis.axis(kept.OPEN, moments, (), over).moments)
     assert row[0][:2] == [740, 0.0]
-    assert (row[-1][1], found.earlier, found.later) == (100.0, None, 742)
+    assert (row[-1][0], row[-1][1]) == (1000, 100.0)
+    first, last = (incident_page.scrub(kept.OPEN, moments, index, over) for index in (0, len(moments) - 1))
+    assert (first.at, first.earlier, first.later) == (740, None, 742)
+    assert (last.at, last.earlier, last.later) == (1000, 998, None)
 
 
-def test_who_follows_a_page_has_what_was_seen_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is much, and the first paint had it."""
-    read = []
+@pytest.mark.parametrize(("at", "earlier", "later"), [(740, None, 742.0), (1000, 998.0, None), (5, None, 742.0)])
+def test_beyond_the_first_and_the_last_moment_no_link_leads(
+    at: float, earlier: float | None, later: float | None
+) -> None:
+    page = client().get(f"/incidents/{kept.OPEN.id}?at={at}").text
+    for name, moment in (("earlier", earlier), ("later", later)):
+        [link] = re.findall(f'<a id="{name}"[^>]*>', page)
+        expected = [] if moment is None else [f"/incidents/{kept.OPEN.id}?at={moment}#seen"]
+        assert re.findall('href="([^"]*)"', link) == expected
 
-    async def moments(self: kept.FakeIncidents, id: str, limit: int) -> list[Moment]:
-        read.append(id)
-        return []
 
-    monkeypatch.setattr(kept.FakeIncidents, "moments", moments)
-    node = made.FakeNode("bottleneck")
-    page = incident_page.IncidentPage(kept.FakeIncidents(), Remedies(node, node.latest))
-    names = {"id": kept.OPEN.id}
+# ---- while it goes on
 
-    async def followed() -> Mapping[str, bytes]:
-        render = await views.followed(page, Asked(names=names, following=True))
-        found = render(node.latest())
-        return await found if isinstance(found, Awaitable) else found
 
-    sent = asyncio.run(followed())
-    assert b"Incident: slow GPU on e1" in sent["incident_facts"]
-    assert read == []
-    asyncio.run(views.of(page, Asked(names=names)))
-    assert read == [kept.OPEN.id]
+class Going(kept.FakeIncidents):
+    """The open one, on a node with a clock of its own; counts how often what was seen is read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now, self.read = NOW, 0
+        self.node = made.FakeNode("bottleneck")
+        self.node.latest = self.snapshot  # type: ignore[method-assign]
+        self.page = incident_page.IncidentPage(self.node, self, Remedies(self.node, self.snapshot))
+        for fresh in (self.page._latest, self.page._courses):
+            fresh._clock = lambda: self.now
+
+    def snapshot(self) -> NodeSnapshot:
+        return replace(made.bottleneck(0), time=self.now)
+
+    async def moments(self, id: str, limit: int) -> Sequence[Moment] | None:
+        self.read += 1
+        seen = [replace(one, time=self.now - 10 + n, uptime_s=self.now - NOW + n) for n, one in enumerate(_THREE)]
+        return seen if self.now > NOW - 1 else []
+
+
+_THREE = [Moment(time=0.0, uptime_s=0.0, state="bottleneck", queue=n) for n in range(3)]
+
+
+async def sent(render: Render, snapshot: NodeSnapshot) -> Mapping[str, bytes]:
+    found = render(snapshot)
+    return await found if isinstance(found, Awaitable) else found
+
+
+async def test_the_axis_of_an_open_incident_follows_and_its_reading_is_shared() -> None:
+    going = Going()
+    asked = Asked(names={"id": kept.OPEN.id}, following=True)
+    one, other = [await views.followed(going.page, asked) for _ in range(2)]
+    first = await sent(one, going.snapshot())
+    going.now += 4
+    assert (await sent(other, going.snapshot()))["incident_axis"] == first["incident_axis"]
+    assert going.read == 1
+    going.now += 7
+    later = await sent(one, going.snapshot())
+    assert later["incident_axis"] != first["incident_axis"]
+    assert "[13.0, 100.0, " in html.unescape(later["incident_axis"].decode()), "what was seen since is on it"
+    assert going.read == 2
+
+
+async def test_what_is_over_is_drawn_to_its_end_and_not_read_again_and_again() -> None:
+    going = Going()
+    asked = Asked(names={"id": kept.OPEN.id}, following=True)
+    going.kept[0] = replace(kept.OPEN, closed=NOW + 1, state=IncidentState.CLOSED)
+    render = await views.followed(going.page, asked)
+    going.now += 20
+    assert b'class="edge"' in (await sent(render, going.snapshot()))["incident_axis"]
+    going.now += 300
+    read = going.read
+    assert "incident_axis" not in await sent(render, going.snapshot())
+    assert going.read == read
+    view = await views.of(going.page, Asked(names=asked.names))
+    assert "incident_axis" in view.parts(going.snapshot()), "who comes sees all of it"
+
+
+async def test_an_incident_of_which_nothing_is_kept_yet_has_a_slider_for_what_comes() -> None:
+    going = Going()
+    going.now = NOW - 5
+    view = await views.of(going.page, Asked(names={"id": kept.OPEN.id}))
+    page = views.paint(going.page, view, going.snapshot(), None)
+    assert "No snapshot of it is kept yet." in page
+    assert 'id="scrub"' in page
+    assert "data-at" not in page

@@ -21,6 +21,7 @@ from web.app import create_app
 from web.engines import EnginePage, Engines
 from web.request_list import RequestList
 from web.request_page import RequestPage
+from web.request_rows import RowsContext
 from web.stream import Render
 from web.views import Asked
 
@@ -104,6 +105,15 @@ def test_a_part_that_has_not_changed_or_is_on_two_pages_is_rendered_once(monkeyp
     assert rendered == ["engine_list"]
     views.fragments(overview, msgspec.structs.replace(snapshot, model="another"))
     assert rendered == ["engine_list", "headline"]
+
+
+def test_rows_of_requests_are_the_same_on_both_pages_that_have_some() -> None:
+    snapshot, node = made.busy(0), FullNode("busy")
+    few = OVERVIEW.view(Asked()).parts(snapshot)["request_rows"]
+    many = RequestList(node).view(Asked()).parts(snapshot)["request_rows"]
+    assert isinstance(few, RowsContext) and isinstance(many, RowsContext)
+    assert (few.sentence, few.rows.count("<tr")) == (None, 6)
+    assert (many.sentence, many.rows.count("<tr")) == ("101 requests kept; the newest 50 are shown", 50)
 
 
 def test_the_library_for_charts_comes_with_pages_that_have_some(

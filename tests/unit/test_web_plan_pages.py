@@ -160,23 +160,18 @@ def test_applying_a_layout_says_what_it_will_do_and_is_the_order_that_does_it() 
 @pytest.mark.parametrize(
     ("state", "over", "result", "undo"),
     [
-        (RemedyState.SETTLING, None, "What it brings is known in half a minute.", True),
-        (RemedyState.SETTLED, None, "It brought: 4% late, 62% before.", True),
-        (
-            RemedyState.SETTLED,
-            "taken back",
-            "It brought: 4% late, 62% before. It does not hold any more: taken back.",
-            False,
-        ),
+        (RemedyState.SETTLING, None, "done 10\u00a0s ago; what it brings is not known yet", "r1"),
+        (RemedyState.SETTLED, None, "brought: 4% late, 62% before", "r1"),
+        (RemedyState.SETTLED, "taken back", "brought: 4% late, 62% before; taken back", None),
     ],
 )
-def test_what_a_layout_brought_is_told(state: RemedyState, over: str | None, result: str, undo: bool) -> None:
+def test_what_a_layout_brought_is_told(state: RemedyState, over: str | None, result: str, undo: str | None) -> None:
     back = Order(kind=OrderKind.TOPOLOGY, topology="3p1d@tp2")
     order = replace(back, topology="2p2d@tp2")
     brought = "4% late, 62% before" if state is RemedyState.SETTLED else None
     given = Remedy(
         id="r1",
-        time=0,
+        time=made.NOON - 10,
         by="page",
         order=order,
         sentence="3p1d → 2p2d",
@@ -186,9 +181,8 @@ def test_what_a_layout_brought_is_told(state: RemedyState, over: str | None, res
         over=over,
     )
     drained = replace(given, id="r2", order=Order(kind=OrderKind.DRAIN, engine="e1"))
-    found = plan_page.plans(made.large(0), kept.PLANS, (drained, given), planned=True).applied
-    assert found is not None
-    assert (found.id, found.result, found.undo) == ("r1", result, undo)
+    [found] = plan_page.plans(made.large(0), kept.PLANS, (drained, given), planned=True).remedies
+    assert (found.sentence, found.state, found.undo) == ("3p1d → 2p2d", result, undo)
 
 
 # ---- batch curves

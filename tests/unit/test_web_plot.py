@@ -47,7 +47,7 @@ def test_nothing_has_no_axis() -> None:
 
 def test_marks_on_one_another_are_drawn_once() -> None:
     assert plot.dots([(1.2, 5.0), (1.4, 5.1), (3.0, 5.0)]) == "M1 5h0M3 5h0"
-    assert plot.uprights([(1.2, 50.0)]) == "M1 46.5v7"
+    assert plot.uprights([(1.2, 50.0)]) == "M1 46v8"
 
 
 def test_stairs_stay_until_they_change() -> None:

@@ -113,11 +113,11 @@ def explained(timeline: Timeline) -> request_page.StagesContext:
 
 
 def test_each_place_that_it_was_at_has_a_lane_in_its_order() -> None:
-    assert [lane.label for lane in explained(QUICK).lanes] == ["queue", "e0", "e0 → e1", "e1"]
+    assert [way.label for way in explained(QUICK).ways] == ["queue", "e0", "e0 → e1", "e1"]
     whole = made.timeline(9, (1, 2, 30), split=False, decode_engine="e0")
-    assert [lane.label for lane in explained(whole).lanes] == ["queue", "e0"]
-    assert [lane.label for lane in explained(WAITS).lanes] == ["queue"]
-    assert explained(WAITS).lanes[0].href is None
+    assert [way.label for way in explained(whole).ways] == ["queue", "e0"]
+    assert [way.label for way in explained(WAITS).ways] == ["queue"]
+    assert explained(WAITS).ways[0].href is None
 
 
 def test_the_stage_that_held_it_up_is_marked() -> None:

@@ -28,7 +28,7 @@ def test_prompt_steps_are_uprights_and_decode_steps_dots() -> None:
     found = steps([step(1, prompt=100), step(2, decode=10)], None)
     assert found.durations is not None
     drawn = kinds(found.durations.drawn)
-    assert "v7" in drawn["steps-prompt"]
+    assert "v8" in drawn["steps-prompt"]
     assert "h0" in drawn["steps-decode"]
     assert found.which == "the last 1 with prompt tokens, the last 1 without"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
@@ -13,6 +12,7 @@ from appliance.cli.live.layout import Section, flowing
 from appliance.cli.live.view import Sample, View
 from appliance.records import NodeSnapshot
 from web import words
+from web.times import clock
 
 _CELL_S: Final = 3.0
 _LONGEST_S: Final = 300.0
@@ -31,10 +31,10 @@ def _what(view: View, snapshot: NodeSnapshot) -> list[Text]:
     if snapshot.simulated:
         found.append(Text("SIMULATED", "bold magenta"))
     found.append(Text(f"up {glyphs.age(snapshot.uptime_s)}"))
-    at = Text(f"at {time.strftime('%H:%M:%S', time.localtime(snapshot.time))}")
+    at = Text(f"at {clock(snapshot.time)}")
     if view.error is not None or view.stale:
         at = Text(
-            f"as of {time.strftime('%H:%M:%S', time.localtime(snapshot.time))}, {glyphs.age(view.silent_s)} ago",
+            f"as of {clock(snapshot.time)}, {glyphs.age(view.silent_s)} ago",
             "bold yellow",
         )
     return [*found, at]

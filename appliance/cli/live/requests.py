@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -12,6 +11,7 @@ from appliance.cli import glyphs
 from appliance.cli.live.layout import Column, Section, table
 from appliance.records import NodeSnapshot, Timeline
 from web import words
+from web.times import clock
 from web.waterfall import LABELS, path
 
 _SHORTEST: Final = 8  # characters of an id
@@ -36,7 +36,7 @@ def listed(
 
     columns: list[Column[Timeline]] = [
         Column("  request", lambda t: f"  {ids[t.id]}", right=False),
-        Column("came", lambda t: time.strftime("%H:%M:%S", time.localtime(t.arrived)), rank=4, right=False),
+        Column("came", lambda t: clock(t.arrived), rank=4, right=False),
         Column("outcome", outcome, right=False, style=lambda t: _STYLES.get(t.outcome, "")),
         Column("engines", lambda t: path(t).replace(" → ", "→"), rank=2, right=False),
         Column("prompt", lambda t: words.count(t.prompt_tokens), rank=5),

@@ -5,7 +5,6 @@ Each condition has a word and a mark, so that none needs its colour.
 
 from __future__ import annotations
 
-import time
 from typing import Final
 
 from rich.text import Text
@@ -15,6 +14,7 @@ from appliance.cli.live.layout import Section, wrapped
 from appliance.cli.live.view import View
 from appliance.records import EngineState, NodeSnapshot, Verdict
 from web import words
+from web.times import clock
 
 _STYLES: Final = {"●": "bold green", "▲": "bold yellow", "✕": "bold red", "◔": "bold cyan"}
 _INDENT: Final = "  "
@@ -59,7 +59,7 @@ def _condition(view: View) -> tuple[str, str, str]:
     """Mark, word and sentence."""
     snapshot = view.snapshot
     if view.error is not None and view.lost_at is not None:
-        where = f"from {view.url} since {_clock(view.lost_at)} ({age(max(0.0, view.now - view.lost_at))})"
+        where = f"from {view.url} since {clock(view.lost_at)} ({age(max(0.0, view.now - view.lost_at))})"
         remedy = "" if snapshot is not None else "; --url names another node"
         return "✕", "NO ANSWER", f" {where}: {view.error}. It is asked again and again{remedy}."
     if snapshot is None:
@@ -132,7 +132,3 @@ def _amounts(found: Verdict) -> bool:
 
 def _next(found: Verdict, width: int) -> list[Text]:
     return wrapped(found.next, width, style="dim", indent="        ", first="  Then: ") if found.next else []
-
-
-def _clock(unix_s: float) -> str:
-    return time.strftime("%H:%M:%S", time.localtime(unix_s))

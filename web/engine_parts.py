@@ -14,9 +14,8 @@ from appliance.records import (
     Pair,
 )
 from web import causes, flow, words
-from web.contexts import TONES, Context
+from web.contexts import TONES, Context, FactContext, slow
 
-_SLOW: Final = 1.15  # times what is expected
 _STARVED: Final = 0.1  # of the time without a core that it could have used
 _OWN_FAULTS: Final = (EngineState.BACKOFF, EngineState.FAILED, EngineState.HUNG, EngineState.SUSPECT)
 
@@ -51,14 +50,6 @@ class HeadContext(Context, frozen=True, kw_only=True):
     restarts: int
     warnings: tuple[str, ...]
     neighbours: tuple[NeighbourContext, ...]
-
-
-class FactContext(Context, frozen=True, kw_only=True):
-    """A figure and what it is. ``odd``: not as it should be."""
-
-    label: str
-    value: str
-    odd: bool = False
 
 
 class GroupContext(Context, frozen=True, kw_only=True):
@@ -183,7 +174,7 @@ def _of(figure: str, whole: str) -> str:
 
 def _times(label: str, ratio: float | None, unit: str = " × expected") -> FactContext:
     value = words.DASH if ratio is None else f"{ratio:.2f}{unit}"
-    return _fact(label, value, odd=ratio is not None and ratio > _SLOW)
+    return _fact(label, value, odd=slow(ratio))
 
 
 def _requests(engine: EngineSnapshot, snapshot: NodeSnapshot) -> tuple[FactContext, ...]:
@@ -283,7 +274,7 @@ def _row(name: str, way: tuple[str, str], link: LinkSnapshot | None, pair: Pair 
         rate=words.number(link.handoffs_s if link else 0.0),
         bandwidth=words.traffic_rate(link.bytes_s if link else None),
         slowdown=words.DASH if ratio is None else f"{ratio:.2f} × expected",
-        slow=(ratio or 0.0) > _SLOW,
+        slow=slow(ratio),
         tone=tone,
         glyph=TONES[tone],
         tested=tested,
