@@ -8,7 +8,6 @@ from typing import Final
 from starlette.applications import Starlette
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 from starlette.routing import BaseRoute, Mount
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -44,10 +43,11 @@ _POLICY: Final = (
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 _INFERENCE: Final = ("/v1/", "/tokenize", "/detokenize")
-_MARK: Final = ((b"x-simulated", b"true"),)
+_SIMULATED: Final = {"x-simulated": "true"}
+_PLAIN: Final = {"x-content-type-options": "nosniff"}  # of what no browser is to show as a page
 _GUARDS: Final = {
+    **_PLAIN,
     "content-security-policy": _POLICY,
-    "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
     "referrer-policy": "no-referrer",
     "cross-origin-opener-policy": "same-origin",
@@ -89,8 +89,9 @@ def create_app(
         bound_to: the address that is listened on; with ``allowed_hosts`` it decides which requests are answered (``Door``).
     """
     incident, plan = IncidentPage(incidents, actions), PlanPage(node, planning, actions)
+    mark = _SIMULATED if simulation else {}
     return Site(
-        OpenAI(inference, max_body_bytes, max_held_bytes, _MARK if simulation else ()),
+        OpenAI(inference, max_body_bytes, max_held_bytes, _raw({**_PLAIN, **mark})),
         node,
         [
             Overview(actions, history),
@@ -115,7 +116,7 @@ def create_app(
         ],
         metrics,
         Door(bound_to, allowed_hosts),
-        Middleware(Guard, {**_GUARDS, **({"x-simulated": "true"} if simulation else {})}),
+        {**_GUARDS, **mark},
     )
 
 
@@ -130,37 +131,37 @@ class Site:
         orders: Sequence[BaseRoute],
         metrics: Callable[[NodeSnapshot], bytes],
         door: Door,
-        guard: Middleware,
+        guards: Mapping[str, str],
     ) -> None:
         self._pages = Pages(node, pages)
         self._door = door
         self._openai = openai
         self._events = Feed(node, encoded_snapshot)
         api = Api(node, self._events, metrics)
-        self._rest = Starlette(
+        rest = Starlette(
             routes=[
                 *self._pages.routes(),
                 *api.routes(),
                 *orders,
                 Mount("/static", Static(directory=assets.directory("static"), check_dir=False), middleware=PACKED),
             ],
-            middleware=[guard],
             exception_handlers={
                 RequestError: errors.on_request_error,
                 HTTPException: errors.on_http_exception,
                 Exception: errors.on_unexpected,
             },
         )
-        self._rest.router.redirect_slashes = (
+        rest.router.redirect_slashes = (
             False  # a path with a slash too many is not ours, and a redirect would name the Host sent
         )
+        self._rest = Guard(rest, guards)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._rest(scope, receive, send)
         refusal = self._door.refusal(scope["method"], scope["headers"])
         if refusal is not None:
-            await errors.answer(refusal)(scope, receive, send)
+            await errors.answer(refusal, _PLAIN)(scope, receive, send)
         elif scope["path"].startswith(_INFERENCE):
             await self._openai(scope, receive, send)
         else:
@@ -170,6 +171,10 @@ class Site:
         """End ``/events`` and ``/live/*``; to be called before the server is told to stop, which else waits for them."""
         self._events.close()
         self._pages.close()
+
+
+def _raw(headers: Mapping[str, str]) -> tuple[tuple[bytes, bytes], ...]:
+    return tuple((name.encode(), value.encode()) for name, value in headers.items())
 
 
 class Guard:

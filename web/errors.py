@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from http import HTTPStatus
 
 import msgspec
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from appliance.errors import RequestError
+from appliance.errors import RequestError, cut
 
 
 def unexpected() -> RequestError:
@@ -20,16 +22,28 @@ def unexpected() -> RequestError:
 def encoded(error: RequestError) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
     """Status, headers and body of an error."""
     body = msgspec.json.encode(error.body())
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+        (b"cache-control", b"no-store"),
+    ]
     if error.retry_after_s is not None:
         headers.append((b"retry-after", str(max(1, math.ceil(error.retry_after_s))).encode()))
     return error.status, headers, body
 
 
-def answer(error: RequestError) -> Response:
-    """The same as a Starlette response."""
+def last_words(error: RequestError) -> bytes:
+    """The same as it goes over a connection that ends with it."""
     status, headers, body = encoded(error)
-    return Response(body, status, {name.decode(): value.decode() for name, value in headers})
+    lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}".encode()]
+    lines += [name + b": " + value for name, value in (*headers, (b"connection", b"close"))]
+    return b"\r\n".join((*lines, b"", body))
+
+
+def answer(error: RequestError, headers: Mapping[str, str] | None = None) -> Response:
+    """The same as a Starlette response, with further ``headers``."""
+    status, own, body = encoded(error)
+    return Response(body, status, {name.decode(): value.decode() for name, value in own} | dict(headers or {}))
 
 
 async def on_request_error(request: Request, error: Exception) -> Response:
@@ -41,9 +55,10 @@ async def on_request_error(request: Request, error: Exception) -> Response:
 async def on_http_exception(request: Request, error: Exception) -> Response:
     """Handler of Starlette's own: routes that don't exist, methods that aren't allowed."""
     assert isinstance(error, HTTPException)
+    path = cut(request.url.path)
     messages = {
-        404: f"There is nothing at {request.url.path}.",
-        405: f"{request.url.path} does not answer {request.method}.",
+        404: f"There is nothing at {path}.",
+        405: f"{path} does not answer {request.method}.",
     }
     message = messages.get(error.status_code, error.detail)
     response = answer(RequestError(error.status_code, message, code="not_found" if error.status_code == 404 else None))
