@@ -13,6 +13,7 @@ from starlette.routing import BaseRoute, Route
 from appliance.errors import RequestError
 from appliance.records import NodeSnapshot
 from web import answers
+from web.audience import Audience
 from web.ports import NodeView
 from web.stream import Feed, event, stream
 
@@ -35,11 +36,15 @@ class Api:
         node: what is shown.
         events: the feed of ``encoded_snapshot``.
         metrics: a snapshot as Prometheus text.
+        audience: who follows ``events``, and whatever else is live.
     """
 
-    def __init__(self, node: NodeView, events: Feed, metrics: Callable[[NodeSnapshot], bytes]) -> None:
+    def __init__(
+        self, node: NodeView, events: Feed, metrics: Callable[[NodeSnapshot], bytes], audience: Audience
+    ) -> None:
         self._node = node
         self._events = events
+        self._audience = audience
         self._metrics = metrics
 
     def routes(self) -> list[BaseRoute]:
@@ -81,7 +86,7 @@ class Api:
         return Response(self._metrics(self._node.latest()), headers=answers.NOT_KEPT, media_type=_METRICS_TYPE)
 
     async def events(self, request: Request) -> Response:
-        return await stream(request, self._events)
+        return await stream(request, self._events, self._audience)
 
     async def snapshot(self, request: Request) -> Response:
         return answers.json(self._node.latest())

@@ -17,6 +17,7 @@ from appliance.records import NodeSnapshot
 from web import assets, errors
 from web.actions import ActionRoutes
 from web.api import Api, encoded_snapshot
+from web.audience import Audience
 from web.door import Door
 from web.engines import EnginePage, Engines
 from web.history import HistoryRoutes
@@ -133,11 +134,12 @@ class Site:
         door: Door,
         guards: Mapping[str, str],
     ) -> None:
-        self._pages = Pages(node, pages)
+        audience = Audience()
+        self._pages = Pages(node, pages, audience)
         self._door = door
         self._openai = openai
         self._events = Feed(node, encoded_snapshot)
-        api = Api(node, self._events, metrics)
+        api = Api(node, self._events, metrics, audience)
         rest = Starlette(
             routes=[
                 *self._pages.routes(),
