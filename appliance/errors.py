@@ -14,6 +14,26 @@ ApplianceError
 
 from __future__ import annotations
 
+from typing import Final
+
+_SAID: Final = 200  # characters of what somebody has said, that are said back
+_MESSAGE: Final = 1000  # characters of an error: whatever is in it that nobody cut
+
+
+def quoted(text: str) -> str:
+    """What somebody has said, for an error about it; of what is long its beginning."""
+    return repr(text) if len(text) <= _SAID else f"{text[:_SAID]!r}… ({len(text):,} characters)"
+
+
+def cut(text: str) -> str:
+    """The same without quotes."""
+    return text if len(text) <= _SAID else f"{text[:_SAID]}… ({len(text):,} characters)"
+
+
+def shortened(message: str) -> str:
+    """A message that is too long without its middle: what was wrong stands at its beginning, and what would be right at its end."""
+    return message if len(message) <= _MESSAGE else f"{message[: _MESSAGE // 2]} … {message[-_MESSAGE // 2 :]}"
+
 
 class ApplianceError(Exception):
     """Base of all of them. The message says what was wrong and what would be right."""
@@ -81,9 +101,9 @@ class RequestError(ApplianceError):
         code: str | None = None,
         retry_after_s: float | None = None,
     ) -> None:
-        super().__init__(message)
+        self.message = shortened(message)
+        super().__init__(self.message)
         self.status = status
-        self.message = message
         self.kind = kind
         self.param = param
         self.code = code

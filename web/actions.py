@@ -10,9 +10,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from appliance.errors import ActionError, RequestError
+from appliance.errors import ActionError, RequestError, cut
 from appliance.records import Order, OrderKind, Remedy, Role
-from web import bodies
+from web import answers, bodies
 from web.api import limit_of
 from web.ports import Actions
 
@@ -80,15 +80,15 @@ class ActionRoutes:
     async def remedies(self, request: Request) -> Response:
         """Newest first; ``?limit=`` of them."""
         limit = limit_of(request.query_params.get("limit"), _MOST)
-        return _found(self._actions.remedies()[:limit])
+        return answers.json(self._actions.remedies()[:limit])
 
     async def remedy(self, request: Request) -> Response:
         """One of them."""
         id = request.path_params["id"]
         for remedy in self._actions.remedies():
             if remedy.id == id:
-                return _found(remedy)
-        raise RequestError(404, f"There is no remedy {id!r}, or it is no longer kept.", code="not_found")
+                return answers.json(remedy)
+        raise answers.unknown("remedy", id)
 
     def _give(self, request: Request, order: Order) -> Response:
         return _answer(tried(lambda: self._actions.apply(order, _by(request))))
@@ -138,7 +138,7 @@ async def told(request: Request, kind: type[T]) -> T:
     except bodies.ClientLeft:
         raise RequestError(400, "the body broke off", code="invalid_body") from None
     except ValueError as error:
-        raise RequestError(400, f"the body can't be read: {error}", code="invalid_body") from None
+        raise RequestError(400, f"the body can't be read: {cut(str(error))}", code="invalid_body") from None
 
 
 def tried(do: Callable[[], T]) -> T:
@@ -164,7 +164,7 @@ def _by(request: Request) -> str:
 
 
 def _answer(remedy: Remedy) -> Response:
-    return asked_for(
+    return answers.asked_for(
         {
             "asked": remedy.order.kind.value,
             "engine": remedy.order.engine,
@@ -173,11 +173,3 @@ def _answer(remedy: Remedy) -> Response:
             "remedy": remedy,
         }
     )
-
-
-def _found(what: object) -> Response:
-    return Response(msgspec.json.encode(what), 200, {"cache-control": "no-store"}, media_type="application/json")
-
-
-def asked_for(body: dict[str, object]) -> Response:
-    return Response(msgspec.json.encode(body), 202, {"cache-control": "no-store"}, media_type="application/json")

@@ -12,6 +12,8 @@ from starlette.routing import BaseRoute, Route
 
 from appliance.errors import RequestError
 from appliance.records import NodeSnapshot
+from web import answers
+from web.audience import Audience
 from web.ports import NodeView
 from web.stream import Feed, event, stream
 
@@ -34,11 +36,15 @@ class Api:
         node: what is shown.
         events: the feed of ``encoded_snapshot``.
         metrics: a snapshot as Prometheus text.
+        audience: who follows ``events``, and whatever else is live.
     """
 
-    def __init__(self, node: NodeView, events: Feed, metrics: Callable[[NodeSnapshot], bytes]) -> None:
+    def __init__(
+        self, node: NodeView, events: Feed, metrics: Callable[[NodeSnapshot], bytes], audience: Audience
+    ) -> None:
         self._node = node
         self._events = events
+        self._audience = audience
         self._metrics = metrics
 
     def routes(self) -> list[BaseRoute]:
@@ -59,59 +65,59 @@ class Api:
 
     async def health(self, request: Request) -> Response:
         """The supervisor's event loop turns; says nothing of the engines."""
-        return _json({"status": "alive"})
+        return answers.json({"status": "alive"})
 
     async def diagnosis(self, request: Request) -> Response:
         """What holds the node back."""
         verdict = self._node.latest().verdict
         if verdict is None:
             raise RequestError(503, "nothing is known of the node yet", code="not_yet", retry_after_s=_RETRY_S)
-        return _json(verdict)
+        return answers.json(verdict)
 
     async def ready(self, request: Request) -> Response:
         """Whether a request sent now would be served."""
         snapshot = self._node.latest()
         if snapshot.ready:
-            return _json({"status": "ready"})
+            return answers.json({"status": "ready"})
         body = {"status": "not ready", "reason": snapshot.reason or "No engine is ready yet."}
-        return _json(body, status=503, headers={"retry-after": str(_RETRY_S)})
+        return answers.json(body, status=503, headers={"retry-after": str(_RETRY_S)})
 
     async def metrics(self, request: Request) -> Response:
-        return Response(self._metrics(self._node.latest()), media_type=_METRICS_TYPE)
+        return Response(self._metrics(self._node.latest()), headers=answers.NOT_KEPT, media_type=_METRICS_TYPE)
 
     async def events(self, request: Request) -> Response:
-        return await stream(request, self._events)
+        return await stream(request, self._events, self._audience)
 
     async def snapshot(self, request: Request) -> Response:
-        return _json(self._node.latest())
+        return answers.json(self._node.latest())
 
     async def requests(self, request: Request) -> Response:
         """A list of timelines, newest first."""
-        return _json(self._node.timelines(limit_of(request.query_params.get("limit"))))
+        return answers.json(self._node.timelines(limit_of(request.query_params.get("limit"))))
 
     async def request(self, request: Request) -> Response:
         timeline = self._node.timeline(request.path_params["id"])
         if timeline is None:
-            raise _unknown("request", request.path_params["id"])
-        return _json(timeline)
+            raise answers.unknown("request", request.path_params["id"])
+        return answers.json(timeline)
 
     async def logs(self, request: Request) -> Response:
         """The last lines; ``?format=text`` for reading them in a browser."""
         name = request.path_params["name"]
         lines = self._node.logs(name)
         if lines is None:
-            raise _unknown("engine", name)
+            raise answers.unknown("engine", name)
         if request.query_params.get("format") == "text":
-            return PlainTextResponse("\n".join(lines) + "\n")
-        return _json({"engine": name, "lines": lines})
+            return PlainTextResponse("\n".join(lines) + "\n", headers=answers.NOT_KEPT)
+        return answers.json({"engine": name, "lines": lines})
 
     async def command(self, request: Request) -> Response:
         """The command line that the engine is started with, without secrets."""
         name = request.path_params["name"]
         found = self._node.command(name)
         if found is None:
-            raise _unknown("engine", name)
-        return _json({"engine": name, "command": found})
+            raise answers.unknown("engine", name)
+        return answers.json({"engine": name, "command": found})
 
     async def steps(self, request: Request) -> Response:
         """The latest steps, oldest first; ``?since=N`` for those after that number."""
@@ -119,16 +125,16 @@ class Api:
         since = _number(request.query_params.get("since"), "since", 0, _NUMBER_MAX, 0)
         found = self._node.steps(name, since, limit_of(request.query_params.get("limit"), _LIMIT_MAX))
         if found is None:
-            raise _unknown("engine", name)
-        return _json({"engine": name, "simulated": self._node.latest().simulated, "steps": found})
+            raise answers.unknown("engine", name)
+        return answers.json({"engine": name, "simulated": self._node.latest().simulated, "steps": found})
 
     async def knee(self, request: Request) -> Response:
         """The smallest prefill batch that saturates the engine, or why it is not known."""
         name = request.path_params["name"]
         found = await self._node.knee(name)
         if found is None:
-            raise _unknown("engine", name)
-        return _json({"engine": name, "simulated": self._node.latest().simulated, "knee": found})
+            raise answers.unknown("engine", name)
+        return answers.json({"engine": name, "simulated": self._node.latest().simulated, "knee": found})
 
 
 def limit_of(text: str | None, default: int = _LIMIT_DEFAULT) -> int:
@@ -142,12 +148,3 @@ def _number(text: str | None, name: str, least: int, most: int, default: int) ->
     if text.isascii() and text.isdigit() and len(text) <= len(str(most)) and least <= int(text) <= most:
         return int(text)
     raise RequestError(400, f"{name} must be a whole number from {least} to {most}.", param=name)
-
-
-def _unknown(what: str, name: str) -> RequestError:
-    return RequestError(404, f"There is no {what} {name!r}, or it is no longer kept.", code="not_found")
-
-
-def _json(body: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    everything = {"cache-control": "no-store", **(headers or {})}
-    return Response(msgspec.json.encode(body), status, everything, media_type="application/json")

@@ -15,6 +15,7 @@ from appliance.records import NodeSnapshot
 from web import assets, errors
 from web.actions import ActionRoutes
 from web.api import Api, encoded_snapshot
+from web.audience import Audience
 from web.door import Door
 from web.engines import EnginePage, Engines
 from web.history import HistoryRoutes
@@ -42,10 +43,11 @@ _POLICY: Final = (
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 _INFERENCE: Final = ("/v1/", "/tokenize", "/detokenize")
-_MARK: Final = ((b"x-simulated", b"true"),)
+_SIMULATED: Final = {"x-simulated": "true"}
+_PLAIN: Final = {"x-content-type-options": "nosniff"}  # of what no browser is to show as a page
 _GUARDS: Final = {
+    **_PLAIN,
     "content-security-policy": _POLICY,
-    "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
     "referrer-policy": "no-referrer",
     "cross-origin-opener-policy": "same-origin",
@@ -87,8 +89,9 @@ def create_app(
         bound_to: the address that is listened on; with ``allowed_hosts`` it decides which requests are answered (``Door``).
     """
     incident, plan = IncidentPage(node, incidents, actions), PlanPage(node, planning, actions)
+    mark = _SIMULATED if simulation else {}
     return Site(
-        OpenAI(inference, max_body_bytes, max_held_bytes, _MARK if simulation else ()),
+        OpenAI(inference, max_body_bytes, max_held_bytes, _raw({**_PLAIN, **mark})),
         node,
         [
             Overview(actions, history),
@@ -113,7 +116,7 @@ def create_app(
         ],
         metrics,
         Door(bound_to, allowed_hosts),
-        {**_GUARDS, **({"x-simulated": "true"} if simulation else {})},
+        {**_GUARDS, **mark},
     )
 
 
@@ -130,11 +133,12 @@ class Site:
         door: Door,
         guards: Mapping[str, str],
     ) -> None:
-        self._pages = Pages(node, pages)
+        audience = Audience()
+        self._pages = Pages(node, pages, audience)
         self._door = door
         self._openai = openai
         self._events = Feed(node, encoded_snapshot)
-        api = Api(node, self._events, metrics)
+        api = Api(node, self._events, metrics, audience)
         self._refusals = Refusals(node)
         self._guards = guards
         rest = Starlette(
@@ -156,7 +160,8 @@ class Site:
             return await self._rest(scope, receive, send)
         refusal = self._door.refusal(scope["method"], scope["headers"])
         if refusal is not None:
-            await Guard(self._refusals.alone(scope, refusal), self._guards)(scope, receive, send)
+            headers = _PLAIN if scope["path"].startswith(_INFERENCE) else self._guards
+            await Guard(self._refusals.alone(scope, refusal), headers)(scope, receive, send)
         elif scope["path"].startswith(_INFERENCE):
             await self._openai(scope, receive, send)
         else:
@@ -166,6 +171,10 @@ class Site:
         """End ``/events`` and ``/live/*``; to be called before the server is told to stop, which else waits for them."""
         self._events.close()
         self._pages.close()
+
+
+def _raw(headers: Mapping[str, str]) -> tuple[tuple[bytes, bytes], ...]:
+    return tuple((name.encode(), value.encode()) for name, value in headers.items())
 
 
 class Guard:

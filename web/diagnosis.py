@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from appliance.records import Evidence, NodeSnapshot
+from appliance.records import GAINS_REQUESTS, Evidence, NodeSnapshot
 from web import words
 from web.contexts import Context
 
@@ -50,7 +50,7 @@ def diagnosis(snapshot: NodeSnapshot) -> DiagnosisContext:
         call=(action.call or action.setting) if action else None,
         order=msgspec.json.encode(action.order).decode() if action and action.order else None,
         gain=None
-        if verdict.expected_gain is None
+        if verdict.expected_gain is None or verdict.cause in GAINS_REQUESTS  # which its evidence says
         else f"{words.percent(verdict.expected_gain)} of the time by which they are late, estimated",
         then=verdict.next,
         quiet=False,

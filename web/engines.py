@@ -8,7 +8,7 @@ from typing import Final
 import msgspec
 from markupsafe import Markup
 
-from appliance.errors import RequestError
+from appliance.errors import RequestError, quoted
 from appliance.records import EngineSnapshot, EngineState, GpuSnapshot, NodeSnapshot, Order, Remedy
 from web import assets, engine_log, engine_orders, engine_parts, flow, gpus, remedies, steps, words
 from web.contexts import TONES, ChoicesContext, Context, choices, slow
@@ -206,7 +206,7 @@ def _known(snapshot: NodeSnapshot, name: str) -> EngineSnapshot:
     found = engine_parts.find(snapshot, name)
     if found is None:
         there = words.listing([engine.name for engine in snapshot.engines])
-        raise RequestError(404, f"There is no engine {name!r} on this node. It has {there}.", code="not_found")
+        raise RequestError(404, f"There is no engine {quoted(name)} on this node. It has {there}.", code="not_found")
     return found
 
 

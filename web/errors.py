@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable, Mapping
+from http import HTTPStatus
 from typing import Any
 
 import msgspec
@@ -12,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Scope
 
-from appliance.errors import RequestError
+from appliance.errors import RequestError, cut
 
 Tell = Callable[[Scope, RequestError], Response]
 """Answers with an error."""
@@ -26,7 +27,11 @@ def unexpected() -> RequestError:
 def encoded(error: RequestError) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
     """Status, headers and body of an error."""
     body = msgspec.json.encode(error.body())
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+        (b"cache-control", b"no-store"),
+    ]
     if error.retry_after_s is not None:
         headers.append((b"retry-after", retry_after(error.retry_after_s).encode()))
     return error.status, headers, body
@@ -37,10 +42,18 @@ def retry_after(seconds: float) -> str:
     return str(max(1, math.ceil(seconds)))
 
 
-def answer(error: RequestError) -> Response:
-    """The same as a Starlette response."""
+def last_words(error: RequestError) -> bytes:
+    """The same as it goes over a connection that ends with it."""
     status, headers, body = encoded(error)
-    return Response(body, status, {name.decode(): value.decode() for name, value in headers})
+    lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}".encode()]
+    lines += [name + b": " + value for name, value in (*headers, (b"connection", b"close"))]
+    return b"\r\n".join((*lines, b"", body))
+
+
+def answer(error: RequestError, headers: Mapping[str, str] | None = None) -> Response:
+    """The same as a Starlette response, with further ``headers``."""
+    status, own, body = encoded(error)
+    return Response(body, status, {name.decode(): value.decode() for name, value in own} | dict(headers or {}))
 
 
 def handlers(tell: Tell) -> Mapping[Any, Callable[[Request, Exception], Awaitable[Response]]]:
@@ -64,9 +77,10 @@ def handlers(tell: Tell) -> Mapping[Any, Callable[[Request, Exception], Awaitabl
 
 
 def _of_starlette(request: Request, error: HTTPException) -> RequestError:
+    path = cut(request.url.path)
     messages = {
-        404: f"There is nothing at {request.url.path}.",
-        405: f"{request.url.path} does not answer {request.method}.",
+        404: f"There is nothing at {path}.",
+        405: f"{path} does not answer {request.method}.",
     }
     message = messages.get(error.status_code, error.detail)
     return RequestError(error.status_code, message, code="not_found" if error.status_code == 404 else None)

@@ -11,7 +11,7 @@ from typing import Final
 from appliance.records import KneeReading
 from web.ports import NodeView
 
-_EVERY_S: Final = 20.0  # it takes some tenths of a second, and changes slowly
+_EVERY_S: Final = 5.0  # the node finds it anew less often
 _log = logging.getLogger(__name__)
 
 

@@ -14,21 +14,24 @@ from starlette.routing import BaseRoute, Route
 
 from appliance.errors import RequestError
 from web import views, words
+from web.audience import Audience, gives_way
 from web.packed import PACKED
 from web.ports import NodeView
 from web.refused import Refused
-from web.stream import Feed, stream
+from web.stream import Feed, client_of, stream
 from web.views import Asked, Page
 
 _STREAMS: Final = "/live"
 _FEEDS_MAX: Final = 64  # different ones: each is rendered twice a second
+_RETRY_S: Final = 10.0
 
 
 class Pages:
     """Whoever looks at the same parts shares their feed."""
 
-    def __init__(self, node: NodeView, pages: Sequence[Page]) -> None:
+    def __init__(self, node: NodeView, pages: Sequence[Page], audience: Audience) -> None:
         self._node = node
+        self._audience = audience
         self._pages = pages
         self._feeds = weakref.WeakValueDictionary[str, Feed]()  # each lives as long as somebody follows it
         self._turn = asyncio.Lock()  # a snapshot wakes all feeds at once
@@ -62,7 +65,7 @@ class Pages:
         return HTMLResponse(html, status, headers={"cache-control": "no-store"})
 
     async def _follow(self, page: Page, request: Request) -> Response:
-        return await stream(request, await self._feed(page, request))
+        return await stream(request, await self._feed(page, request), self._audience)
 
     async def _feed(self, page: Page, request: Request) -> Feed:
         address = _address(page, request)
@@ -70,12 +73,21 @@ class Pages:
         if feed is not None:
             return feed
         if len(self._feeds) >= _FEEDS_MAX:
-            raise RequestError(503, "Too many different pages are looked at; close some.", code="busy")
+            self._make_room(client_of(request))
         asked = replace(_asked(request), query=_live(page, request), following=True)
         feed = Feed(self._node, await views.followed(page, asked), self._turn)
         if self._closed:
             feed.close()
         return self._feeds.setdefault(address, feed)  # somebody may have come meanwhile
+
+    def _make_room(self, client: str) -> None:
+        """Whoever follows the most different ones gives one up. Raises ``RequestError`` 503 where that is nobody else."""
+        address = gives_way({address: feed.clients for address, feed in self._feeds.items()}, client)
+        if address is None:
+            message = "Too many different pages are looked at; close some."
+            raise RequestError(503, message, kind="service_unavailable", code="busy", retry_after_s=_RETRY_S)
+        if (feed := self._feeds.pop(address, None)) is not None:
+            feed.close()
 
     def close(self) -> None:
         """End all streams."""

@@ -34,7 +34,7 @@ from web.render import compact
 from web.views import Asked, Parts, View
 
 _LAYOUT: Final = re.compile(r"(?:(\d+)p(\d+)d|(\d+)b)(?:@.*)?")
-_CURVES_FRESH_S: Final = 20.0  # each takes some tenths of a second
+_CURVES_FRESH_S: Final = 5.0
 _STEPS: Final = 1000
 _OF_ROLES: Final = (OrderKind.TOPOLOGY, OrderKind.ROLE)
 
@@ -100,7 +100,7 @@ class PlanPage:
         self._node = node
         self._planning = planning
         self._actions = actions
-        self._curves = Fresh(self._read_curves, _CURVES_FRESH_S)
+        self._curves = Fresh(self._drawn, _CURVES_FRESH_S)
 
     def routes(self) -> list[BaseRoute]:
         """Besides the page: the curves, which take their time."""
@@ -118,17 +118,16 @@ class PlanPage:
         return View(title=lambda snapshot: "Plan", parts=parts, body=body)
 
     async def curves(self, request: Request) -> Response:
-        """The batch curve of each engine that prefills, as a part of the page."""
-        html = compact("curves", await self._curves.get(()))
-        return HTMLResponse(html, headers={"cache-control": "no-store"})
+        """The batch curve of each engine that prefills, as a part of the page: drawn once for all who look."""
+        return HTMLResponse(await self._curves.get(()), headers={"cache-control": "no-store"})
 
-    async def _read_curves(self, nothing: tuple[()]) -> CurvesContext:
+    async def _drawn(self, nothing: tuple[()]) -> str:
         found = []
         for engine in self._node.latest().engines:
             if engine.role.prefills and (knee := await self._node.knee(engine.name)) is not None:
                 steps = self._node.steps(engine.name, 0, _STEPS) or ()
                 found.append(batch_curve.curve(engine, knee, steps))
-        return CurvesContext(curves=tuple(found))
+        return compact("curves", CurvesContext(curves=tuple(found)))
 
 
 def plans(snapshot: NodeSnapshot, found: Plans | None, given: Sequence[Remedy], *, planned: bool) -> PlansContext:

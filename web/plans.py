@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from appliance.errors import RequestError
+from web import answers
 from web.ports import Planning
 
 
@@ -25,6 +25,4 @@ class PlanRoutes:
         plans = self._planning.plans()
         if plans is None:
             raise RequestError(503, "nothing is known of the node yet", code="not_yet", retry_after_s=2)
-        return Response(
-            msgspec.json.encode(plans), headers={"cache-control": "no-store"}, media_type="application/json"
-        )
+        return answers.json(plans)

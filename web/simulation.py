@@ -8,7 +8,8 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from appliance.errors import RequestError
-from web.actions import asked_for, told, tried
+from web import answers
+from web.actions import told, tried
 from web.ports import Simulation
 
 
@@ -36,19 +37,19 @@ class SimulationRoutes:
     async def state(self, request: Request) -> Response:
         simulation = self._there()
         body = {"scenario": simulation.title, "faults": simulation.faults()}
-        return Response(msgspec.json.encode(body), headers={"cache-control": "no-store"}, media_type="application/json")
+        return answers.json(body)
 
     async def fault(self, request: Request) -> Response:
         simulation, name = self._there(), request.path_params["name"]
         body = await told(request, FaultBody)
         tried(lambda: simulation.fault(name, body.kind, body.severity, body.peer))
-        return asked_for({"engine": name, "asked": "fault", **msgspec.structs.asdict(body)})
+        return answers.asked_for({"engine": name, "asked": "fault", **msgspec.structs.asdict(body)})
 
     async def mend(self, request: Request) -> Response:
         """``?kind=`` ends those of one kind only."""
         simulation, name = self._there(), request.path_params["name"]
         tried(lambda: simulation.mend(name, request.query_params.get("kind")))
-        return asked_for({"engine": name, "asked": "mend"})
+        return answers.asked_for({"engine": name, "asked": "mend"})
 
     def _there(self) -> Simulation:
         if self._simulation is None:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import aclosing
+from collections import Counter
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping
+from contextlib import AbstractContextManager, aclosing
 from typing import Final
 
 from starlette.requests import Request
@@ -19,6 +20,7 @@ from starlette.types import Send
 
 from appliance.errors import RequestError
 from appliance.records import NodeSnapshot
+from web.audience import Audience
 from web.ports import NodeView
 
 _log = logging.getLogger(__name__)
@@ -56,23 +58,28 @@ class Feed:
         self._parts: dict[str, tuple[int, bytes]] = {}  # with the tick of its last change
         self._tick = 0
         self._changed = asyncio.Event()
-        self._viewers = 0
+        self._watching: Counter[str] = Counter()  # streams, by client
         self._reader: asyncio.Task[None] | None = None
         self._ending: set[asyncio.Task[None]] = set()  # cancelled, but not yet over
         self._closed = False
 
     @property
     def viewers(self) -> int:
-        return self._viewers
+        return self._watching.total()
+
+    @property
+    def clients(self) -> Collection[str]:
+        """Who follows it."""
+        return self._watching.keys()
 
     def close(self) -> None:
         """End all streams, also future ones; the server's shutdown would wait for them for ever."""
         self._closed = True
         self._wake()
 
-    async def follow(self) -> AsyncGenerator[bytes, None]:
+    async def follow(self, client: str = "") -> AsyncGenerator[bytes, None]:
         """Everything first, then what changes."""
-        self._enter()
+        self._enter(client)
         seen = 0
         try:
             while not self._closed and self._reader is not None:
@@ -84,17 +91,19 @@ class Feed:
                 elif not await _within(changed, _KEEPALIVE_S):
                     yield _KEEPALIVE
         finally:
-            self._leave()
+            self._leave(client)
 
-    def _enter(self) -> None:
-        self._viewers += 1
+    def _enter(self, client: str) -> None:
+        self._watching[client] += 1
         if self._reader is None and not self._closed:
             self._parts.clear()  # of the last time somebody looked
             self._reader = asyncio.create_task(self._read(), name="feed")
 
-    def _leave(self) -> None:
-        self._viewers -= 1
-        if self._viewers or self._reader is None:
+    def _leave(self, client: str) -> None:
+        self._watching[client] -= 1
+        if not self._watching[client]:
+            del self._watching[client]
+        if self._watching or self._reader is None:
             return
         reader, self._reader = self._reader, None
         self._ending.add(reader)
@@ -145,10 +154,16 @@ class LiveResponse(StreamingResponse):
 
     body_iterator: AsyncGenerator[bytes, None]
 
-    def __init__(self, content: AsyncGenerator[bytes, None]) -> None:
+    def __init__(self, content: AsyncGenerator[bytes, None], seat: AbstractContextManager[None] | None = None) -> None:
+        """``seat``: taken for as long as it lasts."""
         super().__init__(content, media_type="text/event-stream", headers=_HEADERS)
+        self._seat = seat or contextlib.nullcontext()
 
     async def stream_response(self, send: Send) -> None:
+        with self._seat:
+            await self._stream(send)
+
+    async def _stream(self, send: Send) -> None:
         async with aclosing(self.body_iterator) as parts:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             async for part in parts:
@@ -166,8 +181,15 @@ async def _sent(send: Send, part: bytes) -> bool:
     return True
 
 
-async def stream(request: Request, feed: Feed) -> Response:
-    """The feed as an answer; HEAD gets its headers only."""
+async def stream(request: Request, feed: Feed, audience: Audience) -> Response:
+    """The feed as an answer; HEAD gets its headers only. Raises ``RequestError`` where the client follows too many already."""
     if request.method == "HEAD":
         return Response(media_type="text/event-stream", headers=_HEADERS)
-    return LiveResponse(feed.follow())
+    client = client_of(request)
+    audience.check(client)
+    return LiveResponse(feed.follow(client), audience.seat(client))
+
+
+def client_of(request: Request) -> str:
+    """Its network address, behind a trusted proxy the one that it names."""
+    return request.client.host if request.client is not None else ""

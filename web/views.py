@@ -17,10 +17,10 @@ from markupsafe import Markup
 from appliance.records import STAGES, NodeSnapshot
 from web import assets, contexts
 from web.contexts import ChoiceContext, Context
+from web.lasting import Lasting
 from web.render import compact, render
 from web.stream import Render, event
 
-_PARTIALS: Final = 256  # of one tick, and those of earlier ones that have not changed
 Parts = Mapping[str, Context]
 """Live parts of a page: each is ``<name>.html``, shown in the element with that id."""
 
@@ -144,13 +144,19 @@ async def followed(page: Page, asked: Asked) -> Render:
 
 def fragments(view: View, snapshot: NodeSnapshot) -> dict[str, bytes]:
     """The parts as server-sent events for htmx, and a sample for the charts and for noticing an upgrade."""
-    parts = {name: _partial(name, context) for name, context in {**shared(snapshot), **view.parts(snapshot)}.items()}
+    parts = {
+        name: _partials.get(snapshot.uptime_s, (name, context), functools.partial(_partial, name, context))
+        for name, context in {**shared(snapshot), **view.parts(snapshot)}.items()
+    }
     point = {"time": snapshot.time, **(view.sample(snapshot) if view.sample else {}), "build": assets.fingerprint()}
     return parts | {"sample": event(json.dumps(point), "sample")}
 
 
-@functools.lru_cache(maxsize=_PARTIALS)
+_partials: Final = Lasting[tuple[str, Context], bytes]()
+"""A part that has not changed, or is on several pages, is rendered once."""
+
+
 def _partial(name: str, context: Context) -> bytes:
-    """A part for htmx. One that has not changed, or is on several pages, is rendered once."""
+    """A part for htmx."""
     html = compact(name, context)
     return event(f'<hx-partial hx-target="#{name}" hx-swap="innerMorph">\n{html}\n</hx-partial>')

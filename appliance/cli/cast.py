@@ -74,7 +74,7 @@ class Cast(msgspec.Struct, frozen=True, kw_only=True):
         if not self.plans:
             return None
         title = str(self.scenario) if self.scenario else self.model
-        return Control(title, self.plans, node.views, node.send_core, node.actions.weight)
+        return Control(title, self.plans, node.views, node.send_core, node.actions.weigh)
 
     @contextlib.asynccontextmanager
     async def played(self, url: str) -> AsyncIterator[None]:

@@ -7,6 +7,7 @@ import contextlib
 import faulthandler
 import logging
 import os
+import resource
 import shlex
 import signal
 import socket
@@ -35,7 +36,7 @@ from appliance.gpu.nvml import Nvml
 from appliance.gpu.watch import Watch
 from appliance.history.keeper import History
 from appliance.incidents.keeper import Incidents
-from appliance.records import EngineState, EngineView, NodeSnapshot, Role
+from appliance.records import EngineState, EngineView, NodeSnapshot, Role, new_run
 from appliance.remedies.apply import Remedies, present
 from appliance.router.router import Router
 from appliance.simulator.control import Control
@@ -51,10 +52,12 @@ from appliance.telemetry.host import Machine
 from appliance.telemetry.ledger import Ledger
 from appliance.telemetry.timeline import Timelines
 from web.app import Site, create_app
+from web.connection import Connection, Crowd
 
 _ENGINE_GRACE_S: Final = 5.0
 _GIVING_UP_S: Final = 2.0
 _BACKLOG: Final = 2048
+_MOST_CONNECTIONS: Final = 32_768
 
 
 def serve(
@@ -140,7 +143,7 @@ class Appliance:
         collector = self._collector(node, router, ledger, timelines, control)
         _connect(node, router, ledger, timelines, collector, control)
         incidents = Incidents(config, self._state_directory)
-        remedies = Remedies(node.actions, partial(_as_it_is, collector, node), _say, incidents.keep_remedy)
+        remedies = Remedies(node.actions, partial(_as_it_is, collector, node), _say, incidents.keep_remedy, new_run())
         incidents.recall = remedies.recall
         node.on_change(self._note)
         history = History(config.telemetry, self._state_directory)
@@ -329,6 +332,7 @@ class _Web(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
+                http=partial(Connection, crowd=Crowd(_most_connections())),  # type: ignore[arg-type]
                 log_level="warning",
                 access_log=False,
                 lifespan="on",
@@ -349,6 +353,11 @@ class _Web(uvicorn.Server):
         """Close the listener and what is still open."""
         self.should_exit = True
         await running
+
+
+def _most_connections() -> int:
+    """Half of the descriptors that there may be: a request that is served takes others, to engines."""
+    return min(_MOST_CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] % sys.maxsize // 2)
 
 
 def _causes(views: Sequence[EngineView]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import sqlite3
 import threading
@@ -118,8 +119,15 @@ class History:
         kept = self._flush()
         lasting = Kept(tick_s=self._tick_s, ticks_since=self._ticks_since, days=self._days)
         on = grid(since, until, points, lasting, self._unix_s())
-        found = kept.read(on, select(series, lambda table: kept.names(on, table)))
+        names = functools.cache(lambda table: kept.names(on, table))
+        found = kept.read(on, select(series, names, self._present(), on.count))
         return _told(since, until, on, found, self._tick_s)
+
+    def _present(self) -> frozenset[str]:
+        """The engines and GPUs that there were last."""
+        if (last := self._last) is None:
+            return frozenset()
+        return frozenset((*(engine.name for engine in last.engines), *(f"gpu{gpu.index}" for gpu in last.gpus)))
 
     # ---- in threads
 

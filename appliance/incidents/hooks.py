@@ -6,9 +6,10 @@ import asyncio
 import contextlib
 import logging
 import os
-import signal
 import socket
+import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -16,6 +17,8 @@ import aiohttp
 import msgspec
 
 from appliance.config import IncidentsConfig
+from appliance.incidents import attendant
+from appliance.incidents.attendant import NOT_ENDED
 from appliance.incidents.tracker import EventKind
 from appliance.records import Incident
 
@@ -26,8 +29,8 @@ _ANSWER_S: Final = 10.0  # for one try
 _KEPT_BYTES: Final = 4000  # of what a command says, the end
 _PIECE_BYTES: Final = 65_536
 _PIECE_S: Final = 0.005  # 13 MB per second
-_LOOK_S: Final = 0.05
 _TERM_S: Final = 2.0  # from SIGTERM to SIGKILL
+_ATTENDANT: Final = Path(attendant.__file__)
 _OWN: Final = "PD_APPLIANCE_"
 _NOT_FOR_IT: Final = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 _log = logging.getLogger("pd-appliance.incidents")
@@ -148,11 +151,11 @@ def _passed_on(environment: Mapping[str, str]) -> dict[str, str]:
 async def run_command(
     command: Sequence[str], body: bytes, environment: Mapping[str, str], within_s: float
 ) -> str | None:
-    """Run it, in a session of its own. None if it ended well, else why not."""
+    """Run it, and wait until nothing is left of what it has started. None if it ended well, else why not."""
     told, (output, end) = _file(body), os.pipe()
     try:
         process = await asyncio.create_subprocess_exec(
-            *command,
+            *(sys.executable, "-I", "-S", str(_ATTENDANT), str(os.getpid()), str(_TERM_S), *command),
             stdin=told,
             stdout=end,
             stderr=asyncio.subprocess.STDOUT,
@@ -171,10 +174,10 @@ async def run_command(
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(within_s):
                 await process.wait()
-                await asyncio.shield(reading)  # until the last one that has its output has closed it
-                while _some_are_left(process.pid):
-                    await asyncio.sleep(_LOOK_S)
-        if process.returncode is None:
+                await asyncio.shield(reading)  # what it has said to the end
+        in_time = process.returncode is not None
+        await asyncio.shield(_end(process))
+        if process.returncode is None or (not in_time and process.returncode == NOT_ENDED):
             return f"it did not end within {within_s:g} s{_saying(said)}"
         return None if process.returncode == 0 else f"it ended with {_ending(process.returncode)}{_saying(said)}"
     finally:
@@ -209,26 +212,15 @@ async def _read(output: int, said: bytearray) -> None:
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
-    """It, and what it has started and left in its session. We adopt orphans, so they are ours to reap."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, number)
+    """Whatever is left: ``attendant.py`` ends it all. One that can't be ended is left to the kernel."""
+    for end, within_s in ((process.terminate, 3 * _TERM_S + 1.0), (process.kill, 1.0)):
+        if process.returncode is not None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            end()
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_TERM_S):
+            async with asyncio.timeout(within_s):
                 await process.wait()
-                while _some_are_left(process.pid):
-                    await asyncio.sleep(_LOOK_S)
-                return
-
-
-def _some_are_left(group: int) -> bool:
-    """Reaps those that have ended. Only once the leader has been waited for, or asyncio would miss its end."""
-    with contextlib.suppress(ChildProcessError):
-        while True:
-            found, _ = os.waitpid(-group, os.WNOHANG)
-            if not found:
-                return True
-    return False
 
 
 def _ending(code: int) -> str:

@@ -21,7 +21,7 @@ from appliance.incidents.frames import Recorder
 from appliance.incidents.hooks import Hooks
 from appliance.incidents.store import Store
 from appliance.incidents.tracker import BEFORE_S, STOPPED, EventKind, Tracker
-from appliance.records import Change, ChangeKind, Incident, IncidentTotals, Moment, NodeSnapshot, Remedy
+from appliance.records import Change, ChangeKind, Incident, IncidentTotals, Moment, NodeSnapshot, Remedy, new_run
 
 _log = logging.getLogger("pd-appliance.incidents")
 _LEAST_S: Final = 2.0  # to tell of the end, whatever grace there is
@@ -37,7 +37,7 @@ class Incidents:
         self._store = Store(directory, config.incidents, STOPPED)
         self._hooks = Hooks(config.incidents, os.environ)
         self._changes = Changes()
-        self._tracker = Tracker(config.slo.share)
+        self._tracker = Tracker(config.slo.share, run=new_run())
         self._recorder = Recorder(secrets.token_bytes(16))
         self._slo_share = config.slo.share
         self._last_start: Change | None = None

@@ -129,6 +129,9 @@ class Store:
         """Write what is left, if that can be done in time. Nothing is kept any more."""
         await self.settle(within_s)
         self._closed = True
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(within_s), self._turn:  # whoever writes still: the file is another's after this
+                pass
         if self._mutex.acquire(
             blocking=False
         ):  # else a thread still waits for the disk, and the process's end closes it

@@ -51,9 +51,12 @@ class Event(msgspec.Struct, frozen=True):
 class Tracker:
     """Is given each snapshot with what has changed; at most one incident is open at a time."""
 
-    def __init__(self, slo_share: float, *, taken: Collection[str] = (), changes: Collection[Change] = ()) -> None:
-        """``taken``: ids that there are already. ``changes``: of before the start."""
+    def __init__(
+        self, slo_share: float, *, taken: Collection[str] = (), changes: Collection[Change] = (), run: str = ""
+    ) -> None:
+        """``taken``: ids that there are already. ``changes``: of before the start. ``run``: what ids end in until ``know`` was told."""
         self._slo_share = slo_share
+        self._run = run
         self._taken = set(taken)
         self._changes: deque[Change] = deque(changes, maxlen=_CHANGES)
         self._impact = Impact()
@@ -64,6 +67,7 @@ class Tracker:
 
     def know(self, taken: Collection[str], changes: Collection[Change]) -> None:
         """The same, of a file that could be read only later."""
+        self._run = ""
         self._taken |= set(taken)
         self._changes = deque([*changes, *self._changes], maxlen=_CHANGES)
 
@@ -149,7 +153,7 @@ class Tracker:
 
     def _new(self, snapshot: NodeSnapshot, verdict: Verdict) -> _Spell:
         opened = min(verdict.since, snapshot.time)  # it has been seen for a while by now
-        id = new_id(opened, self._taken)
+        id = new_id(opened, self._taken, run=self._run)
         self._taken.add(id)
         incident = Incident(
             id=id,

@@ -18,7 +18,7 @@ from appliance.records.gpu import GpuProcess, GpuSnapshot, Throttled
 from appliance.records.history import History
 from appliance.records.incident import Change, ChangeKind, Incident, IncidentState, IncidentTotals, Moment, Said
 from appliance.records.inventory import Card, Inventory
-from appliance.records.names import new_id
+from appliance.records.names import new_id, new_run
 from appliance.records.node import (
     BRIEF_S,
     LATELY_S,
@@ -39,10 +39,11 @@ from appliance.records.node import (
 from appliance.records.plan import Better, Demand, Plan, Plans, Predicted
 from appliance.records.remedy import Condition, Moved, Order, OrderKind, Remedy, RemedyState
 from appliance.records.request import STAGES, Leg, Pieces, Stage, Timeline
-from appliance.records.verdict import Action, Evidence, Verdict
+from appliance.records.verdict import GAINS_REQUESTS, Action, Evidence, Verdict
 
 __all__ = [
     "BRIEF_S",
+    "GAINS_REQUESTS",
     "LATELY_S",
     "LINKS_S",
     "MOST_TIMES",
@@ -98,4 +99,5 @@ __all__ = [
     "Unexplained",
     "Verdict",
     "new_id",
+    "new_run",
 ]

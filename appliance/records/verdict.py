@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 
 from appliance.records.remedy import Order
+
+GAINS_REQUESTS: Final = frozenset({"disaggregation_not_worth_it"})
+"""Causes against which another layout is advised: what that brings is not of time."""
 
 
 class Evidence(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,5 +48,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     confidence: float | None = None
     evidence: tuple[Evidence, ...] = ()
     action: Action | None = None
-    expected_gain: float | None = None  # share by which what is late would get shorter; estimated
+    expected_gain: float | None = None
+    """Estimated: the share by which what is late would get shorter; of another layout (``GAINS_REQUESTS``), the share of the requests that
+    would meet the targets besides."""
     next: str | None = None  # what would hold it back then

@@ -9,7 +9,7 @@ from typing import Final, Protocol
 
 from msgspec.structs import replace
 
-from appliance.errors import ActionError
+from appliance.errors import ActionError, quoted
 from appliance.records import (
     Better,
     EngineView,
@@ -58,14 +58,17 @@ class Remedies:
         now: Callable[[], NodeSnapshot],
         tell: Callable[[str], None] = lambda line: None,
         keep: Callable[[Remedy], None] = lambda remedy: None,
+        run: str = "",
     ) -> None:
         """``now``: how the node is at this moment; a second order at once must see what the first one has done. ``tell`` is given a line
-        when an order is given, and when it is known what it brought; ``keep`` a remedy whenever it is new or has changed.
+        when an order is given, and when it is known what it brought; ``keep`` a remedy whenever it is new or has changed. ``run``: what
+        ids end in until ``recall`` has told which there are.
         """
         self._hands = hands
         self._now = now
         self._tell = tell
         self._keep_on_disk = keep
+        self._run = run
         self._recent: deque[NodeSnapshot] = deque()  # of the last ``trial.BEFORE_S``
         self._remedies: dict[str, Remedy] = {}  # oldest first
         self._trials: dict[str, Trial] = {}  # of those that settle, by id
@@ -73,6 +76,7 @@ class Remedies:
 
     def recall(self, kept: Sequence[Remedy]) -> None:
         """What an earlier run of the appliance has left, oldest first; the configuration may have reset what they changed."""
+        self._run = ""
         given, node = tuple(self._remedies.values()), self._now()
         self._remedies.clear()
         for remedy in (*kept, *given):
@@ -97,7 +101,7 @@ class Remedies:
         """Take a remedy back: an order like any other. Raises ``ActionError``."""
         remedy = self._remedies.get(id)
         if remedy is None:
-            raise ActionError(f"there is no remedy {id!r}, or it is no longer kept", unknown=True)
+            raise ActionError(f"there is no remedy {quoted(id)}, or it is no longer kept", unknown=True)
         if remedy.over is not None:
             raise ActionError(f"{id} does not hold any more: {remedy.over}")
         if remedy.undo is None:
@@ -130,7 +134,7 @@ class Remedies:
         node = self._now()
         verdict = self._recent[-1].verdict if self._recent else node.verdict
         remedy = Remedy(
-            id=new_id(node.time, self._remedies, "r"),
+            id=new_id(node.time, self._remedies, "r", self._run),
             time=node.time,
             by=by,
             order=order,

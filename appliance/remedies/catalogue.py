@@ -109,13 +109,18 @@ def overlap(earlier: Remedy, later: Remedy) -> bool:
     """Whether the later one changes what the earlier one has changed."""
     return any(
         (what == other and None in (name, engine)) or (what, name) == (other, engine)
-        for what, name in _touches(earlier)
+        for what, name in _sets(earlier)
         for other, engine in _touches(later)
     )
 
 
+def _sets(remedy: Remedy) -> set[tuple[str, str | None]]:
+    """What it was given for. A layout begins and ends engines, and what these are told later does not end it."""
+    return {("role", None)} if remedy.order.kind is OrderKind.TOPOLOGY else _touches(remedy)
+
+
 def _touches(remedy: Remedy) -> set[tuple[str, str | None]]:
-    """What of which engine; None: of all."""
+    """What it changes of which engine; None: of all."""
     order = remedy.order
     started: set[tuple[str, str | None]] = {("work", name) for name in remedy.restarts}
     if order.kind is OrderKind.TOPOLOGY:

@@ -13,7 +13,7 @@ from typing import Final
 
 import msgspec
 
-from appliance.errors import RequestError
+from appliance.errors import RequestError, cut
 
 
 class Way(StrEnum):
@@ -279,7 +279,7 @@ def find(method: str, path: str) -> Route:
     if route is None and any(row.path == path and row.way is not Way.REFUSED for row in ROUTES):
         raise RequestError(405, f"{method} is not allowed on {path}", code="method_not_allowed")
     reason = f": {route.reason}" if route is not None and route.reason else ""
-    raise RequestError(404, f"{method} {path} is not served here{reason}", code="unknown_route")
+    raise RequestError(404, f"{method} {cut(path)} is not served here{reason}", code="unknown_route")
 
 
 def _matches(pattern: str, path: str) -> bool:

@@ -8,7 +8,7 @@ import msgspec
 
 from appliance.channel import CoreReady, Down, Fault, Hardware, Up
 from appliance.costs.gpus import gpu
-from appliance.errors import ActionError, ConfigError
+from appliance.errors import ActionError, ConfigError, quoted
 from appliance.records import EngineState, EngineView, GpuSnapshot, HostReading
 from appliance.simulator import faults
 from appliance.simulator.gpus import at_rest
@@ -105,9 +105,11 @@ class Control:
     def mend(self, engine: str, kind: str | None = None) -> None:
         """All faults of an engine end, or those of one kind. Raises ``ActionError`` for an engine or a kind that isn't."""
         if engine not in self._plans:
-            raise ActionError(f"there is no engine {engine!r}: there are {', '.join(self._plans)}", unknown=True)
+            raise ActionError(f"there is no engine {quoted(engine)}: there are {', '.join(self._plans)}", unknown=True)
         if kind is not None and kind not in faults.KINDS:
-            raise ActionError(f"fault kind {kind!r} is not one: there are {', '.join(faults.KINDS)}", invalid=True)
+            raise ActionError(
+                f"fault kind {quoted(kind)} is not one: there are {', '.join(faults.KINDS)}", invalid=True
+            )
         for name, known, peer in [key for key in self._faults if key[0] == engine and kind in (None, key[1])]:
             del self._faults[name, known, peer]
             self._act(engine, Fault(kind=known, severity=0.0, peer=peer))

@@ -8,7 +8,7 @@ from typing import Final
 from msgspec.structs import replace
 
 from appliance.channel import Fault
-from appliance.errors import ConfigError
+from appliance.errors import ConfigError, quoted
 from appliance.records import EngineView, Role
 from appliance.simulator.engine import Engine
 from appliance.simulator.fabric import Shares
@@ -37,9 +37,9 @@ _LEAST_LINK: Final = 0.001  # of a link: what falls back to the network is slowe
 def check(fault: Fault, engine: str, engines: Collection[str]) -> None:
     """Raises ``ConfigError`` that says what would be right."""
     if engine not in engines:
-        raise ConfigError(f"there is no engine {engine!r}: there are {', '.join(engines)}")
+        raise ConfigError(f"there is no engine {quoted(engine)}: there are {', '.join(engines)}")
     if fault.kind not in KINDS:
-        raise ConfigError(f"fault kind {fault.kind!r} is not one: there are {', '.join(KINDS)}")
+        raise ConfigError(f"fault kind {quoted(fault.kind)} is not one: there are {', '.join(KINDS)}")
     if not 0 <= fault.severity <= 1:
         raise ConfigError(
             f"severity {fault.severity:g} is not from 0 to 1: it is the share of the capacity that is lost"
@@ -49,7 +49,7 @@ def check(fault: Fault, engine: str, engines: Collection[str]) -> None:
     if fault.peer is not None and fault.kind != "link":
         raise ConfigError(f"a {fault.kind} fault has no peer; only link faults have one")
     if fault.peer is not None and (fault.peer not in engines or fault.peer == engine):
-        raise ConfigError(f"peer {fault.peer!r} is not another engine: there are {', '.join(engines)}")
+        raise ConfigError(f"peer {quoted(fault.peer)} is not another engine: there are {', '.join(engines)}")
 
 
 class Faults:

@@ -10,7 +10,7 @@ from typing import Final, Protocol
 
 from msgspec.structs import replace
 
-from appliance.errors import ActionError, ConfigError, NotNowError
+from appliance.errors import ActionError, ConfigError, NotNowError, quoted
 from appliance.records import EngineState, Moved, Role
 from appliance.supervisor.acquaintance import Acquaintances, Key
 from appliance.supervisor.engine import Engine
@@ -109,6 +109,11 @@ class EngineActions:
                 f"weight {weight:g} is not from {LEAST_WEIGHT:g} to {MOST_WEIGHT:g}; 1 is what every engine begins with",
                 invalid=True,
             )
+        self._not_amid_a_change()
+        self.weigh(name, weight)
+
+    def weigh(self, name: str, weight: float) -> None:
+        """The same at any time: a simulated fault is no order, and comes when it comes. Raises ``ActionError`` for an engine that isn't."""
         engine = self._engine_in(name, "be weighted", tuple(EngineState))
         engine.weight = weight
         self._publish(engine)
@@ -236,7 +241,7 @@ class EngineActions:
     def _engine_in(self, name: str, verb: str, possible: Sequence[EngineState]) -> Engine:
         engine = self._engines.get(name)
         if engine is None:
-            raise ActionError(f"there is no engine {name!r}: there are {', '.join(self._engines)}", unknown=True)
+            raise ActionError(f"there is no engine {quoted(name)}: there are {', '.join(self._engines)}", unknown=True)
         if engine.life.state not in possible:
             states = ", ".join(sorted(possible))
             raise ActionError(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, Final, Protocol
@@ -13,7 +12,6 @@ import msgspec
 
 from appliance.channel import HandoffEnded, Step, Up
 from appliance.config import Config
-from appliance.costs import knee
 from appliance.costs.fitted import CopyModel, StepModel
 from appliance.records import (
     Better,
@@ -37,10 +35,11 @@ from appliance.records import (
 )
 from appliance.telemetry.calibration import compared
 from appliance.telemetry.host import CpuShare, own_memory_bytes, session_memory_bytes
+from appliance.telemetry.knees import Knees
 from appliance.telemetry.leaks import Leaks
 from appliance.telemetry.links import Links
 from appliance.telemetry.series import Load, Rates, Series
-from appliance.telemetry.steps import reading
+from appliance.telemetry.steps import Steps
 from appliance.telemetry.timeline import Timelines
 
 _log = logging.getLogger("pd-appliance")
@@ -125,9 +124,11 @@ class Collector:
         self._models: dict[str, StepModel] = {}
         self._links = Links()
         self._leaks = Leaks()
+        self._knees = Knees()
         self._simulated = simulated
         self._unix_s = unix_s
         self._series: dict[str, Series] = {}
+        self._told: dict[str, int] = {}  # the life in which an engine was last said to be slow from the start
         self._memory: dict[int, int | None] = {}  # bytes, by the pid of the session's leader
         self._supervisor = SupervisorSnapshot()
         self._cpu = CpuShare()
@@ -161,13 +162,19 @@ class Collector:
         alike = {name: one for name, one in self._series.items() if self._kinds.get(name, "") == kind}
         for name, found in compared({name: one.calibration for name, one in alike.items()}).items():
             alike[name].calibrated = found
-            _tell(name, found, self._models[kind].noise or 0.0)
+            self._tell(name, alike[name].epoch, _slow(name, found, self._models[kind].noise or 0.0))
         well = [one for one in alike.values() if not one.slow_from_the_start]
         model = self._models[kind]
         if len(well) < len(alike) and model.young:
             model.forget()
             for series in well:
                 series.teach()
+
+    def _tell(self, engine: str, epoch: int, line: str | None) -> None:
+        """Once in a life: its like are calibrated one after the other, and go on where somebody has interrupted them."""
+        if line is not None and self._told.get(engine) != epoch:
+            self._told[engine] = epoch
+            _log.warning("%s", line)
 
     def learnt(self, engine: str) -> tuple[StepModel, CopyModel]:
         """What its steps and its hand-offs take, as far as that is known."""
@@ -237,14 +244,12 @@ class Collector:
         return series.steps.since(since, limit, lambda at_ns: offset_s + at_ns * 1e-9) if series else ()
 
     async def knee(self, engine: str) -> KneeReading | None:
-        """See ``web.ports.NodeView``. It takes some tenths of a second, beside the loop."""
+        """See ``web.ports.NodeView``."""
         view = self._view(engine)
         if view is None:
             return None
         series = self._living(view)
-        seen = series.steps.of_all_sizes() if series else []
-        found = await asyncio.to_thread(knee.find, seen, random.Random(len(seen)))
-        return reading(found, knee.missing(seen))
+        return await self._knees.get(engine, view.epoch, series.steps if series else Steps())
 
     def _view(self, engine: str) -> EngineView | None:
         return next((view for view in self._node.views() if view.name == engine), None)
@@ -391,14 +396,13 @@ def engine_snapshot(
     )
 
 
-def _tell(name: str, found: CalibrationSnapshot, noise: float) -> None:
-    """What an owner should know before anybody waits. ``noise``: around what was expected."""
+def _slow(name: str, found: CalibrationSnapshot, noise: float) -> str | None:
+    """What an owner should know before anybody waits; None where there is nothing. ``noise``: around what was expected."""
     if (found.against_like or 1.0) > _MUCH:
-        _log.warning(
-            "%s took %.2f times as long as %s for the same steps", name, found.against_like, ", ".join(found.like)
-        )
-    elif (found.slowdown or 1.0) > _MUCH + noise:
-        _log.warning("%s took %.2f times as long for its first steps as such steps took before", name, found.slowdown)
+        return f"{name} took {found.against_like:.2f} times as long as {', '.join(found.like)} for the same steps"
+    if (found.slowdown or 1.0) > _MUCH + noise:
+        return f"{name} took {found.slowdown:.2f} times as long for its first steps as such steps took before"
+    return None
 
 
 def _figures(found: Rates | Load | None) -> dict[str, Any]:

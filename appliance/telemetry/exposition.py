@@ -262,6 +262,8 @@ def _labelled(snapshot: NodeSnapshot) -> Iterator[Metric]:
         ("leased_blocks", "KV blocks held by leases.", _leased_blocks),
     ):
         yield _gauge(name, text, ("engine",), [((e.name,), amount(snapshot, e.name)) for e in snapshot.engines])
+    text = "KV blocks that the engine holds for others and no lease accounts for: a leak."
+    yield _gauge("unexplained_blocks", text, ("engine",), [((e.name,), _leak(snapshot, e)) for e in snapshot.engines])
     pair_ok = [((pair.prefill, pair.decode), pair.ok) for pair in snapshot.pairs]
     yield _gauge("pair_ok", "1 where KV was last seen to get from one to the other.", ("prefill", "decode"), pair_ok)
     pair_in_use = [((pair.prefill, pair.decode), pair.in_use) for pair in snapshot.pairs]
@@ -312,6 +314,13 @@ def _incidents(totals: IncidentTotals | None) -> Iterator[Metric]:
 
 def _leases(snapshot: NodeSnapshot, owner: str) -> int:
     return sum(1 for lease in snapshot.ledger.leases if lease.owner == owner)
+
+
+def _leak(snapshot: NodeSnapshot, engine: EngineSnapshot) -> float | None:
+    """None of an engine that does not tell what it holds."""
+    if engine.leased_blocks is None:
+        return None
+    return sum(one.blocks for one in snapshot.ledger.unexplained if one.engine == engine.name)
 
 
 def _leased_blocks(snapshot: NodeSnapshot, owner: str) -> int:

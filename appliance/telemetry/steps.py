@@ -23,6 +23,7 @@ class Steps:
     """Bounded."""
 
     def __init__(self) -> None:
+        self.usable = 0  # that a knee can be found from
         self._number = 0
         self._prompts: deque[tuple[int, Step, float | None]] = deque(maxlen=_PROMPTS)
         self._decodes: deque[tuple[int, Step, float | None]] = deque(maxlen=_DECODES)
@@ -34,6 +35,7 @@ class Steps:
         (self._prompts if step.prompt_tokens else self._decodes).append((self._number, step, expected_s))
         seen = StepSeen(step.prompt_tokens, step.decode_tokens, step.context_tokens, seconds)
         if knee.usable(seen):
+            self.usable += 1
             size = int(_PER_OCTAVE * math.log2(step.prompt_tokens))
             self._sizes.setdefault(size, deque(maxlen=_OF_A_SIZE)).append(seen)
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from appliance.incidents import hooks
 from appliance.incidents.hooks import Hooks, origin, text
 from appliance.incidents.tracker import EventKind
 from appliance.records import Incident, IncidentState
+from appliance.supervisor.process import adopt_orphans
 
 ONE = Incident(id="261126-1432", opened=1000.0, engine="e1", cause="decode_straggler_gpu", summary="e1 is slow.")
 OVER = Incident(
@@ -156,6 +158,67 @@ async def test_what_it_leaves_behind_may_finish_until_the_deadline(tmp_path: Pat
     script = f"(sleep 0.3; touch {late}) & (sleep 60; touch {never}) >/dev/null 2>&1 & exit 0"
     await told(IncidentsConfig(command=("/bin/sh", "-c", script), command_timeout_s=1.5), OPENED)
     assert late.exists() and not never.exists()
+
+
+def named(marker: str) -> list[psutil.Process]:
+    """Processes of which that stands on the command line, or, of those that have ended, our own."""
+    found = []
+    for process in psutil.process_iter(["cmdline", "ppid", "status"]):
+        zombie = process.info["status"] == psutil.STATUS_ZOMBIE and process.info["ppid"] == os.getpid()
+        if zombie or marker in (process.info["cmdline"] or ()):
+            found.append(process)
+    return found
+
+
+@pytest.fixture
+def adopting() -> Iterator[None]:
+    """As the appliance does: whoever loses his parent is ours."""
+    adopt_orphans()
+    yield
+    adopt_orphans(False)
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
+@pytest.mark.parametrize(
+    "script",
+    [
+        "setsid sleep {0} & exit 0",
+        "(setsid sh -c 'trap \"\" TERM; sleep {0}; sleep {0}' &) ; exit 0",
+        "setsid sh -c 'setsid sh -c \"setsid sleep {0} & exit 0\" & exit 0' & sleep 0.2",
+        "setsid true & (setsid true &); sleep 0.1",
+        "exec setsid --wait sleep {0}",
+    ],
+)
+def test_whatever_it_starts_ends_with_it_in_whatever_session_and_leaves_no_zombie(
+    run: Any, script: str, adopting: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    marker = f"99{os.getpid()}"
+    command = ("/bin/sh", "-c", script.replace("{0}", marker))
+    run(told(IncidentsConfig(command=command, command_timeout_s=1.0), OPENED))
+    assert not named(marker)
+    assert ["did not end" in record.getMessage() for record in caplog.records] == [True] * script.startswith("exec")
+
+
+def test_whatever_it_has_started_ends_when_the_appliance_is_killed(tmp_path: Path) -> None:
+    marker = f"98{os.getpid()}"
+    script = f"""
+import asyncio, os
+from appliance.config import IncidentsConfig
+from appliance.incidents.hooks import run_command
+command = ("/bin/sh", "-c", "setsid sleep {marker} & touch {tmp_path}/on; sleep {marker}")
+asyncio.run(run_command(command, b"", dict(os.environ), 60.0))
+"""
+    with subprocess.Popen([sys.executable, "-c", script]) as appliance:
+        eventually(lambda: (tmp_path / "on").exists() and len(named(marker)) == 2)
+        appliance.kill()
+    eventually(lambda: not named(marker))
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 15
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 async def test_never_more_than_a_few_at_once(tmp_path: Path) -> None:

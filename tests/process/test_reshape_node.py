@@ -72,7 +72,15 @@ async def test_engines_are_regrouped_and_go_back_and_somebody_serves_all_the_tim
         actions.casting = Casting()
         moved = actions.relabel("1p1d@tp4")
         assert moved == Moved(("e0", "e1"), ("e2", "e3", "e4", "e5", "e6", "e7"))
-        for order in (lambda: actions.drain("e0"), lambda: actions.relabel("8b"), actions.restart_all):
+        for order in (
+            lambda: actions.drain("e0"),
+            lambda: actions.resume("e0"),
+            lambda: actions.restart("e0"),
+            lambda: actions.weight("e0", 0.5),
+            lambda: actions.role("e0", Role.BOTH),
+            lambda: actions.relabel("8b"),
+            actions.restart_all,
+        ):
             with pytest.raises(ActionError, match="are being changed to 1p1d@tp4: wait"):
                 order()
         await ready_as(scene, "1p1d@tp4")

@@ -247,6 +247,15 @@ def test_a_slow_engine_stands_out_and_teaches_nothing_from_its_calibration_on(
     assert e1.slowdown == pytest.approx(1.4, abs=0.05)
 
 
+def test_that_one_is_slow_from_the_start_is_said_once_however_often_calibrations_end(
+    collector: Collector, caplog: pytest.LogCaptureFixture
+) -> None:
+    now_ns = calibrate(collector, "e1", 1.4, calibrate(collector, "e0", 1.0))
+    for _ in range(3):  # they were interrupted, and have gone on
+        now_ns = calibrate(collector, "e0", 1.0, now_ns)
+    assert [record.getMessage() for record in caplog.records] == ["e1 took 1.40 times as long as e0 for the same steps"]
+
+
 def test_the_word_of_a_life_that_is_over_changes_nothing(collector: Collector) -> None:
     collector.calibrating("e0", 7, True)
     collector.calibrating("e9", 1, False)

@@ -28,6 +28,7 @@ from appliance.records import (
 from appliance.telemetry import exposition
 
 sys.path.append(str(Path(__file__).parents[1] / "browser"))
+import page_kept as kept
 import page_states as made
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -61,6 +62,14 @@ def test_values_stand_where_they_belong() -> None:
     assert one(snapshot, "handoff_bytes_total") == 1_094_400_000
     assert one(snapshot, "ttft_seconds", quantile="0.5") == pytest.approx(0.21)
     assert one(snapshot, "supervisor_loop_delay_seconds") == pytest.approx(0.0003)
+
+
+def test_blocks_that_no_lease_accounts_for_are_told_and_none_of_an_engine_that_does_not_say() -> None:
+    node = kept.leaking(0)
+    assert one(node, "unexplained_blocks", engine="e1") == node.ledger.unexplained[0].blocks > 0
+    assert one(node, "unexplained_blocks", engine="e0") == 0
+    silent = replace(node, engines=tuple(replace(engine, leased_blocks=None) for engine in node.engines))
+    assert one(silent, "unexplained_blocks", engine="e0") is None
 
 
 def test_pairs_are_told_by_both_engines() -> None:
@@ -116,7 +125,7 @@ def test_what_the_documents_name_is_there(name: str) -> None:
         state="bottleneck", summary="", since=1.0, engine="e0", cause="x", confidence=0.9, expected_gain=0.1
     )
     node = made.bottleneck(3)
-    engine = replace(node.engines[0], busy=0.5, slowdown=1.2, itl_late=0.1)
+    engine = replace(node.engines[0], busy=0.5, slowdown=1.2, itl_late=0.1, leased_blocks=0)
     node = replace(node, verdict=verdict, engines=(engine, *node.engines[1:]))
     text = exposition.render(node, IncidentTotals(closed={"x": 1})).decode()
     assert re.search(rf"^{name}\b", text, re.MULTILINE), name
@@ -175,7 +184,8 @@ def test_every_figure_of_an_engine_is_exposed(figure: str) -> None:
         samples(msgspec.structs.replace(made.empty(0), engines=(one,)))
         for one in (engine, msgspec.structs.replace(engine, **{figure: value}))
     )
-    [(name, _)] = {sample for sample in after if before.get(sample) != after[sample]}
+    changed = {sample for sample in after if before.get(sample) != after[sample]}
+    [(name, _)] = {(name, of) for name, of in changed if name != "pd_appliance_unexplained_blocks"}  # of whoever tells
     assert name.startswith("pd_appliance_engine_")
     assert after[name, frozenset({("engine", "e0")})] in (3, 777, pytest.approx(0.777))
 

@@ -160,6 +160,39 @@ def test_names_with_stars_are_all_of_them() -> None:
     assert len(keys("*.*")) == 2 * len(ENGINE) + len(GPU)
 
 
+def test_what_there_is_now_can_be_asked_for_though_nothing_is_kept_of_it_yet() -> None:
+    assert select(["e7.busy"], names, ["e7", "gpu7"])["engine"].keys() == {"e7"}
+    assert len(select(["*.busy"], names, ["e7"])["engine"]) == 2, "a star is what is kept"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ("e7.busy", "engines of that time are e0, e1."),
+        ("e7.*", "engines of that time are e0, e1."),
+        ("gpu7.tensor", "GPUs of that time are gpu0."),
+        (".busy", "engines of that time are e0, e1."),
+        ("x" * 9000 + ".busy", "(9,005 characters): engines of that time are e0, e1."),
+    ],
+)
+def test_an_engine_that_there_was_not_is_refused_with_those_that_there_were(wrong: str, right: str) -> None:
+    with pytest.raises(RequestError) as told:
+        select(["queue_depth", wrong], names)
+    assert (told.value.status, told.value.param) == (400, "series")
+    assert told.value.message.endswith(right)
+    assert len(told.value.message) < 300
+
+
+def test_more_values_than_an_answer_has_are_refused_with_how_many_there_may_be() -> None:
+    many = [f"e{number}" for number in range(64)]
+    with pytest.raises(RequestError, match="for fewer series, or for at most 6") as told:
+        select(["*.*"], lambda table: many if table == "engine" else [], count=2000)
+    assert (told.value.status, told.value.param) == (400, "points")
+    assert select(["*.*"], lambda table: many if table == "engine" else [], count=600)
+    eight = {"engine": many[:8], "gpu": [f"gpu{number}" for number in range(8)]}
+    assert select(["*", "*.*"], lambda table: eight[table], count=2000), "all that a node of eight has"
+
+
 @pytest.mark.parametrize("wrong", ["tft_s", "e0.kv_usag", "gpu0.kv_usage", "*.nothing", "kv_usage", "e0.", ".ttft_s"])
 def test_a_series_that_is_none_is_refused_by_name(wrong: str) -> None:
     with pytest.raises(RequestError) as told:

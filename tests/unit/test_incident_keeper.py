@@ -14,7 +14,7 @@ from incident_scenes import OK, TICK_S, bottleneck, crowded, diagnosed, made, sn
 from msgspec.structs import replace
 
 from appliance.config import Config, IncidentsConfig, SloConfig
-from appliance.incidents import bundle, keeper
+from appliance.incidents import bundle, keeper, store
 from appliance.incidents.hooks import Hooks
 from appliance.incidents.keeper import Incidents
 from appliance.incidents.replay import replay
@@ -199,6 +199,36 @@ async def test_without_a_disk_all_but_the_restart_works(
     assert len(bundle.read(tmp_path / "a.pdi").snapshots) == 2 * (160 + 20 + 10 + 30) + 1, (
         "until 30 s after it was closed"
     )
+
+
+async def test_what_is_opened_while_the_disk_is_away_takes_no_place_of_what_is_on_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "_AGAIN_S", 0.01)
+    disk, away = tmp_path / "disk", tmp_path / "away"
+    disk.mkdir()
+    async with scene(disk, monkeypatch) as now:
+        began = now.began
+        await now.live(20, HOT, late=0.4)
+        await now.live(20)
+        earlier = await one(now.incidents)
+    disk.rename(away)
+    async with scene(disk, monkeypatch) as later:
+        later.began = began  # the same minute again
+        await later.live(2, HOT, late=0.1)
+        await later.live(20)
+        mine = (await one(later.incidents)).id
+        assert mine.startswith(f"{earlier.id}-")
+        away.rename(disk)
+        await later.until(lambda: later.incidents.totals().kept)
+        await later.live(2)
+        kept = await later.incidents.incidents(10, None)
+        assert {incident.id for incident in kept} == {earlier.id, mine}
+        assert next(incident for incident in kept if incident.id == earlier.id).severity == earlier.severity
+        await later.live(70)  # else it would be the same again
+        await later.live(2, HOT)
+        assert later.told[-1][0] == "opened"
+        assert later.told[-1][1].count("-") == 1, "what there is on it is known by now"
 
 
 async def test_what_is_open_is_written_again_and_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

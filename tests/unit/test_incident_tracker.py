@@ -20,6 +20,7 @@ from appliance.records import (
     QueueSnapshot,
     Verdict,
     new_id,
+    new_run,
 )
 
 HOT, FULL = bottleneck(), bottleneck("decode_kv_full", "e1")
@@ -185,6 +186,12 @@ def test_ids_are_short_in_order_and_never_the_same() -> None:
     assert len(set(taken)) == 40
     assert sorted(taken[:26]) == taken[:26]
     assert new_id(NOON + 60, taken) > taken[0]
+
+
+def test_ids_say_of_which_run_they_are_until_it_is_known_which_there_are() -> None:
+    assert new_id(NOON, [], run="kqxz") == "231114-2213-kqxz"
+    assert new_id(NOON, ["231114-2213-kqxz"], run="kqxz") == "231114-2213b-kqxz"
+    assert len({new_run() for _ in range(20)}) > 15
 
 
 def test_severity_is_of_whom_it_hurts_most() -> None:

@@ -221,6 +221,19 @@ def test_what_is_new_in_an_engine_s_place_has_no_weight_that_was_given_before() 
 
 
 @pytest.mark.parametrize(
+    "order",
+    [HALF, Order(kind=OrderKind.DRAIN, engine="e0"), Order(kind=OrderKind.RESTART, engine="e0"), Order(kind=OrderKind.RESTART)],
+)  # fmt: skip
+def test_what_engines_of_a_new_layout_are_told_leaves_its_way_back(order: Order) -> None:
+    scene = Scene()
+    scene.hands.moved = Moved(("e0",), ("e1",))
+    change = scene.remedies.apply(Order(kind=OrderKind.TOPOLOGY, topology="1b@tp2"), "cli").id
+    scene.remedies.apply(order, "api")
+    assert scene.of(change).over is None
+    assert scene.remedies.undo(change, "api").order.topology == "1p1d"
+
+
+@pytest.mark.parametrize(
     ("before_s", "after_s", "said"),
     [
         (0.0, 0.0, "nothing to compare: nobody asked for anything afterwards"),
@@ -422,6 +435,17 @@ def test_what_an_earlier_run_has_left_is_still_told_and_what_the_configuration_h
         after.remedies.undo(restarted, "api")
     assert after.remedies.undo(topology, "api").order.topology == "1p1d", "that still holds"
     assert after.kept[weighted].over is not None, "and that is kept, too"
+
+
+def test_an_order_before_it_is_known_which_there_were_has_no_id_of_theirs() -> None:
+    before, after = Scene(), Scene()
+    earlier = before.remedies.apply(HALF, "api").id
+    after.remedies = Remedies(after.hands, lambda: after.now, run="kqxz")
+    mine = after.remedies.apply(Order(kind=OrderKind.DRAIN, engine="e0"), "api").id
+    assert mine == f"{earlier}-kqxz"
+    after.remedies.recall(left(before))
+    assert {one.id for one in after.remedies.remedies()} == {earlier, mine}
+    assert after.remedies.apply(Order(kind=OrderKind.DRAIN, engine="e1"), "api").id == f"{earlier}b"
 
 
 def test_a_second_order_at_once_sees_what_the_first_one_did() -> None:

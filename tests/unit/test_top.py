@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 sys.path.append(str(Path(__file__).parents[1] / "browser"))
 import page_states as made
@@ -20,6 +21,7 @@ from appliance.cli.live.hardware import handoffs
 from appliance.cli.live.layout import Column, Section, fit, table
 from appliance.cli.live.view import View, Watch
 from appliance.records import EngineState, Lately, LinkSnapshot, NodeSnapshot, Role, Verdict
+from web import diagnosis
 
 URL = "http://127.0.0.1:8000"
 SIZES = [(60, 5), (60, 16), (80, 24), (100, 30), (160, 50), (200, 70), (80, None), (20, 3), (60, 1)]
@@ -101,6 +103,16 @@ def test_a_bottleneck_is_said_first_with_what_to_do() -> None:
         "      cooling. Late times would get 47% shorter, estimated.",
         '      POST /api/engines/e1/weight {"weight": 0.53}',
     ]
+
+
+def test_what_another_layout_would_bring_is_no_time() -> None:
+    seen = view("bottleneck")
+    assert seen.snapshot is not None and seen.snapshot.verdict is not None
+    verdict = replace(seen.snapshot.verdict, cause="disaggregation_not_worth_it", expected_gain=0.12)
+    said = " ".join(line.strip() for line in shown("bottleneck", snapshot=replace(seen.snapshot, verdict=verdict)))
+    assert "12% more of the requests would meet the targets, predicted." in said
+    assert "shorter" not in said
+    assert diagnosis.diagnosis(replace(seen.snapshot, verdict=verdict)).gain is None, "nor does the page say so"
 
 
 def test_evidence_that_the_summary_has_already_is_not_said_again() -> None:

@@ -315,6 +315,61 @@ def test_the_page_is_guarded(client: TestClient) -> None:
         assert headers["x-content-type-options"] == "nosniff"
 
 
+def test_what_engines_answer_is_no_page_but_is_not_taken_for_one_either(node: FakeNode) -> None:
+    client = TestClient(made(node, bound_to="127.0.0.1"), base_url="http://localhost")
+    for path, host in (("/v1/models", "localhost"), ("/v1/nothing", "localhost"), ("/v1/models", "evil.example")):
+        headers = client.get(path, headers={"host": host}).headers
+        assert headers["x-content-type-options"] == "nosniff"
+        assert "content-security-policy" not in headers
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/health", "/ready", "/metrics", "/api/node", "/api/requests", "/api/engines/e1/logs?format=text", "/api/remedies",
+     "/api/incidents", "/api/none", "/api/requests?limit=x", "/nowhere", "/static/none", "/v1/nothing", "/v1", "/plan/curves",
+     "/api/history", "/api/sim", "/engines/e9"],
+)  # fmt: skip
+def test_nothing_that_is_of_this_moment_is_kept_by_anybody(client: TestClient, path: str) -> None:
+    assert client.get(path).headers["cache-control"] == "no-store"
+    assert client.delete(path).headers["cache-control"] == "no-store" or path.startswith("/v1")
+
+
+def test_a_fault_is_guarded_like_everything_else(
+    client: TestClient, node: FakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(node, "latest", lambda: 1 / 0)
+    headers = client.get("/api/node").headers
+    assert (headers["x-content-type-options"], headers["cache-control"]) == ("nosniff", "no-store")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("GET", "/{}", None),
+        ("POST", "/{}", None),
+        ("GET", "/api/engines/{}/logs", None),
+        ("GET", "/api/requests/{}", None),
+        ("GET", "/api/incidents/{}", None),
+        ("GET", "/api/remedies/{}", None),
+        ("GET", "/engines/{}", None),
+        ("GET", "/api/engines/{}/knee", None),
+        ("POST", "/api/remedies/{}/undo", None),
+        ("POST", "/api/topology", {"{}": 1}),
+        ("POST", "/api/remedies", {"kind": "{}"}),
+    ],
+)
+def test_an_error_says_of_what_was_said_only_the_beginning(
+    client: TestClient, method: str, path: str, body: dict[str, Any] | None
+) -> None:
+    long = "x" * 20_000
+    content = json.dumps(body).replace("{}", long) if body else None
+    answer = client.request(method, path.replace("{}", long), content=content)
+    assert 400 <= answer.status_code < 500
+    message = answer.json()["error"]["message"] if "json" in answer.headers["content-type"] else answer.text
+    assert "x" * 300 not in message
+    assert len(message) < 1100 or "<html" in message
+
+
 def test_the_page_names_the_host_that_was_asked_and_no_other(client: TestClient) -> None:
     assert "http://gpu-1:8000/v1/" in client.get("/", headers={"host": "gpu-1:8000"}).text
     assert "http://[::1]:80/v1/" in client.get("/", headers={"host": "[::1]:80"}).text

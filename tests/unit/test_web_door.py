@@ -49,6 +49,36 @@ def test_of_two_names_both_must_be_ours() -> None:
         assert LOCAL.refusal("GET", order) is not None
 
 
+@pytest.mark.parametrize("name", ["host", "origin"])
+@pytest.mark.parametrize(
+    "values", [("http://localhost", "http://localhost"), ("http://evil.example", "http://localhost")]
+)
+@pytest.mark.parametrize("door", [LOCAL, OPEN])
+def test_nobody_sends_two_of_a_header_that_browsers_send_once(door: Door, name: str, values: tuple[str, str]) -> None:
+    said = [value.removeprefix("http://") if name == "host" else value for value in values]
+    headers = [(b"host", b"localhost")] * (name == "origin") + [(name.encode(), value.encode()) for value in said]
+    for order in (headers, headers[::-1]):
+        error = door.refusal("POST", order)
+        assert error is not None and error.status in (400, 403)
+
+
+@pytest.mark.parametrize(
+    "origin",
+    ["", "null", "localhost", "://localhost", "x://localhost", "data://localhost", "http://evil@localhost", "http://localhost/",
+     "http://localhost#", "http://localhost, http://localhost", "http://", "http:///localhost", " http://localhost", "http://localhost\t"],
+)  # fmt: skip
+def test_an_origin_that_browsers_do_not_write_is_nobodys(origin: str) -> None:
+    for door in (LOCAL, OPEN, Door("127.0.0.1", ["localhost"])):
+        assert refused(door, host="localhost", origin=origin) == "foreign_origin"
+
+
+def test_a_long_name_is_said_back_in_part() -> None:
+    error = LOCAL.refusal("GET", [(b"host", b"x" * 9000)])
+    assert error is not None
+    assert len(error.message) < 400
+    assert error.message.endswith("add it to allowed_hosts in [server].")
+
+
 def test_a_client_that_names_nobody_is_no_browser() -> None:
     assert refused(LOCAL) is None
 

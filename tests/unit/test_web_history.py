@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
 import pytest
 from starlette.testclient import TestClient
 
@@ -14,7 +15,7 @@ from appliance.records import Change, ChangeKind, History, Incident, NodeSnapsho
 from appliance.remedies.apply import Remedies
 from web import views
 from web.app import create_app
-from web.history import moment, span
+from web.history import Told, encoded, moment, span
 from web.overview import Overview
 from web.ports import HistoryView, InferenceRequest, Reply
 from web.views import Asked
@@ -101,6 +102,14 @@ def test_an_answer_has_columns_and_what_happened_meanwhile(past: Past) -> None:
     assert past.asked == [(told["now"] - 6 * 3600, told["now"], 50, ["ttft_s", "*.kv_usage"])]
 
 
+def test_an_answer_is_the_same_though_it_is_made_in_pieces() -> None:
+    history = History(
+        since=0.0, until=9.0, step_s=1, resolution_s=1, time=(0.0, 1.0), series={"a": [0.5, None], "é\"b": []}, highest={"a": [1.0, 2.0]}
+    )  # fmt: skip
+    told = Told(now=1.0, simulated=False, slo_ttft_s=2.0, slo_itl_s=0.05, history=history, changes=(), incidents=())
+    assert msgspec.json.decode(encoded(told)) == msgspec.json.decode(msgspec.json.encode(told))
+
+
 def test_an_hour_of_the_nodes_own_series_where_nothing_is_asked(past: Past) -> None:
     told = client(past).get("/api/history").json()
     assert past.asked == [(told["now"] - 3600, told["now"], 600, ["*"])]
@@ -124,6 +133,8 @@ def test_without_history_there_is_none() -> None:
         ("to=soon", "to"),
         ("from=-1h&to=-2h", "from"),
         ("from=now", "from"),
+        ("from=%D9%A1%D9%A2", "from"),
+        ("from=-%D9%A1h", "from"),
         ("points=1", "points"),
         ("points=9999", "points"),
         ("points=-5", "points"),

@@ -88,6 +88,9 @@ def test_one_and_its_file() -> None:
         ("/api/incidents/none", 404, None),
         ("/api/incidents/none/bundle", 404, None),
         ("/api/incidents/%2e%2e%2fx/bundle", 404, None),
+        ("/api/incidents/261126-1432/frames/nan", 400, "uptime_s"),
+        ("/api/incidents/261126-1432/frames/" + "9" * 400, 400, "uptime_s"),
+        ("/api/incidents/261126-1432/frames/soon", 400, "uptime_s"),
     ],
 )
 @pytest.mark.parametrize("incidents", [Kept(), None])

@@ -94,7 +94,7 @@ def test_a_part_that_has_not_changed_or_is_on_two_pages_is_rendered_once(monkeyp
         return compact(name, context)
 
     monkeypatch.setattr(views, "compact", counted)
-    views._partial.cache_clear()
+    views._partials.clear()
     snapshot = made.large(0)
     overview, engines = OVERVIEW.view(Asked()), Engines().view(Asked())
     first = views.fragments(overview, snapshot)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -238,6 +239,20 @@ def test_steps_that_decode_are_not_among_them() -> None:
 def test_the_curves_of_all_engines_that_prefill_are_a_part_of_their_own() -> None:
     html = TestClient(Demo(made.FakeNode("large")), base_url="http://localhost").get("/plan/curves").text
     assert [f'id="curve-e{n}"' in html for n in range(4)] == [True, True, True, False]
+
+
+def test_the_curves_are_drawn_once_for_all_who_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[str] = []
+    compact = plan_page.compact
+
+    def counted(name: str, context: Any) -> str:
+        drawn.append(name)
+        return compact(name, context)
+
+    monkeypatch.setattr(plan_page, "compact", counted)
+    client = TestClient(Demo(made.FakeNode("large")), base_url="http://localhost")
+    assert client.get("/plan/curves").text == client.get("/plan/curves").text
+    assert drawn == ["curves"]
 
 
 # ---- the playground

@@ -12,7 +12,7 @@ from rich.text import Text
 from appliance.cli.glyphs import age, plain
 from appliance.cli.live.layout import Section, wrapped
 from appliance.cli.live.view import View
-from appliance.records import EngineState, NodeSnapshot, Verdict
+from appliance.records import GAINS_REQUESTS, EngineState, NodeSnapshot, Verdict
 from web import words
 from web.times import clock
 
@@ -120,14 +120,17 @@ def _action(found: Verdict, width: int) -> list[Text]:
     action = found.action
     if action is None:
         return []
-    gain = f" Late times would get {found.expected_gain:.0%} shorter, estimated." if _amounts(found) else ""
-    lines = wrapped(f"{action.sentence}{gain}", width, style="bold", indent="      ", first="  Do: ")
+    lines = wrapped(f"{action.sentence}{_gain(found)}", width, style="bold", indent="      ", first="  Do: ")
     exact = [text for text in (action.call, action.setting) if text]
     return lines + [line for text in exact for line in wrapped(text, width, style="cyan", indent="      ")]
 
 
-def _amounts(found: Verdict) -> bool:
-    return found.expected_gain is not None and found.expected_gain > _SURE
+def _gain(found: Verdict) -> str:
+    if found.expected_gain is None or found.expected_gain <= _SURE:
+        return ""
+    if found.cause in GAINS_REQUESTS:
+        return f" {found.expected_gain:.0%} more of the requests would meet the targets, predicted."
+    return f" Late times would get {found.expected_gain:.0%} shorter, estimated."
 
 
 def _next(found: Verdict, width: int) -> list[Text]:

@@ -1,0 +1,241 @@
+"""What a client may do with a connection: a real server, and sockets that send as they like."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from pathlib import Path
+
+import pytest
+import uvicorn
+
+from web import audience, pages
+from web.connection import HEADER_BYTES, Connection, Crowd
+
+sys.path.append(str(Path(__file__).parents[1] / "browser"))
+from demo_server import Demo
+from made_up import FullNode
+
+HEADER_S = 0.4
+
+
+class Server:
+    """The site over a made-up node."""
+
+    def __init__(self, port: int, crowd: Crowd, running: uvicorn.Server) -> None:
+        self.port, self.crowd, self._running = port, crowd, running
+
+    @property
+    def connections(self) -> int:
+        return len(self._running.server_state.connections)
+
+    async def client(self, *sent: bytes, of: str = "127.0.0.1") -> Client:
+        """One that has sent that."""
+        made = Client(*await asyncio.open_connection("127.0.0.1", self.port, local_addr=(of, 0)))
+        for piece in sent:
+            made.send(piece)
+        return made
+
+    async def until(self, connections: int) -> None:
+        async with asyncio.timeout(10):
+            while self.connections != connections:
+                await asyncio.sleep(0.01)
+
+
+class Client:
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader, self._writer = reader, writer
+
+    def send(self, piece: bytes) -> None:
+        self._writer.write(piece)
+
+    async def head(self) -> bytes:
+        """Of the next answer."""
+        async with asyncio.timeout(10):
+            return await self.reader.readuntil(b"\r\n\r\n")
+
+    async def all(self) -> bytes:
+        """Until the server closes it."""
+        async with asyncio.timeout(10):
+            with suppress(ConnectionError):  # where it had not read all that was sent
+                return await self.reader.read()
+            return bytes(self.reader._buffer)  # type: ignore[attr-defined]
+
+    async def trickle(self, piece: bytes = b"x") -> bytes:
+        """A little now and then, until the server closes it; what it has said."""
+        reading = asyncio.create_task(self.all())
+        while not reading.done():
+            self.send(piece)
+            await asyncio.sleep(0.02)
+        return await reading
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+@asynccontextmanager
+async def served(most: int = 100, header_s: float = HEADER_S) -> AsyncIterator[Server]:
+    demo, crowd = Demo(FullNode("busy", tick_s=0.05)), Crowd(most, header_s)
+    listener = socket.create_server(("127.0.0.1", 0))
+    config = uvicorn.Config(
+        demo,
+        http=partial(Connection, crowd=crowd),  # type: ignore[arg-type]
+        log_level="error",
+        lifespan="off",
+        timeout_graceful_shutdown=1,
+    )
+    running = uvicorn.Server(config)
+    serving = asyncio.create_task(running._serve([listener]))
+    try:
+        while not running.started:
+            await asyncio.sleep(0.01)
+        yield Server(listener.getsockname()[1], crowd, running)
+    finally:
+        demo.site.close_streams()
+        running.should_exit = True
+        await serving
+        assert not crowd.owing, "nobody is remembered who has gone"
+
+
+def get(path: str, *headers: str) -> bytes:
+    return "\r\n".join((f"GET {path} HTTP/1.1", "Host: localhost", *headers, "\r\n")).encode()
+
+
+async def test_a_header_that_does_not_come_to_its_end_is_given_up_however_it_trickles() -> None:
+    async with served() as server:
+        slow, still = [await server.client(b"GET /health HTTP/1.1\r\nHost: localhost\r\nX: ") for _ in range(2)]
+        assert b" 200 " not in await slow.trickle()
+        said = await still.all()
+        assert said.startswith(b"HTTP/1.1 408 Request Timeout\r\n")
+        assert b'"code":"request_timeout"' in said
+        await server.until(0)
+
+
+async def test_who_says_nothing_at_all_is_hung_up_on() -> None:
+    async with served() as server:
+        silent = await server.client()
+        assert await silent.all() == b""
+
+
+async def test_what_comes_after_an_answer_has_its_time_too() -> None:
+    async with served() as server:
+        again = await server.client(get("/health"))
+        assert b" 200 " in await again.head()
+        await again.reader.readexactly(len(b'{"status":"alive"}'))
+        again.send(get("/ready")[:-2])
+        assert b" 200 " not in await again.trickle(b"X: y\r\n")
+        await server.until(0)
+
+
+async def test_the_body_of_what_was_answered_already_may_not_go_on_for_ever() -> None:
+    async with served() as server:
+        refused = await server.client(b"POST /health HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n")
+        assert b" 405 " in await refused.head()
+        assert b"HTTP/1.1" not in await refused.trickle(), "it has had its answer"
+        await server.until(0)
+
+
+async def test_a_header_that_never_ends_is_too_large() -> None:
+    async with served(header_s=20) as server:
+        endless = await server.client(get("/health")[:-2])
+        with suppress(ConnectionError):
+            for _ in range(2 * HEADER_BYTES // 1000):
+                endless.send(b"X: " + b"y" * 995 + b"\r\n")
+                await endless._writer.drain()
+                await asyncio.sleep(0)
+        await server.until(0)
+        async with asyncio.timeout(5):
+            while not endless.reader.at_eof() and endless.reader.exception() is None:
+                await asyncio.sleep(0.01)
+
+
+async def test_whoever_is_served_is_waited_for() -> None:
+    """A live stream, a body that takes its time, and one request after the other over one connection."""
+    async with served() as server:
+        stream = await server.client(get("/events"))
+        body = await server.client(
+            b"POST /api/engines/e0/drain HTTP/1.1\r\nHost: localhost\r\nContent-Length: 15\r\n\r\n"
+        )
+        busy = await server.client()
+        for _ in range(4):
+            busy.send(get("/health"))
+            assert b" 200 " in await busy.head()
+            await busy.reader.readexactly(len(b'{"status":"alive"}'))
+            await asyncio.sleep(HEADER_S / 2)
+        body.send(b'{"force": true}')
+        assert b" 202 " in await body.head()
+        assert b" 200 " in await stream.head()
+        stream.reader._buffer.clear()  # type: ignore[attr-defined]
+        await stream.reader.readuntil(b"data: ")
+        for client in (stream, body, busy):
+            client.close()
+
+
+async def test_where_there_is_no_room_whoever_owes_his_request_gives_way_the_oldest_first() -> None:
+    async with served(most=3, header_s=20) as server:
+        stream = await server.client(get("/events"))
+        await stream.head()
+        old, young = await server.client(b"GET "), await server.client()
+        await server.until(3)
+        another = await server.client(get("/health"))
+        assert b" 200 " in await another.head()
+        assert await old.all()
+        more = await server.client(get("/health"))
+        assert b" 200 " in await more.head()
+        assert not young.reader.at_eof() or await young.all() == b""
+        stream.reader._buffer.clear()  # type: ignore[attr-defined]
+        await stream.reader.readuntil(b"data: ")  # and not whoever is served
+
+
+async def test_where_all_are_served_one_more_is_told_so(caplog: pytest.LogCaptureFixture) -> None:
+    async with served(most=2) as server:
+        streams = [await server.client(get("/events")) for _ in range(2)]
+        for stream in streams:
+            await stream.head()
+        said = await (await server.client(get("/health"))).all()
+        assert said.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
+        assert b'"code":"connections_full"' in said and b"retry-after: 1" in said
+        await server.client()
+        assert sum("connections are open" in record.getMessage() for record in caplog.records) == 1
+
+
+async def test_one_client_can_not_take_the_live_pages_from_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pages, "_FEEDS_MAX", 4)
+    async with served() as server:
+        greedy = [await server.client(get(f"/live/engines/e0?find={n}")) for n in range(4)]
+        assert all([b" 200 " in await client.head() for client in greedy])
+        refused = await (await server.client(get("/live/engines/e0?find=x", "Connection: close"))).all()
+        assert b" 503 " in refused and b"retry-after" in refused, "it has all of them already"
+        other = await server.client(get("/live/engines/e1"), of="127.0.0.2")
+        assert b" 200 " in await other.head()
+        await greedy[0].all()  # the oldest ends
+        assert not greedy[1].reader.at_eof()
+        third = await server.client(get("/live/kv"), of="127.0.0.3")
+        assert b" 200 " in await third.head()
+        await greedy[1].all()
+        again = await (await server.client(get("/live/plan", "Connection: close"))).all()
+        assert b" 503 " in again, "and does not take back what it gave"
+        for client in (*greedy, other, third):
+            client.close()
+
+
+async def test_a_client_has_so_many_streams_and_those_that_end_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(audience.Audience.__init__, "__defaults__", (3,))
+    async with served() as server:
+        mine = [await server.client(get(path)) for path in ("/events", "/live/", "/live/")]
+        for client in mine:
+            await client.head()
+        refused = await (await server.client(get("/live/kv", "Connection: close"))).all()
+        assert b" 429 " in refused and b'"code":"too_many_streams"' in refused
+        other = await server.client(get("/live/kv"), of="127.0.0.2")
+        assert b" 200 " in await other.head()
+        mine[0].close()
+        async with asyncio.timeout(10):
+            while b" 200 " not in await (again := await server.client(get("/live/kv"))).head():
+                await asyncio.sleep(0.05)
+        for client in (*mine, other, again):
+            client.close()
