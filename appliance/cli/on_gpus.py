@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any, Final
 
 import msgspec
+from msgspec.structs import replace
 
 from appliance import presets
 from appliance.checks import software
-from appliance.cli.asked import USUAL, Asked, as_asked, chosen, engine_specs, kind, longest, wanted
+from appliance.cli.asked import USUAL, Asked, as_asked, chosen, engine_specs, kind, known, longest, wanted
 from appliance.config import Config
 from appliance.costs import huggingface
-from appliance.costs.gpus import Gpu, gpu
 from appliance.errors import ConfigError, NotNowError
 from appliance.gpu.inventory import visible
 from appliance.planner.cards import usable
@@ -44,15 +44,22 @@ def available(inventory: Inventory, variables: Mapping[str, str], runtime: tuple
     """
     if old := software.too_old(inventory, runtime):
         raise NotNowError(old)
-    named = variables.get("CUDA_VISIBLE_DEVICES")
-    found = inventory if named is None else visible(inventory, named)
+    found = seen(inventory, variables)
     if not found.cards:
-        why = inventory.trouble or ("CUDA_VISIBLE_DEVICES is empty" if inventory.cards else "this machine has none")
         raise NotNowError(
-            f"vLLM's CUDA build is installed and finds no NVIDIA GPU: {why}. "
+            f"vLLM's CUDA build is installed and finds no NVIDIA GPU: {found.trouble or 'this machine has none'}. "
             "Where there is to be none, make clean serve CPU=1 installs the CPU build"
         )
     return found
+
+
+def seen(inventory: Inventory, variables: Mapping[str, str]) -> Inventory:
+    """The GPUs that ``CUDA_VISIBLE_DEVICES`` leaves; where these are none, ``trouble`` says so. Raises ``ConfigError``, as ``visible``."""
+    named = variables.get("CUDA_VISIBLE_DEVICES")
+    if named is None or not inventory.cards:
+        return inventory
+    found = visible(inventory, named)
+    return found if found.cards else replace(found, trouble=f"CUDA_VISIBLE_DEVICES={named!r} shows none of its GPUs")
 
 
 def seat(config: Config, model: Model, inventory: Inventory, layout: str | None) -> Seated:
@@ -105,16 +112,9 @@ def _asked(
         context=_said_context(config) or (DEMO_CONTEXT if model.shipped else longest(preset, source)),
         traffic=preset.traffic if preset else _SMALL if model.shipped else USUAL,
         inventory=inventory,
-        gpu=_known(kind(inventory)),
+        gpu=known(kind(inventory)),
         preset=preset,
     )
-
-
-def _known(name: str) -> Gpu | None:
-    try:
-        return gpu(name)
-    except ConfigError:
-        return None
 
 
 def _said(config: Config, context: int | None) -> int | None:

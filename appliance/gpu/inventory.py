@@ -5,6 +5,7 @@ NVLink: GPUs that reach a common switch, or each other over links of their own, 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -17,6 +18,7 @@ from appliance.gpu.device import text
 from appliance.gpu.library import GoneError, Library, LostError, Questions
 from appliance.records import Card, GpuProcess, Inventory
 
+_NO_GPU: Final = ("", "-1", "NoDevFiles")  # by which CUDA_VISIBLE_DEVICES ends
 _READ: Final = 0  # of NVML's kinds of peer access; the binding has a tuple for it
 _SYSFS: Final = Path("/sys/bus/pci/devices")
 _NONE: Final = "nvidia-smi -L should list some; a container is given them by docker run --gpus all"
@@ -46,10 +48,13 @@ def inventory(module: Any, sysfs: Path = _SYSFS) -> Inventory:
 def visible(inventory: Inventory, named: str) -> Inventory:
     """Only those that ``CUDA_VISIBLE_DEVICES`` names, by nvidia-smi's numbers or by (the beginnings of) UUIDs, in the inventory's order.
 
+    As CUDA reads it, a name that stands for no GPU ends the list.
+
     Raises:
-        ConfigError: one of them is not there.
+        ConfigError: one of them looks like a GPU, and is not there.
     """
-    wanted = {_meant(inventory, one.strip()) for one in named.split(",") if one.strip()}
+    names = itertools.takewhile(lambda name: name not in _NO_GPU, map(str.strip, named.split(",")))
+    wanted = {_meant(inventory, name) for name in names}
     return msgspec.structs.replace(inventory, cards=tuple(card for card in inventory.cards if card.uuid in wanted))
 
 
