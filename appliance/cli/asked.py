@@ -30,6 +30,7 @@ USUAL: Final = presets.Usual(rate=4.0, prompt=2000.0, output=300.0)
 CONTEXT: Final = 32_768
 _GPUS: Final = re.compile(r"(\d+)\s*[x×*]\s*(.+)", re.IGNORECASE)
 _MOST_GPUS: Final = 64
+_CONTEXT_ARGUMENT: Final = "--max-model-len"
 _SPREAD: Final = 0.5  # sigma of the logarithm of lengths, assumed
 _QUANTILES: Final = 16
 _ERROR: Final = 0.13  # of the cost model's times: half of the published figures are nearer (docs/costs.md)
@@ -52,6 +53,17 @@ def longest(preset: presets.Preset | None, config: Path) -> int:
     if preset is not None:
         return preset.context
     return min(CONTEXT, huggingface.positions(config) or CONTEXT)
+
+
+def said_context(config: Config) -> int | None:
+    """Tokens of the longest request, where ``engine.args`` has them in figures."""
+    arguments = list(config.engine.args)
+    for number, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name.replace("_", "-") == _CONTEXT_ARGUMENT:
+            told = value if equals else (arguments[number + 1] if number + 1 < len(arguments) else "")
+            return int(told) if told.isdecimal() and int(told) else None
+    return None
 
 
 def kind(inventory: Inventory) -> str:

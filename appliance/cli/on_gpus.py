@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from appliance import presets
 from appliance.checks import software
-from appliance.cli.asked import USUAL, Asked, as_asked, chosen, engine_specs, kind, known, longest, wanted
+from appliance.cli.asked import USUAL, Asked, as_asked, chosen, engine_specs, kind, known, longest, said_context, wanted
 from appliance.config import Config
 from appliance.costs import huggingface
 from appliance.errors import ConfigError, NotNowError
@@ -23,7 +23,6 @@ from appliance.records import Inventory
 from appliance.supervisor.specs import DEMO_CONTEXT, EngineSpec, Model
 from web.words import ranges
 
-_CONTEXT_ARGUMENT: Final = "--max-model-len"
 _SMALL: Final = presets.Usual(rate=4.0, prompt=200.0, output=100.0)  # what the demo model is asked
 
 
@@ -109,7 +108,7 @@ def _asked(
     return Asked(
         model=loaded,
         shape=huggingface.read(source),
-        context=_said_context(config) or (DEMO_CONTEXT if model.shipped else longest(preset, source)),
+        context=said_context(config) or (DEMO_CONTEXT if model.shipped else longest(preset, source)),
         traffic=preset.traffic if preset else _SMALL if model.shipped else USUAL,
         inventory=inventory,
         gpu=known(kind(inventory)),
@@ -119,18 +118,7 @@ def _asked(
 
 def _said(config: Config, context: int | None) -> int | None:
     """None where the owner says it to vLLM himself."""
-    return None if _said_context(config) else context
-
-
-def _said_context(config: Config) -> int | None:
-    """Tokens of the longest request, where ``engine.args`` has them in figures."""
-    arguments = list(config.engine.args)
-    for number, argument in enumerate(arguments):
-        name, equals, value = argument.partition("=")
-        if name.replace("_", "-") == _CONTEXT_ARGUMENT:
-            told = value if equals else (arguments[number + 1] if number + 1 < len(arguments) else "")
-            return int(told) if told.isdecimal() and int(told) else None
-    return None
+    return None if said_context(config) else context
 
 
 def from_hub(repository: str) -> Path:

@@ -39,10 +39,11 @@ _BACKLOG: Final = 2048
 
 def serve(
     config: Annotated[Path | None, typer.Option(help="A TOML file.")] = None,
-    model: Annotated[str | None, typer.Option(help="A directory, a hub id, or demo (the model that ships).")] = None,
+    model: Annotated[str | None, typer.Option(help="A directory, a preset, a hub id, or demo (ships).")] = None,
     topology: Annotated[str | None, typer.Option(help="NpMd or Nb: 1p1d, 2b, 2p1d@tp2:tp4.")] = None,
     engine: Annotated[str | None, typer.Option(help="auto, vllm or sim.")] = None,
     scenario: Annotated[Path | None, typer.Option(help="A simulated node's scenario.")] = None,
+    gpus: Annotated[str, typer.Option(help="Of simulated engines, as in 8xH100.")] = "",
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one.")] = None,
     state_dir: Annotated[Path | None, typer.Option(help="Directory for what is kept.")] = None,
@@ -64,7 +65,7 @@ def serve(
     }
     given = {setting: flag for setting, flag in flags.items() if flag[1] is not None}
     loaded = load(config or config_path_default(), os.environ, given)
-    cast = _cast(loaded, scenario)
+    cast = _cast(loaded, scenario, gpus)
     if dry_run:
         for line in described(cast):
             say(line)

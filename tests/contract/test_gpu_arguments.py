@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import importlib.util
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -10,6 +14,7 @@ import pytest
 from appliance import presets
 from appliance.config import Config, RouterConfig
 from appliance.records import Role
+from appliance.supervisor import refused
 from appliance.supervisor.specs import GpuSeat, Model, gpu_specs
 from bench import gpu_engines
 
@@ -57,3 +62,96 @@ def test_the_shapes_of_gpu_check_are_read_as_models_that_vllm_has(name: str, tmp
     config = AutoConfig.from_pretrained(gpu_engines.shaped(name, tmp_path))
     assert config.vocab_size == 1536
     assert set(config.architectures) <= set(ModelRegistry.get_supported_archs())
+
+
+# ---- what is not to be given
+
+
+def _parser() -> Any:
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    parser: Any = FlexibleArgumentParser
+    return make_arg_parser(parser())
+
+
+def test_what_is_refused_is_refused_by_all_of_its_names_and_nothing_else_is() -> None:
+    names = refused.ON_SHARED_GPUS
+    options = _parser()._option_string_actions
+    assert set(names) <= set(options), "vLLM knows what is refused"
+    for name in names:
+        aliases = [one for one in options[name].option_strings if not one.startswith("--no-")]
+        assert set(aliases) <= set(names)
+    assert [one for one in options if one not in names and refused.meant(one, names) is not None] == []
+
+
+@pytest.mark.parametrize(
+    "spelling", ["--kv-transfer-config.kv_role", "--kv_transfer_config.kv_role", "--kv-transfer-c.kv_role"]
+)
+def test_vllm_does_take_such_spellings_for_the_argument_itself(spelling: str) -> None:
+    """And puts what they say in the place of what was said before."""
+    ours = ["--kv-transfer-config", '{"kv_connector": "ApplianceConnector", "kv_role": "kv_both"}']
+    assert _parser().parse_args(ours).kv_transfer_config.kv_connector == "ApplianceConnector"
+    assert _parser().parse_args([*ours, spelling, "kv_producer"]).kv_transfer_config.kv_connector is None
+    assert refused.meant(spelling, refused.ON_GPUS) == "--kv-transfer-config"
+
+
+# ---- GPUs by their UUIDs
+
+
+class Driver:
+    """NVML, as far as vLLM asks it for a GPU's place."""
+
+    def __init__(self, *uuids: str) -> None:
+        self._uuids = uuids
+
+    def nvmlInitWithFlags(self, flags: int) -> int:
+        return 0
+
+    def nvmlShutdown(self) -> int:
+        return 0
+
+    def nvmlDeviceGetHandleByUUID(self, uuid: Any, handle: Any) -> int:
+        place = ctypes.c_void_p(self._uuids.index(uuid.value.decode()) + 1)
+        ctypes.memmove(handle, ctypes.byref(place), ctypes.sizeof(place))
+        return 0
+
+    def nvmlDeviceGetIndex(self, handle: Any, index: Any) -> int:
+        index._obj.value = (ctypes.cast(handle, ctypes.c_void_p).value or 0) - 1
+        return 0
+
+
+def test_vllm_finds_its_gpus_by_the_uuids_that_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm.third_party import pynvml
+
+    if importlib.util.find_spec("vllm._C_stable_libtorch") is None:  # of the CUDA build alone; nothing of it is called
+        monkeypatch.setitem(sys.modules, "vllm._C_stable_libtorch", ModuleType("vllm._C_stable_libtorch"))
+    from vllm.platforms.cuda import NvmlCudaPlatform
+
+    monkeypatch.setattr(pynvml, "nvmlLib", Driver("GPU-a", "GPU-b", "GPU-c", "GPU-d"))
+    monkeypatch.setattr(pynvml, "_nvmlGetFunctionPointer_cache", {})
+    seat = GpuSeat(
+        name="e0",
+        role=Role.BOTH,
+        gpus=("GPU-d", "GPU-b"),
+        memory_fraction=0.9,
+        token_budget=1,
+        places=1,
+        sees=("GPU-a",),
+    )
+    [spec] = gpu_specs(Config(), [seat], Model("m", "m", True), arguments=(), context=None, near={})
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", spec.environment["CUDA_VISIBLE_DEVICES"])
+    assert [NvmlCudaPlatform.device_id_to_physical_device_id(rank) for rank in range(2)] == [3, 1]
+    assert [NvmlCudaPlatform.visible_device_id_to_physical_device_id(one) for one in range(3)] == [3, 1, 0]
+    assert [NvmlCudaPlatform.logical_device_id_to_visible_device_id(rank) for rank in range(2)] == [0, 1]
+
+
+def test_queues_between_ranks_take_what_check_says() -> None:
+    import inspect
+
+    from vllm.distributed.device_communicators.shm_broadcast import MessageQueue
+
+    from appliance.checks.machine import QUEUE_BYTES
+
+    said = inspect.signature(MessageQueue.__init__).parameters
+    assert said["max_chunk_bytes"].default * said["max_chunks"].default == QUEUE_BYTES
