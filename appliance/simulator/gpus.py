@@ -160,7 +160,7 @@ def together(readings: Iterable[GpuSnapshot]) -> tuple[GpuSnapshot, ...]:
 
 
 def _both(one: GpuSnapshot, other: GpuSnapshot) -> GpuSnapshot:
-    """Both have half of all that the GPU does, so that what it does is the mean; memory and counters add up."""
+    """Both have half of all that the GPU does, so that what it does is the mean; memory and counters add up. Virtual ones tell it all."""
     held = max(one.throttled, other.throttled, key=lambda known: sum(reason.total_s for reason in known))
     return msgspec.structs.replace(
         one,
