@@ -164,8 +164,9 @@ def plans(loaded: Loaded, layout: str, *, quiet: bool = False) -> list[EnginePla
     link_bytes_s = lanes.bytes_s * lanes.reached * lanes.lanes
     return [
         msgspec.structs.replace(
-            _plan(scenario, shape, hardware, place, firsts.count(first)),
+            _plan(_shared(scenario, firsts.count(first)), shape, hardware, place),
             first_gpu=first,
+            sharers=firsts.count(first),
             link_bytes_s=link_bytes_s,
             noise=0.0 if quiet else 1.0,
         )
@@ -181,6 +182,12 @@ def _given_out(layout: str, places: Sequence[Place], gpus: int) -> list[int]:
     if needed == len(places) <= SHARERS * gpus:
         return [number % gpus for number in range(needed)]
     raise ConfigError(f"layout {layout} needs {needed} GPUs and hardware.gpus is {gpus}")
+
+
+def _shared(scenario: Scenario, sharers: int) -> Scenario:
+    """With its part of the memory for each of so many engines on a GPU."""
+    part = msgspec.structs.replace(scenario.engine, memory_fraction=scenario.engine.memory_fraction / sharers)
+    return msgspec.structs.replace(scenario, engine=part)
 
 
 def misfortunes(loaded: Loaded, layout: str) -> tuple[Misfortune, ...]:
@@ -210,10 +217,10 @@ def check(loaded: Loaded, layout: str) -> None:
     next(arrivals(scenario.traffic, scenario.seed, scenario.duration_s, BLOCK_TOKENS, loaded.directory), None)
 
 
-def _plan(scenario: Scenario, shape: ModelShape, hardware: Gpu, place: Place, sharers: int) -> EnginePlan:
+def _plan(scenario: Scenario, shape: ModelShape, hardware: Gpu, place: Place) -> EnginePlan:
     engines, tp = scenario.engine, place.tensor_parallel
     role = {Role.PREFILL: engines.prefill, Role.DECODE: engines.decode, Role.BOTH: engines.both}[place.role]
-    tokens = closed.kv_capacity_tokens(shape, hardware, tp, engines.memory_fraction / sharers)
+    tokens = closed.kv_capacity_tokens(shape, hardware, tp, engines.memory_fraction)
     settings = Settings(
         max_batched_tokens=role.max_batched_tokens,
         max_running=role.max_running,
@@ -229,7 +236,6 @@ def _plan(scenario: Scenario, shape: ModelShape, hardware: Gpu, place: Place, sh
         shape=shape,
         gpu=hardware.name,
         tensor_parallel=tp,
-        sharers=sharers,
         link_bytes_s=0.0,
         seed=scenario.seed,
     )
