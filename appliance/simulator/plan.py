@@ -23,11 +23,9 @@ class EnginePlan(msgspec.Struct, frozen=True, kw_only=True):
     gpu: str  # costs.gpus' names
     tensor_parallel: int = 1
     first_gpu: int = 0
-    sharers: int = (
-        1  # engines on each of its GPUs, itself included; each has its part of memory and speed, whatever the others do
-    )
     link_bytes_s: float
     seed: int = 1
+    sharers: int = 1  # engines on each of its GPUs, itself included: each has its part of memory and speed
     efficiency: Efficiency = DEFAULT
     noise: float = (
         1.0  # and drift and interference: times what is usual; with 0, steps take exactly what the cost model says

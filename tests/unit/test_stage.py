@@ -13,6 +13,7 @@ from appliance.cli import app
 from appliance.cli.asked import counted
 from appliance.cli.cast import Cast, cast
 from appliance.config import load
+from appliance.costs.gpus import gpu
 from appliance.errors import ConfigError
 
 MODEL = Path(__file__).parent / "configs" / "llama-3.1-8b"
@@ -69,7 +70,7 @@ def test_two_engines_share_one_gpu_with_half_of_it_each() -> None:
     alone, (first, second) = played("qwen3-8b", "2xH100").plans[0], played("qwen3-8b", "1xH100").plans
     assert (first.indexes, second.indexes) == (range(1), range(1))
     assert first.settings.kv_blocks == second.settings.kv_blocks < alone.settings.kv_blocks / 2
-    assert first.memory_bytes + second.memory_bytes < 0.9 * 80 * 2**30
+    assert first.memory_bytes + second.memory_bytes < gpu(first.gpu).memory_bytes
     assert first.kind == f"{alone.kind}, shared by 2"
     assert "engines that share GPU 0 are simulated with half of its memory and half of its speed each" in (
         played("qwen3-8b", "1xH100").notes
