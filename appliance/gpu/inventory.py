@@ -5,7 +5,6 @@ NVLink: GPUs that reach a common switch, or each other over links of their own, 
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -53,8 +52,9 @@ def visible(inventory: Inventory, named: str) -> Inventory:
     Raises:
         ConfigError: one of them looks like a GPU, and is not there.
     """
-    names = itertools.takewhile(lambda name: name not in _NO_GPU, map(str.strip, named.split(",")))
-    wanted = {_meant(inventory, name) for name in names}
+    names = [name.strip() for name in named.split(",")]
+    end = next((at for at, name in enumerate(names) if name in _NO_GPU), len(names))
+    wanted = {_meant(inventory, name) for name in names[:end]}
     return msgspec.structs.replace(inventory, cards=tuple(card for card in inventory.cards if card.uuid in wanted))
 
 
