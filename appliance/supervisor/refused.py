@@ -58,6 +58,7 @@ ON_SHARED_GPUS: Final = {
         "name a layout with a GPU for each engine (topology)",
     ),
 }
+_THEMSELVES: Final = ("-dc",)  # vLLM's --diffusion-config: not a beginning of -dcp
 _UNSHARED: Final = {
     "expandable_segments:true": "has expandable_segments, whose memory can't be shared with other engines",
     "backend:cudamallocasync": "takes CUDA's asynchronous allocator, whose memory can't be shared with other engines",
@@ -86,7 +87,7 @@ def _check_arguments(setting: str, arguments: Sequence[str], refused: Mapping[st
 def meant(argument: str, names: Mapping[str, str]) -> str | None:
     """That of these names which an argument is, in whatever spelling; None for what is none, values included."""
     name = argument.partition("=")[0].partition(".")[0].replace("_", "-")
-    if not argument.startswith("-") or not name.strip("-"):
+    if not argument.startswith("-") or not name.strip("-") or name in _THEMSELVES:
         return None
     return name if name in names else next((one for one in names if one.startswith(name)), None)
 

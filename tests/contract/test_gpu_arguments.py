@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import json
+import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,7 +18,9 @@ from appliance import presets
 from appliance.config import Config, RouterConfig
 from appliance.records import Role
 from appliance.supervisor import refused
-from appliance.supervisor.specs import GpuSeat, Model, gpu_specs
+from appliance.supervisor.runtime import Runtime
+from appliance.supervisor.specs import GpuSeat, Model, arguments, gpu_specs
+from appliance.supervisor.topology import parse
 from bench import gpu_engines
 
 pytest.importorskip("vllm", reason="the CPU engine is not installed")
@@ -52,6 +57,64 @@ def test_vllm_understands_what_a_presets_engines_are_told(name: str, size: int) 
     assert (read.max_num_batched_tokens, read.max_num_seqs) == (8192, 256)
     assert read.gpu_memory_utilization == 0.456, "never more than there is"
     assert not read.enforce_eager
+
+
+_ARCHITECTURES = {
+    "deepseek_v3": "DeepseekV3ForCausalLM",
+    "gpt_oss": "GptOssForCausalLM",
+    "llama": "LlamaForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+}
+
+
+@pytest.fixture
+def unchanged() -> Iterator[None]:
+    """vLLM sets variables of its process when it is configured."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.mark.usefixtures("unchanged")
+@pytest.mark.parametrize(
+    ("name", "layout"), [(name, layout) for name in presets.names() for layout in presets.load(name).layouts.values()]
+)
+def test_it_makes_the_configuration_of_it_that_was_meant(name: str, layout: str, short: Path, tmp_path: Path) -> None:
+    """All that an engine runs with, by the build that is installed; models are looked at as far as their config.json goes."""
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.usage.usage_lib import UsageContext
+
+    preset, model = presets.load(name), json.loads(presets.described(name).joinpath("config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**model, "architectures": [_ARCHITECTURES[model["model_type"]]]}))
+    place = parse(layout).places[-1]
+    seat = GpuSeat(
+        name=place.name,
+        role=place.role,
+        gpus=tuple(f"GPU-{index}" for index in range(place.tensor_parallel)),
+        memory_fraction=0.45,
+        token_budget=3072,
+        places=48,
+        kv_bytes=5 << 30,
+    )
+    source = Model(str(tmp_path), name, True)
+    [spec] = gpu_specs(Config(), [seat], source, arguments=preset.args, context=preset.context, near={})
+    runtime = Runtime(short)
+    told = arguments(spec, runtime, Config(), 1, 1)
+    runtime.remove()
+    made: Any = AsyncEngineArgs.from_cli_args(_parser().parse_args(told[told.index("--") + 1 :]))
+    found = made.create_engine_config(UsageContext.OPENAI_API_SERVER)
+    assert (found.model_config.max_model_len, found.parallel_config.tensor_parallel_size) == (
+        preset.context,
+        place.tensor_parallel,
+    )
+    scheduler = found.scheduler_config
+    assert (scheduler.max_num_batched_tokens, scheduler.max_num_seqs) == (3072, 48)
+    assert scheduler.get_scheduler_cls().__name__ == "recording_scheduler"
+    assert (found.cache_config.gpu_memory_utilization, found.cache_config.kv_cache_memory_bytes) == (0.45, 5 << 30)
+    transfer = found.kv_transfer_config
+    assert (transfer.kv_connector, transfer.kv_role) == ("ApplianceConnector", "kv_both")
+    assert transfer.kv_connector_extra_config["transport"] == "cuda_ipc"
 
 
 @pytest.mark.parametrize("name", gpu_engines.SHAPES)
