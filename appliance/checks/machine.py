@@ -15,6 +15,8 @@ from appliance.checks.line import Line, bad, ok, warn
 
 _SHM: Final = Path("/dev/shm")
 _DESCRIPTORS: Final = 4096  # some clients, twice: from them and to engines
+QUEUE_BYTES: Final = 240 << 20  # vLLM starts no rank where less is free; of it little is ever touched
+_RANK_BYTES: Final = 4 << 30  # of the host's memory, for a GPU: torch, CUDA's libraries and context, buffers; estimated
 _STATE_BYTES: Final = 1 << 30  # incidents, history and fits stay well below
 
 
@@ -26,18 +28,31 @@ def memory(available: int, wanted: int, engines: int) -> Line:
     return ok("memory", said)
 
 
-def shared_memory(wanted: int, path: Path = _SHM) -> Line:
-    """The engines' KV lies there. ``wanted``: bytes."""
+def shared_memory(kv_bytes: int, *, ranks: bool = False, path: Path = _SHM) -> Line:
+    """``kv_bytes``: of CPU engines, whose KV lies there; ``ranks``: vLLM's queues between those of an engine do."""
     try:
         found = os.statvfs(path)
     except OSError as error:
         return bad("shared memory", f"{path}: {error.strerror}", f"mount a tmpfs at {path}")
-    free = found.f_bavail * found.f_frsize
-    said = f"{path} has {_gib(free)} free, KV takes {_gib(wanted)}"
+    free, wanted = found.f_bavail * found.f_frsize, kv_bytes + (QUEUE_BYTES if ranks else 0)
+    takers = [f"KV takes {_gib(kv_bytes)}"] if kv_bytes else []
+    takers += [f"each queue between an engine's ranks wants {_gib(QUEUE_BYTES)}"] if ranks else []
+    said = f"{path} has {_gib(free)} free, {' and '.join(takers)}"
     if wanted > free:
-        remedy = f"mount -o remount,size={-(-wanted >> 30) + 1}G {path}, docker run --shm-size=…, or a lower [engine] kv_cache_bytes"
-        return bad("shared memory", said, remedy)
+        remedy = f"mount -o remount,size={-(-wanted >> 30) + 1}G {path}, or docker run --shm-size=… (or --ipc=host)"
+        return bad("shared memory", said, f"{remedy}, or a lower [engine] kv_cache_bytes" if kv_bytes else remedy)
     return ok("shared memory", said)
+
+
+def host_memory(available: int, ranks: int) -> Line:
+    """Of engines on GPUs. ``available``: bytes."""
+    wanted = ranks * _RANK_BYTES
+    said = (
+        f"{_gib(available)} of the host's available; processes of {ranks} GPUs take about {_gib(wanted)} (our estimate)"
+    )
+    if wanted > available:
+        return warn("memory", said, "use fewer GPUs (--topology), or end what else takes the host's memory")
+    return ok("memory", said)
 
 
 def descriptors(limit: int | None = None) -> Line:

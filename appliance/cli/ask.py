@@ -82,6 +82,18 @@ def fetch(
     timeout_s: float = _TIMEOUT_S,
 ) -> bytes:
     """Raises ``ActionError``, whose ``unknown`` says that there is no such thing."""
+    return answered(url, method, *path, query=query, body=body, timeout_s=timeout_s)[0]
+
+
+def answered(
+    url: str,
+    method: str,
+    *path: str,
+    query: str = "",
+    body: dict[str, Any] | None = None,
+    timeout_s: float = _TIMEOUT_S,
+) -> tuple[bytes, bool]:
+    """The same, and whether the node says that it is simulated."""
     where = target(url, *path, query=query)
     try:
         data = None if body is None else json.dumps(body).encode()
@@ -89,7 +101,7 @@ def fetch(
         request = urllib.request.Request(where, data, headers, method=method)
         with _opener(where).open(request, timeout=timeout_s) as answer:
             found: bytes = answer.read()
-            return found
+            return found, answer.headers.get("x-simulated") == "true"
     except urllib.error.HTTPError as error:
         message = _message(error) or f"{where} answered {error.code}"
         raise ActionError(message, unknown=error.code == http.HTTPStatus.NOT_FOUND) from error

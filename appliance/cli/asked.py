@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import NormalDist
@@ -14,7 +15,7 @@ import msgspec
 from appliance import presets
 from appliance.config import Config
 from appliance.costs import closed, huggingface
-from appliance.costs.gpus import Gpu
+from appliance.costs.gpus import Gpu, gpu
 from appliance.costs.roofline import Batch, Roofline
 from appliance.costs.shape import ModelShape
 from appliance.errors import ConfigError
@@ -27,6 +28,9 @@ from appliance.supervisor.topology import parse
 
 USUAL: Final = presets.Usual(rate=4.0, prompt=2000.0, output=300.0)
 CONTEXT: Final = 32_768
+_GPUS: Final = re.compile(r"(\d+)\s*[x×*]\s*(.+)", re.IGNORECASE)
+_MOST_GPUS: Final = 64
+_CONTEXT_ARGUMENT: Final = "--max-model-len"
 _SPREAD: Final = 0.5  # sigma of the logarithm of lengths, assumed
 _QUANTILES: Final = 16
 _ERROR: Final = 0.13  # of the cost model's times: half of the published figures are nearer (docs/costs.md)
@@ -51,10 +55,43 @@ def longest(preset: presets.Preset | None, config: Path) -> int:
     return min(CONTEXT, huggingface.positions(config) or CONTEXT)
 
 
+def said_context(config: Config) -> int | None:
+    """Tokens of the longest request, where ``engine.args`` has them in figures."""
+    arguments = list(config.engine.args)
+    for number, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name.replace("_", "-") == _CONTEXT_ARGUMENT:
+            told = value if equals else (arguments[number + 1] if number + 1 < len(arguments) else "")
+            return int(told) if told.isdecimal() and int(told) else None
+    return None
+
+
 def kind(inventory: Inventory) -> str:
     """Of the GPUs that engines are put on."""
     cards, _ = usable(inventory)
     return (cards or inventory.cards)[0].name
+
+
+def known(name: str) -> Gpu | None:
+    """What the cost model knows of GPUs that are called so; None where that is nothing."""
+    try:
+        return gpu(name)
+    except ConfigError:
+        return None
+
+
+def counted(gpus: str) -> tuple[int, Gpu]:
+    """How many, and which: ``8xH100``. Raises ``ConfigError``."""
+    match = _GPUS.fullmatch(gpus.strip())
+    if match is None or not 0 < int(match[1]) <= _MOST_GPUS:
+        raise ConfigError(f"--gpus {gpus!r} is none: write how many and which, as in 8xH100")
+    return int(match[1]), gpu(match[2])
+
+
+def preset_layout(preset: presets.Preset, count: int, kind: Gpu) -> tuple[str, str] | None:
+    """What a preset calls so many of these GPUs, and its layout for them; None where it has none."""
+    there = preset.layouts.items()
+    return next(((named, layout) for named, layout in there if counted(named) == (count, kind)), None)
 
 
 def wanted(asked: Asked, targets: Targets) -> Wanted:

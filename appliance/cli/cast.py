@@ -14,11 +14,13 @@ from urllib.parse import urlsplit, urlunsplit
 
 import msgspec
 import psutil
+from msgspec.structs import replace
 
 from appliance import presets
 from appliance.checks import software
 from appliance.cli import kinds, on_gpus
 from appliance.cli.on_gpus import Seated
+from appliance.cli.stage import Stage, notes, stage
 from appliance.config import Config, Loaded
 from appliance.costs import huggingface
 from appliance.errors import ConfigError, NotNowError
@@ -64,10 +66,8 @@ class Cast(msgspec.Struct, frozen=True, kw_only=True):
 
     def adapt(self, config: Config) -> Config:
         """The configuration with the scenario's settings."""
-        sections = {
-            name: msgspec.structs.replace(getattr(config, name), **values) for name, values in self.settings.items()
-        }
-        return msgspec.structs.replace(config, **sections)
+        sections = {name: replace(getattr(config, name), **values) for name, values in self.settings.items()}
+        return replace(config, **sections)
 
     def control(self, node: Node) -> Control | None:
         """What a simulated node has besides; see ``Company``, too."""
@@ -137,8 +137,8 @@ async def _tell_end(process: asyncio.subprocess.Process) -> None:
     _log.error("the scenario's clients have ended with exit code %d: nobody asks any more", code)
 
 
-def cast(loaded: Loaded, path: Path | None) -> Cast:
-    """Raises ``ConfigError`` for engines that can't be."""
+def cast(loaded: Loaded, path: Path | None, gpus: str = "") -> Cast:
+    """``gpus``: of simulated engines, as in ``8xH100``. Raises ``ConfigError`` for engines that can't be."""
     config = loaded.config
     if config.engine.kind not in _KINDS:
         raise ConfigError(
@@ -146,9 +146,17 @@ def cast(loaded: Loaded, path: Path | None) -> Cast:
         )
     if path is not None and config.engine.kind == "vllm":
         raise ConfigError("a scenario is played at simulated engines: leave --engine vllm out, or --scenario")
+    if gpus and path is not None:
+        raise ConfigError("--gpus: the scenario says which GPUs there are; leave it out")
     if path is not None:
         return _of_scenario(loaded, path)
-    return _simulated(loaded) if config.engine.kind == "sim" else _real(loaded)
+    if config.engine.kind == "sim":
+        return _simulated(loaded, gpus)
+    if gpus:
+        raise ConfigError(
+            "--gpus is for simulated engines (--engine sim): CUDA_VISIBLE_DEVICES says which real ones to use"
+        )
+    return _real(loaded)
 
 
 def _real(loaded: Loaded) -> Cast:
@@ -212,26 +220,24 @@ def _real_as(config: Config, model: Model, on: Hardware, layout: str | None, the
     )
 
 
-def _simulated(loaded: Loaded) -> Cast:
-    """The configured model and topology, on GPUs that are not there, and nobody who asks."""
-    config = loaded.config
-    model = resolve_model(config)
+def _simulated(loaded: Loaded, gpus: str) -> Cast:
+    """The configured model on GPUs that are not there, and nobody who asks."""
+    model = resolve_model(loaded.config)
     if not model.local:
         raise ConfigError(
             f"model {model.path!r}: a simulated engine needs its config.json: name a directory with one, or --scenario"
         )
-    described = scenario.Scenario(model=scenario.Model(config=model.path, name=model.name))
-    return _cast(scenario.Loaded(described, Path()), _layout(loaded, model), model.name)
+    return _staged(stage(loaded, model, gpus), model.name)
 
 
-def _layout(loaded: Loaded, model: Model) -> str:
-    """As somebody has set it; else a preset's own."""
-    if model.preset and "topology.layout" not in loaded.origins:
-        hardware = scenario.Hardware()
-        fits = presets.load(loaded.config.model.path).layouts.get(f"{hardware.gpus}x{hardware.gpu.upper()}")
-        if fits is not None:
-            return fits
-    return loaded.config.topology.layout
+def _staged(found: Stage, name: str) -> Cast:
+    played = _cast(found.scenario, found.layout, name)
+    said = notes(found.scenario.scenario, played.plans, played.layout, found.why)
+
+    def remade(layout: str, there: int) -> Cast:
+        return _staged(replace(found, layout=layout, why="as it was asked for"), name)
+
+    return replace(played, notes=said, remake=remade)
 
 
 def _of_scenario(loaded: Loaded, path: Path) -> Cast:
@@ -252,7 +258,7 @@ def _of_scenario(loaded: Loaded, path: Path) -> Cast:
         }
         for section in ("slo", "router")
     }
-    return msgspec.structs.replace(_cast(found, layout, name), scenario=path.resolve(), settings=settings)
+    return replace(_cast(found, layout, name), scenario=path.resolve(), settings=settings)
 
 
 def _cast(loaded: scenario.Loaded, layout: str, name: str) -> Cast:

@@ -16,15 +16,16 @@ from msgspec.structs import replace
 from rich.console import Console
 from rich.markup import escape
 
+from appliance import presets
 from appliance.checks import machine, movers, software
 from appliance.checks import model as files
 from appliance.checks.line import Line, Standing, bad, ok, skipped
 from appliance.cli.cast import hardware, memory_bytes, seated
-from appliance.cli.on_gpus import Seated
+from appliance.cli.on_gpus import Seated, seen
 from appliance.config import Config, Loaded, config_path_default, load, state_directory
-from appliance.errors import ApplianceError
+from appliance.errors import ApplianceError, ConfigError
 from appliance.gpu.nvml import machine as inventory
-from appliance.records import Role
+from appliance.records import Inventory, Role
 from appliance.supervisor.runtime import parent_directory
 from appliance.supervisor.specs import EngineSpec, Model, resolve_model
 
@@ -75,7 +76,7 @@ def lines(loaded: Loaded, *, move: bool) -> Iterator[Line]:
     yield software.vllm()
     yield software.environment(os.environ)
     yield software.driver(found, software.runtime())
-    yield from software.gpus(found)
+    yield from _gpus(found)
     try:
         model = resolve_model(config)
         engines = _engines(loaded, model)
@@ -83,7 +84,7 @@ def lines(loaded: Loaded, *, move: bool) -> Iterator[Line]:
         yield bad("engines", str(error), "mend the configuration, or what stands above")
         return
     yield ok("engines", "; ".join(engines.notes) or f"{engines.layout} on the CPU")
-    yield files.files(model.path, local=model.local and not model.preset)
+    yield _files(model)
     yield from _memory(config, engines.specs)
     yield machine.cores(sorted(os.sched_getaffinity(0)), len(engines.specs))
     yield machine.descriptors()
@@ -101,13 +102,31 @@ def _engines(loaded: Loaded, model: Model) -> Seated:
     return seated(loaded.config, model, hardware(loaded.config), layout)
 
 
+def _gpus(found: Inventory) -> Iterator[Line]:
+    """Those that engines may see."""
+    try:
+        yield from software.gpus(seen(found, os.environ))
+    except ConfigError as error:
+        yield bad("GPUs", str(error), "name some of these, or unset it")
+
+
+def _files(model: Model) -> Line:
+    """Of a preset, the weights are what its repository has."""
+    if model.preset:
+        return files.files(presets.load(Path(model.path).name).repository, local=False)
+    return files.files(model.path, local=model.local)
+
+
 def _memory(config: Config, engines: Sequence[EngineSpec]) -> Iterator[Line]:
     """Of the host; that of GPUs has decided where engines are."""
+    available, ranks = psutil.virtual_memory().available, any(spec.tensor_parallel > 1 for spec in engines)
     if any(spec.gpus for spec in engines):
+        yield machine.host_memory(available, sum(spec.tensor_parallel for spec in engines))
+        if ranks:
+            yield machine.shared_memory(0, ranks=True)
         return
-    count, kv_bytes = len(engines), len(engines) * config.engine.kv_cache_bytes
-    yield machine.memory(psutil.virtual_memory().available, memory_bytes(config, engines), count)
-    yield machine.shared_memory(kv_bytes)
+    yield machine.memory(available, memory_bytes(config, engines), len(engines))
+    yield machine.shared_memory(len(engines) * config.engine.kv_cache_bytes, ranks=ranks)
 
 
 def _state(config: Config) -> Line:

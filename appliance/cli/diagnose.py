@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final
 import msgspec
 import typer
 
-from appliance.cli.ask import URL, fetch, not_as_a_node, not_serving
+from appliance.cli.ask import URL, answered, not_as_a_node, not_serving
 from appliance.cli.glyphs import visible
 from appliance.diagnosis.because import clock
 from appliance.errors import ActionError
@@ -28,6 +28,7 @@ class Look(msgspec.Struct, frozen=True):
     verdict: Verdict
     body: bytes
     idle: str | None = None
+    simulated: bool = False
 
     @property
     def exit_code(self) -> int:
@@ -63,12 +64,12 @@ def diagnose(
 
 def look(url: str) -> Look:
     """Raises ``ActionError`` if the node says nothing."""
-    body = fetch(url, "GET", "api", "diagnosis")
+    body, simulated = answered(url, "GET", "api", "diagnosis")
     try:
         verdict = msgspec.json.decode(body, type=Verdict)
     except msgspec.MsgspecError as error:
         raise not_as_a_node(url, error) from error
-    return Look(verdict, body, not_serving(url) if verdict.state == "ok" else None)
+    return Look(verdict, body, not_serving(url) if verdict.state == "ok" else None, simulated)
 
 
 def _after(url: str, said: Look, as_json: bool) -> Look:
@@ -96,6 +97,8 @@ def text(found: Look) -> str:
         lines.insert(0, _title(verdict))
     if found.idle is not None:
         lines = [f"NOT SERVING: {found.idle}"]
+    if found.simulated:
+        lines[0] = f"SIMULATED: {lines[0]}"
     lines += [f"  - {evidence.sentence}" for evidence in verdict.evidence]
     if action is not None:
         lines.append(f"What to do: {action.sentence}")

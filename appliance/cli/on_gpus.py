@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any, Final
 
 import msgspec
+from msgspec.structs import replace
 
 from appliance import presets
 from appliance.checks import software
-from appliance.cli.asked import USUAL, Asked, as_asked, chosen, engine_specs, kind, longest, wanted
+from appliance.cli.asked import USUAL, Asked, as_asked, chosen, engine_specs, kind, known, longest, said_context, wanted
 from appliance.config import Config
 from appliance.costs import huggingface
-from appliance.costs.gpus import Gpu, gpu
 from appliance.errors import ConfigError, NotNowError
 from appliance.gpu.inventory import visible
 from appliance.planner.cards import usable
@@ -23,7 +23,6 @@ from appliance.records import Inventory
 from appliance.supervisor.specs import DEMO_CONTEXT, EngineSpec, Model
 from web.words import ranges
 
-_CONTEXT_ARGUMENT: Final = "--max-model-len"
 _SMALL: Final = presets.Usual(rate=4.0, prompt=200.0, output=100.0)  # what the demo model is asked
 
 
@@ -44,15 +43,22 @@ def available(inventory: Inventory, variables: Mapping[str, str], runtime: tuple
     """
     if old := software.too_old(inventory, runtime):
         raise NotNowError(old)
-    named = variables.get("CUDA_VISIBLE_DEVICES")
-    found = inventory if named is None else visible(inventory, named)
+    found = seen(inventory, variables)
     if not found.cards:
-        why = inventory.trouble or ("CUDA_VISIBLE_DEVICES is empty" if inventory.cards else "this machine has none")
         raise NotNowError(
-            f"vLLM's CUDA build is installed and finds no NVIDIA GPU: {why}. "
+            f"vLLM's CUDA build is installed and finds no NVIDIA GPU: {found.trouble or 'this machine has none'}. "
             "Where there is to be none, make clean serve CPU=1 installs the CPU build"
         )
     return found
+
+
+def seen(inventory: Inventory, variables: Mapping[str, str]) -> Inventory:
+    """The GPUs that ``CUDA_VISIBLE_DEVICES`` leaves; where these are none, ``trouble`` says so. Raises ``ConfigError``, as ``visible``."""
+    named = variables.get("CUDA_VISIBLE_DEVICES")
+    if named is None or not inventory.cards:
+        return inventory
+    found = visible(inventory, named)
+    return found if found.cards else replace(found, trouble=f"CUDA_VISIBLE_DEVICES={named!r} shows none of its GPUs")
 
 
 def seat(config: Config, model: Model, inventory: Inventory, layout: str | None) -> Seated:
@@ -102,35 +108,17 @@ def _asked(
     return Asked(
         model=loaded,
         shape=huggingface.read(source),
-        context=_said_context(config) or (DEMO_CONTEXT if model.shipped else longest(preset, source)),
+        context=said_context(config) or (DEMO_CONTEXT if model.shipped else longest(preset, source)),
         traffic=preset.traffic if preset else _SMALL if model.shipped else USUAL,
         inventory=inventory,
-        gpu=_known(kind(inventory)),
+        gpu=known(kind(inventory)),
         preset=preset,
     )
 
 
-def _known(name: str) -> Gpu | None:
-    try:
-        return gpu(name)
-    except ConfigError:
-        return None
-
-
 def _said(config: Config, context: int | None) -> int | None:
     """None where the owner says it to vLLM himself."""
-    return None if _said_context(config) else context
-
-
-def _said_context(config: Config) -> int | None:
-    """Tokens of the longest request, where ``engine.args`` has them in figures."""
-    arguments = list(config.engine.args)
-    for number, argument in enumerate(arguments):
-        name, equals, value = argument.partition("=")
-        if name.replace("_", "-") == _CONTEXT_ARGUMENT:
-            told = value if equals else (arguments[number + 1] if number + 1 < len(arguments) else "")
-            return int(told) if told.isdecimal() and int(told) else None
-    return None
+    return None if said_context(config) else context
 
 
 def from_hub(repository: str) -> Path:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import re
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 
 import msgspec
 import typer
@@ -16,20 +15,29 @@ from rich.markup import escape
 from rich.table import Table
 
 from appliance import presets
-from appliance.cli.asked import USUAL, Asked, chosen, engine_specs, kind, longest, wanted
+from appliance.cli.asked import (
+    USUAL,
+    Asked,
+    chosen,
+    counted,
+    engine_specs,
+    kind,
+    known,
+    longest,
+    preset_layout,
+    wanted,
+)
+from appliance.cli.on_gpus import seen
 from appliance.config import Config
 from appliance.costs import huggingface
-from appliance.costs.gpus import gpu
 from appliance.errors import ConfigError
-from appliance.gpu.inventory import described, visible
+from appliance.gpu.inventory import described
 from appliance.gpu.nvml import machine
 from appliance.planner.node import Targets
 from appliance.planner.placement import Placed, Placement, place
 from appliance.records import Inventory
 from appliance.supervisor.specs import Model
 from web.words import ranges
-
-_GPUS: Final = re.compile(r"(\d+)\s*[x×*]\s*(.+)", re.IGNORECASE)
 
 
 def plan(
@@ -86,25 +94,20 @@ def ask(
             output=usual.output if output is None else output,
         ),
         inventory=inventory,
-        gpu=gpu(kind(inventory)),
+        gpu=known(kind(inventory)),
         preset=preset,
     )
 
 
 def _inventory(gpus: str) -> Inventory:
-    if not gpus:
-        found = machine()
-        if not found.cards:
-            trouble = f" ({found.trouble})" if found.trouble else ""
-            raise ConfigError(
-                f"this machine has no GPU that NVML tells of{trouble}: name some with --gpus, as in --gpus 8xH100"
-            )
-        return visible(found, os.environ["CUDA_VISIBLE_DEVICES"]) if os.environ.get("CUDA_VISIBLE_DEVICES") else found
-    match = _GPUS.fullmatch(gpus.strip())
-    if match is None or not 0 < int(match[1]) <= 64:
-        raise ConfigError(f"--gpus {gpus!r} is none: write how many and which, as in 8xH100")
-    named = gpu(match[2])
-    return described(int(match[1]), named.name, named.memory_bytes)
+    if gpus:
+        count, named = counted(gpus)
+        return described(count, named.name, named.memory_bytes)
+    found = seen(machine(), os.environ)
+    if not found.cards:
+        trouble = f" ({found.trouble})" if found.trouble else ""
+        raise ConfigError(f"this machine has no GPU to plan for{trouble}: name some with --gpus, as in --gpus 8xH100")
+    return found
 
 
 # ---- what engines would be started with
@@ -201,16 +204,9 @@ def _closing(asked: Asked, placed: Placed) -> list[str]:
     lines += [escape(f"Not used: {one}.") for one in placed.unused]
     if hidden:
         lines.append(f"{hidden} layouts do not fit; --all shows why.")
-    given = asked.preset.layouts.get(_named(asked)) if asked.preset else None
-    if given:
-        lines.append(f"The preset has {given} for {_named(asked)}.")
+    if asked.preset and asked.gpu and (found := preset_layout(asked.preset, len(asked.inventory.cards), asked.gpu)):
+        lines.append(f"The preset has {found[1]} for {found[0]}.")
     return lines
-
-
-def _named(asked: Asked) -> str:
-    """8xH100"""
-    assert asked.gpu is not None
-    return f"{len(asked.inventory.cards)}x{asked.gpu.name.split('-')[0]}"
 
 
 def _json(asked: Asked, targets: Targets, placed: Placed) -> dict[str, Any]:

@@ -49,7 +49,7 @@ def why(
     if as_json:
         sys.stdout.write(msgspec.json.encode(explained).decode() + "\n")
     else:
-        _print(waterfall(explained, _width()))
+        _print(waterfall(explained, _width()), snapshot)
 
 
 def explained_by(timeline: Timeline, kept: Sequence[Timeline], snapshot: NodeSnapshot) -> Why:
@@ -112,7 +112,7 @@ def _list(kept: Sequence[Timeline], snapshot: NodeSnapshot, as_json: bool) -> No
         sys.stdout.write(msgspec.json.encode({"slowest": slow, "newest": kept[:_LISTED]}).decode() + "\n")
         return
     if not kept:
-        _print([Text("The node has had no request yet.")])
+        _print([Text("The node has had no request yet.")], snapshot)
         return
     ids = shortened([timeline.id for timeline in kept])
     width, target_s = _width(), snapshot.slo_ttft_s
@@ -125,7 +125,8 @@ def _list(kept: Sequence[Timeline], snapshot: NodeSnapshot, as_json: bool) -> No
             *listed(kept[:_LISTED], width, target_s, ids),
             Text(),
             Text(f"pd-appliance why {ids[slow[0].id]} says where the time of one of them went.", "dim"),
-        ]
+        ],
+        snapshot,
     )
 
 
@@ -133,7 +134,8 @@ def _width() -> int:
     return shutil.get_terminal_size((_WIDTH, 0)).columns
 
 
-def _print(lines: list[Text]) -> None:
+def _print(lines: list[Text], snapshot: NodeSnapshot) -> None:
     console = Console(highlight=False, soft_wrap=True)
-    for line in printable(lines, console.encoding):
+    marked = [Text("SIMULATED", "bold magenta")] if snapshot.simulated else []
+    for line in printable([*marked, *lines], console.encoding):
         console.print(line)

@@ -17,6 +17,7 @@ from appliance.gpu.device import text
 from appliance.gpu.library import GoneError, Library, LostError, Questions
 from appliance.records import Card, GpuProcess, Inventory
 
+_NO_GPU: Final = ("", "-1", "NoDevFiles")  # by which CUDA_VISIBLE_DEVICES ends
 _READ: Final = 0  # of NVML's kinds of peer access; the binding has a tuple for it
 _SYSFS: Final = Path("/sys/bus/pci/devices")
 _NONE: Final = "nvidia-smi -L should list some; a container is given them by docker run --gpus all"
@@ -46,10 +47,14 @@ def inventory(module: Any, sysfs: Path = _SYSFS) -> Inventory:
 def visible(inventory: Inventory, named: str) -> Inventory:
     """Only those that ``CUDA_VISIBLE_DEVICES`` names, by nvidia-smi's numbers or by (the beginnings of) UUIDs, in the inventory's order.
 
+    As CUDA reads it, a name that stands for no GPU ends the list.
+
     Raises:
-        ConfigError: one of them is not there.
+        ConfigError: one of them looks like a GPU, and is not there.
     """
-    wanted = {_meant(inventory, one.strip()) for one in named.split(",") if one.strip()}
+    names = [name.strip() for name in named.split(",")]
+    end = next((at for at, name in enumerate(names) if name in _NO_GPU), len(names))
+    wanted = {_meant(inventory, name) for name in names[:end]}
     return msgspec.structs.replace(inventory, cards=tuple(card for card in inventory.cards if card.uuid in wanted))
 
 

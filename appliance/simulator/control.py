@@ -11,7 +11,7 @@ from appliance.costs.gpus import gpu
 from appliance.errors import ActionError, ConfigError, quoted
 from appliance.records import EngineState, EngineView, GpuSnapshot, HostReading
 from appliance.simulator import faults
-from appliance.simulator.gpus import at_rest
+from appliance.simulator.gpus import at_rest, together
 from appliance.simulator.plan import EnginePlan
 
 
@@ -52,7 +52,7 @@ class Control:
 
     def lost(self, engine: str, epoch: int) -> None:
         """A life of an engine is over. What its GPUs have counted stays counted."""
-        self._past |= {one.uuid: one for one in self._of(self._plans[engine])}
+        self._past |= {one.uuid: self._with_past(one) for one in self._of(self._plans[engine])}
         self._readings.pop(engine, None)
 
     def begins(self, plan: EnginePlan) -> None:
@@ -66,7 +66,7 @@ class Control:
 
     def gpus(self) -> tuple[GpuSnapshot, ...]:
         """See ``HardwareSource``."""
-        return tuple(reading for plan in self._plans.values() for reading in self._of(plan))
+        return tuple(map(self._with_past, together(one for plan in self._plans.values() for one in self._of(plan))))
 
     def host(self, view: EngineView) -> HostReading | None:
         """See ``HardwareSource``."""
@@ -74,9 +74,21 @@ class Control:
         return known.host if known else None
 
     def _of(self, plan: EnginePlan) -> tuple[GpuSnapshot, ...]:
+        """What its present life has counted."""
         known = self._readings.get(plan.name)
-        present = known.gpus if known else at_rest(gpu(plan.gpu), plan.first_gpu, plan.tensor_parallel, plan.name)
-        return tuple(_with_past(one, self._past.get(one.uuid)) for one in present)
+        return known.gpus if known else at_rest(gpu(plan.gpu), plan.first_gpu, plan.tensor_parallel, plan.name)
+
+    def _with_past(self, now: GpuSnapshot) -> GpuSnapshot:
+        """A GPU's counters outlive the engines on it."""
+        past = self._past.get(now.uuid)
+        if past is None:
+            return now
+        return msgspec.structs.replace(
+            now,
+            ecc_corrected=(now.ecc_corrected or 0) + (past.ecc_corrected or 0),
+            ecc_uncorrected=(now.ecc_uncorrected or 0) + (past.ecc_uncorrected or 0),
+            xids=past.xids + now.xids,
+        )
 
     # ---- what an owner says
 
@@ -144,15 +156,3 @@ class Control:
     def _is_there(self, engine: str) -> bool:
         serving = (EngineState.READY, EngineState.DRAINING, EngineState.SUSPECT)
         return any(view.name == engine and view.state in serving for view in self._views())
-
-
-def _with_past(now: GpuSnapshot, past: GpuSnapshot | None) -> GpuSnapshot:
-    """A GPU's counters outlive the engines on it."""
-    if past is None:
-        return now
-    return msgspec.structs.replace(
-        now,
-        ecc_corrected=(now.ecc_corrected or 0) + (past.ecc_corrected or 0),
-        ecc_uncorrected=(now.ecc_uncorrected or 0) + (past.ecc_uncorrected or 0),
-        xids=past.xids + now.xids,
-    )

@@ -7,6 +7,7 @@ taken the cooling. Nothing here is set to look like a fault: what reads wrong is
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Final
 
 import msgspec
@@ -148,6 +149,47 @@ class VirtualGpus:
     def _warm(self, place: int, target_c: float, seconds: float) -> None:
         left = math.exp(-seconds / _INERTIA_S)
         self._temperatures[place] = target_c + (self._temperatures[place] - target_c) * left
+
+
+def together(readings: Iterable[GpuSnapshot]) -> tuple[GpuSnapshot, ...]:
+    """One for each GPU, as it would read itself: engines that share it each tell of their half."""
+    found: dict[str, GpuSnapshot] = {}
+    for one in readings:
+        found[one.uuid] = _both(found[one.uuid], one) if one.uuid in found else one
+    return tuple(found.values())
+
+
+def _both(one: GpuSnapshot, other: GpuSnapshot) -> GpuSnapshot:
+    """Both have half of all that the GPU does, so that what it does is the mean; memory and counters add up. Virtual ones tell it all."""
+    held = max(one.throttled, other.throttled, key=lambda known: sum(reason.total_s for reason in known))
+    return msgspec.structs.replace(
+        one,
+        clock_mhz=min(one.clock_mhz or 0.0, other.clock_mhz or 0.0),
+        clock_reasons=_why_slow(one, other),
+        power_w=_mean(one.power_w, other.power_w),
+        temperature_c=max(one.temperature_c or 0.0, other.temperature_c or 0.0),
+        memory_used_bytes=(one.memory_used_bytes or 0) + (other.memory_used_bytes or 0),
+        busy=1 - (1 - (one.busy or 0.0)) * (1 - (other.busy or 0.0)),
+        sm=_mean(one.sm, other.sm),
+        tensor=_mean(one.tensor, other.tensor),
+        dram=_mean(one.dram, other.dram),
+        nvlink_bytes_s=(one.nvlink_bytes_s or 0.0) + (other.nvlink_bytes_s or 0.0),
+        ecc_corrected=(one.ecc_corrected or 0) + (other.ecc_corrected or 0),
+        ecc_uncorrected=(one.ecc_uncorrected or 0) + (other.ecc_uncorrected or 0),
+        xids=one.xids + other.xids,
+        throttled=held,
+    )
+
+
+def _why_slow(one: GpuSnapshot, other: GpuSnapshot) -> tuple[str, ...]:
+    """It is idle where both are."""
+    both = dict.fromkeys((*one.clock_reasons, *other.clock_reasons))
+    idle = "gpu_idle" in one.clock_reasons and "gpu_idle" in other.clock_reasons
+    return tuple(reason for reason in both if idle or reason != "gpu_idle")
+
+
+def _mean(one: float | None, other: float | None) -> float:
+    return ((one or 0.0) + (other or 0.0)) / 2
 
 
 def uuid(index: int) -> str:

@@ -39,7 +39,7 @@ from appliance.simulator.engine import Engine
 from appliance.simulator.fabric import Fabric
 from appliance.simulator.faults import Faults
 from appliance.simulator.frontend import Frontend
-from appliance.simulator.gpus import VirtualGpus, uuid
+from appliance.simulator.gpus import VirtualGpus, together, uuid
 from appliance.simulator.host import VirtualHost
 from appliance.simulator.leg import Offer, Outcome
 from appliance.simulator.physics import Physics
@@ -159,7 +159,7 @@ class SimulatedNode:
 
     def gpus(self) -> tuple[GpuSnapshot, ...]:
         """See ``telemetry.collector.HardwareSource``."""
-        return tuple(reading for place in self._places.values() for reading in place.gpus.read())
+        return together(reading for place in self._places.values() for reading in place.gpus.read())
 
     def not_ready(self) -> str | None:
         return policy.none_ready(self.views())

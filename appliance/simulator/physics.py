@@ -57,7 +57,7 @@ class RooflineCost:
 
     def _at(self, speed: Speed) -> Roofline:
         whole = self._roofline
-        self._slower[speed] = Roofline(whole.shape, _slower(whole.gpu, speed), whole.tp, whole.efficiency)
+        self._slower[speed] = Roofline(whole.shape, slowed(whole.gpu, speed), whole.tp, whole.efficiency)
         return self._slower[speed]
 
 
@@ -117,7 +117,8 @@ class Physics:
         return self._random.expovariate(self.speed.core / (_SLICE_S * (1 - self.speed.core)))
 
 
-def _slower(gpu: Gpu, speed: Speed) -> Gpu:
+def slowed(gpu: Gpu, speed: Speed) -> Gpu:
+    """As if it were made so."""
     return msgspec.structs.replace(
         gpu,
         bf16=_slower_peak(gpu.bf16, speed.clock),

@@ -10,7 +10,7 @@ from appliance.costs.roofline import DEFAULT, Efficiency, Roofline
 from appliance.costs.shape import ModelShape
 from appliance.records import Role
 from appliance.simulator.leg import Settings
-from appliance.simulator.physics import RooflineCost
+from appliance.simulator.physics import RooflineCost, Speed, slowed
 
 
 class EnginePlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -25,13 +25,15 @@ class EnginePlan(msgspec.Struct, frozen=True, kw_only=True):
     first_gpu: int = 0
     link_bytes_s: float
     seed: int = 1
+    sharers: int = 1  # engines on each of its GPUs, itself included: each has its part of memory and speed
     efficiency: Efficiency = DEFAULT
     noise: float = (
         1.0  # and drift and interference: times what is usual; with 0, steps take exactly what the cost model says
     )
 
     def cost(self) -> RooflineCost:
-        return RooflineCost(Roofline(self.shape, gpu(self.gpu), self.tensor_parallel, self.efficiency))
+        part = slowed(gpu(self.gpu), Speed(clock=1 / self.sharers, memory=1 / self.sharers))
+        return RooflineCost(Roofline(self.shape, part, self.tensor_parallel, self.efficiency))
 
     @property
     def indexes(self) -> range:
@@ -41,7 +43,8 @@ class EnginePlan(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def kind(self) -> str:
         """Engines of one kind take as long for the same batch."""
-        return f"{self.shape.name} on {self.tensor_parallel} {self.gpu}"
+        shared = f", shared by {self.sharers}" if self.sharers > 1 else ""
+        return f"{self.shape.name} on {self.tensor_parallel} {self.gpu}{shared}"
 
     @property
     def chance(self) -> str:

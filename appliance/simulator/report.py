@@ -146,7 +146,7 @@ def _misfortunes(loaded: Loaded, layout: str, node: SimulatedNode) -> None:
 
 def _result(loaded: Loaded, layout: str, meter: Meter, node: SimulatedNode) -> Result:
     slo = loaded.scenario.slo
-    gpus = sum(place.tensor_parallel for place in parse(layout).places)
+    gpus = min(sum(place.tensor_parallel for place in parse(layout).places), loaded.scenario.hardware.gpus)
     seconds = (meter.end_ns - meter.begin_ns) * 1e-9
     done = [one for one in meter.answered if one.error is None]
     ttfts = sorted(one.ttft_ns for one in done if one.ttft_ns is not None)

@@ -6,6 +6,7 @@ import itertools
 import math
 import re
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, get_args, get_type_hints
 
@@ -18,6 +19,7 @@ from appliance.costs import closed, huggingface
 from appliance.costs.gpus import Gpu, gpu
 from appliance.costs.shape import ModelShape
 from appliance.errors import ConfigError
+from appliance.planner.cards import SHARERS
 from appliance.records import Role
 from appliance.simulator import faults
 from appliance.simulator.leg import Settings
@@ -147,31 +149,45 @@ def config(scenario: Scenario) -> Config:
 
 
 def plans(loaded: Loaded, layout: str, *, quiet: bool = False) -> list[EnginePlan]:
-    """The engines of a layout, GPUs given out in order.
+    """The engines of a layout, GPUs given out in order; two share one where there are too few, as on real ones.
 
     Raises ``ConfigError`` where they need more GPUs than there are, or the model does not fit.
     """
     scenario = loaded.scenario
     hardware, places = gpu(scenario.hardware.gpu), parse(layout).places
-    needed = sum(place.tensor_parallel for place in places)
-    if needed > scenario.hardware.gpus:
-        raise ConfigError(f"layout {layout} needs {needed} GPUs and hardware.gpus is {scenario.hardware.gpus}")
+    firsts = _given_out(layout, places, scenario.hardware.gpus)
     shape = huggingface.read(
         presets.described(scenario.model.config, loaded.directory), name=scenario.model.name or None
     )
     link = closed.pcie if scenario.hardware.link == "pcie" else closed.nvlink
     lanes = link(hardware, min(place.tensor_parallel for place in places))  # ranks copy side by side
     link_bytes_s = lanes.bytes_s * lanes.reached * lanes.lanes
-    firsts = itertools.accumulate((place.tensor_parallel for place in places), initial=0)
     return [
         msgspec.structs.replace(
-            _plan(scenario, shape, hardware, place),
+            _plan(_shared(scenario, firsts.count(first)), shape, hardware, place),
             first_gpu=first,
+            sharers=firsts.count(first),
             link_bytes_s=link_bytes_s,
             noise=0.0 if quiet else 1.0,
         )
-        for place, first in zip(places, firsts, strict=False)
+        for place, first in zip(places, firsts, strict=True)
     ]
+
+
+def _given_out(layout: str, places: Sequence[Place], gpus: int) -> list[int]:
+    """The first GPU of each engine. Raises ``ConfigError`` where there are too few."""
+    needed = sum(place.tensor_parallel for place in places)
+    if needed <= gpus:
+        return list(itertools.accumulate((place.tensor_parallel for place in places[:-1]), initial=0))
+    if needed == len(places) <= SHARERS * gpus:
+        return [number % gpus for number in range(needed)]
+    raise ConfigError(f"layout {layout} needs {needed} GPUs and hardware.gpus is {gpus}")
+
+
+def _shared(scenario: Scenario, sharers: int) -> Scenario:
+    """With its part of the memory for each of so many engines on a GPU."""
+    part = msgspec.structs.replace(scenario.engine, memory_fraction=scenario.engine.memory_fraction / sharers)
+    return msgspec.structs.replace(scenario, engine=part)
 
 
 def misfortunes(loaded: Loaded, layout: str) -> tuple[Misfortune, ...]:

@@ -16,6 +16,7 @@ from appliance import demo, presets
 from appliance.config import Config
 from appliance.errors import ConfigError
 from appliance.records import Role
+from appliance.supervisor import refused
 from appliance.supervisor.notify import without_ours
 from appliance.supervisor.runtime import Runtime
 from appliance.supervisor.topology import Place, Topology
@@ -25,35 +26,6 @@ SHARED_MEMORY: Final = "shared_memory"
 CUDA_IPC: Final = "cuda_ipc"
 DEMO_CONTEXT: Final = 4096
 _DEMO_TOOLS: Final = ("--enable-auto-tool-choice", "--tool-call-parser", "hermes")
-_OURS: Final = "the appliance sets it itself"
-_NOT_TO_GIVE: Final = {
-    **dict.fromkeys(("--tensor-parallel-size", "-tp"), "write it into the topology, as in 1p1d@tp2"),
-    **dict.fromkeys(("--pipeline-parallel-size", "-pp"), "engines over several pipeline stages are not supported"),
-    **dict.fromkeys(
-        ("--decode-context-parallel-size", "-dcp", "--prefill-context-parallel-size", "-pcp"),
-        "engines whose ranks share out a request's tokens are not supported: write tensor-parallel sizes into the topology",
-    ),
-    **dict.fromkeys(("--data-parallel-size", "-dp"), "use more engines (topology)"),
-    **dict.fromkeys(("--model", "--served-model-name"), "write it into [model] path and name"),
-    "--kv-cache-memory-bytes": "write it into [engine] kv_cache_bytes",
-    **dict.fromkeys(
-        (
-            "--uds",
-            "--host",
-            "--port",
-            "--kv-transfer-config",
-            "--scheduler-cls",
-            "--api-server-count",
-            "--headless",
-            "--logits-processors",
-        ),
-        _OURS,
-    ),
-    "--enable-sleep-mode": "memory that can be put to sleep can't be shared with other engines",
-    "--enable-cumem-allocator": "memory of CUDA's virtual memory management can't be shared with other engines",
-    "--enable-return-routed-experts": "answers that are split over two engines can't have them",
-}
-_ALLOCATOR: Final = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")  # the second is torch's newer name for it
 _DOTS: Final = "…"
 _SECRET: Final = re.compile(r"(?i)key|token$|secret|passw|credential|auth")
 _SECRET_IN_JSON: Final = re.compile(
@@ -120,7 +92,7 @@ def resolve_model(config: Config) -> Model:
 
 def specs(config: Config, topology: Topology, model: Model, cores: Sequence[int]) -> tuple[EngineSpec, ...]:
     """One per place, the machine's cores shared out evenly to their ranks."""
-    _check_arguments(config)
+    refused.check(config.engine, refused.ON_CPUS)
     seats = seated(topology.places, cores)
     return tuple(
         EngineSpec(
@@ -165,7 +137,8 @@ def gpu_specs(
         context: the longest request, in tokens; None: the model's own.
         near: cores that are near a GPU, by its UUID; none where that is not known.
     """
-    _check_arguments(config)
+    shared = any(seat.kv_bytes is not None for seat in seats)
+    refused.check(config.engine, refused.ON_SHARED_GPUS if shared else refused.ON_GPUS)
     cores = _near_cores(seats, near)
     return tuple(
         EngineSpec(
@@ -227,7 +200,7 @@ def _gpu_environment(config: Config, seat: GpuSeat, model: Model) -> dict[str, s
     """Engines know their GPUs by UUID: an index means another one to each process that sees others. vLLM takes the first that it sees."""
     return {
         "CUDA_VISIBLE_DEVICES": ",".join((*seat.gpus, *seat.sees)),
-        **dict.fromkeys(_ALLOCATOR, "expandable_segments:False"),  # memory of such segments can't be exported
+        **dict.fromkeys(refused.ALLOCATOR, "expandable_segments:False"),  # memory of such segments can't be exported
         "VLLM_WORKER_MULTIPROCESSING_METHOD": "spawn",  # nothing that has threads is forked
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_DO_NOT_TRACK": "1",
@@ -235,23 +208,6 @@ def _gpu_environment(config: Config, seat: GpuSeat, model: Model) -> dict[str, s
         **({"HF_HUB_OFFLINE": "1"} if model.local else {}),
         **config.engine.env,
     }
-
-
-def _check_arguments(config: Config) -> None:
-    """Raises ``ConfigError`` for arguments with which an engine would not be the one that was meant."""
-    given = {"engine.args": config.engine.args, "engine.prefill.args": config.engine.prefill.args}
-    for setting, arguments in {**given, "engine.decode.args": config.engine.decode.args}.items():
-        for argument in arguments:
-            name = argument.split("=")[0].replace("_", "-")
-            if name in _NOT_TO_GIVE:
-                raise ConfigError(f"{setting}: {name} is not to be given: {_NOT_TO_GIVE[name]}")
-    if "CUDA_VISIBLE_DEVICES" in config.engine.env:
-        raise ConfigError("engine.env: CUDA_VISIBLE_DEVICES is not to be given: each engine gets GPUs of its own")
-    for name in _ALLOCATOR:
-        if "expandable_segments:true" in config.engine.env.get(name, "").replace(" ", "").lower():
-            raise ConfigError(
-                f"engine.env: {name} has expandable_segments, whose memory can't be shared with other engines: leave it out"
-            )
 
 
 def share(cores: Sequence[int], number: int, count: int) -> tuple[int, ...]:

@@ -241,7 +241,7 @@ def test_why_knows_a_real_request(node: Node) -> None:
     headers = {"x-request-id": "asked-by-a-test", "content-type": "application/json"}
     urllib.request.urlopen(urllib.request.Request(f"{node.url}/v1/completions", body, headers), timeout=30).close()
     said = run("why", "asked-by", "--url", node.url)
-    assert said.startswith("asked-by-a-test · /v1/completions · in one piece · ok")
+    assert said.startswith("SIMULATED\nasked-by-a-test · /v1/completions · in one piece · ok")
     assert all(stage in said for stage in ("queue", "prefill", "transfer", "first step", "first token"))
     assert "e0 → e1" in said
     explained = json.loads(run("why", "--slowest", "--json", "--url", node.url))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -24,11 +26,34 @@ def test_memory_is_held_against_what_engines_take() -> None:
 
 
 def test_shared_memory_that_is_too_small_says_how_to_enlarge_it(tmp_path: Path) -> None:
-    found = machine.shared_memory(1 << 60, tmp_path)
+    found = machine.shared_memory(1 << 60, path=tmp_path)
     assert found.standing is Standing.BAD
     assert "mount -o remount" in (found.remedy or "")
-    assert machine.shared_memory(1, tmp_path).standing is Standing.OK
-    assert machine.shared_memory(1, tmp_path / "nowhere").standing is Standing.BAD
+    assert "kv_cache_bytes" in (found.remedy or "")
+    assert machine.shared_memory(1, path=tmp_path).standing is Standing.OK
+    assert machine.shared_memory(1, path=tmp_path / "nowhere").standing is Standing.BAD
+
+
+@pytest.mark.parametrize(("mib", "standing"), [(64, Standing.BAD), (239, Standing.BAD), (241, Standing.OK)])
+def test_ranks_on_gpus_find_room_for_their_queues(
+    mib: int, standing: Standing, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """docker's own is 64 MB."""
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_bavail=mib << 8, f_frsize=4096))
+    found = machine.shared_memory(0, ranks=True, path=tmp_path)
+    assert found.standing is standing
+    assert "each queue between an engine's ranks wants 0.2 GiB" in found.said
+    assert "KV" not in found.said
+    if standing is Standing.BAD:
+        assert "docker run --shm-size=… (or --ipc=host)" in (found.remedy or "")
+        assert "kv_cache_bytes" not in (found.remedy or "")
+
+
+def test_the_hosts_memory_is_held_against_what_engines_on_gpus_take() -> None:
+    assert machine.host_memory(64 * GIB, 8).standing is Standing.OK
+    short = machine.host_memory(16 * GIB, 8)
+    assert short.standing is Standing.WARN, "it is an estimate"
+    assert "processes of 8 GPUs take about 32.0 GiB (our estimate)" in short.said
 
 
 @pytest.mark.parametrize(("limit", "standing"), [(1024, Standing.WARN), (65536, Standing.OK), (-1, Standing.OK)])
@@ -78,17 +103,23 @@ def test_vllm_of_another_version_is_pointed_out(installed: dict[str, str], stand
 
 
 @pytest.mark.parametrize(
-    ("variables", "standing"),
+    ("variables", "standing", "said"),
     [
-        ({}, Standing.OK),
-        ({"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:128, expandable_segments: True"}, Standing.BAD),
-        ({"PYTORCH_ALLOC_CONF": "expandable_segments:True"}, Standing.BAD),
-        ({"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:False"}, Standing.OK),
-        ({"CUDA_VISIBLE_DEVICES": "0"}, Standing.WARN),
+        ({}, Standing.OK, "nothing in the way"),
+        (
+            {"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:128, expandable_segments: True"},
+            Standing.OK,
+            "PYTORCH_CUDA_ALLOC_CONF has expandable_segments, .*: engines are started without",
+        ),
+        ({"PYTORCH_ALLOC_CONF": "backend:cudaMallocAsync"}, Standing.OK, "asynchronous allocator"),
+        ({"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:False"}, Standing.OK, "nothing in the way"),
+        ({"CUDA_VISIBLE_DEVICES": "0"}, Standing.WARN, "engines are put on no other GPUs"),
     ],
 )
-def test_what_would_keep_memory_from_being_shared_is_found(variables: dict[str, str], standing: Standing) -> None:
-    assert software.environment(variables).standing is standing
+def test_what_engines_do_not_inherit_is_told(variables: dict[str, str], standing: Standing, said: str) -> None:
+    line = software.environment(variables)
+    assert line.standing is standing
+    assert re.search(said, line.said)
 
 
 @pytest.mark.parametrize(

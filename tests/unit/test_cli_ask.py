@@ -29,6 +29,8 @@ class Node(http.server.BaseHTTPRequestHandler):
         self.server.asked.append(f"{self.command} {self.path}")  # type: ignore[attr-defined]
         status, body = self.server.answers.get(self.path, (404, {}))  # type: ignore[attr-defined]
         self.send_response(status)
+        if self.server.simulated:  # type: ignore[attr-defined]
+            self.send_header("x-simulated", "true")
         self.end_headers()
         self.wfile.write(json.dumps(body).encode())
 
@@ -41,7 +43,7 @@ class Node(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def node() -> Iterator[Any]:
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Node) as server:
-        server.answers, server.asked = {}, []  # type: ignore[attr-defined]
+        server.answers, server.asked, server.simulated = {}, [], False  # type: ignore[attr-defined]
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server
         server.shutdown()
@@ -59,6 +61,16 @@ def test_scripts_can_tell_verdicts_by_the_exit_code(node: Any, state: str, code:
     assert "No bottleneck." in done.stdout
     done = CliRunner().invoke(app, ["diagnose", "--url", url(node), "--json"])
     assert json.loads(done.stdout)["state"] == state
+
+
+def test_what_a_simulated_node_says_is_marked(node: Any) -> None:
+    node.answers["/api/diagnosis"] = (200, VERDICT)
+    node.simulated = True
+    done = CliRunner().invoke(app, ["diagnose", "--url", url(node)])
+    assert done.stdout.startswith("SIMULATED: No bottleneck.\n")
+    held = {**VERDICT, "state": "bottleneck", "cause": "frontend_bound", "confidence": 0.9}
+    node.answers["/api/diagnosis"] = (200, held)
+    assert CliRunner().invoke(app, ["diagnose", "--url", url(node)]).stdout.startswith("SIMULATED: BOTTLENECK the node")
 
 
 @pytest.mark.parametrize("body", [[], {}, "text"])

@@ -85,6 +85,13 @@ def test_the_slowest(url: str) -> None:
     assert run("--slowest", "--url", url).stdout.startswith("5107 ·")
 
 
+def test_of_a_simulated_node_it_is_said_first(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    simulated = msgspec.structs.replace(snapshot(), simulated=True)
+    monkeypatch.setattr(sys.modules[__name__], "snapshot", lambda: simulated)
+    assert run("--slowest", "--url", url).stdout.startswith("SIMULATED\n5107 ·")
+    assert run("--url", url).stdout.startswith("SIMULATED\nThe slowest")
+
+
 def test_json_has_the_sentence_and_what_it_stands_on(url: str) -> None:
     found = json.loads(run("51", "--json", "--url", url).stdout)
     assert found["held_by"] == "queue"

@@ -107,8 +107,23 @@ def test_what_the_owner_says_comes_last_and_so_wins() -> None:
         (EngineConfig(env={"PYTORCH_ALLOC_CONF": "expandable_segments:True"}), "expandable_segments"),
         (EngineConfig(args=("--enable-sleep-mode",)), "put to sleep can't be shared"),
         (EngineConfig(args=("--enable_cumem_allocator=true",)), "virtual memory management can't be shared"),
+        (
+            EngineConfig(env={"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64, backend: cudaMallocAsync"}),
+            "asynchronous allocator, whose memory can't be shared with other engines: leave it out",
+        ),
+        (EngineConfig(args=("--kv-cache-memory-bytes", "1")), "KV gets what weights leave of each GPU's memory"),
     ],
 )
 def test_what_would_keep_memory_from_being_shared_is_refused(engine: EngineConfig, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         made(seat("e0", Role.BOTH, "A"), engine=engine)
+
+
+@pytest.mark.parametrize("name", ["--gpu-memory-utilization", "--device-memory-utilization", "--gpu_mem"])
+def test_no_engine_takes_more_of_a_gpu_than_its_half_of_one_that_is_shared(name: str) -> None:
+    engine = EngineConfig(decode=RoleArgs(args=(name, "0.95")))
+    [alone] = made(seat("e0", Role.DECODE, "A"), engine=engine)
+    assert alone.arguments[-2:] == (name, "0.95"), "its owner knows"
+    halves = [seat(f"e{number}", Role.BOTH, "A", memory_fraction=0.45, kv_bytes=1 << 30) for number in range(2)]
+    with pytest.raises(ConfigError, match=r"engine\.decode\.args: .*half of what may be had.*a GPU for each engine"):
+        made(*halves, engine=engine)

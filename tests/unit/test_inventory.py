@@ -119,6 +119,9 @@ def test_only_those_that_are_named_are_visible() -> None:
     found = read(*eight())
     assert [one.index for one in inventory.visible(found, "3, GPU-1,GPU-1").cards] == [1, 3]
     assert inventory.visible(found, "").cards == ()
+    assert inventory.visible(found, " ").cards == ()
+    assert inventory.visible(found, "NoDevFiles").cards == ()
+    assert [one.index for one in inventory.visible(found, "0,-1,3").cards] == [0], "CUDA reads no further either"
     with pytest.raises(ConfigError, match=r"names '8', which is no GPU of this machine; there are 0 \(GPU-0\), 1"):
         inventory.visible(found, "0,8")
 

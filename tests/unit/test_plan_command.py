@@ -6,13 +6,14 @@ import json
 from typing import Any
 
 import pytest
-from fake_nvml import GIB, FakeDriver, h100, installed
+from fake_nvml import GIB, FakeDriver, FakeGpu, geforce, h100, installed
 from typer.testing import CliRunner
 
 from appliance import presets
 from appliance.cli import app
 from appliance.costs import huggingface
 from appliance.errors import ConfigError
+from appliance.records import Inventory
 from appliance.supervisor.topology import parse
 
 
@@ -96,6 +97,47 @@ def test_the_gpus_of_this_machine_are_planned_for(monkeypatch: pytest.MonkeyPatc
     }
 
 
+def here(monkeypatch: pytest.MonkeyPatch, *gpus: FakeGpu) -> None:
+    """A machine with these."""
+    import pynvml as nv
+
+    from appliance.cli import plan as command
+    from appliance.gpu.nvml import machine
+
+    def there() -> Inventory:
+        with installed(FakeDriver(*gpus)):
+            return machine(lambda: nv)
+
+    monkeypatch.setattr(command, "machine", there)
+
+
+def test_gpus_that_the_cost_model_does_not_know_are_planned_for_without_a_prediction(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    here(monkeypatch, *(geforce(uuid=f"GPU-{index}", used_bytes=GIB) for index in range(2)))
+    assert "nothing can be predicted here: as few GPUs per engine as will do" in plan("--model", "qwen3-8b")
+    found = planned("--model", "qwen3-8b")
+    assert found["best"] == "2b"
+    assert all(one["plan"]["predicted"] is None for one in found["layouts"] if one["feasible"])
+
+
+@pytest.mark.parametrize(("named", "best"), [("0", "1p1d"), ("1,0", "2b"), ("0,-1", "1p1d")])
+def test_only_gpus_that_cuda_may_see_are_planned_for(named: str, best: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    here(monkeypatch, *(h100(uuid=f"GPU-{index}", used_bytes=GIB, links=[None]) for index in range(3)))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    found = planned("--model", "llama-3.1-8b")
+    assert found["best"] == best
+    assert {card["index"] for card in found["gpus"]} == {int(one) for one in named.split(",") if one != "-1"}
+
+
+@pytest.mark.parametrize("named", ["", " ", "-1", "NoDevFiles"])
+def test_where_cuda_may_see_none_it_is_said(named: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    here(monkeypatch, h100(used_bytes=GIB))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    with pytest.raises(ConfigError, match=f"CUDA_VISIBLE_DEVICES={named!r} shows none of its GPUs.: name some with"):
+        plan("--model", "qwen3-8b")
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -103,14 +145,13 @@ def test_the_gpus_of_this_machine_are_planned_for(monkeypatch: pytest.MonkeyPatc
         (("--model", "gpt-oss-120b", "--gpus", "0xH100"), "write how many and which, as in 8xH100"),
         (("--model", "gpt-oss-120b", "--gpus", "8xRTX"), "no GPU 'RTX' is known; known are a100"),
         (("--model", "no-such-model", "--gpus", "8xH100"), "no-such-model can't be read as a model's config.json"),
-        (("--model", "gpt-oss-120b"), "this machine has no GPU that NVML tells of: name some with --gpus"),
+        (("--model", "gpt-oss-120b"), "this machine has no GPU to plan for: name some with --gpus"),
     ],
 )
 def test_what_can_not_be_understood_says_what_would_be_right(
     arguments: tuple[str, ...], said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from appliance.cli import plan as command
-    from appliance.records import Inventory
 
     monkeypatch.setattr(command, "machine", lambda: Inventory(cards=()))
     with pytest.raises(ConfigError, match=None) as refused:

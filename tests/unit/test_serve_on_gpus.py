@@ -75,8 +75,12 @@ def test_two_engines_on_one_gpu_have_half_of_it_each(serve: Serve) -> None:
 
 def test_a_large_model_gets_engines_of_several_gpus(serve: Serve) -> None:
     said = serve(FakeDriver(*gpus(8)), model="llama-3.3-70b-fp8")
+    assert said.startswith("llama-3.3-70b-fp8 as 3p1d@tp2\n")
     assert "predicted), the highest of all" in said
-    assert "@tp" in said.splitlines()[0] or said.count("CUDA_VISIBLE_DEVICES") == 8
+    pairs = "e0 (prefill) on GPU 0–1; e1 (prefill) on GPU 2–3; e2 (prefill) on GPU 4–5; e3 (decode) on GPU 6–7"
+    assert pairs in said
+    assert [f"CUDA_VISIBLE_DEVICES=GPU-{at},GPU-{at + 1} " in said for at in range(8)] == [True, False] * 4
+    assert said.count("--tensor-parallel-size 2") == 4
 
 
 def test_a_gpu_that_is_half_full_is_left_alone_where_there_are_others(serve: Serve) -> None:

@@ -237,6 +237,32 @@ def test_what_can_not_be_played_is_refused_before_anything_is(tmp_path: Path, mo
         run(load(path), "1P1D" if "e9" in more else "1p1d")
 
 
+def test_two_engines_on_one_gpu_say_half_of_what_they_would_on_two(tmp_path: Path) -> None:
+    """Of one that both keep busy all the time."""
+
+    def said(gpus: int) -> Result:
+        path = tmp_path / f"{gpus}.toml"
+        path.write_text(
+            f'duration_s = 15\nwarmup_s = 5\nhardware = {{ gpus = {gpus} }}\n[model]\nconfig = "{presets.directory("qwen3-8b")}"\n'
+            "[engine]\nmax_model_len = 4096\n[traffic]\nrate = 80\nprompt = { median = 1000, sigma = 0 }\n"
+            "output = { median = 100, sigma = 0 }\n"
+        )
+        return run(load(path), "2b")
+
+    one, two = said(1), said(2)
+    assert (one.gpus, two.gpus) == (1, 2)
+    assert one.output_tokens_s == pytest.approx(two.output_tokens_s / 2, rel=0.1)
+    assert one.output_tokens_s_gpu == pytest.approx(two.output_tokens_s_gpu, rel=0.1)
+
+
+def test_engines_share_gpus_only_two_by_two_and_only_small_ones() -> None:
+    loaded = load(EXAMPLES / "gpt-oss-120b-8xh100.toml")
+    with pytest.raises(ConfigError, match=r"needs 17 GPUs and hardware\.gpus is 8"):
+        plans(loaded, "17b")
+    with pytest.raises(ConfigError, match=r"needs 10 GPUs and hardware\.gpus is 8"):
+        plans(loaded, "5b@tp2")
+
+
 def test_a_layout_that_the_node_has_not_enough_gpus_for() -> None:
     with pytest.raises(ConfigError, match=r"needs 16 GPUs and hardware\.gpus is 8"):
         plans(load(EXAMPLES / "gpt-oss-120b-8xh100.toml"), "2b@tp8")

@@ -27,7 +27,7 @@ class House:
 
     def __init__(self) -> None:
         roles = (Role.PREFILL, Role.PREFILL, Role.DECODE)
-        plans = [
+        self.plans = plans = [
             EnginePlan(
                 name=f"e{number}",
                 role=role,
@@ -46,6 +46,9 @@ class House:
         self.told: list[tuple[str, Down]] = []
         self.weights: dict[str, float] = {}
         self.control = Control("a scenario", plans, lambda: self.views, self._send, self.weigh)
+
+    def plan(self, name: str) -> EnginePlan:
+        return next(plan for plan in self.plans if plan.name == name)
 
     def weigh(self, engine: str, weight: float) -> None:
         self.weights[engine] = weight
@@ -203,3 +206,19 @@ def test_what_a_gpu_has_counted_outlives_the_engine_on_it(house: House) -> None:
     assert counted() == (300, 1, (94,)), "also while nobody is there, and once for each"
     assert read(0) == (300, 1, (94,))
     assert read(5, 94) == (305, 2, (94, 94))
+
+
+def test_a_gpu_that_two_engines_share_has_one_line_and_counts_for_both(house: House) -> None:
+    def read(engine: str, corrected: int) -> None:
+        reading = GpuSnapshot(index=0, uuid="GPU-sim0", name="H100", engine=engine, ecc_corrected=corrected)
+        house.control.fold(engine, Hardware(gpus=(reading,), host=HostReading()))
+
+    house.control.begins(replace(house.plan("e1"), first_gpu=0))
+    read("e0", 300)
+    read("e1", 20)
+    assert [(gpu.index, gpu.engine, gpu.ecc_corrected) for gpu in house.control.gpus()[:1]] == [(0, "e0", 320)]
+    house.control.lost("e0", 1)
+    house.control.lost("e1", 1)
+    assert [gpu.ecc_corrected for gpu in house.control.gpus() if gpu.index == 0] == [320]
+    read("e1", 1)
+    assert [gpu.ecc_corrected for gpu in house.control.gpus() if gpu.index == 0] == [321]

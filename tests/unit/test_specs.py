@@ -59,6 +59,13 @@ def test_a_command_line_names_its_life_and_hands_vllm_the_rest(short: Path) -> N
         (("--decode-context-parallel-size=2",), "share out a request's tokens are not supported"),
         (("--seed", "1", "--port", "8001"), "the appliance sets it itself"),
         (("--served-model-name=x",), r"\[model\]"),
+        (("--kv-transfer-config.kv_role", "kv_producer"), "kv-transfer-config is not to be given"),
+        (("--kv_transfer_config.kv_connector_extra_config.engine=e9",), "kv-transfer-config is not to be given"),
+        (("--kv-transf", "{}"), "kv-transfer-config is not to be given"),
+        (("--config", "more.yaml"), r"write it into \[engine\] args"),
+        (("--kv-offloading-size", "4"), "no KV would be handed over"),
+        (("--device-ids=3",), "each engine gets GPUs of its own"),
+        (("--kv-cache-memory-bytes", "1"), "kv_cache_bytes"),
     ],
 )
 @pytest.mark.parametrize("role", [{}, {"prefill"}, {"decode"}], ids=["engine", "prefill", "decode"])
@@ -66,6 +73,25 @@ def test_arguments_that_are_not_to_be_given(arguments: tuple[str, ...], says: st
     made = config(**({name: RoleArgs(args=arguments) for name in role} or {"args": arguments}))
     with pytest.raises(ConfigError, match=rf"engine\.{''.join(f'{name}.' for name in role)}args: -.*{says}"):
         specs(made, parse("1p1d"), resolve_model(made), [0, 1])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--max-model-len", "4096"),
+        ("--seed", "-1"),
+        ("--generation-config", "/models/--port.x=1"),
+        ("--compilation-config.level", "0"),
+        ("--override-generation-config", '{"a": "--model"}'),
+        ("--no-enable-sleep-mode",),
+        ("--model-impl=auto",),
+        ("--gpu-memory-utilization", "0.5"),
+    ],
+)
+def test_all_others_reach_vllm_as_they_are(arguments: tuple[str, ...]) -> None:
+    made = config(args=arguments)
+    [engine] = specs(made, parse("1b"), resolve_model(made), [0])
+    assert engine.arguments[-len(arguments) :] == arguments
 
 
 def test_tensor_parallel_engines_on_the_cpu() -> None:
