@@ -16,12 +16,14 @@ from appliance import presets
 from appliance.config import Config
 from appliance.costs import closed, huggingface
 from appliance.costs.gpus import Gpu, gpu
+from appliance.costs.memory import Memory
 from appliance.costs.roofline import Batch, Roofline
 from appliance.costs.shape import ModelShape
 from appliance.errors import ConfigError
 from appliance.planner.cards import usable
 from appliance.planner.node import Chunk, CopyTime, Estimate, StepTime, Targets
-from appliance.planner.placement import SETTINGS, Placed, Placement, Seat, Times, Wanted, seated
+from appliance.planner.placement import seated
+from appliance.planner.wanted import Placed, Placement, Seat, Times, Wanted
 from appliance.records import Demand, Inventory
 from appliance.supervisor.specs import EngineSpec, GpuSeat, Model, gpu_specs
 from appliance.supervisor.topology import parse
@@ -53,6 +55,17 @@ def longest(preset: presets.Preset | None, config: Path) -> int:
     if preset is not None:
         return preset.context
     return min(CONTEXT, huggingface.positions(config) or CONTEXT)
+
+
+def within(context: int, config: Path) -> int:
+    """Tokens of the longest request, if the model can take so many. Raises ``ConfigError``: vLLM would not start."""
+    most = huggingface.positions(config)
+    if most is not None and context > most:
+        raise ConfigError(
+            f"requests of {context:,} tokens are more than the model has positions for (max_position_embeddings: {most:,}): "
+            f"--context {most} is the most"
+        )
+    return context
 
 
 def said_context(config: Config) -> int | None:
@@ -97,7 +110,7 @@ def preset_layout(preset: presets.Preset, count: int, kind: Gpu) -> tuple[str, s
 def wanted(asked: Asked, targets: Targets) -> Wanted:
     """For the planner: the cost model's times, and the traffic."""
     return Wanted(
-        model=asked.shape,
+        model=Memory(asked.shape),
         context=asked.context,
         demand=Demand(
             rate_s=asked.traffic.rate,
@@ -106,7 +119,6 @@ def wanted(asked: Asked, targets: Targets) -> Wanted:
         ),
         targets=targets,
         times=lambda size: _times(asked.shape, asked.gpu, size),
-        reserve_bytes=closed.RESERVE_BYTES,
     )
 
 
@@ -187,8 +199,8 @@ def engine_specs(
             role=seat.role,
             gpus=seat.gpus,
             memory_fraction=seat.memory_fraction,
-            token_budget=SETTINGS[seat.role].token_budget,
-            places=SETTINGS[seat.role].places,
+            token_budget=seat.settings.token_budget,
+            places=seat.settings.places,
             kv_bytes=seat.kv_bytes,
             sees=_others(seat, one) if config.engine.see_all_gpus else seat.sees,
         )

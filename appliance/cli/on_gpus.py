@@ -18,7 +18,8 @@ from appliance.errors import ConfigError, NotNowError
 from appliance.gpu.inventory import visible
 from appliance.planner.cards import usable
 from appliance.planner.node import Targets
-from appliance.planner.placement import Placement, place
+from appliance.planner.placement import place
+from appliance.planner.wanted import Placement
 from appliance.records import Inventory
 from appliance.supervisor.specs import DEMO_CONTEXT, EngineSpec, Model
 from web.words import ranges

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import msgspec
 import typer
@@ -26,6 +28,7 @@ from appliance.cli.asked import (
     longest,
     preset_layout,
     wanted,
+    within,
 )
 from appliance.cli.on_gpus import seen
 from appliance.config import Config
@@ -34,10 +37,13 @@ from appliance.errors import ConfigError
 from appliance.gpu.inventory import described
 from appliance.gpu.nvml import machine
 from appliance.planner.node import Targets
-from appliance.planner.placement import Placed, Placement, place
+from appliance.planner.placement import place
+from appliance.planner.wanted import Placed, Placement
 from appliance.records import Inventory
 from appliance.supervisor.specs import Model
 from web.words import ranges
+
+_COUNTS: Final = re.compile(r"\d+(?=[pdb])")  # of engines: the rest of a layout's name is its shape
 
 
 def plan(
@@ -66,8 +72,9 @@ def plan(
         return
     console = Console() if Console().is_terminal else Console(width=130)
     console.print(_heading(asked, targets), highlight=False)
-    console.print(_table(placed, everything=everything))
-    for line in _closing(asked, placed):
+    shown = _shown(asked, placed, everything=everything)
+    console.print(_table(placed, shown, everything=everything))
+    for line in _closing(asked, placed, shown):
         console.print(line, highlight=False)
     if show_commands or layout:
         for line in commands(asked, chosen(placed, layout or None, asked, targets)):
@@ -87,7 +94,7 @@ def ask(
     return Asked(
         model=Model(preset.repository, name, False) if preset else Model(path, name, True),
         shape=huggingface.read(source),
-        context=context or longest(preset, source),
+        context=within(context, source) if context else longest(preset, source),
         traffic=presets.Usual(
             rate=usual.rate if rate is None else rate,
             prompt=usual.prompt if prompt is None else prompt,
@@ -102,7 +109,7 @@ def ask(
 def _inventory(gpus: str) -> Inventory:
     if gpus:
         count, named = counted(gpus)
-        return described(count, named.name, named.memory_bytes)
+        return described(count, named.name, named.usable_bytes)
     found = seen(machine(), os.environ)
     if not found.cards:
         trouble = f" ({found.trouble})" if found.trouble else ""
@@ -147,24 +154,29 @@ def _heading(asked: Asked, targets: Targets) -> str:
     )
 
 
-def _table(placed: Placed, *, everything: bool) -> Table:
+def _shown(asked: Asked, placed: Placed, *, everything: bool) -> list[Placement]:
+    """The feasible ones, those first that go farthest; of each shape (roles, and GPUs per engine) the best, and the preset's own."""
+    found = sorted((one for one in placed.placements if one.feasible), key=lambda one: one.most_rate_s, reverse=True)
+    best: dict[str, str] = {}
+    for one in found:
+        best.setdefault(_COUNTS.sub("", one.layout), one.layout)
+    kept = {*best.values(), placed.best, *(_given(asked) or ())[1:]}
+    return [one for one in found if everything or one.layout in kept]
+
+
+def _table(placed: Placed, shown: Sequence[Placement], *, everything: bool) -> Table:
     table = Table(title="PREDICTED by a cost model (docs/costs.md, docs/planner.md)", title_justify="left")
     table.add_column("")
     table.add_column("layout", no_wrap=True)
     for name in ("KV tokens\nper engine", "requests\nat once", "TTFT", "per token", "in time", "highest\nrate/s"):
         table.add_column(name, justify="right")
     table.add_column("why")
-    for one in sorted((one for one in placed.placements if one.feasible), key=_most_rate_s, reverse=True):
+    for one in shown:
         table.add_row(*_row(one, placed.best))
     if everything:
         for reason, layouts in _infeasible(placed).items():
             table.add_row("✕", "\n".join(layouts), *["—"] * 6, escape(reason), style="dim")
     return table
-
-
-def _most_rate_s(one: Placement) -> float:
-    predicted = one.plan.predicted if one.plan else None
-    return predicted.most_rate_s if predicted else 0.0
 
 
 def _infeasible(placed: Placed) -> dict[str, list[str]]:
@@ -194,19 +206,29 @@ def _row(one: Placement, best: str | None) -> list[str]:
     ]
 
 
-def _closing(asked: Asked, placed: Placed) -> list[str]:
-    hidden = sum(1 for one in placed.placements if not one.feasible)
+def _closing(asked: Asked, placed: Placed, shown: Sequence[Placement]) -> list[str]:
+    feasible = sum(1 for one in placed.placements if one.feasible)
+    hidden, worse = len(placed.placements) - feasible, feasible - len(shown)
     lines = [
         f"Take [b]{placed.best}[/b]: {escape(placed.why)}."
         if placed.best
         else escape(placed.why[:1].upper() + placed.why[1:] + ".")
     ]
     lines += [escape(f"Not used: {one}.") for one in placed.unused]
+    if worse:
+        lines.append(
+            f"{worse} more layouts fit, of shapes that are there with other numbers of engines; --all shows them."
+        )
     if hidden:
         lines.append(f"{hidden} layouts do not fit; --all shows why.")
-    if asked.preset and asked.gpu and (found := preset_layout(asked.preset, len(asked.inventory.cards), asked.gpu)):
-        lines.append(f"The preset has {found[1]} for {found[0]}.")
+    if given := _given(asked):
+        lines.append(f"The preset has {given[1]} for {given[0]}.")
     return lines
+
+
+def _given(asked: Asked) -> tuple[str, str] | None:
+    """What the preset calls so many of these GPUs, and its layout for them."""
+    return preset_layout(asked.preset, len(asked.inventory.cards), asked.gpu) if asked.preset and asked.gpu else None
 
 
 def _json(asked: Asked, targets: Targets, placed: Placed) -> dict[str, Any]:

@@ -1,8 +1,6 @@
-"""What follows from steps: rates, capacity, the batch that saturates, and the time of a hand-off."""
+"""What follows from steps: rates, the batch that saturates, and the time of a hand-off."""
 
 from __future__ import annotations
-
-from typing import Final
 
 import msgspec
 
@@ -10,10 +8,6 @@ from appliance.costs.formats import Format
 from appliance.costs.gpus import Gpu
 from appliance.costs.roofline import LINK_REACHED, Batch, Chunk, Roofline
 from appliance.costs.shape import ModelShape
-from appliance.errors import ConfigError
-
-# Activations of the largest step, CUDA graphs and NCCL's buffers: our estimate of what an engine needs besides weights and KV.
-RESERVE_BYTES: Final = 3 << 30
 
 
 class Link(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,27 +37,6 @@ def handoff_s(total_bytes: float, link: Link) -> float:
 def handoff_bytes(shape: ModelShape, tokens: int, tp: int = 1) -> float:
     """What a prompt's KV comes to, on all ranks together."""
     return tp * shape.kv_bytes(tokens, tp)
-
-
-def kv_capacity_tokens(shape: ModelShape, gpu: Gpu, tp: int = 1, memory_fraction: float = 0.9) -> int:
-    """Tokens of KV that fit besides the weights, if every layer kept them all.
-
-    Raises:
-        ConfigError: not even the weights fit; says how many ranks would do.
-    """
-    free = gpu.memory_bytes * memory_fraction - RESERVE_BYTES - shape.weight_bytes(tp)
-    if free <= 0:
-        raise ConfigError(
-            f"{shape.name} has {shape.weight_bytes(tp) / 1e9:.1f} GB of weights on each of {tp} ranks, and a {gpu.name} has"
-            f" {gpu.memory_bytes * memory_fraction / 1e9:.1f} GB for an engine; more ranks, or fewer bits per weight, would do"
-        )
-    return int(free / shape.kv_bytes_per_token(tp))
-
-
-def kv_capacity_sequences(shape: ModelShape, gpu: Gpu, length: int, tp: int = 1, memory_fraction: float = 0.9) -> int:
-    """Sequences of ``length`` tokens that fit at once; sliding layers keep their windows only."""
-    tokens = kv_capacity_tokens(shape, gpu, tp, memory_fraction)
-    return int(tokens * shape.kv_bytes_per_token(tp) / shape.kv_bytes(length, tp))
 
 
 def saturating_tokens(gpu: Gpu, stored: Format = Format.BF16, shape: ModelShape | None = None) -> float:

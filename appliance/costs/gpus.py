@@ -1,6 +1,8 @@
 """GPUs by name: what their makers say they can do, and the share of it that matrix products reach.
 
-Peaks are dense: half of what data sheets print "with sparsity". NVIDIA's GB of memory are GiB (an "80GB" H100 reports 81,559 MiB).
+Peaks are dense: half of what data sheets print "with sparsity". Memory is what drivers report, which is neither the data sheet's GB nor as
+many GiB: an "80GB" H100 has 81,559 MiB, of which the driver keeps some hundred for itself; what is left is the total that CUDA, and so
+vLLM, sees (79.11 to 79.19 GiB, by the driver's version).
 The reachable shares are measured: "Maximum Achievable Matmul FLOPS" of stas00/ml-engineering, compute/accelerator/README.md at
 744d01e; where nobody has measured one, the next precision's stands in, which is said at the number.
 """
@@ -31,7 +33,8 @@ class Gpu(msgspec.Struct, frozen=True, kw_only=True):
     bf16: Peak
     fp8: Peak | None = None  # None: no such tensor cores
     fp4: Peak | None = None
-    memory_bytes: int
+    memory_bytes: int  # as the driver reports it
+    kept_bytes: int = 0  # of these, by the driver for itself
     memory_bytes_s: float
     nvlink_bytes_s: float  # each direction, all links together
     pcie_bytes_s: float  # each direction
@@ -39,6 +42,11 @@ class Gpu(msgspec.Struct, frozen=True, kw_only=True):
     power_w: float  # thermal design power
     clock_hz: float  # the most that its multiprocessors run at
     source: str
+
+    @property
+    def usable_bytes(self) -> int:
+        """What CUDA tells of as the total, and shares of its memory are shares of."""
+        return self.memory_bytes - self.kept_bytes
 
     def peak(self, stored: Format) -> Peak:
         """That of matrix products with weights stored so; BF16's where there are no tensor cores for better."""
@@ -48,12 +56,13 @@ class Gpu(msgspec.Struct, frozen=True, kw_only=True):
         return found or self.bf16
 
 
-_GIB: Final = 1 << 30
+_MIB: Final = 1 << 20
 
 A100: Final = Gpu(
     name="A100-SXM4-80GB",
     bf16=Peak(312e12, 0.869),
-    memory_bytes=80 * _GIB,
+    memory_bytes=81_920 * _MIB,
+    kept_bytes=870 * _MIB,
     memory_bytes_s=2.039e12,
     nvlink_bytes_s=300e9,
     pcie_bytes_s=32e9,
@@ -66,7 +75,8 @@ H100: Final = Gpu(
     name="H100-SXM5-80GB",
     bf16=Peak(989.4e12, 0.803),
     fp8=Peak(1978.9e12, 0.709),
-    memory_bytes=80 * _GIB,
+    memory_bytes=81_559 * _MIB,
+    kept_bytes=551 * _MIB,
     memory_bytes_s=3.35e12,
     nvlink_bytes_s=450e9,
     pcie_bytes_s=64e9,
@@ -79,7 +89,8 @@ H200: Final = Gpu(
     name="H200-SXM-141GB",
     bf16=Peak(989.4e12, 0.803),
     fp8=Peak(1978.9e12, 0.734),
-    memory_bytes=141 * _GIB,
+    memory_bytes=143_771 * _MIB,
+    kept_bytes=616 * _MIB,
     memory_bytes_s=4.8e12,
     nvlink_bytes_s=450e9,
     pcie_bytes_s=64e9,
@@ -93,7 +104,8 @@ B200: Final = Gpu(
     bf16=Peak(2250e12, 0.776),
     fp8=Peak(4500e12, 0.763),
     fp4=Peak(9000e12, 0.736),  # 6,624 TFLOP/s of NVFP4, S. Bekman, 2026-10-02
-    memory_bytes=180 * _GIB,
+    memory_bytes=183_359 * _MIB,
+    kept_bytes=728 * _MIB,
     memory_bytes_s=8.0e12,
     nvlink_bytes_s=900e9,
     pcie_bytes_s=64e9,

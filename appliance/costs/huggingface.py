@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -38,14 +39,14 @@ _TWO_MATRICES: Final = ("bloom", "gpt2", "gpt_neox", "opt", "phi", "starcoder2")
 _EXPERTS_ONLY: Final = ("gpt_oss", "mixtral")  # whose intermediate_size is an expert's
 _SLIDING_PERIOD: Final = {"gemma2": 2, "gemma3_text": 6}  # every n-th layer is full, the others slide
 _LAYER_TYPES: Final = ("full_attention", "sliding_attention")
-_OTHER_KINDS: Final = (  # Llama 4, Qwen3-Next, Mamba and its hybrids, DeepSeek-V3.2
-    "attention_chunk_size",
-    "interleave_moe_layer_step",
-    "linear_num_key_heads",
-    "mamba_d_state",
-    "ssm_cfg",
-    "index_topk",
+_OTHER_KINDS: Final = re.compile(
+    r"attention_chunk_size|interleave_moe_layer_step"  # Llama 4
+    r"|.*mamba.*|ssm_.*|.*linear_attn.*|linear_(num|key|value|conv).*|.*recurrent.*|.*lightning.*|conv_L_cache"  # states
+    r"|.*hybrid.*|.*block_types?|attn_type_list|attn_layer_(period|offset|indices)|full_attention_interval"  # of both kinds
+    r"|index_topk|.*indexer.*|compress_ratios?|.*sparse_attention.*"  # DeepSeek-V3.2 and later
+    r"|global_head_dim|num_global_key_value_heads|num_kv_shared_layers"  # Gemma 3n and 4: layers differ in what they keep
 )
+_SEPARATE: Final = "hf_quant_config.json"  # ModelOpt up to 0.29 has the quantization there; vLLM reads it, too
 
 
 def read(source: Path | Mapping[str, Any], name: str | None = None, kv_format: Format | None = None) -> ModelShape:
@@ -59,17 +60,41 @@ def read(source: Path | Mapping[str, Any], name: str | None = None, kv_format: F
     Raises:
         ConfigError: something that a shape needs is missing, or the model is of a kind that isn't covered. Names the key.
     """
-    outer = _load(source) if isinstance(source, Path) else source
+    outer = _with_quantization(source) if isinstance(source, Path) else source
     named = name or (_directory(source) if isinstance(source, Path) else str(outer.get("model_type", "model")))
     return _shape(_Config(outer, named), kv_format)
 
 
 def positions(source: Path) -> int | None:
-    """The longest text that the model was made for, in tokens; None where its ``config.json`` does not say. Raises ``ConfigError``."""
+    """The longest text that the model can take, in tokens; None where its ``config.json`` does not say. Raises ``ConfigError``.
+
+    As vLLM works it out (``config/model.py``): longer than it says where positions are interpolated, by ways that do not count themselves.
+    """
     outer = _load(source)
     inner = outer.get("text_config")
-    found = (inner if isinstance(inner, dict) else outer).get("max_position_embeddings")
-    return found if isinstance(found, int) and found > 0 else None
+    text = inner if isinstance(inner, dict) else outer
+    found, stretched = (
+        text.get("max_position_embeddings"),
+        text.get("rope_scaling") or text.get("rope_parameters") or {},
+    )
+    if not isinstance(found, int) or found < 1:
+        return None
+    counts = (stretched.get("rope_type") or stretched.get("type")) in ("linear", "dynamic")
+    gemma3 = "gemma3" in str(outer.get("model_type"))  # whose positions are stretched already
+    return int(found * (stretched.get("factor") or 1.0)) if counts and not gemma3 else found
+
+
+def _with_quantization(path: Path) -> Mapping[str, Any]:
+    """What ``config.json`` says, and what a file beside it says of quantization where it does not."""
+    outer = _load(path)
+    beside = (path if path.is_dir() else path.parent) / _SEPARATE
+    if outer.get("quantization_config") or not beside.is_file():
+        return outer
+    try:
+        told = msgspec.json.decode(beside.read_bytes(), type=dict[str, Any]).get("quantization") or {}
+    except (OSError, msgspec.MsgspecError) as error:
+        raise ConfigError(f"{beside} can't be read: {error}") from error
+    return {**outer, "quantization_config": {"quant_method": "modelopt", **told}}
 
 
 def _load(path: Path) -> Mapping[str, Any]:
@@ -135,6 +160,7 @@ def _shape(config: _Config, kv_format: Format | None) -> ModelShape:
         shared_format=stored.shared,
         expert_format=stored.experts,
         kv_format=kv_format or stored.kv,
+        scale_block=stored.block,
         **_mlps(config, layers, hidden),
     )
 
@@ -142,7 +168,7 @@ def _shape(config: _Config, kv_format: Format | None) -> ModelShape:
 def _refuse(config: _Config) -> None:
     """Attention of other kinds would be costed wrongly without a word."""
     types = [one for one in config.all.get("layer_types") or () if one not in _LAYER_TYPES]
-    keys = [key for key in _OTHER_KINDS if config.all.get(key)]
+    keys = [key for key, value in config.all.items() if value and _OTHER_KINDS.fullmatch(key)]
     if what := types[:1] + keys[:1]:
         raise ConfigError(
             f"{config.name} has {what[0]}, which is not covered; full, grouped, sliding and latent attention and mixtures of experts are"

@@ -24,6 +24,7 @@ class Formats(msgspec.Struct, frozen=True):
     shared: Format = Format.BF16
     experts: Format = Format.BF16
     kv: Format = Format.BF16
+    block: int = 0  # numbers that share one scale, along each side of a matrix; 0: not in blocks
 
 
 def formats(config: Mapping[str, Any]) -> Formats:
@@ -48,6 +49,7 @@ def formats(config: Mapping[str, Any]) -> Formats:
         shared=of(skipped, "shared_expert"),
         experts=of(skipped, ".experts"),
         kv=_kv(quantization),
+        block=max(quantization.get("weight_block_size") or (0,)),
     )
 
 

@@ -74,6 +74,9 @@ class ModelShape(msgspec.Struct, frozen=True, kw_only=True):
     shared_format: Format = Format.BF16
     expert_format: Format = Format.BF16
     kv_format: Format = Format.BF16
+    scale_block: int = (
+        0  # numbers that share one scale, along each side of a matrix; 0: scales are not shared out in blocks
+    )
 
     @property
     def full_layers(self) -> int:
@@ -116,21 +119,33 @@ class ModelShape(msgspec.Struct, frozen=True, kw_only=True):
         """What each of ``tp`` ranks holds.
 
         Raises:
-            ConfigError: heads or KV heads can't be shared out to so many ranks.
+            ConfigError: it can't be shared out to so many ranks.
         """
         if reason := self.unshared(tp):
             raise ConfigError(reason)
         return tuple(part for part in (*self._always(tp), *self._experts(tp), *self._ends(tp)) if part.parameters)
 
     def unshared(self, tp: int) -> str | None:
-        """Why heads or KV heads can't be shared out to so many ranks; None if they can."""
-        if tp >= 1 and not self.heads % tp and not (self.kv_heads % tp and tp % self.kv_heads):
+        """Why the model can't be shared out to so many ranks; None if it can."""
+        if (what := self._indivisible(tp)) is None:
             return None
-        fits = [n for n in (1, 2, 4, 8, 16) if not self.heads % n and not (self.kv_heads % n and n % self.kv_heads)]
-        return (
-            f"{self.name} has {self.heads} heads and {self.kv_heads} KV heads, which {tp} ranks can't share;"
-            f" possible are {', '.join(map(str, fits))}"
+        fits = [n for n in (1, 2, 4, 8, 16) if self._indivisible(n) is None]
+        return f"{self.name} has {what}, which {tp} ranks can't share; possible are {', '.join(map(str, fits))}"
+
+    def _indivisible(self, tp: int) -> str | None:
+        if tp < 1 or self.heads % tp or (self.kv_heads % tp and tp % self.kv_heads):
+            return f"{self.heads} heads and {self.kv_heads} KV heads"
+        mlps = (
+            (self.dense_size, self.dense_format),
+            (self.shared_size, self.shared_format),
+            (self.expert_size, self.expert_format),
         )
+        for size, stored in mlps:
+            if size % tp:
+                return f"MLPs of an inner size of {size}"
+            if self.scale_block and stored is Format.FP8 and tp > 1 and size // tp % self.scale_block:
+                return f"MLPs of an inner size of {size} with a scale for every {self.scale_block}"
+        return None
 
     def _always(self, tp: int) -> list[Part]:
         attention = self.layers * (self._latent(self.latent, tp) if self.latent else self._attention(tp))

@@ -1,11 +1,12 @@
 """What GPUs there are to put engines on, by NVML: asked once, before there are engines. Nothing here raises.
 
-NVLink: GPUs that reach a common switch, or each other over links of their own, are one island.
+NVLink: GPUs that reach a common switch, or each other over links of their own, are one island. PCIe: those below the same switch belong
+together where there is no NVLink.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,8 +33,11 @@ def inventory(module: Any, sysfs: Path = _SYSFS) -> Inventory:
         return Inventory(
             cards=(), trouble=f"NVIDIA's driver went away while it was asked ({error}); nvidia-smi says more"
         )
-    islands = _islands(found)
-    cards = tuple(msgspec.structs.replace(one.card, island=island) for one, island in zip(found, islands, strict=True))
+    islands, bridges = _gathered(found, _together), _gathered(found, _below_one_switch)
+    cards = tuple(
+        msgspec.structs.replace(one.card, island=island, bridge=bridge)
+        for one, island, bridge in zip(found, islands, bridges, strict=True)
+    )
     driver = text(library.ask("NVML", "the driver's version", "nvmlSystemGetDriverVersion"))
     return Inventory(
         cards=cards,
@@ -105,13 +109,14 @@ def _found(library: Library, sysfs: Path) -> Iterable[Found]:
 def _one(questions: Questions, index: int, sysfs: Path) -> Found:
     ask = questions.ask
     memory = ask("memory", "nvmlDeviceGetMemoryInfo")
+    detailed = ask("what the driver keeps of its memory", "nvmlDeviceGetMemoryInfo", questions.module.nvmlMemory_v2)
     address = _address(ask("PCI address", "nvmlDeviceGetPciInfo"))
     switched, linked = _links(questions)
     card = Card(
         index=index,
         uuid=text(ask("its UUID", "nvmlDeviceGetUUID")) or f"GPU {index}",
         name=text(ask("its name", "nvmlDeviceGetName")) or "unknown GPU",
-        memory_bytes=memory.total if memory is not None else 0,
+        memory_bytes=memory.total - (detailed.reserved if detailed is not None else 0) if memory is not None else 0,
         free_bytes=memory.free if memory is not None else 0,
         numa=_number(sysfs / address / "numa_node"),
         cores=_cores(sysfs / address / "local_cpulist"),
@@ -160,22 +165,28 @@ def _address(pci: Any) -> str:
     return f"{domain[-4:]}:{rest}".lower()
 
 
-def _islands(found: Sequence[Found]) -> list[int]:
-    """The first GPU of each one's island. Links of one's own make an island only where everybody has one to everybody."""
-    islands: list[int] = []
+def _gathered(found: Sequence[Found], together: Callable[[Found, Found], bool]) -> list[int]:
+    """The first GPU of each one's group, in which everybody is together with everybody: links of a ring make no group of all."""
+    groups: list[int] = []
     for place, one in enumerate(found):
         members: dict[int, list[Found]] = {}
-        for before, island in zip(found, islands, strict=False):
-            members.setdefault(island, []).append(before)
-        island = next(
-            (island for island, those in members.items() if all(_together(one, other) for other in those)), place
+        for before, group in zip(found, groups, strict=False):
+            members.setdefault(group, []).append(before)
+        groups.append(
+            next((group for group, those in members.items() if all(together(one, other) for other in those)), place)
         )
-        islands.append(island)
-    return islands
+    return groups
 
 
 def _together(one: Found, other: Found) -> bool:
     return (one.switched and other.switched) or (other.address in one.linked and one.address in other.linked)
+
+
+def _below_one_switch(one: Found, other: Found) -> bool:
+    """Of PCIe."""
+    ask, handle = one.questions.ask, other.questions.handle
+    ancestor = ask("PCIe topology", "nvmlDeviceGetTopologyCommonAncestor", handle)
+    return ancestor is not None and ancestor <= one.questions.module.NVML_TOPOLOGY_MULTIPLE
 
 
 def _apart(found: Sequence[Found]) -> Iterable[tuple[str, str]]:

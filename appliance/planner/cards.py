@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from appliance.errors import ConfigError
 from appliance.records import Card, Inventory
 
 SHARERS: Final = 2  # engines on one GPU, where there is no other
-_MARGIN: Final = 0.10  # of a GPU's memory, that is left alone
+_MARGIN: Final = 0.08  # of a GPU's memory, that is left alone: as vLLM itself leaves it
 _CROWDED: Final = 0.15  # of its memory, that others may have before a GPU counts as taken
 
 
@@ -28,6 +29,7 @@ def usable(inventory: Inventory) -> tuple[tuple[Card, ...], tuple[str, ...]]:
 
 
 def _neighbourhood(card: Card) -> tuple[int, int, int]:
+    """GPUs that belong together are next to each other in its order."""
     return card.island, -1 if card.numa is None else card.numa, card.index
 
 
@@ -78,12 +80,55 @@ def _of_other_kinds(cards: Sequence[Card]) -> dict[int, str]:
 
 
 def grouped(cards: Sequence[Card], size: int) -> list[tuple[Card, ...]]:
-    """As many groups of so many GPUs as there are, each within an island; NUMA nodes are kept together as far as that goes."""
-    groups = []
-    for _, island in itertools.groupby(cards, key=lambda card: card.island):
-        there = list(island)
-        groups += [tuple(there[at : at + size]) for at in range(0, len(there) - size + 1, size)]
-    return groups
+    """As many groups of so many GPUs as there are, each within an island; whole NUMA nodes first, and what is left across them."""
+    left, found = list(cards), []
+    while group := _nearest(left, size):
+        found.append(group)
+        left = [card for card in left if card not in group]
+    return _in_order(found, cards)
+
+
+def _nearest(cards: Sequence[Card], size: int, *, anywhere: bool = False) -> tuple[Card, ...]:
+    """So many that are as near each other as can be: of one NUMA node, else of one island, else, ``anywhere``, of several. Empty: none.
+
+    Of places with enough, the one with the fewest GPUs: so large ones stay whole for those who need them.
+    """
+    for place in _PLACES if anywhere else _PLACES[:2]:
+        together: dict[tuple[int | None, ...], list[Card]] = {}
+        for card in cards:
+            together.setdefault(place(card), []).append(card)
+        if enough := [there for there in together.values() if len(there) >= size]:
+            return tuple(_side_by_side(min(enough, key=len), size))
+    return ()
+
+
+_PLACES: Final[tuple[Callable[[Card], tuple[int | None, ...]], ...]] = (
+    lambda card: (card.island, card.numa),
+    lambda card: (card.island,),
+    lambda card: (card.numa,),
+    lambda card: (),
+)
+"""From the nearest on; those of one NUMA node without NVLink come before those of several. Only the first two are within an island."""
+
+
+def _side_by_side(cards: Sequence[Card], size: int) -> list[Card]:
+    """Of as few NUMA nodes as can be, and below as few PCIe switches, the fullest first."""
+    nodes, bridges = Counter(card.numa for card in cards), Counter((card.numa, card.bridge) for card in cards)
+    ordered = sorted(
+        cards,
+        key=lambda card: (
+            -nodes[card.numa],
+            _neighbourhood(card)[:2],
+            -bridges[card.numa, card.bridge],
+            card.bridge,
+            card.index,
+        ),
+    )
+    return sorted(ordered[:size], key=_neighbourhood)
+
+
+def _in_order(groups: Sequence[tuple[Card, ...]], cards: Sequence[Card]) -> list[tuple[Card, ...]]:
+    return sorted(groups, key=lambda group: cards.index(group[0]))
 
 
 def some(inventory: Inventory) -> tuple[tuple[Card, ...], tuple[str, ...]]:
@@ -94,25 +139,30 @@ def some(inventory: Inventory) -> tuple[tuple[Card, ...], tuple[str, ...]]:
     return cards, unused
 
 
-def dealt(cards: Sequence[Card], sizes: Sequence[int]) -> list[tuple[Card, ...]] | None:
-    """GPUs for engines of these sizes, the large ones first, each within an island; two share one where there are too few."""
+def dealt(cards: Sequence[Card], sizes: Sequence[int], *, anywhere: bool = False) -> list[tuple[Card, ...]] | None:
+    """GPUs for engines of these sizes, the large ones first, each within an island, or ``anywhere`` where there is none that is large
+    enough; two share one where there are too few. None: there are not enough.
+    """
     if len(cards) < len(sizes) <= SHARERS * len(cards) and set(sizes) == {1}:
         return [(cards[number % len(cards)],) for number in range(len(sizes))]
-    left = [list(island) for _, island in itertools.groupby(cards, key=lambda card: card.island)]
-    found: dict[int, tuple[Card, ...]] = {}
-    for number in sorted(range(len(sizes)), key=lambda number: -sizes[number]):
-        island = min((one for one in left if len(one) >= sizes[number]), key=len, default=None)
-        if island is None:
+    left, found = list(cards), dict[int, list[tuple[Card, ...]]]()
+    for size in sorted(sizes, reverse=True):
+        group = _nearest(left, size, anywhere=anywhere)
+        if not group:
             return None
-        found[number] = tuple(island[: sizes[number]])
-        del island[: sizes[number]]
-    return [found[number] for number in range(len(sizes))]
+        found.setdefault(size, []).append(group)
+        left = [card for card in left if card not in group]
+    waiting = {size: iter(_in_order(groups, cards)) for size, groups in found.items()}
+    return [next(waiting[size]) for size in sizes]
+
+
+def crosses(group: Sequence[Card]) -> bool:
+    """Whether NVLink does not connect all of them."""
+    return len({card.island for card in group}) > 1
 
 
 def too_few(cards: Sequence[Card], sizes: Sequence[int]) -> str:
-    if sum(sizes) > len(cards):
-        return f"takes {sum(sizes)} GPUs, and {len(cards)} can be used"
-    return f"needs {max(sizes)} GPUs that NVLink connects with each other, and no more than {largest(cards)} are"
+    return f"takes {sum(sizes)} GPUs, and {len(cards)} can be used"
 
 
 def largest(cards: Sequence[Card]) -> int:

@@ -57,12 +57,15 @@ class Layout(Protocol):
 class Split:
     """Engines that prefill and engines that decode."""
 
-    def __init__(self, demand: Demand, engines: Engines, targets: Targets, prefill: int, decode: int) -> None:
-        self._targets, self._lengths, self._clock = targets, Lengths(demand), Clock(engines.step)
-        self._prefillers = Prefillers(self._clock, engines, prefill, self._lengths, demand.burstiness)
-        self._decoders = Decoders(self._clock, engines, decode, self._lengths)
-        copies = [_copy_s(engines, tokens) for tokens in demand.prompt_tokens]
-        alone = _alone_s(self._lengths, self._clock, engines.settings[Role.PREFILL].token_budget)
+    def __init__(self, demand: Demand, prefilling: Engines, decoding: Engines, targets: Targets) -> None:
+        self._targets, self._lengths = targets, Lengths(demand)
+        self._prefill_clock, self._decode_clock = Clock(prefilling.step), Clock(decoding.step)
+        self._prefillers = Prefillers(
+            self._prefill_clock, prefilling, prefilling.count, self._lengths, demand.burstiness
+        )
+        self._decoders = Decoders(self._decode_clock, decoding, decoding.count, self._lengths)
+        copies = [_copy_s(decoding, tokens) for tokens in demand.prompt_tokens]
+        alone = _alone_s(self._lengths, self._prefill_clock, prefilling.settings[Role.PREFILL].token_budget)
         self._offsets_s = [one_s + copy_s for one_s, copy_s in zip(alone, copies, strict=True)]
 
     @property
@@ -85,8 +88,8 @@ class Split:
 
     def error(self, point: Point) -> float | None:
         number = max(1.0, point.decoding.at_once or 1.0)
-        prompts = self._clock.estimate(self._lengths.batch(1)).error
-        decodes = self._clock.estimate((), number, number * self._lengths.context).error
+        prompts = self._prefill_clock.estimate(self._lengths.batch(1)).error
+        decodes = self._decode_clock.estimate((), number, number * self._lengths.context).error
         return None if prompts is None or decodes is None else max(prompts, decodes)
 
 

@@ -1,124 +1,83 @@
 """Where engines could be on a machine's GPUs, before there is a node: every layout, what it would bring, and which to take. Pure.
 
-A layout is infeasible where its engines find no GPUs that belong together, where a model's heads can't be shared out, or where weights and
-the KV of one request do not fit; each says why. What is left is predicted as a running node's layouts are (``split.py``).
+A layout is infeasible where its engines find no GPUs that belong together, where a model can't be shared out, or where weights and the KV
+of one request do not fit; each says why. What is left is predicted as a running node's layouts are (``split.py``).
 """
 
 from __future__ import annotations
 
 import itertools
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from typing import Final, Protocol
+from collections.abc import Iterable, Sequence
+from typing import Final
 
 import msgspec
 
 from appliance.errors import ConfigError
 from appliance.planner import split
 from appliance.planner.cards import (
-    SHARERS,
     are_far,
-    crowd,
+    crosses,
     dealt,
     each_may_take,
-    fraction,
     gib,
     grouped,
     largest,
     may_take,
-    share_taken,
     some,
     too_few,
-    usable,
 )
-from appliance.planner.node import CopyTime, Engines, Settings, StepTime, Targets
-from appliance.records import Card, Demand, Inventory, Plan, Role
+from appliance.planner.choice import choose
+from appliance.planner.node import Engines
+from appliance.planner.room import Room, Short, roomiest
+from appliance.planner.seats import Group, remarks, seats, sharers
+from appliance.planner.wanted import SETTINGS, Placed, Placement, Wanted
+from appliance.records import Card, Inventory, Plan, Role
 
 _SIZES: Final = (1, 2, 4, 8, 16)
 
-SETTINGS: Final[Mapping[Role, Settings]] = {
-    Role.PREFILL: Settings(token_budget=8192, places=256),
-    Role.DECODE: Settings(token_budget=2048, places=256),
-    Role.BOTH: Settings(token_budget=8192, places=256),
-}
-"""Of vLLM, by role: a prefill engine's steps may be long, as nobody on it waits for the next token."""
 
+class Form(msgspec.Struct, frozen=True):
+    """Engines of a layout: how many prefill and decode, of how many GPUs each; or do both, where none prefills."""
 
-class Footprint(Protocol):
-    """What a model takes on each of ``tp`` GPUs. Both raise ``ConfigError`` where its heads can't be shared out to so many."""
+    prefill: int
+    decode: int
+    prefill_size: int
+    decode_size: int
 
-    def weight_bytes(self, tp: int = 1) -> float: ...
+    @property
+    def roles(self) -> list[Role]:
+        if not self.prefill:
+            return [Role.BOTH] * self.decode
+        return [Role.PREFILL] * self.prefill + [Role.DECODE] * self.decode
 
-    def kv_bytes(self, tokens: int, tp: int = 1) -> float:
-        """Of one request."""
-        ...
+    @property
+    def sizes(self) -> list[int]:
+        return [self.prefill_size] * self.prefill + [self.decode_size] * self.decode
 
+    @property
+    def layout(self) -> str:
+        return split.named(self.prefill, self.decode, self.prefill_size, self.decode_size)
 
-class Times(msgspec.Struct, frozen=True):
-    """How long steps and hand-offs take on engines of one size."""
-
-    step: StepTime
-    copy: CopyTime
-    far: CopyTime | None = None  # between GPUs that NVLink does not connect; the same, where not told
-
-
-class Wanted(msgspec.Struct, frozen=True, kw_only=True):
-    """What is to be placed."""
-
-    model: Footprint
-    context: int  # the longest request, in tokens
-    demand: Demand
-    targets: Targets
-    times: Callable[[int], Times]  # by tensor-parallel size
-    reserve_bytes: int  # that an engine needs on each GPU besides weights and KV
-    settings: Mapping[Role, Settings] = msgspec.field(default_factory=lambda: SETTINGS)
-
-
-class Seat(msgspec.Struct, frozen=True, kw_only=True):
-    """One engine and its GPUs."""
-
-    name: str
-    role: Role
-    gpus: tuple[str, ...]  # UUIDs
-    memory_fraction: float  # of each GPU's memory, as vLLM's --gpu-memory-utilization has it
-    kv_bytes: int | None = None  # on each GPU; None: whatever vLLM finds to be left
-    sees: tuple[str, ...] = ()  # other engines' GPUs, whose memory comes to it by way of the host's
-
-
-class Placement(msgspec.Struct, frozen=True, kw_only=True):
-    """One layout on the machine. ``reason``: why it is infeasible; ``remarks``: what its owner should know."""
-
-    layout: str
-    feasible: bool
-    reason: str
-    seats: tuple[Seat, ...] = ()
-    tensor_parallel: int
-    kv_tokens: int | None = None  # of one engine, in requests of the longest kind
-    requests: float | None = None  # that one engine keeps at once, of the demand's mean length
-    plan: Plan | None = None  # predicted
-    remarks: tuple[str, ...] = ()
-    staged: bool = False  # KV goes through the host's memory between some of its engines
-
-
-class Placed(msgspec.Struct, frozen=True, kw_only=True):
-    """All of them. ``best`` None: none is feasible."""
-
-    placements: tuple[Placement, ...]
-    best: str | None
-    why: str
-    unused: tuple[str, ...] = ()  # GPUs that no layout uses, and why not
+    @property
+    def largest(self) -> int:
+        return max(self.sizes)
 
 
 def place(inventory: Inventory, wanted: Wanted) -> Placed:
-    """Every layout of the machine's GPUs. Raises ``ConfigError`` where there is no GPU to use."""
+    """Every layout of the machine's GPUs. Raises ``ConfigError`` where there is no GPU to use.
+
+    Engines of several GPUs are put where NVLink connects these; only where nothing else fits over PCIe, too, and then unpredicted.
+    """
     cards, unused = some(inventory)
-    if len(cards) == 1:
-        found = _on_one(cards[0], inventory, wanted)
-    else:
+    if len(cards) == 1:  # an engine of its own, or two that share it
         found = tuple(
-            placement for size in _SIZES if size <= len(cards) for placement in _of_size(cards, size, inventory, wanted)
+            _on(form, [cards] * len(form.roles), inventory, wanted) for form in (Form(1, 1, 1, 1), Form(0, 1, 1, 1))
         )
-    best, why = _choose(found, wanted.demand)
+    else:
+        found = tuple(_placement(form, cards, inventory, wanted) for form in (*_alike(cards), *_unlike(cards)))
+    if len(cards) > 1 and not any(one.feasible for one in found):
+        found = _over_pcie(found, cards, inventory, wanted)
+    best, why = choose(found, wanted)
     return Placed(placements=found, best=best.layout if best else None, why=why, unused=unused)
 
 
@@ -133,286 +92,187 @@ def seated(inventory: Inventory, places: Sequence[tuple[Role, int]], layout: str
         ConfigError: there are too few GPUs that can be used, or they have too little memory.
     """
     cards, unused = some(inventory)
-    sizes = [size for _, size in places]
-    groups = dealt(cards, sizes)
+    sizes, roles = [size for _, size in places], [role for role, _ in places]
+    groups = dealt(cards, sizes) or dealt(cards, sizes, anywhere=True)
     if groups is None:
         raise ConfigError(
             f"topology {layout!r} {too_few(cards, sizes)}" + "".join(f"; not used: {one}" for one in unused)
         )
-    sharers = Counter(card.uuid for group in groups for card in group)
-    rooms = [_room_of(group, max(sharers[card.uuid] for card in group), wanted) for group in groups]
-    if reason := next((room for room in rooms if isinstance(room, str)), None):
-        raise ConfigError(f"topology {layout!r} does not fit: {reason}")
-    known = [room for room in rooms if isinstance(room, Room)]
-    seats = _seats([role for role, _ in places], groups, known or [None] * len(places), sharers, inventory)
+    rooms = _rooms_asked(roles, groups, wanted)
+    if isinstance(rooms, str):
+        raise ConfigError(f"topology {layout!r} does not fit: {rooms}")
+    usual = wanted.settings if wanted else SETTINGS
+    found = seats(roles, groups, rooms, usual, inventory)
+    known = [room for room in rooms if room is not None]
     return Placement(
         layout=layout,
         feasible=True,
         reason="it is what was asked for",
-        seats=seats,
+        seats=found,
         tensor_parallel=max(sizes),
         kv_tokens=min((room.tokens for room in known), default=None),
         requests=min((room.requests for room in known), default=None),
-        remarks=_remarks(seats, groups, sharers, inventory),
-        staged=any(seat.sees for seat in seats),
+        remarks=remarks(found, groups, usual, inventory),
+        staged=any(seat.sees for seat in found),
     )
 
 
-# ---- layouts
+# ---- which layouts there are
 
 
-def _of_size(cards: Sequence[Card], size: int, inventory: Inventory, wanted: Wanted) -> tuple[Placement, ...]:
-    groups = grouped(cards, size)
-    count = len(cards) // size
-    layouts = [split.name(*pair, _named(count, size)) for pair in _pairs(count)]
-    if len(groups) < count:
-        reason = (
-            f"tensor-parallel engines need {size} GPUs that are connected by NVLink, and at most {largest(cards)} are"
-        )
-        return tuple(_none(layout, size, reason) for layout in layouts)
-    try:
-        room = _room(groups, size, wanted)
-    except ConfigError as error:
-        return tuple(_none(layout, size, str(error)) for layout in layouts)
-    if isinstance(room, str):
-        return tuple(_none(layout, size, room) for layout in layouts)
-    engines = _engines(count, size, room, wanted, far=are_far(groups))
+def _alike(cards: Sequence[Card]) -> Iterable[Form]:
+    """Of as many engines of one size as find GPUs, or would, were these connected."""
+    for size in (size for size in _SIZES if size <= len(cards)):
+        count = len(grouped(cards, size)) or len(cards) // size
+        yield from (Form(prefill, count - prefill, size, size) for prefill in range(1, count))
+        yield Form(0, count, size, size)
+
+
+def _unlike(cards: Sequence[Card]) -> Iterable[Form]:
+    """Of two sizes: of those that find GPUs which NVLink connects, the ones that leave the fewest idle."""
+    for sizes in itertools.permutations(_SIZES, 2):
+        forms = sorted(_filling(len(cards), *sizes), key=lambda form: -sum(form.sizes))
+        for _, alike in itertools.groupby(forms, key=lambda form: sum(form.sizes)):
+            if found := [form for form in alike if dealt(cards, form.sizes) is not None]:
+                yield from found
+                break
+
+
+def _filling(count: int, prefill_size: int, decode_size: int) -> Iterable[Form]:
+    """For each number of prefill engines, as many that decode as there are GPUs left for."""
+    for prefill in range(1, (count - decode_size) // prefill_size + 1):
+        yield Form(prefill, (count - prefill * prefill_size) // decode_size, prefill_size, decode_size)
+
+
+def _over_pcie(
+    found: Sequence[Placement], cards: Sequence[Card], inventory: Inventory, wanted: Wanted
+) -> tuple[Placement, ...]:
+    """The same, with engines of several GPUs wherever these are."""
+    forms = {form.layout: form for form in _alike(cards) if form.largest > 1}
     return tuple(
-        _placement(layout, pair, groups, engines, inventory, wanted)
-        for layout, pair in zip(layouts, _pairs(count), strict=True)
+        _placement(forms[one.layout], cards, inventory, wanted, anywhere=True) if one.layout in forms else one
+        for one in found
     )
 
 
-def _pairs(count: int) -> list[tuple[int, int]]:
-    return [(prefill, count - prefill) for prefill in range(1, count)] + [(0, 0)]
+# ---- one of them
 
 
-def _named(count: int, size: int) -> Engines:
-    """Only its name is asked for."""
-    return Engines(count=count, step=lambda *_: None, kv_tokens=0, settings={}, tensor_parallel=size)
-
-
-def _none(layout: str, size: int, reason: str) -> Placement:
-    return Placement(layout=layout, feasible=False, reason=reason, tensor_parallel=size)
-
-
-class Room(msgspec.Struct, frozen=True):
-    """For KV, on each GPU of an engine that has the least of it."""
-
-    kv_bytes: float
-    tokens: int
-    requests: float
-
-
-def _room(groups: Sequence[tuple[Card, ...]], size: int, wanted: Wanted, sharers: int = 1) -> Room | str:
-    """Or why there is none. Raises ``ConfigError`` where heads can't be shared out."""
-    model, group = wanted.model, min(groups, key=each_may_take)
-    least, there = min(group, key=may_take), each_may_take(group) / sharers
-    weights = model.weight_bytes(size)
-    kv_bytes = there - wanted.reserve_bytes - weights
-    has = f"GPU {least.index} has {gib(there)} for an engine"
-    needs = f"weights take {gib(weights)} of each of {size} GPUs" if size > 1 else f"weights take {gib(weights)}"
-    if kv_bytes <= 0:
-        return (
-            f"{has}, and {needs}, besides {gib(wanted.reserve_bytes)} for activations and graphs: "
-            "more GPUs per engine, or fewer bits per weight, would do"
+def _placement(
+    form: Form, cards: Sequence[Card], inventory: Inventory, wanted: Wanted, *, anywhere: bool = False
+) -> Placement:
+    groups = dealt(cards, form.sizes, anywhere=anywhere)
+    if groups is None:
+        return _none(
+            form,
+            f"tensor-parallel engines need {form.largest} GPUs that are connected by NVLink, and at most {largest(cards)} are; "
+            f"--topology {form.layout} puts them on others, over PCIe",
         )
-    longest = model.kv_bytes(wanted.context, size)
-    if longest > kv_bytes:
-        return (
-            f"{has} and {needs}: the KV of one request of {wanted.context:,} tokens takes {gib(longest)}, and {gib(kv_bytes)} are left; "
-            "shorter requests (plan --context, or --max-model-len in [engine] args), or more GPUs per engine, would do"
-        )
-    mean = _mean(wanted.demand.prompt_tokens) + _mean(wanted.demand.output_tokens) / 2
-    return Room(
-        kv_bytes=kv_bytes,
-        tokens=int(kv_bytes / longest * wanted.context),
-        requests=kv_bytes / model.kv_bytes(max(1, round(mean)), size),
+    return _on(form, groups, inventory, wanted)
+
+
+def _on(form: Form, groups: Sequence[Group], inventory: Inventory, wanted: Wanted) -> Placement:
+    rooms = _rooms(form.roles, groups, wanted)
+    if isinstance(rooms, str):
+        return _none(form, rooms)
+    unknown = _unpredictable(groups)
+    plan = None if unknown else _plan(form, groups, rooms, wanted)
+    found = seats(form.roles, groups, rooms, wanted.settings, inventory)
+    least = min(rooms[form.prefill :], key=lambda room: room.tokens)
+    return Placement(
+        layout=form.layout,
+        feasible=True,
+        reason=(plan.reason if plan else unknown) or "meets the targets",
+        seats=found,
+        tensor_parallel=form.largest,
+        kv_tokens=least.tokens,
+        requests=least.requests,
+        plan=plan,
+        remarks=remarks(found, groups, wanted.settings, inventory),
+        staged=bool(form.prefill) and any(seat.sees for seat in found),
     )
 
 
-def _room_of(group: tuple[Card, ...], sharers: int, wanted: Wanted | None) -> Room | str | None:
-    """None where nothing is known of the model."""
-    if wanted is None:
-        shared = (
-            "two engines can share a GPU only where the model's config.json says how much memory each needs for what"
-        )
-        return shared if sharers > 1 else None
-    try:
-        return _room([group], len(group), wanted, sharers)
-    except ConfigError as error:
-        return str(error)
+def _unpredictable(groups: Sequence[Group]) -> str | None:
+    """Why the cost model says nothing of such engines."""
+    if max(sharers(groups).values()) > 1:
+        return "two engines that share a GPU are not predicted"
+    return "engines whose ranks meet over PCIe are not predicted" if any(map(crosses, groups)) else None
 
 
-def _engines(count: int, size: int, room: Room, wanted: Wanted, *, far: bool = False) -> Engines:
+def _none(form: Form, reason: str) -> Placement:
+    return Placement(layout=form.layout, feasible=False, reason=reason, tensor_parallel=form.largest)
+
+
+def _plan(form: Form, groups: Sequence[Group], rooms: Sequence[Room], wanted: Wanted) -> Plan:
+    """Predicted."""
+    decoding = _engines(form.decode, form.decode_size, rooms[form.prefill :], wanted)
+    if not form.prefill:
+        return split.plan(wanted.demand, decoding, wanted.targets, 0, 0)
+    times = wanted.times(min(form.prefill_size, form.decode_size))  # ranks copy side by side: as many as both have
+    copy = times.far if are_far(groups) and times.far else times.copy
+    prefilling = _engines(form.prefill, form.prefill_size, rooms[: form.prefill], wanted)
+    return split.between(
+        wanted.demand, prefilling, msgspec.structs.replace(decoding, copy=copy), wanted.targets, form.layout
+    )
+
+
+def _engines(count: int, size: int, rooms: Sequence[Room], wanted: Wanted) -> Engines:
     """As the planner knows them. Its KV counts tokens of requests that are as long as the demand's are."""
-    mean = _mean(wanted.demand.prompt_tokens) + _mean(wanted.demand.output_tokens) / 2
-    times = wanted.times(size)
+    room = min(rooms, key=lambda room: room.kv_bytes)
     return Engines(
         count=count,
-        step=times.step,
-        copy=times.far if far and times.far else times.copy,
-        kv_tokens=max(room.tokens, int(room.requests * mean)),
-        settings=dict(wanted.settings),
+        step=wanted.times(size).step,
+        kv_tokens=max(room.tokens, int(room.requests * wanted.length)),
+        settings=dict.fromkeys(Role, room.settings),
         tensor_parallel=size,
     )
 
 
-def _placement(
-    layout: str,
-    pair: tuple[int, int],
-    groups: Sequence[tuple[Card, ...]],
-    engines: Engines,
-    inventory: Inventory,
-    wanted: Wanted,
-) -> Placement:
-    roles = [Role.PREFILL] * pair[0] + [Role.DECODE] * pair[1] if pair[0] else [Role.BOTH] * engines.count
-    room = _room(groups, engines.tensor_parallel, wanted)
-    assert isinstance(room, Room)
-    plan = split.plan(wanted.demand, engines, wanted.targets, *pair)
-    seats = _seats(roles, groups, [room] * len(roles), Counter(), inventory)
-    return Placement(
-        layout=layout,
-        feasible=True,
-        reason=plan.reason or "meets the targets",
-        seats=seats,
-        tensor_parallel=engines.tensor_parallel,
-        kv_tokens=room.tokens,
-        requests=room.requests,
-        plan=plan,
-        remarks=_remarks(seats, groups[: len(roles)], Counter(), inventory),
-        staged=pair != (0, 0) and any(seat.sees for seat in seats),
+# ---- room for them
+
+
+def _rooms(roles: Sequence[Role], groups: Sequence[Group], wanted: Wanted) -> list[Room] | str:
+    """Or why there is none."""
+    engines, rooms = sharers(groups), []
+    try:
+        for role, group in zip(roles, groups, strict=True):
+            there_bytes = each_may_take(group) / max(engines[card.uuid] for card in group)
+            settings = wanted.settings[role]
+            found = roomiest(wanted.model, there_bytes, len(group), settings, wanted.context, wanted.length)
+            if isinstance(found, Short):
+                return _why_short(found, group, _named(group, groups), there_bytes, wanted.context)
+            rooms.append(found)
+    except ConfigError as error:
+        return str(error)
+    return rooms
+
+
+def _rooms_asked(roles: Sequence[Role], groups: Sequence[Group], wanted: Wanted | None) -> Sequence[Room | None] | str:
+    """None for each where nothing is known of the model."""
+    if wanted is not None:
+        return _rooms(roles, groups, wanted)
+    if max(sharers(groups).values()) > 1:
+        return "two engines can share a GPU only where the model's config.json says how much memory each needs for what"
+    return [None] * len(groups)
+
+
+def _named(group: Group, groups: Sequence[Group]) -> str:
+    """The GPU that has the least, if it is not like all others."""
+    several = {card.uuid for there in groups for card in there}
+    alike = {may_take(card) for there in groups for card in there}
+    return "each GPU" if len(several) > 1 and len(alike) == 1 else f"GPU {min(group, key=may_take).index}"
+
+
+def _why_short(short: Short, group: Group, named: str, there_bytes: float, context: int) -> str:
+    size, budget = len(group), short.settings.token_budget
+    has = f"{named} has {gib(there_bytes)} for an engine"
+    weights = f"weights take {gib(short.weight_bytes)}" + (f" of each of {size} GPUs" if size > 1 else "")
+    steps = f"{gib(short.working_bytes)} for steps of {budget:,} tokens, libraries and CUDA graphs"
+    if not short.fits:
+        return f"{has}, and {weights}, besides {steps}: more GPUs per engine, or fewer bits per weight, would do"
+    return (
+        f"{has} and {weights}, besides {steps}: the KV of one request of {context:,} tokens takes {gib(short.longest_bytes)}, and "
+        f"{gib(short.kv_bytes)} are left; requests of up to {short.fits:,} tokens would fit "
+        f"(--context {short.fits}, or --max-model-len in [engine] args), or more GPUs per engine would do"
     )
-
-
-def _seats(
-    roles: Sequence[Role],
-    groups: Sequence[tuple[Card, ...]],
-    rooms: Sequence[Room | None],
-    sharers: Mapping[str, int],
-    inventory: Inventory,
-) -> tuple[Seat, ...]:
-    """``sharers``: engines on a GPU, where that is more than one."""
-    taken = list(zip(roles, groups, rooms, strict=False))
-    return tuple(
-        Seat(
-            name=f"e{number}",
-            role=role,
-            gpus=tuple(card.uuid for card in group),
-            memory_fraction=fraction(group) / max(1, *(sharers.get(card.uuid, 1) for card in group)),
-            kv_bytes=int(room.kv_bytes) if room and any(sharers.get(card.uuid, 1) > 1 for card in group) else None,
-            sees=_unreadable(group, [there for _, there, _ in taken], inventory),
-        )
-        for number, (role, group, room) in enumerate(taken)
-    )
-
-
-def _unreadable(group: tuple[Card, ...], groups: Sequence[tuple[Card, ...]], inventory: Inventory) -> tuple[str, ...]:
-    """Other engines' GPUs whose memory these can't read. Whoever sees both can copy by way of the host's memory."""
-    pairs = itertools.product((card for there in groups for card in there if card not in group), group)
-    apart = [
-        there.uuid
-        for there, here in pairs
-        if (min(here.uuid, there.uuid), max(here.uuid, there.uuid)) in inventory.apart
-    ]
-    return tuple(dict.fromkeys(apart))
-
-
-def _remarks(
-    seats: Sequence[Seat], groups: Sequence[tuple[Card, ...]], sharers: Mapping[str, int], inventory: Inventory
-) -> tuple[str, ...]:
-    """What its owner should know."""
-    cards = {card.uuid: card for group in groups for card in group}
-    shared = [card.index for uuid, card in cards.items() if sharers.get(uuid, 1) > 1]
-    idle = len(usable(inventory)[0]) - len(cards)
-    staged = sorted({cards[gpu].index for seat in seats for gpu in (*seat.sees, *(seat.gpus if seat.sees else ()))})
-    crowded = [
-        f"{share_taken(card):.0%} of GPU {card.index} is taken by others" for card in cards.values() if crowd(card)
-    ]
-    found = [f"{SHARERS} engines share GPU {index}, half of what may be had of its memory each" for index in shared]
-    if staged and any(seat.role is not Role.BOTH for seat in seats):
-        found.append(
-            f"GPUs {', '.join(map(str, staged))} can't all read each other's memory (nvidia-smi topo -p2p r): "
-            "KV goes through the host's memory, which is slower"
-        )
-    if idle > 0:
-        found.append(f"{idle} GPU{'s' if idle > 1 else ''} without an engine")
-    return (*found, *crowded)
-
-
-def _on_one(card: Card, inventory: Inventory, wanted: Wanted) -> tuple[Placement, ...]:
-    """One GPU: an engine of its own, or two that share it."""
-    return tuple(_shared(card, inventory, wanted, roles) for roles in ((Role.PREFILL, Role.DECODE), (Role.BOTH,)))
-
-
-def _shared(card: Card, inventory: Inventory, wanted: Wanted, roles: tuple[Role, ...]) -> Placement:
-    layout = "1p1d" if len(roles) == SHARERS else "1b"
-    room = _room([(card,)], 1, wanted, len(roles))
-    if isinstance(room, str):
-        return _none(layout, 1, room)
-    alone = len(roles) == 1
-    plan = split.plan(wanted.demand, _engines(1, 1, room, wanted), wanted.targets, 0, 0) if alone else None
-    groups, sharers = [(card,)] * len(roles), {card.uuid: len(roles)}
-    seats = _seats(roles, groups, [room] * len(roles), sharers, inventory)
-    return Placement(
-        layout=layout,
-        feasible=True,
-        reason=(plan.reason or "meets the targets") if plan else "two engines that share a GPU are not predicted",
-        seats=seats,
-        tensor_parallel=1,
-        kv_tokens=room.tokens,
-        requests=room.requests,
-        plan=plan,
-        remarks=_remarks(seats, groups, sharers, inventory),
-    )
-
-
-# ---- which to take
-
-
-def _choose(found: Sequence[Placement], demand: Demand) -> tuple[Placement | None, str]:
-    """That with the highest rate within the targets; of equals, the one with fewer engines.
-
-    Two engines that share the only GPU are taken unpredicted: that prefill and decode are apart is what a node is for. KV through the
-    host's memory is taken only where there is nothing else.
-    """
-    feasible = [one for one in found if one.feasible]
-    if not feasible:
-        return None, "no layout is feasible: the reasons say what stands against each"
-    if shared := next((one for one in feasible if any(seat.kv_bytes for seat in one.seats)), None):
-        return (
-            shared,
-            "prefill and decode share the one GPU that can be used, unpredicted; 1b would have one engine on all of it",
-        )
-    feasible = [one for one in feasible if not one.staged] or feasible
-    known = [one for one in feasible if one.plan is not None and one.plan.predicted is not None]
-    if not known:
-        return _plainest(
-            feasible
-        ), "nothing can be predicted here: as few GPUs per engine as will do, and each engine does both"
-    best = max(known, key=_rate_s)
-    rate_s = _rate_s(best)
-    if rate_s <= 0:
-        return max(
-            known, key=_good
-        ), "no layout meets the targets at any rate: the one with the most requests within them"
-    enough = "more than" if rate_s > demand.rate_s else "less than"
-    why = f"it meets the targets up to {rate_s:.3g} requests/s (predicted), the highest of all"
-    return best, f"{why}, and {enough} the {demand.rate_s:g} that are asked for"
-
-
-def _plainest(feasible: Sequence[Placement]) -> Placement:
-    """Roles can be given to such engines while they serve."""
-    return min(feasible, key=lambda one: (one.tensor_parallel, any(seat.role is not Role.BOTH for seat in one.seats)))
-
-
-def _rate_s(one: Placement) -> float:
-    return one.plan.predicted.most_rate_s if one.plan and one.plan.predicted else 0.0
-
-
-def _good(one: Placement) -> float:
-    return one.plan.predicted.good if one.plan and one.plan.predicted else 0.0
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)

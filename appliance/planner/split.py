@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Final
 
+import msgspec
+
 from appliance.planner.layouts import Aggregated, Layout, Split
 from appliance.planner.node import Engines, Targets, Unknown
 from appliance.records import Better, Demand, Plan, Predicted
@@ -20,8 +22,15 @@ def layouts(engines: Engines) -> list[tuple[int, int]]:
 
 def name(prefill: int, decode: int, engines: Engines) -> str:
     """As ``[topology] layout`` takes it."""
-    size = f"@tp{engines.tensor_parallel}" if engines.tensor_parallel > 1 else ""
-    return (f"{prefill}p{decode}d" if prefill else f"{engines.count}b") + size
+    return named(prefill, decode if prefill else engines.count, engines.tensor_parallel, engines.tensor_parallel)
+
+
+def named(prefill: int, decode: int, prefill_size: int, decode_size: int) -> str:
+    """The same, of engines of two sizes; where none prefills, the others do both."""
+    layout = f"{prefill}p{decode}d" if prefill else f"{decode}b"
+    if prefill and prefill_size != decode_size:
+        return f"{layout}@tp{prefill_size}:tp{decode_size}"
+    return layout + (f"@tp{decode_size}" if decode_size > 1 else "")
 
 
 def plans(demand: Demand, engines: Engines, targets: Targets) -> tuple[Plan, ...]:
@@ -31,10 +40,20 @@ def plans(demand: Demand, engines: Engines, targets: Targets) -> tuple[Plan, ...
 
 def plan(demand: Demand, engines: Engines, targets: Targets, prefill: int, decode: int) -> Plan:
     """One layout."""
-    layout = name(prefill, decode, engines)
+    if not prefill:
+        return _plan(name(0, 0, engines), demand, targets, lambda: Aggregated(demand, engines, targets))
+    prefilling, decoding = (msgspec.structs.replace(engines, count=count) for count in (prefill, decode))
+    return between(demand, prefilling, decoding, targets, name(prefill, decode, engines))
+
+
+def between(demand: Demand, prefilling: Engines, decoding: Engines, targets: Targets, layout: str) -> Plan:
+    """A split over two pools, which need not be alike: ``decoding`` tells how long hand-offs take."""
+    return _plan(layout, demand, targets, lambda: Split(demand, prefilling, decoding, targets))
+
+
+def _plan(layout: str, demand: Demand, targets: Targets, make: Callable[[], Layout]) -> Plan:
     try:
-        made = Split(demand, engines, targets, prefill, decode) if prefill else Aggregated(demand, engines, targets)
-        found = _predicted(demand, targets, made)
+        found = _predicted(demand, targets, make())
     except Unknown as unknown:
         return Plan(layout=layout, feasible=False, reason=str(unknown))
     reason = _why_not(found, targets)
@@ -46,7 +65,7 @@ def choose(plans: Sequence[Plan]) -> Plan | None:
     the targets at all; but where each is late for another reason, loads say little. ``docs/planner.md`` has the scores of both.
     """
     known = [plan for plan in plans if plan.predicted is not None]
-    return max(known, key=_most_rate_s, default=None)
+    return max(known, key=lambda plan: plan.most_rate_s, default=None)
 
 
 def advice(now: Plan, plans: Sequence[Plan]) -> Better | None:
@@ -65,10 +84,6 @@ def advice(now: Plan, plans: Sequence[Plan]) -> Better | None:
         rate_grows=after.most_rate_s / before.most_rate_s - 1 if before.most_rate_s > 0 else None,
         aggregated="b" in best.layout and "b" not in now.layout,
     )
-
-
-def _most_rate_s(plan: Plan) -> float:
-    return plan.predicted.most_rate_s if plan.predicted else 0.0
 
 
 def _predicted(demand: Demand, targets: Targets, layout: Layout) -> Predicted:

@@ -13,9 +13,10 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
     index: int
     uuid: str
     name: str
-    memory_bytes: int
+    memory_bytes: int  # in all, as CUDA has it: without what the driver keeps for itself
     free_bytes: int  # of it, now
     island: int = 0  # GPUs of one island reach each other over NVLink, each of them each other
+    bridge: int = 0  # GPUs of one bridge are below the same PCIe switch
     numa: int | None = None
     cores: tuple[int, ...] = ()  # near it
     mig: bool = False  # it is cut into parts

@@ -53,6 +53,11 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     reason: str | None = None
     predicted: Predicted | None = None  # None where nothing can be
 
+    @property
+    def most_rate_s(self) -> float:
+        """Requests per second within the targets; 0 where nothing is predicted."""
+        return self.predicted.most_rate_s if self.predicted else 0.0
+
 
 class Better(msgspec.Struct, frozen=True, kw_only=True):
     """Another layout of the same engines, that would serve the traffic of the last minute clearly better. All of it is predicted."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import msgspec
 
-from appliance.costs import closed
 from appliance.costs.gpus import gpu
 from appliance.costs.roofline import DEFAULT, Efficiency, Roofline
 from appliance.costs.shape import ModelShape
@@ -22,6 +21,7 @@ class EnginePlan(msgspec.Struct, frozen=True, kw_only=True):
     shape: ModelShape
     gpu: str  # costs.gpus' names
     tensor_parallel: int = 1
+    memory_fraction: float = 0.92  # of each GPU's memory
     first_gpu: int = 0
     link_bytes_s: float
     seed: int = 1
@@ -53,6 +53,5 @@ class EnginePlan(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def memory_bytes(self) -> int:
-        """Used on each GPU: weights, KV, and what is kept free of both."""
-        kv = self.settings.kv_blocks * self.settings.block_tokens * self.shape.kv_bytes_per_token(self.tensor_parallel)
-        return int(self.shape.weight_bytes(self.tensor_parallel) + kv + closed.RESERVE_BYTES)
+        """Used on each GPU: an engine takes for KV whatever weights and steps leave of its share."""
+        return int(self.memory_fraction * gpu(self.gpu).usable_bytes)

@@ -17,9 +17,12 @@ from appliance.channel import Fault
 from appliance.config import Config, Count, NotNegative, Positive, RouterConfig, Section, SloConfig
 from appliance.costs import closed, huggingface
 from appliance.costs.gpus import Gpu, gpu
+from appliance.costs.memory import Memory
 from appliance.costs.shape import ModelShape
 from appliance.errors import ConfigError
+from appliance.planner import node as planner
 from appliance.planner.cards import SHARERS
+from appliance.planner.room import Room, room
 from appliance.records import Role
 from appliance.simulator import faults
 from appliance.simulator.leg import Settings
@@ -49,7 +52,7 @@ class RoleSettings(Section, frozen=True, kw_only=True):
 
 
 class Engines(Section, frozen=True, kw_only=True):
-    memory_fraction: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.9
+    memory_fraction: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.92
     max_model_len: Count = 32_768
     prefill: RoleSettings = RoleSettings()
     decode: RoleSettings = RoleSettings(max_batched_tokens=2048)
@@ -220,13 +223,13 @@ def check(loaded: Loaded, layout: str) -> None:
 def _plan(scenario: Scenario, shape: ModelShape, hardware: Gpu, place: Place) -> EnginePlan:
     engines, tp = scenario.engine, place.tensor_parallel
     role = {Role.PREFILL: engines.prefill, Role.DECODE: engines.decode, Role.BOTH: engines.both}[place.role]
-    tokens = closed.kv_capacity_tokens(shape, hardware, tp, engines.memory_fraction)
+    there = _room(engines, shape, hardware, tp, role, engines.max_model_len)
     settings = Settings(
         max_batched_tokens=role.max_batched_tokens,
         max_running=role.max_running,
-        kv_blocks=tokens // BLOCK_TOKENS,
+        kv_blocks=there.tokens // BLOCK_TOKENS,
         block_tokens=BLOCK_TOKENS,
-        max_model_len=min(engines.max_model_len, tokens // BLOCK_TOKENS * BLOCK_TOKENS),
+        max_model_len=min(engines.max_model_len, there.tokens // BLOCK_TOKENS * BLOCK_TOKENS),
         block_bytes=int(closed.handoff_bytes(shape, BLOCK_TOKENS, tp)),
     )
     return EnginePlan(
@@ -236,6 +239,26 @@ def _plan(scenario: Scenario, shape: ModelShape, hardware: Gpu, place: Place) ->
         shape=shape,
         gpu=hardware.name,
         tensor_parallel=tp,
+        memory_fraction=engines.memory_fraction,
         link_bytes_s=0.0,
         seed=scenario.seed,
     )
+
+
+def _room(engines: Engines, shape: ModelShape, hardware: Gpu, tp: int, role: RoleSettings, context: int) -> Room:
+    """For KV on each GPU, as the planner reckons it. An engine that has none for its longest request gets shorter ones.
+
+    Raises:
+        ConfigError: it has none for any.
+    """
+    there_bytes = engines.memory_fraction * hardware.usable_bytes
+    wanted = planner.Settings(token_budget=role.max_batched_tokens, places=role.max_running)
+    found = room(Memory(shape), there_bytes, tp, wanted, context, context)
+    if isinstance(found, Room):
+        return found
+    if found.fits < BLOCK_TOKENS:
+        raise ConfigError(
+            f"{shape.name} has {found.weight_bytes / 1e9:.1f} GB of weights on each of {tp} ranks, and a {hardware.name} has"
+            f" {(there_bytes - found.working_bytes) / 1e9:.1f} GB for them; more ranks, or fewer bits per weight, would do"
+        )
+    return _room(engines, shape, hardware, tp, role, found.fits // BLOCK_TOKENS * BLOCK_TOKENS)

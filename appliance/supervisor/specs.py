@@ -160,12 +160,22 @@ Near = Mapping[str, Sequence[int]]
 
 
 def _near_cores(seats: Sequence[GpuSeat], near: Near) -> dict[str, tuple[int, ...]]:
-    """Engines whose GPUs are near the same cores share these out evenly."""
-    close = {seat.name: tuple(sorted({core for gpu in seat.gpus for core in near.get(gpu, ())})) for seat in seats}
-    found = {}
-    for name, cores in close.items():
-        mates = [mate for mate, theirs in close.items() if theirs == cores]
-        found[name] = share(cores, mates.index(name), len(mates)) if cores else ()
+    """Cores that are near the same GPUs are shared out evenly to these, and an engine has those of all of its GPUs: so none is given to
+    two engines where there are enough.
+    """
+    places = [(seat.name, gpu) for seat in seats for gpu in seat.gpus if near.get(gpu)]
+    found: dict[str, set[int]] = {seat.name: set() for seat in seats}
+    for neighbours, cores in _alike(places, near).items():
+        for number, (name, _) in enumerate(neighbours):
+            found[name] |= set(share(cores, number, len(neighbours)))
+    return {name: tuple(sorted(cores)) for name, cores in found.items()}
+
+
+def _alike(places: Sequence[tuple[str, str]], near: Near) -> dict[tuple[tuple[str, str], ...], list[int]]:
+    """Cores, by all of the engines' places (engine and GPU) that they are near."""
+    found: dict[tuple[tuple[str, str], ...], list[int]] = {}
+    for core in sorted({core for _, gpu in places for core in near[gpu]}):
+        found.setdefault(tuple(place for place in places if core in near[place[1]]), []).append(core)
     return found
 
 

@@ -40,6 +40,7 @@ def test_constants_are_numbers(name: str) -> None:
 ARGUMENTS = {
     "nvmlDeviceGetFieldValues": ["handle", "fieldIds"],
     "nvmlDeviceGetMemoryInfo": ["handle", "version"],
+    "nvmlDeviceGetTopologyCommonAncestor": ["device1", "device2"],
     "nvmlDeviceGetTotalEccErrors": ["handle", "errorType", "counterType"],
     "nvmlDeviceGetProcessUtilization": ["handle", "timeStamp"],
     "nvmlDeviceRegisterEvents": ["handle", "eventTypes", "eventSet"],
@@ -61,7 +62,7 @@ STRUCTS = {
     "c_nvmlGpmMetric_t": {"metricId", "nvmlReturn", "value"},
     "c_nvmlGpmSupport_t": {"version", "isSupportedDevice"},
     "c_nvmlEventData_t": {"eventType", "eventData"},
-    "c_nvmlMemory_v2_t": {"total", "used"},
+    "c_nvmlMemory_v2_t": {"total", "reserved", "used"},
     "c_nvmlProcessInfo_v3_t": {"pid", "usedGpuMemory"},
     "c_nvmlProcessUtilizationSample_t": {"pid", "timeStamp", "smUtil"},
     "c_nvmlUtilization_t": {"gpu"},

@@ -15,6 +15,7 @@ from typing import Any
 
 import pynvml as nv
 
+MIB = 1 << 20
 GIB = 1 << 30
 
 
@@ -36,7 +37,10 @@ class FakeGpu:
     mig: list[str] | None = None  # UUIDs of its instances; None: no such thing
     xids: list[int] = field(default_factory=list)  # that are still to be told
     refused: dict[str, int] = field(default_factory=dict)
-    used_bytes: int = 61 * GIB  # with what the driver keeps for itself
+    total_bytes: int = 81_559 * MIB
+    kept_bytes: int = 551 * MIB  # by the driver for itself
+    used_bytes: int = 61 * GIB  # with that
+    switch: int = 0  # of PCIe: GPUs with the same number are below the same one
     compute_mode: int = 0
     links: list[int | None] = field(default_factory=list)  # at the other end: a GPU's place, or None for a switch
     unreadable: set[int] = field(default_factory=set)  # places of GPUs whose memory it can't read
@@ -53,7 +57,8 @@ def h100(**changes: Any) -> FakeGpu:
 def a100(**changes: Any) -> FakeGpu:
     """No GPM; traffic by counters; a driver that has no newer throttle times."""
     counters = {74: (3, 10**9), 75: (3, 0), 138: (3, 1 << 20), 139: (3, 1 << 20)}
-    return FakeGpu(**{"name": "NVIDIA A100-SXM4-80GB", "clock_mhz": 1410, "fields": counters, **changes})
+    memory = {"total_bytes": 80 * GIB, "kept_bytes": 870 * MIB}
+    return FakeGpu(**{"name": "NVIDIA A100-SXM4-80GB", "clock_mhz": 1410, "fields": counters, **memory, **changes})
 
 
 def geforce(**changes: Any) -> FakeGpu:
@@ -64,7 +69,8 @@ def geforce(**changes: Any) -> FakeGpu:
         "nvmlDeviceGetRemappedRows": nothing,
         "nvmlDeviceGetMigMode": nothing,
     }
-    return FakeGpu(**{"name": "NVIDIA GeForce RTX 4090", "refused": refused, **changes})
+    memory = {"total_bytes": 24_564 * MIB, "kept_bytes": 350 * MIB, "used_bytes": GIB}
+    return FakeGpu(**{"name": "NVIDIA GeForce RTX 4090", "refused": refused, **memory, **changes})
 
 
 class FakeDriver:
@@ -219,13 +225,15 @@ class Answers:
 
     @staticmethod
     def nvmlDeviceGetMemoryInfo(driver: FakeDriver, handle: Any, memory: Any) -> None:
-        used = driver.gpu(handle, "nvmlDeviceGetMemoryInfo").used_bytes
-        memory._obj.total, memory._obj.used, memory._obj.free = 80 * GIB, used, 80 * GIB - used
+        gpu = driver.gpu(handle, "nvmlDeviceGetMemoryInfo")
+        memory._obj.total, memory._obj.used = gpu.total_bytes, gpu.used_bytes
+        memory._obj.free = gpu.total_bytes - gpu.used_bytes
 
     @staticmethod
     def nvmlDeviceGetMemoryInfo_v2(driver: FakeDriver, handle: Any, memory: Any) -> None:
-        driver.gpu(handle, "nvmlDeviceGetMemoryInfo_v2")
-        memory._obj.total, memory._obj.used, memory._obj.reserved = 80 * GIB, 60 * GIB, GIB
+        gpu = driver.gpu(handle, "nvmlDeviceGetMemoryInfo_v2")
+        memory._obj.total, memory._obj.reserved = gpu.total_bytes, gpu.kept_bytes
+        memory._obj.used = gpu.used_bytes - gpu.kept_bytes
 
     @staticmethod
     def nvmlDeviceGetUtilizationRates(driver: FakeDriver, handle: Any, rates: Any) -> int | None:
@@ -324,6 +332,12 @@ class Answers:
         assert getattr(index, "value", index) == 0, "NVML_P2P_CAPS_INDEX_READ"
         apart = (place or 0) - 1 in gpu.unreadable
         put(status, nv.NVML_P2P_STATUS_CHIPSET_NOT_SUPPORTED if apart else nv.NVML_P2P_STATUS_OK)
+
+    @staticmethod
+    def nvmlDeviceGetTopologyCommonAncestor(driver: FakeDriver, handle: Any, other: Any, level: Any) -> None:
+        gpu = driver.gpu(handle, "nvmlDeviceGetTopologyCommonAncestor")
+        same = gpu.switch == driver.gpu(other, "nvmlDeviceGetTopologyCommonAncestor").switch
+        put(level, nv.NVML_TOPOLOGY_MULTIPLE if same else nv.NVML_TOPOLOGY_SYSTEM)
 
     @staticmethod
     def nvmlDeviceGetFieldValues(driver: FakeDriver, handle: Any, count: Any, values: Any) -> None:

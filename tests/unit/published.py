@@ -12,11 +12,15 @@ from pathlib import Path
 
 import msgspec
 
-from appliance.costs.closed import kv_capacity_sequences, steady_output_tokens_s, steady_step_s
+from appliance.costs.closed import steady_output_tokens_s, steady_step_s
 from appliance.costs.formats import Format
 from appliance.costs.gpus import Gpu, Peak, gpu
 from appliance.costs.huggingface import read
+from appliance.costs.memory import Memory
 from appliance.costs.roofline import DEFAULT, Batch, Efficiency, Roofline
+from appliance.costs.shape import ModelShape
+from appliance.planner.node import Settings
+from appliance.planner.room import Room, room
 
 HERE = Path(__file__).parent
 ROWS, DOCUMENT = HERE / "published.toml", HERE.parents[1] / "docs" / "costs.md"
@@ -75,7 +79,7 @@ def predicted(row: Row, core: Core) -> float:
         return _static(roofline, row) / row.tp
     if row.kind == "closed":
         return 1e3 * steady_step_s(roofline, count, row.prompt, row.output)
-    count = min(row.limit, kv_capacity_sequences(shape, on, row.prompt + row.output, row.tp))
+    count = min(row.limit, _most(shape, on, row))
     return steady_output_tokens_s(roofline, count, row.prompt, row.output) / row.tp
 
 
@@ -90,6 +94,14 @@ def table(published: Published) -> str:
     marks = "".join(f"- **{name}**: {text}\n" for name, text in published.notes.items())
     sources = "".join(f"- **{name}**: {text}\n" for name, text in published.sources.items())
     return f"{_summary(published)}\n\n{head}{''.join(lines)}\nReasons, as far as we know them:\n\n{marks}\nSources:\n\n{sources}"
+
+
+def _most(shape: ModelShape, on: Gpu, row: Row) -> int:
+    """Sequences that memory has room for."""
+    length, settings = row.prompt + row.output, Settings(token_budget=8192, places=256)
+    found = room(Memory(shape), 0.9 * on.usable_bytes, row.tp, settings, length, length)
+    assert isinstance(found, Room)
+    return int(found.requests)
 
 
 def _static(roofline: Roofline, row: Row) -> float:

@@ -61,3 +61,13 @@ def test_what_is_reached_is_less_than_what_is_printed(one: Gpu) -> None:
     assert all(0.5 < peak.reachable < 1 for peak in peaks)
     assert sorted(peak.flops_s for peak in peaks) == [peak.flops_s for peak in peaks]
     assert one.memory_bytes_s > one.nvlink_bytes_s > one.pcie_bytes_s
+
+
+@pytest.mark.parametrize(
+    ("on", "reported_mib", "torch_gib"),
+    [(A100, 81_920, 79.15), (H100, 81_559, 79.11), (H200, 143_771, 139.80), (B200, 183_359, 178.35)],
+)
+def test_memory_is_what_the_driver_and_torch_report(on: Gpu, reported_mib: int, torch_gib: float) -> None:
+    """nvidia-smi's total; and what torch says in "GPU 0 has a total capacity of"."""
+    assert on.memory_bytes == reported_mib << 20
+    assert on.usable_bytes / (1 << 30) == pytest.approx(torch_gib, abs=0.01)

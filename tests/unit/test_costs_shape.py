@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from appliance.costs.formats import Format
-from appliance.costs.huggingface import read
+from appliance.costs.huggingface import positions, read
 from appliance.costs.shape import Kind, ModelShape
 from appliance.errors import ConfigError
 
@@ -226,11 +226,83 @@ def test_a_missing_key_of_an_expert_is_named() -> None:
         ({"layer_types": ["linear_attention"] * 32}, "linear_attention"),
         ({"interleave_moe_layer_step": 2}, "interleave_moe_layer_step"),
         ({"attention_chunk_size": 8192}, "attention_chunk_size"),
+        ({"hybrid_override_pattern": "M-M-M*-M-"}, "hybrid_override_pattern"),  # Nemotron-H
+        ({"linear_attn_config": {"kda_layers": [1, 2, 3]}}, "linear_attn_config"),  # Kimi Linear
+        ({"linear_num_key_heads": 16}, "linear_num_key_heads"),  # Qwen3-Next
+        ({"layers_block_type": ["mamba", "attention"]}, "layers_block_type"),  # Jamba, Bamba, Zamba
+        ({"attn_layer_period": 8}, "attn_layer_period"),
+        ({"mamba_d_state": 16}, "mamba_d_state"),
+        ({"ssm_state_size": 128}, "ssm_state_size"),
+        ({"attn_type_list": [0, 0, 1]}, "attn_type_list"),  # MiniMax-01
+        ({"index_topk": 2048}, "index_topk"),  # DeepSeek-V3.2
+        ({"global_head_dim": 512, "num_global_key_value_heads": 4}, "global_head_dim"),  # Gemma 4
+        ({"num_kv_shared_layers": 20}, "num_kv_shared_layers"),  # Gemma 3n
     ],
 )
 def test_attention_of_another_kind_is_refused(change: dict[str, Any], named: str) -> None:
     with pytest.raises(ConfigError, match=f"{named}, which is not covered"):
         read(config("llama-3.1-8b", **change))
+
+
+def test_what_is_switched_off_stands_against_nothing() -> None:
+    assert (
+        read(config("llama-3.1-8b", attention_chunk_size=None, num_kv_shared_layers=0, layers_block_type=[])).layers
+        == 32
+    )
+
+
+@pytest.mark.parametrize(("model", "possible"), [("qwen3-235b-a22b", (1, 2, 4)), ("qwen3-30b-a3b", (1, 2))])
+def test_scales_in_blocks_are_not_cut_up(model: str, possible: tuple[int, ...]) -> None:
+    """vllm-project/vllm issue 17569: 1,536 inner numbers are 192 on each of eight ranks, and a scale is for 128."""
+    plain = read(config(model))
+    blocks = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    shape = read(config(model, quantization_config=blocks))
+    assert tuple(tp for tp in (1, 2, 4, 8) if shape.unshared(tp) is None) == possible
+    assert all(plain.unshared(tp) is None for tp in (1, 2, 4, 8))
+    with pytest.raises(ConfigError, match="with a scale for every 128, which 8 ranks can't share; possible are 1, 2"):
+        shape.weight_bytes(8)
+
+
+def test_mlps_that_ranks_can_not_share_are_refused() -> None:
+    shape = read(config("llama-3.1-8b", intermediate_size=14_338))
+    assert shape.unshared(2) is None
+    assert "MLPs of an inner size of 14338, which 4 ranks can't share; possible are 1, 2" in (shape.unshared(4) or "")
+
+
+def test_quantization_may_be_told_in_a_file_beside_it(tmp_path: Path) -> None:
+    """ModelOpt up to 0.29, as vLLM reads it."""
+    (tmp_path / "config.json").write_text(json.dumps(config("llama-3.1-8b")))
+    plain = read(tmp_path)
+    told = {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "FP8", "kv_cache_quant_algo": "FP8"}}
+    (tmp_path / "hf_quant_config.json").write_text(json.dumps(told))
+    found = read(tmp_path)
+    assert found == read(tmp_path / "config.json", name=tmp_path.name)
+    assert (found.dense_format, found.kv_format) == (Format.FP8, Format.FP8)
+    assert found.weight_bytes() < 0.6 * plain.weight_bytes()
+    (tmp_path / "config.json").write_text(
+        json.dumps(config("llama-3.1-8b", quantization_config={"quant_method": "mxfp4"}))
+    )
+    assert read(tmp_path).dense_format is Format.MXFP4, "the config's own comes first"
+    (tmp_path / "config.json").write_text(json.dumps(config("llama-3.1-8b")))
+    (tmp_path / "hf_quant_config.json").write_text("no JSON")
+    with pytest.raises(ConfigError, match=r"hf_quant_config\.json can't be read"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"max_position_embeddings": 8192}, 8192),
+        ({"max_position_embeddings": None}, None),
+        ({"max_position_embeddings": 131_072, "rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, 131_072),
+        ({"max_position_embeddings": 131_072, "rope_scaling": {"rope_type": "yarn", "factor": 32.0}}, 131_072),
+        ({"max_position_embeddings": 4096, "rope_scaling": {"type": "linear", "factor": 4.0}}, 16_384),
+        ({"max_position_embeddings": 4096, "rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, 8192),
+    ],
+)
+def test_positions_are_those_that_vllm_allows(tmp_path: Path, changes: dict[str, Any], expected: int | None) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config("llama-3.1-8b", **changes)))
+    assert positions(tmp_path) == expected
 
 
 def test_some_layers_may_be_dense() -> None:

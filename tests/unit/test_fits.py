@@ -15,7 +15,7 @@ import pytest
 
 from appliance.channel import Step
 from appliance.cli import kinds
-from appliance.costs import fitted
+from appliance.costs import fitted, line
 from appliance.costs.fitted import StepModel
 from appliance.records import EngineSnapshot, EngineState, NodeSnapshot, Role, Verdict
 from appliance.supervisor.specs import EngineSpec
@@ -281,7 +281,7 @@ def test_an_engine_that_has_become_quicker_sets_what_is_normal(tmp_path: Path) -
 @pytest.fixture
 def short_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a day has few steps."""
-    monkeypatch.setattr(fitted, "_HALF_LIFE", 300)
+    monkeypatch.setattr(line, "_HALF_LIFE", 300)
     monkeypatch.setattr(fitted, "_SURE", 2_000)
 
 

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from appliance.costs import fitted
+from appliance.costs import line
 from appliance.costs.fitted import CopyModel, StepModel
 
 
@@ -139,7 +139,7 @@ def test_what_was_kept_also_tells_what_other_batches_would_take() -> None:
 
 
 def test_what_was_usual_first_bounds_what_comes_to_be_expected_and_only_that(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fitted, "_HALF_LIFE", 1_000)
+    monkeypatch.setattr(line, "_HALF_LIFE", 1_000)
     model = taught()
     model.establish(7.0)
     assert model.drift is None

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pynvml as nv
 import pytest
-from fake_nvml import GIB, FakeDriver, FakeGpu, a100, geforce, h100, installed
+from fake_nvml import GIB, MIB, FakeDriver, FakeGpu, a100, geforce, h100, installed
 
 from appliance.gpu.device import Reading, text
 from appliance.gpu.nvml import Nvml
@@ -82,8 +82,8 @@ def test_an_h100_tells_everything_in_our_units(opened: Any) -> None:
         power_w=640.5,
         power_limit_w=700.0,
         temperature_c=66.0,
-        memory_used_bytes=60 * GIB,
-        memory_total_bytes=80 * GIB,
+        memory_used_bytes=61 * GIB - 551 * MIB,
+        memory_total_bytes=81_559 * MIB,
         busy=0.97,
         tensor=0.555,
         dram=0.4,

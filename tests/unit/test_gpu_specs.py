@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from appliance.config import Config, EngineConfig, RoleArgs
 from appliance.errors import ConfigError
@@ -48,6 +50,29 @@ def test_engines_near_the_same_cores_share_them_out() -> None:
     found = made(seat("e0", Role.PREFILL, "A"), seat("e1", Role.PREFILL, "B"), seat("e2", Role.DECODE, "C"), **near)
     assert [spec.cores for spec in found] == [(0, 1), (2, 3), (4, 5, 6, 7)]
     assert made(seat("e0", Role.BOTH, "A"))[0].cores == (), "not known: anywhere"
+
+
+def test_an_engine_across_numa_nodes_has_cores_of_both_and_shares_none() -> None:
+    """GPU 1 of eight is busy: the engine in the middle has a GPU on either node."""
+    near = {**dict.fromkeys("ABC", tuple(range(32))), **dict.fromkeys("DEF", tuple(range(32, 64)))}
+    seats = seat("e0", Role.BOTH, "A", "B"), seat("e1", Role.BOTH, "C", "D"), seat("e2", Role.BOTH, "E", "F")
+    found = [spec.cores for spec in made(*seats, **near)]
+    assert sorted(core for cores in found for core in cores) == list(range(64)), "each core once"
+    assert [len(cores) for cores in found] == [21, 21, 22]
+    assert found[1][0] < 32 <= found[1][-1]
+
+
+@given(st.lists(st.tuples(st.integers(0, 7), st.integers(1, 8)), min_size=1, max_size=6), st.integers(1, 3))
+def test_cores_are_near_and_no_engine_s_while_another_s(edges: list[tuple[int, int]], ranks: int) -> None:
+    near = {f"{at}": tuple(range(8 * first, 8 * first + 8 * wide)) for at, (first, wide) in enumerate(edges)}
+    names = [f"{at}" for at in range(len(edges))]
+    seats = [seat(f"e{at}", Role.BOTH, *names[at : at + ranks]) for at in range(0, len(names), ranks)]
+    found = {spec.name: spec for spec in made(*seats, **near)}
+    for one in found.values():
+        assert one.cores, "there are eight cores for each, and no more than six GPUs"
+        assert set(one.cores) <= {core for gpu in one.gpus for core in near[gpu]}
+    taken = [core for one in found.values() for core in one.cores]
+    assert len(taken) == len(set(taken))
 
 
 def value(spec: EngineSpec, name: str) -> str | None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pynvml as nv
 import pytest
-from fake_nvml import GIB, FakeDriver, FakeGpu, geforce, h100, installed
+from fake_nvml import GIB, MIB, FakeDriver, FakeGpu, geforce, h100, installed
 
 from appliance.errors import ConfigError
 from appliance.gpu import inventory
@@ -30,7 +30,8 @@ def test_behind_switches_all_are_one_island() -> None:
     found = read(*eight(links=[None] * 18))
     assert [one.uuid for one in found.cards] == [f"GPU-{index}" for index in range(8)]
     assert {one.island for one in found.cards} == {0}
-    assert (found.cards[3].memory_bytes, found.cards[3].free_bytes) == (80 * GIB, 79 * GIB)
+    assert found.cards[3].memory_bytes == 81_559 * MIB - 551 * MIB, "as CUDA has it: without what the driver keeps"
+    assert found.cards[3].free_bytes == 81_559 * MIB - GIB
     assert found.apart == frozenset()
     assert not found.given
 
@@ -43,6 +44,19 @@ def test_pairs_with_bridges_are_islands_of_two() -> None:
 def test_a_ring_is_no_island_of_all() -> None:
     gpus = [h100(uuid=f"GPU-{index}", links=[(index + 1) % 4, (index - 1) % 4]) for index in range(4)]
     assert [one.island for one in read(*gpus).cards] == [0, 0, 2, 2]
+
+
+def test_a_driver_that_does_not_say_what_it_keeps_is_believed_as_it_is() -> None:
+    [found] = read(h100(refused={"nvmlDeviceGetMemoryInfo_v2": nv.NVML_ERROR_FUNCTION_NOT_FOUND})).cards
+    assert found.memory_bytes == 81_559 * MIB
+
+
+def test_gpus_below_one_pcie_switch_are_told() -> None:
+    gpus = [geforce(uuid=f"GPU-{index}", switch=index // 2) for index in range(4)]
+    assert [one.bridge for one in read(*gpus).cards] == [0, 0, 2, 2]
+    refused = {"nvmlDeviceGetTopologyCommonAncestor": nv.NVML_ERROR_NOT_SUPPORTED}
+    gpus = [geforce(uuid=f"GPU-{index}", refused=refused) for index in range(2)]
+    assert [one.bridge for one in read(*gpus).cards] == [0, 1]
 
 
 def test_without_nvlink_each_stands_alone_and_peer_access_is_told() -> None:

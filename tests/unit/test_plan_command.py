@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -33,6 +34,7 @@ def test_published_recipes_are_feasible_on_eight_h100(model: str, recipe: str) -
     assert found["predicted"]
     assert found["given"]
     by_layout = {one["layout"]: one for one in found["layouts"]}
+    assert found["gpus"][0]["memory_bytes"] == (81_559 - 551) << 20, "as CUDA has them, and not 80 GiB"
     assert by_layout[recipe]["feasible"]
     assert found["best"] in by_layout
     assert all(one["reason"] for one in found["layouts"])
@@ -44,6 +46,44 @@ def test_each_preset_fits_where_it_says_that_it_does(name: str) -> None:
         found = {one["layout"]: one for one in planned("--model", name, "--gpus", gpus)["layouts"]}
         assert found[layout]["feasible"], (gpus, found[layout]["reason"])
         parse(layout)
+
+
+@pytest.mark.parametrize("name", presets.names())
+def test_a_preset_s_layouts_are_good_for_its_traffic(name: str) -> None:
+    """But on one GPU, which two engines share: nothing is predicted of these."""
+    for gpus, layout in presets.load(name).layouts.items():
+        found = planned("--model", name, "--gpus", gpus)
+        one = {one["layout"]: one for one in found["layouts"]}[layout]
+        if not gpus.startswith("1x"):
+            assert one["plan"]["predicted"]["most_rate_s"] > found["traffic"]["rate"], gpus
+            assert one["plan"]["feasible"], (gpus, one["reason"])
+
+
+@pytest.mark.parametrize("name", presets.names())
+def test_a_preset_s_requests_are_no_longer_than_its_model_can(name: str) -> None:
+    positions = huggingface.positions(presets.described(name))
+    assert positions is not None
+    assert presets.load(name).context <= positions
+
+
+def test_requests_that_are_longer_than_the_model_can_are_refused() -> None:
+    """vLLM does not start with such a --max-model-len."""
+    with pytest.raises(ConfigError, match=r"200,000 tokens are more .* 40,960\): --context 40960 is the most"):
+        plan("--model", "qwen3-8b", "--gpus", "2xH100", "--context", "200000")
+    assert planned("--model", "qwen3-8b", "--gpus", "2xH100", "--context", "40960")["context"] == 40_960
+
+
+def test_the_table_has_the_best_of_each_shape_and_json_all() -> None:
+    asked = ("--model", "llama-3.3-70b-fp8", "--gpus", "8xH100")
+    said, found = plan(*asked), planned(*asked)
+    feasible = {one["layout"] for one in found["layouts"] if one["feasible"]}
+    rows = {layout for layout in feasible if re.search(rf"[ →│]{layout} ", said)}
+    shapes = {re.sub(r"\d+(?=[pdb])", "", layout) for layout in feasible}
+    assert {re.sub(r"\d+(?=[pdb])", "", layout) for layout in rows} == shapes
+    assert len(rows) == len(shapes), "the preset's is the best of its own"
+    assert "2p1d@tp2:tp4" in rows, "as in Dynamo's recipe for one node"
+    assert f"{len(feasible) - len(rows)} more layouts fit" in said
+    assert all(re.search(rf"[ →│]{layout} ", plan(*asked, "--all")) for layout in feasible)
 
 
 def test_the_table_says_what_is_predicted_for_which_traffic_and_what_to_take() -> None:
@@ -59,7 +99,7 @@ def test_the_table_says_what_is_predicted_for_which_traffic_and_what_to_take() -
 def test_what_does_not_fit_is_shown_with_why_where_it_is_asked_for() -> None:
     asked = ("--model", "deepseek-v3", "--gpus", "8xH200")
     assert "4p4d" not in plan(*asked)
-    assert "14 layouts do not fit; --all shows why." in plan(*asked)
+    assert "24 layouts do not fit; --all shows why." in plan(*asked)
     assert "4p4d" in plan(*asked, "--all")
 
 
@@ -117,8 +157,8 @@ def test_gpus_that_the_cost_model_does_not_know_are_planned_for_without_a_predic
     here(monkeypatch, *(geforce(uuid=f"GPU-{index}", used_bytes=GIB) for index in range(2)))
     assert "nothing can be predicted here: as few GPUs per engine as will do" in plan("--model", "qwen3-8b")
     found = planned("--model", "qwen3-8b")
-    assert found["best"] == "2b"
-    assert all(one["plan"]["predicted"] is None for one in found["layouts"] if one["feasible"])
+    assert found["best"] == "1b@tp2", "one of 24 GiB has no room for a request of 40,960 tokens"
+    assert all(not one["plan"] or one["plan"]["predicted"] is None for one in found["layouts"])
 
 
 @pytest.mark.parametrize(("named", "best"), [("0", "1p1d"), ("1,0", "2b"), ("0,-1", "1p1d")])
