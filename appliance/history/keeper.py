@@ -123,10 +123,10 @@ class History:
         found = kept.read(on, select(series, names, self._present(), on.count))
         return _told(since, until, on, found, self._tick_s)
 
-    def _present(self) -> frozenset[str]:
-        """The engines and GPUs that there were last."""
+    def _present(self) -> frozenset[str] | None:
+        """The engines and GPUs that there were last; None as long as nothing has been heard of any."""
         if (last := self._last) is None:
-            return frozenset()
+            return None
         return frozenset((*(engine.name for engine in last.engines), *(f"gpu{gpu.index}" for gpu in last.gpus)))
 
     # ---- in threads

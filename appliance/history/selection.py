@@ -18,14 +18,14 @@ _ALL: Final = "*"
 
 
 def select(
-    series: Sequence[str], names: Callable[[str], Sequence[str]], present: Collection[str] = (), count: int = 1
+    series: Sequence[str], names: Callable[[str], Sequence[str]], present: Collection[str] | None = (), count: int = 1
 ) -> Wanted:
     """What is to be read.
 
     Args:
         series: as they were asked for.
         names: the engines or the GPUs of which anything is kept of that time, by table.
-        present: those that there are now, of which there may be nothing yet.
+        present: those that there are now, of which there may be nothing yet; None where that is not known, either.
         count: values of each series.
 
     Raises ``RequestError`` for what there is not, and for more than ``VALUES_MOST``.
@@ -49,7 +49,7 @@ def _values(column: Column) -> int:
     return 2 if column.extreme else 1
 
 
-def _selected(series: Sequence[str], names: Callable[[str], Sequence[str]], present: Collection[str]) -> Wanted:
+def _selected(series: Sequence[str], names: Callable[[str], Sequence[str]], present: Collection[str] | None) -> Wanted:
     wanted: dict[str, dict[str, dict[str, Column]]] = {}
     for one in series:
         subject, dot, column = one.rpartition(".")
@@ -60,7 +60,7 @@ def _selected(series: Sequence[str], names: Callable[[str], Sequence[str]], pres
         else:
             table = "gpu" if subject.startswith("gpu") else "engine"
             columns = _columns(TABLES[table], column, one)
-            if subject not in present:
+            if present is not None and subject not in present:
                 _check_there(one, subject, table, names(table))
             _want(wanted, table, [subject], columns)
     return {
