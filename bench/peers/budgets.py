@@ -21,7 +21,7 @@ from bench.peers.contestants import (
     TUNED,
     Contestant,
 )
-from bench.peers.loads import Load
+from bench.peers.loads import OUTPUT_TOKENS, Load, closed, opened
 from bench.peers.records import Measured, Report, Started, Streamed
 
 Figure = Callable[[Summary], float | None]
@@ -50,10 +50,10 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
 def verdicts(report: Report) -> list[Verdict]:
     """In the order of the table."""
     return [
-        *_open_loops(report.measured),
-        *_held(report.measured),
-        *_best(report.measured),
-        *_handoffs(report.measured),
+        *_open_loops(report),
+        *_held(report),
+        *_best(report),
+        *_handoffs(report),
         *_per_token(report.streamed),
         *_added(report.streamed),
         *_standing(report.started),
@@ -120,37 +120,36 @@ def loads(measured: Iterable[Measured]) -> list[Load]:
     )
 
 
-def _open_loops(measured: Sequence[Measured]) -> list[Verdict]:
+def _open_loops(report: Report) -> list[Verdict]:
     figures: tuple[tuple[str, Figure, float], ...] = (
         ("TTFT p50", lambda one: one.ttft_p50_s, 0.8),
         ("TTFT p99", lambda one: one.ttft_p99_s, 0.8),
         ("TPOT p50", lambda one: one.tpot_p50_s, 1.05),
     )
+    scale = report.setup.scale
     return [
         at_most(
             f"{SPLIT.key} against NIXL tuned, {load.title.lower()}: {name}",
             bound,
-            ratios(measured, SPLIT, TUNED, load, figure),
+            ratios(report.measured, SPLIT, TUNED, load, figure),
         )
-        for load in loads(measured)
-        if load.share is not None
+        for load in opened(SPLIT, scale, dict.fromkeys(scale.prompts, 1.0))
         for name, figure, bound in figures
     ]
 
 
-def _held(measured: Sequence[Measured]) -> list[Verdict]:
-    """The most requests per second, with the most clients that there were."""
-    found = []
-    for tokens in sorted({run.load.prompt_tokens for run in measured}):
-        load = _fullest(measured, tokens)
-        if load is None:
-            continue
-        ours = by_repetition(measured, SPLIT, load, _requests_s)
-        theirs = by_repetition(measured, TUNED, load, _requests_s)
-        alone = by_repetition(measured, PREFILL, msgspec.structs.replace(load, output_tokens=1), _requests_s)
-        what = f"{SPLIT.key}, req/s held, prompt {tokens}, {load.concurrency} at once"
+def _held(report: Report) -> list[Verdict]:
+    """The most requests per second, with the most clients that there are."""
+    found, measured = [], report.measured
+    for alone in closed(PREFILL, report.setup.scale):
+        load = msgspec.structs.replace(alone, output_tokens=OUTPUT_TOKENS)
+        ours, theirs, best = (
+            by_repetition(measured, one, asked, _requests_s)
+            for one, asked in ((SPLIT, load), (TUNED, load), (PREFILL, alone))
+        )
+        what = f"{SPLIT.key}, req/s held, prompt {load.prompt_tokens}, {load.concurrency} at once"
         found.append(at_least(f"{what}: against NIXL tuned", 1.25, quotients(ours, theirs)))
-        found.append(at_least(f"{what}: against an engine that only prefills", 0.95, quotients(ours, alone)))
+        found.append(at_least(f"{what}: against an engine that only prefills", 0.95, quotients(ours, best)))
     return found
 
 
@@ -158,19 +157,13 @@ def _requests_s(summary: Summary) -> float | None:
     return summary.requests_s or None
 
 
-def _fullest(measured: Sequence[Measured], tokens: int) -> Load | None:
-    of_prompt = [run.load for run in measured if run.load.prompt_tokens == tokens and run.contestant == SPLIT.key]
-    closed = [load for load in of_prompt if load.concurrency is not None]
-    return max(closed, key=lambda one: one.concurrency or 0, default=None)
-
-
-def _best(measured: Sequence[Measured]) -> list[Verdict]:
+def _best(report: Report) -> list[Verdict]:
     """Any load: one layout of ours against the best of all others and ours, in the load where it is worst."""
-    found = []
-    closed = [load for load in loads(measured) if load.share is None and load.output_tokens > 1]
+    found, every = [], closed(SPLIT, report.setup.scale)
     for ours in OURS:
-        worst = min((_against_best(measured, ours, load) for load in closed), key=_middle, default=())
-        found.append(at_least(f"appliance {ours.key}, req/s against the best of all, in its worst load", 0.95, worst))
+        known = [values for load in every if (values := _against_best(report.measured, ours, load))]
+        what = f"appliance {ours.key}, req/s against the best of all, in its worst load ({len(known)} of {len(every)} measured)"
+        found.append(at_least(what, 0.95, min(known, key=statistics.median, default=())))
     return found
 
 
@@ -185,16 +178,10 @@ def _against_best(measured: Sequence[Measured], ours: Contestant, load: Load) ->
     return quotients(mine, best)
 
 
-def _middle(found: Sequence[float]) -> float:
-    return statistics.median(found) if found else float("inf")
-
-
-def _handoffs(measured: Sequence[Measured]) -> list[Verdict]:
+def _handoffs(report: Report) -> list[Verdict]:
     def rates(one: Contestant, load: Load) -> dict[int, float]:
-        found = {
-            run.repetition: run.handoff_bytes_s for run in measured if run.contestant == one.key and run.load == load
-        }
-        return {number: value for number, value in found.items() if value is not None}
+        runs = [run for run in report.measured if run.contestant == one.key and run.load == load]
+        return {run.repetition: run.handoff_bytes_s for run in runs if run.handoff_bytes_s is not None}
 
     return [
         at_least(
@@ -202,8 +189,7 @@ def _handoffs(measured: Sequence[Measured]) -> list[Verdict]:
             2.5,
             quotients(rates(SPLIT, load), rates(TUNED, load)),
         )
-        for load in loads(measured)
-        if load.share is None and load.output_tokens > 1
+        for load in closed(SPLIT, report.setup.scale)
     ]
 
 

@@ -73,6 +73,6 @@ def turns(contestants: Sequence[Contestant], repetition: int) -> tuple[Contestan
     """Each repetition begins with another one, so that none is always the first or follows the same."""
     if not contestants:
         return ()
-    first = repetition % len(contestants)
-    order = (*contestants[first:], *contestants[:first])
-    return order if repetition % 2 == 0 else order[::-1]
+    order = contestants if repetition % 2 == 0 else contestants[::-1]
+    first = repetition % len(order)
+    return (*order[first:], *order[:first])

@@ -43,7 +43,7 @@ rate = 0
 _ANSWER_TOKENS: Final = 400
 _PROMPT_TOKENS: Final = 200
 _VOCABULARY: Final = 1000  # prompts' ids are below, and so within any model's
-_READY_S: Final = 60.0
+_READY_S: Final = 180.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,7 +37,7 @@ def _head(report: Report) -> str:
     scale = report.setup.scale
     machine = "; ".join(f"{name} {value}" for name, value in report.setup.machine.items())
     versions = "\n".join(
-        f"- {name}: {', '.join(f'{package} {version}' for package, version in found.items())}"
+        f"- {name}: {', '.join(f'{package} {version}' for package, version in found.items() if _named(name, package))}"
         for name, found in report.versions.items()
     )
     rates = ", ".join(f"{rate:.2f} req/s at prompt {tokens}" for tokens, rate in report.rates.items()) or _ABSENT
@@ -47,6 +47,11 @@ def _head(report: Report) -> str:
         f"every prompt new, first come first served. {scale.repetitions} repetition(s), the contestants in turn, each started anew "
         f"and alone. Figures are medians (min–max); ratios are taken repetition by repetition. What NIXL (tuned) holds: {rates}.\n"
     )
+
+
+def _named(environment: str, package: str) -> bool:
+    """Of an environment of a peer's, what bears its name; the rest is in the JSON."""
+    return not environment.startswith("peers-") or environment.removeprefix("peers-") in package
 
 
 def _failed(report: Report) -> str:

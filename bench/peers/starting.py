@@ -24,6 +24,7 @@ from bench.peers.environments import DELAY_VARIABLE, RECIPES, Environment
 from bench.records import Usage
 from bench.servers import MODEL_NAME, Server, ServerError, Serving
 
+_START_S: Final = 600.0  # a bound, not a budget: how long it took is in the table
 _TRANSFER: Final = {"kv_connector": "NixlConnector", "kv_role": "kv_both", "kv_buffer_device": "cpu"}
 _BYTES: Final = "vllm:nixl_bytes_transferred_sum"
 _SECONDS: Final = "vllm:nixl_xfer_time_seconds_sum"
@@ -97,7 +98,7 @@ async def running(contestant: Contestant, directory: Path, model: Path, number: 
 
 @asynccontextmanager
 async def _appliance(contestant: Contestant, directory: Path, model: Path, number: int) -> AsyncIterator[Running]:
-    serving = Serving(layout=contestant.layout)
+    serving = Serving(layout=contestant.layout, start_s=_START_S)
     async with servers.appliance(directory, model, number, serving) as (server, start):
         yield Running(
             contestant=contestant,
@@ -185,6 +186,7 @@ async def _ready(parts: Iterable[Server]) -> None:
 
 
 async def _healthy(server: Server) -> None:
+    server.start_s = _START_S
     await server.until(lambda: server.answers("/health"))
 
 
