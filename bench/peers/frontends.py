@@ -7,6 +7,8 @@ frontend that is given many tokens at once would send them at once, and look che
 from __future__ import annotations
 
 import asyncio
+import json
+import shutil
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -14,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import msgspec
 import numpy as np
 import psutil
 
 from bench import servers, streams
-from bench.figures import Summary
 from bench.load import Plan, Target, bodies, drive
 from bench.peers.contestants import DYNAMO, RELAY, SUPERVISOR, Contestant
 from bench.peers.environments import RECIPES, Environment
@@ -60,7 +62,8 @@ async def measure(contestant: Contestant, scale: Scale, directory: Path, model: 
     start = {RELAY.key: _relay, SUPERVISOR.key: _supervisor, DYNAMO.key: _dynamo}[contestant.key]
     async with start(directory, model, repetition) as front, Target(f"http://127.0.0.1:{front.port}") as through:
         per_token = await _events_per_token(through)
-        ttfts = [await _ttft_s(target, scale, repetition) for target in (through, front.direct) if target is not None]
+        targets = [target for target in (through, front.direct) if target is not None]
+        ttfts = [await _ttft_s(target, scale, number) for number, target in enumerate(targets)]
         async with streams.load(front.port, scale.streams, _ANSWER_TOKENS, _VOCABULARY) as clients:
             await asyncio.sleep(scale.settle_s)
             before, seen, began = front.process.cpu_times(), sum(one.events for one in clients), time.perf_counter()
@@ -93,18 +96,18 @@ async def _events_per_token(target: Target) -> float | None:
     return (len(one.gaps_s) + 1) / one.tokens
 
 
-async def _ttft_s(target: Target, scale: Scale, repetition: int) -> tuple[float, ...]:
-    """p50 and p99 with 16 clients at once, of short answers; nothing if a request failed."""
+async def _ttft_s(target: Target, scale: Scale, number: int) -> tuple[float, ...]:
+    """p50 and p99 with 16 clients at once, of short answers; nothing if a request failed. No ``number`` has prompts of another's."""
     plan = Plan(
         model="bench",
-        requests=max(scale.requests_min, 5 * CLIENTS),
+        requests=max(scale.requests_min, 10 * CLIENTS),
         prompt_tokens=_PROMPT_TOKENS,
         output_tokens=16,
         concurrency=CLIENTS,
         vocabulary=_VOCABULARY,
-        seed=repetition,
+        seed=2 * number,
     )
-    summary: Summary
+    await drive(target, msgspec.structs.replace(plan, requests=2 * CLIENTS, seed=2 * number + 1))
     summary, _ = await drive(target, plan)
     p50_s, p99_s = summary.ttft_p50_s, summary.ttft_p99_s
     return () if summary.errors or p50_s is None or p99_s is None else (p50_s, p99_s)
@@ -165,19 +168,37 @@ async def _dynamo(directory: Path, model: Path, number: int) -> AsyncIterator[Fr
     port, python = servers.free_port(), Environment(RECIPES[DYNAMO.requires]).python
     timing = directory / f"timing-{number}.npz"
     write_timing(timing)
-    mocker = ["-m", "dynamo.mocker", "--model-path", str(model), "--model-name", "bench"]
+    described = write_description(model, directory / f"described-{number}")
+    mocker = ["-m", "dynamo.mocker", "--model-path", str(described), "--model-name", "bench"]
     mocker += ["--planner-profile-data", str(timing), "--max-num-seqs", "512"]
     frontend = ["-m", "dynamo.frontend", "--http-host", "127.0.0.1", "--http-port", str(port)]
     unheard = Target("http://127.0.0.1:9")  # the mocker has no door of its own
     through = Target(f"http://127.0.0.1:{port}")
+    logs = [directory / f"{name}-{number}.log" for name in ("mocker", "frontend")]
     async with (
-        servers.process("Dynamo's mocker", mocker, environment, unheard, directory / f"mocker-{number}.log", python),
-        servers.process(
-            "Dynamo's frontend", frontend, environment, through, directory / f"frontend-{number}.log", python
-        ) as server,
+        servers.process("Dynamo's mocker", mocker, environment, unheard, logs[0], python) as engine,
+        servers.process("Dynamo's frontend", frontend, environment, through, logs[1], python) as server,
     ):
-        await server.until(lambda: _speaks(server))
+        await server.until(lambda: _lists_model(server, engine))
         yield Front(port=port, process=psutil.Process(server.pid))
+
+
+async def _lists_model(server: servers.Server, engine: servers.Server) -> bool:
+    """Raises ``ServerError`` if the engine has ended."""
+    if engine.returncode is not None:
+        raise servers.ServerError(f"{engine.name} ended with {engine.returncode}:\n{engine.log[-3000:]}")
+    return any(one.get("id") == "bench" for one in (await server.json("/v1/models")).get("data", []))
+
+
+def write_description(model: Path, place: Path) -> Path:
+    """The model for Dynamo's frontend, which serves none without a chat template."""
+    place.mkdir()
+    for name in ("config.json", "generation_config.json", "tokenizer.json"):
+        shutil.copy(model / name, place)
+    config = json.loads((model / "tokenizer_config.json").read_text())
+    config["chat_template"] = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    (place / "tokenizer_config.json").write_text(json.dumps(config))
+    return place
 
 
 def write_timing(path: Path, pace_ms: float = PACE_MS) -> None:

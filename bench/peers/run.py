@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import re
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -35,6 +36,7 @@ from bench.servers import KV_CACHE_BYTES, MODEL_NAME, ServerError
 
 _SETTLE_S: Final = 1.0
 _WHY_CHARACTERS: Final = 600
+_COLOURS: Final = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class Bench:
@@ -164,6 +166,7 @@ class Bench:
         self.save()
 
     def _give_up(self, one: Contestant, why: str) -> None:
+        why = _COLOURS.sub("", why)
         self.failed[one.key] = why if len(why) <= _WHY_CHARACTERS else f"{why[:200]} … {why[200 - _WHY_CHARACTERS :]}"
         self._say(f"{one.title}: {why}")
 

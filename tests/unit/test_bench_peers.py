@@ -8,12 +8,13 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from aiohttp import web
 
 from bench.figures import Result, summarise
 from bench.load import Plan, Target, Turns, bodies, drive
-from bench.peers import budgets, loads, run
+from bench.peers import budgets, frontends, loads, run
 from bench.peers.budgets import Outcome
 from bench.peers.contestants import (
     CONTESTANTS,
@@ -299,7 +300,7 @@ class Stage:
 
     async def __aenter__(self) -> Running:
         if self._one.key in self.broken:
-            raise ServerError("it ended with 1:\nno such device")
+            raise ServerError("it ended with 1:\n\x1b[31mno such device\x1b[0m")
         return Idle(contestant=self._one, target=Answers(), servers={}, page_s=None, first_token_s=9.0)
 
     async def __aexit__(self, *_: object) -> None: ...
@@ -359,7 +360,7 @@ def test_what_is_there_is_not_measured_again(stage: Stage, tmp_path: Path) -> No
 def test_who_does_not_start_is_listed_and_the_others_go_on(
     stage: Stage, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    stage.broken = {"nixl-tuned", "dynamo"}
+    stage.broken = {"nixl-tuned", "dynamo"}  # what one says on its way out has colours
     assert quick(tmp_path, "nixl-tuned", "vllm", "dynamo", "relay") == 1
     assert stage.started == ["vllm", "nixl-tuned"] and stage.streamed == ["relay"]
     text = capsys.readouterr().out
@@ -374,6 +375,34 @@ def test_who_does_not_start_is_listed_and_the_others_go_on(
 def test_an_unknown_name_starts_nothing(stage: Stage, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert quick(tmp_path / "out", "nobody") == 1
     assert stage.started == [] and "no such peers: nobody" in capsys.readouterr().err
+
+
+# ---- what Dynamo is told
+
+
+def test_dynamo_s_engine_paces_tokens_whatever_the_load(tmp_path: Path) -> None:
+    frontends.write_timing(tmp_path / "t.npz", 8.0)
+    with np.load(tmp_path / "t.npz") as found:
+        assert set(found["decode_itl"].flat) == {8.0}
+        sizes = [len(found[name]) for name in ("decode_active_kv_tokens", "decode_context_length")]
+        assert found["decode_itl"].shape == tuple(sizes) and len(found["prefill_isl"]) == len(found["prefill_ttft_ms"])
+
+
+def test_dynamo_s_model_has_a_chat_template_and_no_weights(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    for name in (
+        "config.json",
+        "generation_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "model.safetensors",
+    ):
+        (model / name).write_text('{"kept": 1}')
+    place = frontends.write_description(model, tmp_path / "described")
+    config = json.loads((place / "tokenizer_config.json").read_text())
+    assert config["kept"] == 1 and "messages" in config["chat_template"]
+    assert not (place / "model.safetensors").exists()
 
 
 # ---- figures
