@@ -83,4 +83,4 @@ wheel: setup-test  ## build the wheel into dist/
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation -w dist .
 
 clean:  ## remove what set-up and tests have made
-	rm -rf .venv .setup.lock node_modules static/vendor dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .peers .setup.lock node_modules static/vendor dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

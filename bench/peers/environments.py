@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import shutil
 import sys
 import sysconfig
 import tempfile
@@ -145,8 +144,3 @@ async def _run(name: str, command: Sequence[str]) -> None:
             raise InstallError(
                 f"{name}: {' '.join(command[1:4])} ended with {process.returncode}: {' / '.join(lines[-3:])}"
             )
-
-
-def remove(cache: Path = CACHE) -> None:
-    """All environments."""
-    shutil.rmtree(cache, ignore_errors=True)

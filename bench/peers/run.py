@@ -18,7 +18,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
+import aiohttp
 import msgspec
+import psutil
 from rich.progress import Progress
 
 from bench import measure
@@ -36,6 +38,13 @@ from bench.servers import KV_CACHE_BYTES, MODEL_NAME, ServerError
 
 _SETTLE_S: Final = 1.0
 _WHY_CHARACTERS: Final = 600
+_FAILURES: Final = (
+    ServerError,
+    OSError,
+    ValueError,
+    aiohttp.ClientError,
+    psutil.Error,
+)  # of a contestant, not of the bench
 _COLOURS: Final = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -118,7 +127,7 @@ class Bench:
                     await self._load(it, load, all_loads, repetition)
                 if not self._store.has_start(one, repetition):
                     await self._rest(it, repetition)
-        except (ServerError, OSError) as error:
+        except _FAILURES as error:
             self._give_up(one, f"not started, or ended: {error}")
         self.save()
 
@@ -161,7 +170,7 @@ class Bench:
         self._say(f"{repetition + 1}: {one.title}: {self._scale.streams} streams")
         try:
             self._store.keep(await frontends.measure(one, self._scale, directory, model, repetition))
-        except (ServerError, OSError) as error:
+        except _FAILURES as error:
             self._give_up(one, f"not started, or ended: {error}")
         self.save()
 

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import numpy as np
 import pytest
 from aiohttp import web
@@ -292,6 +293,7 @@ class Stage:
         self.started: list[str] = []
         self.streamed: list[str] = []
         self.broken: set[str] = set()
+        self.kind: type[Running] = Idle
 
     def running(self, one: Contestant, directory: Path, model: Path, number: int) -> Stage:
         self.started.append(one.key)
@@ -301,7 +303,7 @@ class Stage:
     async def __aenter__(self) -> Running:
         if self._one.key in self.broken:
             raise ServerError("it ended with 1:\n\x1b[31mno such device\x1b[0m")
-        return Idle(contestant=self._one, target=Answers(), servers={}, page_s=None, first_token_s=9.0)
+        return self.kind(contestant=self._one, target=Answers(), servers={}, page_s=None, first_token_s=9.0)
 
     async def __aexit__(self, *_: object) -> None: ...
 
@@ -370,6 +372,17 @@ def test_who_does_not_start_is_listed_and_the_others_go_on(
     stage.started.clear()
     assert quick(tmp_path, "nixl-tuned", "vllm") == 0
     assert stage.started == ["nixl-tuned", "vllm", "nixl-tuned"], "tried again, and now open loops have a rate"
+
+
+def test_one_that_ends_under_load_is_listed_and_what_it_had_done_stays(stage: Stage, tmp_path: Path) -> None:
+    class Ends(Idle):
+        async def at_rest(self) -> list[Usage]:
+            raise aiohttp.ServerDisconnectedError
+
+    stage.kind = Ends
+    assert quick(tmp_path, "vllm") == 1
+    assert json.loads((tmp_path / "report.json").read_text())["failed"].keys() == {"vllm"}
+    assert len(Store(tmp_path).measured()) == 1 and not Store(tmp_path).started()
 
 
 def test_an_unknown_name_starts_nothing(stage: Stage, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
