@@ -46,6 +46,7 @@ _ANSWER_TOKENS: Final = 400
 _PROMPT_TOKENS: Final = 200
 _VOCABULARY: Final = 1000  # prompts' ids are below, and so within any model's
 _READY_S: Final = 180.0
+_DYNAMO_VOCABULARY: Final = 4096  # its mocker's ids go beyond the model's; those without text make no events
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,13 +192,18 @@ async def _lists_model(server: servers.Server, engine: servers.Server) -> bool:
 
 
 def write_description(model: Path, place: Path) -> Path:
-    """The model for Dynamo's frontend, which serves none without a chat template."""
+    """The model for Dynamo: with a chat template, without which its frontend serves none, and text for each token that its mocker makes up."""
     place.mkdir()
-    for name in ("config.json", "generation_config.json", "tokenizer.json"):
-        shutil.copy(model / name, place)
-    config = json.loads((model / "tokenizer_config.json").read_text())
-    config["chat_template"] = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
-    (place / "tokenizer_config.json").write_text(json.dumps(config))
+    shutil.copy(model / "generation_config.json", place)
+    config, tokenizer, of_tokenizer = (
+        json.loads((model / name).read_text()) for name in ("config.json", "tokenizer.json", "tokenizer_config.json")
+    )
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary |= {f"<|{number}|>": number for number in range(len(vocabulary), _DYNAMO_VOCABULARY)}
+    config["vocab_size"] = _DYNAMO_VOCABULARY
+    of_tokenizer["chat_template"] = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    for name, value in (("config", config), ("tokenizer", tokenizer), ("tokenizer_config", of_tokenizer)):
+        (place / f"{name}.json").write_text(json.dumps(value))
     return place
 
 

@@ -401,21 +401,18 @@ def test_dynamo_s_engine_paces_tokens_whatever_the_load(tmp_path: Path) -> None:
         assert found["decode_itl"].shape == tuple(sizes) and len(found["prefill_isl"]) == len(found["prefill_ttft_ms"])
 
 
-def test_dynamo_s_model_has_a_chat_template_and_no_weights(tmp_path: Path) -> None:
+def test_dynamo_s_model_has_a_chat_template_and_text_for_every_token(tmp_path: Path) -> None:
     model = tmp_path / "model"
     model.mkdir()
-    for name in (
-        "config.json",
-        "generation_config.json",
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "model.safetensors",
-    ):
-        (model / name).write_text('{"kept": 1}')
+    (model / "tokenizer.json").write_text('{"model": {"vocab": {"a": 0, "b": 1}}}')
+    for name in ("config.json", "generation_config.json", "tokenizer_config.json", "model.safetensors"):
+        (model / name).write_text('{"kept": 1, "vocab_size": 2}')
     place = frontends.write_description(model, tmp_path / "described")
-    config = json.loads((place / "tokenizer_config.json").read_text())
-    assert config["kept"] == 1 and "messages" in config["chat_template"]
-    assert not (place / "model.safetensors").exists()
+    found = {path.stem: json.loads(path.read_text()) for path in place.iterdir()}
+    assert "model" not in found, "no weights"
+    assert found["tokenizer_config"]["kept"] == 1 and "messages" in found["tokenizer_config"]["chat_template"]
+    vocabulary = found["tokenizer"]["model"]["vocab"]
+    assert sorted(vocabulary.values()) == list(range(found["config"]["vocab_size"])) and vocabulary["b"] == 1
 
 
 # ---- figures
