@@ -192,7 +192,7 @@ async def _lists_model(server: servers.Server, engine: servers.Server) -> bool:
 
 
 def write_description(model: Path, place: Path) -> Path:
-    """The model for Dynamo: with a chat template, without which its frontend serves none, and text for each token that its mocker makes up."""
+    """The model for Dynamo: with a chat template, without which its frontend serves none, and text for each token of its mocker."""
     place.mkdir()
     shutil.copy(model / "generation_config.json", place)
     config, tokenizer, of_tokenizer = (
