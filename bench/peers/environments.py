@@ -76,7 +76,7 @@ class Environment:
         return self.stamp.exists()
 
 
-def digest(recipe: Recipe, requirements: str, python: str = sys.version) -> str:
+def digest(recipe: Recipe, requirements: str, python: str = f"{sys.version} {sys.prefix}") -> str:
     """Changes with whatever the environment is made of; pure."""
     return hashlib.sha256(repr((recipe, requirements, python)).encode()).hexdigest()[:16]
 
