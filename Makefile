@@ -1,6 +1,6 @@
 # pd-appliance: `make serve` and `make test` each do all set-up on a fresh machine.
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint format bench gpu-check bench-streams bench-diagnosis bench-knee bench-split chaos wheel clean setup setup-test bench-diagnosis-cpu bench-cost bench-charts pictures bench-viewers
+.PHONY: help serve test lint format bench gpu-check bench-streams bench-diagnosis bench-knee bench-split chaos wheel clean setup setup-test bench-diagnosis-cpu bench-cost bench-charts pictures bench-viewers bench-peers
 
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest -q
@@ -43,6 +43,9 @@ format: setup-test  ## let ruff format the code
 bench: setup-test  ## split against aggregated, and the hand-off against memcpy; takes a quarter of an hour
 	$(BIN)/python -m bench.run $(ARGS)
 
+bench-peers: setup-test  ## this appliance and its peers under the same load, some hours, resumable; ARGS="--quick --only nixl-tuned 1p1d --out DIR"
+	$(BIN)/python -m bench.peers $(ARGS)
+
 bench-streams: setup  ## what the supervisor can carry, over simulated engines; ARGS="--streams 512" is passed on
 	$(BIN)/python -m bench.streams $(ARGS)
 
@@ -80,4 +83,4 @@ wheel: setup-test  ## build the wheel into dist/
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation -w dist .
 
 clean:  ## remove what set-up and tests have made
-	rm -rf .venv .setup.lock node_modules static/vendor dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .peers .setup.lock node_modules static/vendor dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -15,7 +15,7 @@ from typing import Any, Final
 import uvicorn
 from playwright.sync_api import Browser, sync_playwright
 
-from bench.servers import ROOT, _free_port
+from bench.servers import ROOT, free_port
 
 FLAGS: Final = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking")
 _START_S: Final = 10.0
@@ -32,7 +32,7 @@ def made_up(name: str) -> Any:
 @contextmanager
 def served(demo: Any) -> Iterator[str]:
     """Its address, for as long as it is served. ``demo``: a ``demo_server.Demo``."""
-    port = _free_port()
+    port = free_port()
     server = uvicorn.Server(uvicorn.Config(demo, host="127.0.0.1", port=port, log_level="warning"))
     thread = threading.Thread(target=server.run)
     thread.start()

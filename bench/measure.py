@@ -26,13 +26,19 @@ Parts = dict[str, list[psutil.Process]]
 
 async def usages(server: Server) -> list[Usage]:
     """Memory and idle CPU of each part; takes ``IDLE_S`` during which nothing else should run."""
-    parts = await _parts(server)
+    return await at_rest(
+        server.name, {"engine": family(server)} if server.name == AGGREGATED else await parts_of(server)
+    )
+
+
+async def at_rest(name: str, parts: Parts) -> list[Usage]:
+    """The same of a server with such parts."""
     before, began = {part: _cpu_s(processes) for part, processes in parts.items()}, time.perf_counter()
     await asyncio.sleep(IDLE_S)
     elapsed_s = time.perf_counter() - began
     return [
         Usage(
-            server=server.name,
+            server=name,
             part=part,
             processes=len(processes),
             pss_bytes=sum(process.memory_full_info().pss for process in processes),
@@ -42,11 +48,15 @@ async def usages(server: Server) -> list[Usage]:
     ]
 
 
-async def _parts(server: Server) -> Parts:
-    """Every process of a server's under the name of the engine that it, or its nearest ancestor, is of; the rest is the fork server."""
+def family(server: Server) -> list[psutil.Process]:
+    """A server's process and all that it has started."""
     root = psutil.Process(server.pid)
-    if server.name == AGGREGATED:
-        return {"engine": [root, *root.children(recursive=True)]}
+    return [root, *root.children(recursive=True)]
+
+
+async def parts_of(server: Server) -> Parts:
+    """The appliance's processes under the name of the engine that each, or its nearest ancestor, is of; the rest is the fork server."""
+    root = psutil.Process(server.pid)
     parts: Parts = {}
     for engine in (await server.json("/api/node"))["engines"]:
         leader = psutil.Process(engine["pid"])

@@ -80,7 +80,7 @@ def _load(report: Report, cell: Cell) -> str:
     counts = [f"{sum(s.errors for s in found)} of {sum(s.n for s in found)}" for found in by_server.values()]
     rows.append(["errors", *counts, "—"])
     title = f"### Prompt {cell.prompt_tokens} tokens, concurrency {cell.concurrency}\n\n"
-    return title + _table(["", APPLIANCE, AGGREGATED, "ratio"], rows)
+    return title + table(["", APPLIANCE, AGGREGATED, "ratio"], rows)
 
 
 def _handoffs(report: Report) -> str:
@@ -93,7 +93,7 @@ def _handoffs(report: Report) -> str:
         "\nTransfers are the `transfer` stages of the requests' timelines. `memmove` copies as many bytes, scattered over as much memory, "
         "in the same run, with the engines idle: in pieces of 64 KiB, and in as many pieces as the hand-offs did.\n"
     )
-    return "## Hand-offs\n\n" + _table(head, rows) + note
+    return "## Hand-offs\n\n" + table(head, rows) + note
 
 
 def _handoff(report: Report, cell: Cell) -> list[str]:
@@ -133,7 +133,7 @@ def _start_ups(report: Report) -> str:
         ready = [f"{name} {spread(one.engines_ready_s.get(name) for one in found)}" for name in engines]
         page, token = spread((one.page_s for one in found), digits=2), spread(one.first_token_s for one in found)
         rows.append([server, page, ", ".join(ready), token])
-    return "## Start-up\n\n" + _table(["seconds from start to", "page", "engines ready", "first token"], rows)
+    return "## Start-up\n\n" + table(["seconds from start to", "page", "engines ready", "first token"], rows)
 
 
 def _usages(report: Report) -> str:
@@ -145,8 +145,8 @@ def _usages(report: Report) -> str:
         found = [one for one in report.usages if one.server == server]
         memory, cpu = sum(one.pss_bytes for one in found), sum(one.idle_cpu for one in found)
         rows.append([server, "all", str(sum(one.processes for one in found)), f"{memory / 2**20:.0f}", f"{cpu:.2%}"])
-    return "## At rest\n\n" + _table(["server", "part", "processes", "PSS MiB", "CPU, of one core"], rows)
+    return "## At rest\n\n" + table(["server", "part", "processes", "PSS MiB", "CPU, of one core"], rows)
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "".join("| " + " | ".join(line) + " |\n" for line in (head, ["---"] * len(head), *rows))

@@ -65,7 +65,7 @@ class Bench:
     async def run(self, directory: Path) -> None:
         """Raises ``ServerError`` if a server doesn't start, or ends."""
         self._say("making the model")
-        model = await _model(directory / "model")
+        model = await make_model(directory / "model")
         for repetition in range(self.steps.repetitions - 1):
             async with AsyncExitStack() as stack:
                 await self._start(stack, directory, model, repetition, keep=False)
@@ -137,7 +137,7 @@ def rounds(steps: Steps) -> Iterator[tuple[int, Cell]]:
     return ((repetition, cell) for repetition in range(steps.repetitions) for cell in steps.cells)
 
 
-async def _model(directory: Path) -> Path:
+async def make_model(directory: Path) -> Path:
     """Write the model that is served. Raises ``ServerError`` if that fails."""
     directory.mkdir()
     process = await asyncio.create_subprocess_exec(
@@ -159,7 +159,7 @@ async def bench(steps: Steps) -> Report:
     started, began, machine = time.time(), time.perf_counter(), measure.machine()
     with tempfile.TemporaryDirectory(prefix="bench-") as directory, progress_bar() as progress:
         one = Bench(steps, progress)
-        _cancel_at_sigterm()
+        cancel_at_sigterm()
         await one.run(Path(directory))
     return Report(
         started=started,
@@ -176,7 +176,7 @@ async def bench(steps: Steps) -> Report:
     )
 
 
-def _cancel_at_sigterm() -> None:
+def cancel_at_sigterm() -> None:
     """So that the servers are ended too, as they are at an interrupt: they are in sessions of their own."""
     task = asyncio.current_task()
     if task is not None:

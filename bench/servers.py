@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -113,15 +113,36 @@ async def appliance(
     directory: Path, model: Path, repetition: int, serving: Serving = BENCH
 ) -> AsyncIterator[tuple[Server, StartUp]]:
     """By ``appliance serve``, ready and with its engines introduced to each other."""
-    port = _free_port()
+    port = free_port()
     config = directory / f"appliance-{repetition}.toml"
     config.write_text(_config(port, directory, model, serving))
     command = ["-m", "appliance", "serve", "--config", str(config)]
     environment = {"PYTHONPATH": str(ROOT), "RUNTIME_DIRECTORY": str(directory / f"run-{repetition}")}
     target = Target(f"http://127.0.0.1:{port}")
-    async with _process(APPLIANCE, command, environment, target, directory / f"appliance-{repetition}.log") as server:
+    async with process(APPLIANCE, command, environment, target, directory / f"appliance-{repetition}.log") as server:
         server.start_s = serving.start_s
         yield server, await _appliance_start(server, repetition)
+
+
+def vllm_command(path: Path, model: Path, serving: Serving = BENCH) -> list[str]:
+    """Plain vLLM on a Unix socket."""
+    return [
+        *("-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--served-model-name", MODEL_NAME),
+        *("--uds", str(path), "--enforce-eager", "--kv-cache-memory-bytes", str(serving.kv_cache_bytes)),
+        *("--disable-uvicorn-access-log", *serving.arguments),
+    ]
+
+
+def vllm_environment(threads: int) -> dict[str, str]:
+    """Threads compute where the kernel puts them."""
+    return {
+        "OMP_NUM_THREADS": str(threads),
+        "OPENBLAS_NUM_THREADS": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_DO_NOT_TRACK": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
 
 
 @asynccontextmanager
@@ -130,11 +151,9 @@ async def aggregated(
 ) -> AsyncIterator[tuple[Server, StartUp]]:
     """Plain vLLM on all cores, none of our code in it."""
     path = directory / f"aggregated-{repetition}.sock"
-    command = ["-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--served-model-name", MODEL_NAME]
-    command += ["--uds", str(path), "--enforce-eager", "--kv-cache-memory-bytes", str(serving.kv_cache_bytes)]
-    command += ["--disable-uvicorn-access-log", *serving.arguments]
-    log = directory / f"aggregated-{repetition}.log"
-    async with _process(AGGREGATED, command, _vllm_environment(), Target("http://engine", path), log) as server:
+    command, log = vllm_command(path, model, serving), directory / f"aggregated-{repetition}.log"
+    environment = vllm_environment(len(os.sched_getaffinity(0)))
+    async with process(AGGREGATED, command, environment, Target("http://engine", path), log) as server:
         ready_s = await server.until(lambda: server.answers("/health"))
         engines = {"engine": ready_s}
         first_s = await server.first_token()
@@ -171,14 +190,19 @@ async def introduced(server: Server) -> bool:
 
 
 @asynccontextmanager
-async def _process(
-    name: str, command: list[str], environment: dict[str, str], target: Target, log: Path
+async def process(
+    name: str,
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    target: Target,
+    log: Path,
+    python: str | Path = sys.executable,
 ) -> AsyncIterator[Server]:
     """In a session of its own, so that an interrupt reaches us first and the end is always in order."""
     with log.open("wb") as output:
         began = time.perf_counter()
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
+        started = await asyncio.create_subprocess_exec(
+            python,
             *command,
             env={**os.environ, **environment},
             stdout=output,
@@ -187,11 +211,11 @@ async def _process(
         )
     try:
         async with target:
-            server = Server(name, process, target, log)
+            server = Server(name, started, target, log)
             server.began = began
             yield server
     finally:
-        await _end(process)
+        await _end(started)
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
@@ -205,18 +229,6 @@ async def _end(process: asyncio.subprocess.Process) -> None:
     await process.wait()
 
 
-def _vllm_environment() -> dict[str, str]:
-    cores = str(len(os.sched_getaffinity(0)))
-    return {
-        "OMP_NUM_THREADS": cores,
-        "OPENBLAS_NUM_THREADS": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_DO_NOT_TRACK": "1",
-        "HF_HUB_OFFLINE": "1",
-    }
-
-
 async def _true(check: Check) -> bool:
     """A server that can't be reached is not there yet, or no more: its process tells which."""
     try:
@@ -225,7 +237,7 @@ async def _true(check: Check) -> bool:
         return False
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -28,7 +28,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from bench.servers import ROOT, _free_port
+from bench.servers import ROOT, free_port
 
 _SCENARIO: Final = """
 layout = "4p4d"
@@ -68,8 +68,9 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 class Client(asyncio.Protocol):
     """Asks, reads to the end, and asks again."""
 
-    def __init__(self, number: int, answer_tokens: int) -> None:
+    def __init__(self, number: int, answer_tokens: int, vocabulary: int) -> None:
         self._number = number
+        self._vocabulary = vocabulary
         self._answer_tokens = answer_tokens
         self._asked = 0
         self._tail = b""
@@ -85,7 +86,7 @@ class Client(asyncio.Protocol):
 
     def _ask(self) -> None:
         self._asked += 1
-        prompt = [(self._number * 7919 + self._asked * 104_729 + place) % 9000 for place in range(200)]
+        prompt = [(self._number * 7919 + self._asked * 104_729 + place) % self._vocabulary for place in range(200)]
         fields = {"model": "bench", "prompt": prompt, "max_tokens": self._answer_tokens}
         fields |= {"ignore_eos": True, "stream": True}
         body = json.dumps(fields).encode()
@@ -117,18 +118,26 @@ class Client(asyncio.Protocol):
 class Node:
     """The appliance over simulated engines."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, scenario: str | None = None) -> None:
+        """``scenario``: another one than the bench's own."""
         self._directory = directory
-        self.port = _free_port()
+        self._scenario = scenario or _SCENARIO.format(model=_MODEL)
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
+        self.runtime = directory / "run"
 
     async def __aenter__(self) -> Node:
         scenario = self._directory / "scenario.toml"
-        scenario.write_text(_SCENARIO.format(model=_MODEL))
+        scenario.write_text(self._scenario)
         self.process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "appliance", "serve", "--scenario", str(scenario), "--port", str(self.port)),
             *("--state-dir", str(self._directory / "state")),
-            env={**os.environ, "PYTHONPATH": str(ROOT), "PD_APPLIANCE_SERVER_GRACE_S": "0"},
+            env={
+                **os.environ,
+                "PYTHONPATH": str(ROOT),
+                "PD_APPLIANCE_SERVER_GRACE_S": "0",
+                "RUNTIME_DIRECTORY": str(self.runtime),
+            },
             stdout=asyncio.subprocess.DEVNULL,
         )
         self.session = aiohttp.ClientSession()
@@ -160,12 +169,14 @@ class Node:
 
 
 @contextlib.asynccontextmanager
-async def load(port: int, streams: int, answer_tokens: int = 400) -> AsyncIterator[list[Client]]:
-    """So many clients at once, from their first requests to their last."""
+async def load(
+    port: int, streams: int, answer_tokens: int = 400, vocabulary: int = 9000
+) -> AsyncIterator[list[Client]]:
+    """So many clients at once, from their first requests to their last. Prompts are of ids below ``vocabulary``."""
     loop, clients = asyncio.get_running_loop(), []
     try:
         for number in range(streams):
-            made = Client(number, answer_tokens)
+            made = Client(number, answer_tokens, vocabulary)
             await loop.create_connection(lambda made=made: made, "127.0.0.1", port)  # type: ignore[misc]
             clients.append(made)
             await asyncio.sleep(0.002)

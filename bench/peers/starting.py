@@ -1,0 +1,199 @@
+"""Contestants that serve real answers, as processes: started, waited for, measured at rest, ended.
+
+Each is started anew for each repetition and alone: NIXL's threads take a core each also at rest, which would be taken from whoever is
+measured then; and what one start has been lucky with is no other repetition's luck.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import time
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from appliance.supervisor.specs import share
+from bench import measure, servers
+from bench.load import Completes, Plan, Target, Turns, bodies
+from bench.peers.contestants import Contestant, Kind
+from bench.peers.environments import DELAY_VARIABLE, RECIPES, Environment
+from bench.records import Usage
+from bench.servers import MODEL_NAME, Server, ServerError, Serving
+
+_START_S: Final = 600.0  # a bound, not a budget: how long it took is in the table
+_TRANSFER: Final = {"kv_connector": "NixlConnector", "kv_role": "kv_both", "kv_buffer_device": "cpu"}
+_BYTES: Final = "vllm:nixl_bytes_transferred_sum"
+_SECONDS: Final = "vllm:nixl_xfer_time_seconds_sum"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Running:
+    """One contestant, ready. ``servers`` by part; the last one of NIXL's engines decodes."""
+
+    contestant: Contestant
+    target: Completes
+    servers: dict[str, Server]
+    page_s: float | None
+    first_token_s: float
+
+    async def at_rest(self) -> list[Usage]:
+        if self.contestant.kind is Kind.APPLIANCE:
+            parts = await measure.parts_of(self.servers["appliance"])
+        else:
+            parts = {name: measure.family(server) for name, server in self.servers.items()}
+        return await measure.at_rest(self.contestant.key, parts)
+
+    async def transferred(self) -> tuple[float, float] | None:
+        """Bytes and seconds of all hand-offs so far, as NIXL's decode engine tells; None for all others."""
+        if self.contestant.kind is not Kind.NIXL:
+            return None
+        return nixl_totals((await self.servers["decode"].read("/metrics")).decode())
+
+    async def handoff_bytes_s(self, before: tuple[float, float] | None, requests: int) -> float | None:
+        """While bytes were copied, over the last ``requests`` requests."""
+        if before is not None and (after := await self.transferred()) is not None:
+            moved, took_s = after[0] - before[0], after[1] - before[1]
+        elif self.contestant.kind is Kind.APPLIANCE:
+            timelines = await self.servers["appliance"].json(f"/api/requests?limit={requests}")
+            transfers = measure.transfers_of(timelines)
+            moved, took_s = sum(one.bytes for one in transfers), sum(one.duration_s for one in transfers)
+        else:
+            return None
+        return moved / took_s if took_s > 0 else None
+
+
+def nixl_totals(metrics: str) -> tuple[float, float]:
+    """Bytes and seconds of all transfers, from vLLM's Prometheus text."""
+    totals = {_BYTES: 0.0, _SECONDS: 0.0}
+    for line in metrics.splitlines():
+        name = line.partition("{")[0].partition(" ")[0]
+        if name in totals:
+            totals[name] += float(line.rpartition(" ")[2])
+    return totals[_BYTES], totals[_SECONDS]
+
+
+def seats(contestant: Contestant, cores: Sequence[int]) -> list[tuple[int, ...]]:
+    """The cores of each engine, as the appliance shares them out to its own."""
+    mine = share(cores, 0, contestant.share)
+    return [share(mine, number, contestant.engines) for number in range(contestant.engines)]
+
+
+def engine_environment(seat: Sequence[int], cores: Sequence[int]) -> dict[str, str]:
+    """An engine on all cores is left to the kernel; one on some computes on these."""
+    found = servers.vllm_environment(len(seat))
+    return found if len(seat) == len(cores) else {**found, "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, seat))}
+
+
+@asynccontextmanager
+async def running(contestant: Contestant, directory: Path, model: Path, number: int) -> AsyncIterator[Running]:
+    """``number`` is one of its own for each start. Raises ``ServerError`` if it doesn't start."""
+    start = {Kind.VLLM: _vllm, Kind.NIXL: _nixl, Kind.APPLIANCE: _appliance}[contestant.kind]
+    async with start(contestant, directory, model, number) as one:
+        yield one
+
+
+@asynccontextmanager
+async def _appliance(contestant: Contestant, directory: Path, model: Path, number: int) -> AsyncIterator[Running]:
+    serving = Serving(layout=contestant.layout, start_s=_START_S)
+    async with servers.appliance(directory, model, number, serving) as (server, start):
+        yield Running(
+            contestant=contestant,
+            target=server.target,
+            servers={"appliance": server},
+            page_s=start.page_s,
+            first_token_s=start.first_token_s,
+        )
+
+
+@asynccontextmanager
+async def _vllm(contestant: Contestant, directory: Path, model: Path, number: int) -> AsyncIterator[Running]:
+    began, cores = time.perf_counter(), sorted(os.sched_getaffinity(0))
+    async with AsyncExitStack() as stack:
+        engines = {}
+        for place, seat in enumerate(seats(contestant, cores)):
+            path = directory / f"{contestant.key}-{number}-{place}.sock"
+            command, environment = servers.vllm_command(path, model), engine_environment(seat, cores)
+            process = servers.process(
+                f"{contestant.title}, engine {place}", command, environment, _engine(path), path.with_suffix(".log")
+            )
+            engines[f"e{place}"] = await stack.enter_async_context(process)
+        await _ready(engines.values())
+        target = Turns([server.target for server in engines.values()]) if len(engines) > 1 else engines["e0"].target
+        yield Running(
+            contestant=contestant,
+            target=target,
+            servers=engines,
+            page_s=None,
+            first_token_s=await _first_token_s(target, began),
+        )
+
+
+@asynccontextmanager
+async def _nixl(contestant: Contestant, directory: Path, model: Path, number: int) -> AsyncIterator[Running]:
+    began, cores = time.perf_counter(), sorted(os.sched_getaffinity(0))
+    python = Environment(RECIPES[contestant.requires]).python
+    async with AsyncExitStack() as stack:
+        parts, paths = {}, {}
+        for role, seat in zip(("prefill", "decode"), seats(contestant, cores), strict=True):
+            path = paths[role] = directory / f"{contestant.key}-{number}-{role}.sock"
+            environment = {**engine_environment(seat, cores), **_nixl_environment(contestant)}
+            command = [*servers.vllm_command(path, model), "--kv-transfer-config", json.dumps(_TRANSFER)]
+            process = servers.process(
+                f"{contestant.title}, {role}", command, environment, _engine(path), path.with_suffix(".log"), python
+            )
+            parts[role] = await stack.enter_async_context(process)
+        await _ready(parts.values())
+        proxy = await stack.enter_async_context(_proxy(directory / f"proxy-{number}.log", paths))
+        await _ready([proxy])
+        yield Running(
+            contestant=contestant,
+            target=proxy.target,
+            servers={"proxy": proxy, **parts},
+            page_s=None,
+            first_token_s=await _first_token_s(proxy.target, began),
+        )
+
+
+def _nixl_environment(contestant: Contestant) -> dict[str, str]:
+    return {
+        "VLLM_NIXL_SIDE_CHANNEL_HOST": "127.0.0.1",
+        "VLLM_NIXL_SIDE_CHANNEL_PORT": str(servers.free_port()),
+        DELAY_VARIABLE: str(contestant.thread_delay_us),
+    }
+
+
+@asynccontextmanager
+async def _proxy(log: Path, paths: dict[str, Path]) -> AsyncIterator[Server]:
+    port = servers.free_port()
+    command = ["-m", "bench.peers.proxy", "--port", str(port)]
+    command += ["--prefill", str(paths["prefill"]), "--decode", str(paths["decode"])]
+    target = Target(f"http://127.0.0.1:{port}")
+    async with servers.process("the proxy", command, {"PYTHONPATH": str(servers.ROOT)}, target, log) as server:
+        yield server
+
+
+def _engine(path: Path) -> Target:
+    return Target("http://engine", path)
+
+
+async def _ready(parts: Iterable[Server]) -> None:
+    """Raises ``ServerError`` for the first that isn't."""
+    await asyncio.gather(*map(_healthy, parts))
+
+
+async def _healthy(server: Server) -> None:
+    server.start_s = _START_S
+    await server.until(lambda: server.answers("/health"))
+
+
+async def _first_token_s(target: Completes, began: float) -> float:
+    """Seconds from ``began`` until the first token of the first request."""
+    sent = time.perf_counter()
+    one = await target.complete(bodies(Plan(model=MODEL_NAME, requests=1, prompt_tokens=16, output_tokens=2))[0])
+    if one.ttft_s is None:
+        raise ServerError(f"the first request failed: {one.error}")
+    return sent - began + one.ttft_s
