@@ -6,11 +6,11 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 import msgspec
 
-from appliance.channel import HandoffEnded, Step, Up
+from appliance.channel import HandoffEnded, Up
 from appliance.config import Config
 from appliance.costs.fitted import CopyModel, StepModel
 from appliance.records import (
@@ -34,18 +34,18 @@ from appliance.records import (
     Verdict,
 )
 from appliance.telemetry.calibration import compared
+from appliance.telemetry.engines import engine_snapshot
 from appliance.telemetry.host import CpuShare, own_memory_bytes, session_memory_bytes
 from appliance.telemetry.knees import Knees
 from appliance.telemetry.leaks import Leaks
 from appliance.telemetry.links import Links
-from appliance.telemetry.series import Load, Rates, Series
+from appliance.telemetry.series import Series
 from appliance.telemetry.steps import Steps
 from appliance.telemetry.timeline import Timelines
 
 _log = logging.getLogger("pd-appliance")
 _MEMORY_S: Final = 15.0  # the kernel walks all pages of a process to say how large it is
 _NEWEST: Final = 12  # timelines in a snapshot
-_IN_SERVICE: Final = (EngineState.READY, EngineState.DRAINING, EngineState.SUSPECT)  # their rates mean something
 _ENDED: Final = (EngineState.BACKOFF, EngineState.FAILED, EngineState.STOPPED)
 _MUCH: Final = 1.3  # times what calibrations of others took: worth a line
 _OWN: Final = 0  # the supervisor's place among the memory readings; no engine has this pid
@@ -338,64 +338,6 @@ class Collector:
             await asyncio.sleep(_MEMORY_S)
 
 
-def engine_snapshot(
-    view: EngineView,
-    series: Series | None,
-    now_ns: int,
-    *,
-    in_flight: int,
-    outstanding: int,
-    memory_bytes: int | None,
-    itl_target_s: float = 1.0,
-    api_delay_s: float | None = None,
-    host: HostReading | None = None,
-) -> EngineSnapshot:
-    """A view and what that life has reported. Without reports, readings are None, not 0."""
-    last = series.last if series else None
-    rates = series.rates(now_ns) if series and view.state in _IN_SERVICE else None
-    load = series.load(now_ns, itl_target_s) if series and view.state in _IN_SERVICE else None
-    sign_ns = series.last_sign_ns() if series else None
-    core = series.core if series else None
-    total = core.kv_blocks if core else None
-    return EngineSnapshot(
-        name=view.name,
-        role=view.role,
-        state=view.state,
-        epoch=view.epoch,
-        pid=view.pid,
-        gpus=view.gpus,
-        cores=view.cores,
-        stage=view.stage,
-        progress=view.progress,
-        in_state_s=(now_ns - view.since_ns) * 1e-9 if view.since_ns else 0.0,
-        restarts=view.restarts,
-        cause=view.cause,
-        in_flight=in_flight,
-        outstanding_prompt_tokens=outstanding,
-        running=last.running if last else None,
-        waiting=last.waiting if last else None,
-        fetching=last.fetching if last else None,
-        kv_usage=1 - last.kv_free / total if last and total else None,
-        kv_blocks_total=total,
-        kv_blocks_free=last.kv_free if last else None,
-        block_tokens=core.block_tokens if core else None,
-        preemptions=_preemptions(series),
-        last_step_age_s=max(0, now_ns - sign_ns) * 1e-9 if sign_ns is not None else None,
-        peers=view.peers,
-        peer_errors=view.peer_errors,
-        memory_bytes=memory_bytes,
-        weight=view.weight,
-        max_running=core.max_running if core else None,
-        token_budget=core.max_batched_tokens if core else None,
-        leased_blocks=last.leased if last else None,
-        api_delay_s=api_delay_s,
-        host=host,
-        calibration=series.calibrated if series else None,
-        **_figures(rates),
-        **_figures(load),
-    )
-
-
 def _slow(name: str, found: CalibrationSnapshot, noise: float) -> str | None:
     """What an owner should know before anybody waits; None where there is nothing. ``noise``: around what was expected."""
     if (found.against_like or 1.0) > _MUCH:
@@ -403,13 +345,3 @@ def _slow(name: str, found: CalibrationSnapshot, noise: float) -> str | None:
     if (found.slowdown or 1.0) > _MUCH + noise:
         return f"{name} took {found.slowdown:.2f} times as long for its first steps as such steps took before"
     return None
-
-
-def _figures(found: Rates | Load | None) -> dict[str, Any]:
-    """Whose names are those of the snapshot's fields."""
-    return msgspec.structs.asdict(found) if found is not None else {}
-
-
-def _preemptions(series: Series | None) -> int | None:
-    step: Step | None = series.last_step if series else None
-    return step.preemptions if step else None
