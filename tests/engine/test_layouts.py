@@ -138,8 +138,9 @@ async def test_every_head_of_every_block_is_on_every_rank_that_has_it(scene: Sce
     await scene.release(key, producer)
 
 
+@pytest.mark.parametrize("at_once", [1, 8])
 @pytest.mark.parametrize(("prefill", "decode"), WAYS, ids=["1to2", "2to1"])
-async def test_prefixes_that_either_side_has(scene: Scene, prefill: str, decode: str) -> None:
+async def test_prefixes_that_either_side_has(scene: Scene, prefill: str, decode: str, at_once: int) -> None:
     """Four blocks of the longest kind. What the decode engine has is not brought over."""
     if not scene.exact:
         pytest.skip("this model's kernels are not exact, nor are its prefixes cached on CPUs")
@@ -148,21 +149,29 @@ async def test_prefixes_that_either_side_has(scene: Scene, prefill: str, decode:
     _, alone = await scene.split(completion(tokens(600)), prefill, decode)
     for engine in (prefill, decode):
         await scene.pair.engines[engine].post("/v1/completions", completion([*prefix, *tokens(8)]))
-        body = completion([*prefix, *tokens(88)])
-        answer, told = await scene.split(body, prefill, decode)
-        assert told.ok, told.error
-        assert await scene.same(answer, body)
-    assert 0 < told.bytes < alone.bytes
+        bodies = [completion([*prefix, *tokens(88)]) for _ in range(at_once)]
+        found = await asyncio.gather(*(scene.split(body, prefill, decode) for body in bodies))
+        for body, (answer, told) in zip(bodies, found, strict=True):
+            assert told.ok, told.error
+            assert await scene.same(answer, body)
+    assert all(0 < told.bytes < alone.bytes for _, told in found)
     assert plain["usage"]["prompt_tokens"] == 600
 
 
 @pytest.mark.parametrize(("prefill", "decode"), WAYS, ids=["1to2", "2to1"])
 async def test_loads_that_fail_are_recomputed(scene: Scene, prefill: str, decode: str) -> None:
-    body = completion(tokens(600))
-    answer, told = await scene.split(body, prefill, decode, generation=2**40)
-    assert not told.ok
-    assert "ended before the pull" in (told.error or "")
-    assert await scene.same(answer, body, on=decode)
+    """One alone, then some among others that don't."""
+    for fails in ((True,), (True, False, False, True, False, True, True, False)):
+        bodies = [completion(tokens(600)) for _ in fails]
+        lies = [{"generation": 2**40} if failing else {} for failing in fails]
+        found = await asyncio.gather(
+            *(scene.split(body, prefill, decode, **lie) for body, lie in zip(bodies, lies, strict=True))
+        )
+        for body, failing, (answer, told) in zip(bodies, fails, found, strict=True):
+            assert told.ok is not failing, told.error
+            assert ("ended before the pull" in (told.error or "")) is failing
+            alike = scene.exact or len(fails) == 1  # what was computed whole and alone is, whatever the kernels
+            assert not alike or await scene.same(answer, body, on=decode)
 
 
 async def test_a_load_that_fails_on_one_rank_fails_on_all(scene: Scene) -> None:
