@@ -85,7 +85,7 @@ def ask(
     model: str, gpus: str, rate: float | None, prompt: float | None, output: float | None, context: int | None
 ) -> Asked:
     """What is not said is the preset's, or usual. Raises ``ConfigError``."""
-    preset = presets.load(model) if presets.directory(model) and not Path(model).exists() else None
+    preset = presets.load(model) if presets.directory(model) and not presets.exists(Path(model)) else None
     inventory = _inventory(gpus)
     usual = preset.traffic if preset else USUAL
     source = presets.described(model)
