@@ -6,6 +6,7 @@ can be planned and simulated without being downloaded.
 
 from __future__ import annotations
 
+import difflib
 import tomllib
 from pathlib import Path
 from typing import Final
@@ -65,6 +66,12 @@ def exists(path: Path) -> bool:
         return path.exists()
     except OSError:
         return False
+
+
+def nearest(name: str) -> str:
+    """In words: the preset that somebody may have meant; empty where there is none like it."""
+    found = difflib.get_close_matches(name.lower(), names(), n=2, cutoff=0.7)
+    return f"; did you mean {' or '.join(found)}?" if found else ""
 
 
 def load(name: str) -> Preset:
