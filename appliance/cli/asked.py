@@ -31,6 +31,7 @@ from appliance.supervisor.specs import EngineSpec, GpuSeat, Model, gpu_specs
 from appliance.supervisor.topology import parse
 
 USUAL: Final = presets.Usual(rate=4.0, prompt=2000.0, output=300.0)
+SMALL: Final = presets.Usual(rate=4.0, prompt=200.0, output=100.0)  # what the demo model is asked
 CONTEXT: Final = 32_768
 _GPUS: Final = re.compile(r"(\d+)\s*[x×*]\s*(.+)", re.IGNORECASE)
 _MOST_GPUS: Final = 64
@@ -174,7 +175,7 @@ def placed_on(asked: Asked, targets: Targets, layout: str | None = None) -> tupl
             why = f"{found.why}; on {kind(asked.inventory)}, of which there is more memory in all, nothing fits"
             return there, found if layout else replace(found, why=why)
         tried.append((there, found))
-    return max(tried, key=lambda one: max(layout.fits for layout in one[1].placements))
+    return tried[0] if layout else max(tried, key=lambda one: max(layout.fits for layout in one[1].placements))
 
 
 def _fits(placed: Placed, layout: str | None) -> bool:
@@ -183,14 +184,12 @@ def _fits(placed: Placed, layout: str | None) -> bool:
 
 
 def chosen(placed: Placed, layout: str | None, asked: Asked, targets: Targets) -> Placement:
-    """The best, or the one that somebody asks for. Raises ``ConfigError`` where it can't be."""
-    found = next((one for one in placed.placements if one.layout == (layout or placed.best)), None)
+    """The best, or the one that somebody asks for, also if nobody else would take it. Raises ``ConfigError`` where it can't be."""
+    found = next((one for one in placed.placements if one.feasible and one.layout == (layout or placed.best)), None)
     if found is None and layout:
         return as_asked(asked.inventory, layout, wanted(asked, targets))
     if found is None:
         raise ConfigError(f"{asked.model.name} fits on none of these GPUs: {nearest(placed)}")
-    if not found.feasible:
-        raise ConfigError(f"layout {found.layout} does not fit: {found.reason}")
     return found
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 from msgspec.structs import replace
@@ -13,6 +13,7 @@ from appliance import presets
 from appliance.checks import software
 from appliance.cli.arguments import Told, told
 from appliance.cli.asked import (
+    SMALL,
     USUAL,
     Asked,
     as_asked,
@@ -33,8 +34,6 @@ from appliance.planner.wanted import Placement
 from appliance.records import Inventory
 from appliance.supervisor.specs import DEMO_CONTEXT, EngineSpec, Model
 from web.words import ranges
-
-_SMALL: Final = presets.Usual(rate=4.0, prompt=200.0, output=100.0)  # what the demo model is asked
 
 
 class Seated(msgspec.Struct, frozen=True, kw_only=True):
@@ -122,7 +121,7 @@ def _asked(
         model=loaded,
         shape=huggingface.read(source, kv_format=said.kv),
         context=said.context or (DEMO_CONTEXT if model.shipped else longest(preset, source)),
-        traffic=preset.traffic if preset else _SMALL if model.shipped else USUAL,
+        traffic=preset.traffic if preset else SMALL if model.shipped else USUAL,
         inventory=inventory,
         gpu=known(kind(inventory)),
         preset=preset,

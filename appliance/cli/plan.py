@@ -19,6 +19,7 @@ from rich.table import Table
 
 from appliance import demo, presets
 from appliance.cli.asked import (
+    SMALL,
     USUAL,
     Asked,
     chosen,
@@ -117,10 +118,11 @@ def ask(
     preset = presets.load(model) if presets.directory(model) and not presets.exists(Path(model)) else None
     inventory = _inventory(gpus)
     source = presets.described(model) if preset else _directory(model)
-    usual = preset.traffic if preset else USUAL
-    name = model if preset else source.name
+    shipped = not preset and source == demo.MODEL_DIR.resolve()
+    usual = preset.traffic if preset else SMALL if shipped else USUAL
+    name = model if preset else demo.MODEL_NAME if shipped else source.name
     return Asked(
-        model=Model(preset.repository, name, False) if preset else Model(str(source), name, True),
+        model=Model(preset.repository, name, False) if preset else Model(str(source), name, True, shipped),
         shape=huggingface.read(source),
         context=within(context, source) if context else longest(preset, source),
         traffic=presets.Usual(
@@ -323,7 +325,7 @@ def _closing(asked: Asked, placed: Placed, shown: Sequence[Placement], *, everyt
             f"{worse} more layouts fit, of shapes that are there with other numbers of engines; --all shows them."
         )
     if hidden and not everything:
-        lines.append(f"{hidden} layouts do not fit; --all shows why.")
+        lines.append(f"{hidden} {'layouts do' if hidden > 1 else 'layout does'} not fit; --all shows why.")
     if given := _given(asked):
         lines.append(f"The preset has {given[1]} for {given[0]}.")
     return lines

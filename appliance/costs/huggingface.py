@@ -200,12 +200,13 @@ def _kv_heads(config: _Config, heads: int) -> int:
 
 
 def _head_size(config: _Config, hidden: int, heads: int) -> int:
-    found = config.whole("head_dim", least=1) or hidden // heads
-    if not found:
+    found = config.whole("head_dim", least=1)
+    if found is None and hidden % heads:
         raise ConfigError(
-            f"{config.where} has hidden_size: {hidden} and {heads} heads, and no head_dim; at least one number per head would be right"
+            f"{config.where} has hidden_size: {hidden}, which {heads} heads can't share evenly, and no head_dim; "
+            "one or the other would be right"
         )
-    return found
+    return found or hidden // heads
 
 
 def _mlps(config: _Config, layers: int, hidden: int) -> dict[str, Any]:

@@ -231,7 +231,7 @@ def test_a_missing_key_is_named(key: str) -> None:
         ({"sliding_window": "4k"}, "sliding_window: '4k'; a whole number of 0 or more"),
         ({"sliding_window": -1}, "sliding_window: -1; a whole number of 0 or more"),
         ({"head_dim": -128}, "head_dim: -128; a whole number above 0"),
-        ({"hidden_size": 16, "head_dim": None}, "hidden_size: 16 and 32 heads, and no head_dim"),
+        ({"hidden_size": 16, "head_dim": None}, "hidden_size: 16, which 32 heads can't share evenly, and no head_dim"),
         ({"layer_types": ["full_attention"] * 64}, "64 layer_types for 32 layers; one for each"),
         ({"layer_types": "full_attention"}, "layer_types: 'full_attention'; a list of texts"),
         ({"text_config": "llama"}, "text_config: 'llama'; an object"),

@@ -14,12 +14,13 @@ from fake_nvml import GIB, FakeDriver, FakeGpu, geforce, h100, installed
 from rich.console import Console
 from typer.testing import CliRunner
 
-from appliance import presets
+from appliance import demo, presets
 from appliance.cli import app
 from appliance.cli import plan as command
 from appliance.costs import huggingface
 from appliance.errors import ConfigError
 from appliance.records import Inventory
+from appliance.supervisor.specs import DEMO_CONTEXT
 from appliance.supervisor.topology import parse
 
 
@@ -237,7 +238,7 @@ def test_the_commands_of_a_layout_are_shown() -> None:
 def test_the_commands_of_a_layout_that_can_not_be_are_refused() -> None:
     for layout, said in (
         ("9p9d", "topology '9p9d' takes 18 GPUs, and 8 can be used"),
-        ("8b", "layout 8b does not fit: "),
+        ("8b", "topology '8b' does not fit: "),
     ):
         with pytest.raises(ConfigError) as refused:
             plan("--model", "deepseek-v3", "--gpus", "8xH200", "--layout", layout)
@@ -299,7 +300,9 @@ def test_a_model_that_is_not_there_says_what_works(model: str, said: str) -> Non
 
 
 def test_the_demo_model_is_planned() -> None:
-    assert planned("--model", "demo", "--gpus", "2xH100")["best"]
+    found = planned("--model", "demo", "--gpus", "2xH100", "--show-commands")
+    assert (found["model"], found["clipped"], found["context"]) == (demo.MODEL_NAME, 0, DEMO_CONTEXT)
+    assert "--enable-auto-tool-choice" in found["commands"][0]["arguments"], "as serve starts it"
 
 
 def test_paths_are_shown_as_they_are_and_the_file_is_its_directory_s(tmp_path: Path) -> None:

@@ -155,6 +155,14 @@ def test_the_remedy_that_is_nearest_is_told(serve: Serve) -> None:
         serve(driver, model="llama-3.1-8b")
 
 
+def test_ranks_meet_over_pcie_where_somebody_asks_for_it(serve: Serve) -> None:
+    driver = FakeDriver(*gpus(8, links=[]))
+    assert "over PCIe" not in serve(driver, model="llama-3.3-70b-fp8")
+    said = serve(driver, "--topology", "1p1d@tp4", model="llama-3.3-70b-fp8")
+    assert "e0 (prefill) on GPU 0–3; e1 (decode) on GPU 4–7" in said
+    assert "its ranks meet over PCIe, which is slower and not predicted" in said
+
+
 def test_without_peer_access_the_layouts_left_out_are_said(serve: Serve) -> None:
     driver = FakeDriver(*(h100(uuid=f"GPU-{at}", used_bytes=GIB, unreadable={1 - at}) for at in range(2)))
     said = serve(driver)
@@ -162,12 +170,15 @@ def test_without_peer_access_the_layouts_left_out_are_said(serve: Serve) -> None
     assert "highest of all" not in said
 
 
-def test_a_gpu_that_is_lost_is_said(serve: Serve) -> None:
+def test_a_gpu_that_is_lost_is_said(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     driver = FakeDriver(*gpus(3))
     driver.gpus[1].refused = {"*": nv.NVML_ERROR_GPU_IS_LOST}
     said = serve(driver)
     assert "e1 (both) on GPU 2" in said
     assert "not used: GPU 1: it does not answer (GPU is lost); dmesg says why (Xid)" in said
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    with pytest.raises(ConfigError, match="names '1', which is no GPU .* GPU 1: it does not answer"):
+        serve(driver)
     alone = FakeDriver(*gpus(1, refused={"*": nv.NVML_ERROR_GPU_IS_LOST}))
     with pytest.raises(NotNowError, match=r"has no GPU that answers: GPU 0: it does not answer \(GPU is lost\)"):
         serve(alone)
