@@ -75,9 +75,8 @@ def _meant(inventory: Inventory, name: str) -> str:
         if name == str(card.index) or (name.startswith("GPU-") and card.uuid.startswith(name)):
             return card.uuid
     known = ", ".join(f"{card.index} ({card.uuid})" for card in inventory.cards) or "none"
-    raise ConfigError(
-        f"CUDA_VISIBLE_DEVICES names {name!r}, which is no GPU of this machine; there are {'; '.join((known, *inventory.lost))}"
-    )
+    there = "; ".join((known, *inventory.lost))
+    raise ConfigError(f"CUDA_VISIBLE_DEVICES names {name!r}, which is no GPU of this machine; there are {there}")
 
 
 def _cuda(library: Library) -> tuple[int, int] | None:

@@ -177,7 +177,7 @@ def test_a_gpu_that_is_lost_is_said(serve: Serve, monkeypatch: pytest.MonkeyPatc
     assert "e1 (both) on GPU 2" in said
     assert "not used: GPU 1: it does not answer (GPU is lost); dmesg says why (Xid)" in said
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-    with pytest.raises(ConfigError, match="names '1', which is no GPU .* GPU 1: it does not answer"):
+    with pytest.raises(ConfigError, match=r"names '1', which is no GPU .* GPU 1: it does not answer"):
         serve(driver)
     alone = FakeDriver(*gpus(1, refused={"*": nv.NVML_ERROR_GPU_IS_LOST}))
     with pytest.raises(NotNowError, match=r"has no GPU that answers: GPU 0: it does not answer \(GPU is lost\)"):
