@@ -11,8 +11,10 @@ from statistics import NormalDist
 from typing import Final
 
 import msgspec
+from msgspec.structs import replace
 
 from appliance import presets
+from appliance.cli.arguments import Told
 from appliance.config import Config
 from appliance.costs import closed, huggingface
 from appliance.costs.gpus import Gpu, gpu
@@ -20,19 +22,19 @@ from appliance.costs.memory import Memory
 from appliance.costs.roofline import Batch, Roofline
 from appliance.costs.shape import ModelShape
 from appliance.errors import ConfigError
-from appliance.planner.cards import usable
+from appliance.planner.cards import other_kinds, usable
 from appliance.planner.node import Chunk, CopyTime, Estimate, StepTime, Targets
-from appliance.planner.placement import seated
-from appliance.planner.wanted import Placed, Placement, Seat, Times, Wanted
+from appliance.planner.placement import place, seated
+from appliance.planner.wanted import SETTINGS, Placed, Placement, Seat, Times, Wanted
 from appliance.records import Demand, Inventory
 from appliance.supervisor.specs import EngineSpec, GpuSeat, Model, gpu_specs
 from appliance.supervisor.topology import parse
 
 USUAL: Final = presets.Usual(rate=4.0, prompt=2000.0, output=300.0)
+SMALL: Final = presets.Usual(rate=4.0, prompt=200.0, output=100.0)  # what the demo model is asked
 CONTEXT: Final = 32_768
 _GPUS: Final = re.compile(r"(\d+)\s*[x×*]\s*(.+)", re.IGNORECASE)
 _MOST_GPUS: Final = 64
-_CONTEXT_ARGUMENT: Final = "--max-model-len"
 _SPREAD: Final = 0.5  # sigma of the logarithm of lengths, assumed
 _QUANTILES: Final = 16
 _ERROR: Final = 0.13  # of the cost model's times: half of the published figures are nearer (docs/costs.md)
@@ -48,6 +50,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     inventory: Inventory
     gpu: Gpu | None  # None: of a kind that the cost model does not know, so that nothing is predicted
     preset: presets.Preset | None = None
+    told: Told | None = None  # to vLLM by the owner
 
 
 def longest(preset: presets.Preset | None, config: Path) -> int:
@@ -66,17 +69,6 @@ def within(context: int, config: Path) -> int:
             f"--context {most} is the most"
         )
     return context
-
-
-def said_context(config: Config) -> int | None:
-    """Tokens of the longest request, where ``engine.args`` has them in figures."""
-    arguments = list(config.engine.args)
-    for number, argument in enumerate(arguments):
-        name, equals, value = argument.partition("=")
-        if name.replace("_", "-") == _CONTEXT_ARGUMENT:
-            told = value if equals else (arguments[number + 1] if number + 1 < len(arguments) else "")
-            return int(told) if told.isdecimal() and int(told) else None
-    return None
 
 
 def kind(inventory: Inventory) -> str:
@@ -119,6 +111,9 @@ def wanted(asked: Asked, targets: Targets) -> Wanted:
         ),
         targets=targets,
         times=lambda size: _times(asked.shape, asked.gpu, size),
+        settings=asked.told.settings if asked.told else SETTINGS,
+        firm=asked.told.firm if asked.told else frozenset(),
+        share=asked.told.share if asked.told else None,
     )
 
 
@@ -128,6 +123,15 @@ def _lengths(mean: float, most: int) -> tuple[float, ...]:
     drawn = [math.exp(_SPREAD * one) for one in at]
     scale = mean * _QUANTILES / sum(drawn)
     return tuple(min(float(most), max(1.0, scale * one)) for one in drawn)
+
+
+def clipped(asked: Asked) -> float:
+    """Share of prompts, or of answers, that would be longer than the longest request, and are taken to be as long."""
+    counts = [
+        sum(tokens >= asked.context for tokens in _lengths(mean, asked.context)) / _QUANTILES
+        for mean in (asked.traffic.prompt, asked.traffic.output)
+    ]
+    return max(counts)
 
 
 def _times(shape: ModelShape, kind: Gpu | None, size: int) -> Times:
@@ -159,15 +163,33 @@ def _copy(shape: ModelShape, size: int, link: closed.Link) -> CopyTime:
 # ---- what comes of the answer
 
 
+def placed_on(asked: Asked, targets: Targets, layout: str | None = None) -> tuple[Asked, Placed]:
+    """On GPUs of the kind with the most memory in all; where nothing fits there (``layout``: that one), of the first kind where it does."""
+    tried = [(asked, place(asked.inventory, wanted(asked, targets)))]
+    if _fits(tried[0][1], layout):
+        return tried[0]
+    for other in other_kinds(asked.inventory):
+        there = replace(asked, inventory=replace(asked.inventory, kind=other), gpu=known(other))
+        found = place(there.inventory, wanted(there, targets))
+        if _fits(found, layout):
+            why = f"{found.why}; on {kind(asked.inventory)}, of which there is more memory in all, nothing fits"
+            return there, found if layout else replace(found, why=why)
+        tried.append((there, found))
+    return tried[0] if layout else max(tried, key=lambda one: max(layout.fits for layout in one[1].placements))
+
+
+def _fits(placed: Placed, layout: str | None) -> bool:
+    wanted = layout or placed.best
+    return any(one.feasible for one in placed.placements if one.layout == wanted)
+
+
 def chosen(placed: Placed, layout: str | None, asked: Asked, targets: Targets) -> Placement:
-    """The best, or the one that somebody asks for. Raises ``ConfigError`` where it can't be."""
-    found = next((one for one in placed.placements if one.layout == (layout or placed.best)), None)
+    """The best, or the one that somebody asks for, also if nobody else would take it. Raises ``ConfigError`` where it can't be."""
+    found = next((one for one in placed.placements if one.feasible and one.layout == (layout or placed.best)), None)
     if found is None and layout:
         return as_asked(asked.inventory, layout, wanted(asked, targets))
     if found is None:
-        raise ConfigError(f"{asked.model.name} fits on none of these GPUs: {_first_reason(placed)}")
-    if not found.feasible:
-        raise ConfigError(f"layout {found.layout} does not fit: {found.reason}")
+        raise ConfigError(f"{asked.model.name} fits on none of these GPUs: {nearest(placed)}")
     return found
 
 
@@ -178,9 +200,12 @@ def as_asked(inventory: Inventory, layout: str, wanted: Wanted | None) -> Placem
     return seated(inventory, places, topology.layout, wanted)
 
 
-def _first_reason(placed: Placed) -> str:
-    """Of the layout with the largest engines, and the fewest: it wants the least."""
-    return max(reversed(placed.placements), key=lambda one: one.tensor_parallel).reason
+def nearest(placed: Placed) -> str:
+    """Why not, of the layout that is nearest to working: that which takes the longest requests, where shorter ones would do; else the one
+    with the largest engines, and the fewest: it wants the least.
+    """
+    found = max(reversed(placed.placements), key=lambda one: (one.fits, one.tensor_parallel))
+    return f"{found.layout} is the nearest: {found.reason}"
 
 
 def engine_specs(

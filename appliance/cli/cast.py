@@ -181,7 +181,7 @@ def hardware(config: Config) -> Hardware:
         )
     if build == "cuda":
         return Hardware(inventory=on_gpus.available(found, os.environ, software.runtime()))
-    if presets.directory(config.model.path) and not Path(config.model.path).exists():
+    if presets.directory(config.model.path) and not presets.exists(Path(config.model.path)):
         raise ConfigError(
             f"model {config.model.path!r} is a preset for GPUs, and the vLLM that is installed here is built for the CPU: "
             "--engine sim plays it, pd-appliance plan says what it needs"

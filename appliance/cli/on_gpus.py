@@ -4,27 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 from msgspec.structs import replace
 
 from appliance import presets
 from appliance.checks import software
-from appliance.cli.asked import USUAL, Asked, as_asked, chosen, engine_specs, kind, known, longest, said_context, wanted
+from appliance.cli.arguments import Told, told
+from appliance.cli.asked import (
+    SMALL,
+    USUAL,
+    Asked,
+    as_asked,
+    chosen,
+    engine_specs,
+    kind,
+    known,
+    longest,
+    placed_on,
+)
 from appliance.config import Config
 from appliance.costs import huggingface
 from appliance.errors import ConfigError, NotNowError
 from appliance.gpu.inventory import visible
 from appliance.planner.cards import usable
 from appliance.planner.node import Targets
-from appliance.planner.placement import place
 from appliance.planner.wanted import Placement
 from appliance.records import Inventory
 from appliance.supervisor.specs import DEMO_CONTEXT, EngineSpec, Model
 from web.words import ranges
-
-_SMALL: Final = presets.Usual(rate=4.0, prompt=200.0, output=100.0)  # what the demo model is asked
 
 
 class Seated(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,12 +75,14 @@ def seat(config: Config, model: Model, inventory: Inventory, layout: str | None)
     """Engines of ``layout``, or of the best one. Raises ``ConfigError`` that says what stands against it."""
     preset = presets.load(Path(model.path).name) if model.preset else None
     loaded = Model(preset.repository, model.name, False) if preset else model
+    said = told(config)
     targets = Targets(ttft_s=config.slo.ttft_s, itl_s=config.slo.itl_s, share=config.slo.share)
     try:
-        asked = _asked(config, model, loaded, preset, inventory)
+        asked = _asked(said, model, loaded, preset, inventory)
     except ConfigError as error:
         return _unplanned(config, loaded, preset, inventory, layout, error)
-    placed = place(inventory, wanted(asked, targets))
+    asked, placed = placed_on(asked, targets, layout)
+    inventory = asked.inventory
     one = chosen(placed, layout, asked, targets)
     why = "as it was asked for" if layout else f"{placed.why}; --topology takes another one"
     specs = engine_specs(
@@ -98,7 +109,7 @@ def _unplanned(
 
 
 def _asked(
-    config: Config,
+    said: Told,
     model: Model,
     loaded: Model,
     preset: presets.Preset | None,
@@ -108,24 +119,27 @@ def _asked(
     source = Path(model.path) if model.local else from_hub(model.path)
     return Asked(
         model=loaded,
-        shape=huggingface.read(source),
-        context=said_context(config) or (DEMO_CONTEXT if model.shipped else longest(preset, source)),
-        traffic=preset.traffic if preset else _SMALL if model.shipped else USUAL,
+        shape=huggingface.read(source, kv_format=said.kv),
+        context=said.context or (DEMO_CONTEXT if model.shipped else longest(preset, source)),
+        traffic=preset.traffic if preset else SMALL if model.shipped else USUAL,
         inventory=inventory,
         gpu=known(kind(inventory)),
         preset=preset,
+        told=said,
     )
 
 
 def _said(config: Config, context: int | None) -> int | None:
     """None where the owner says it to vLLM himself."""
-    return None if said_context(config) else context
+    said = told(config)
+    return None if said.context or said.open_context else context
 
 
 def from_hub(repository: str) -> Path:
     """A model's ``config.json``, from the cache or from the hub. Raises ``ConfigError``."""
     import huggingface_hub as hub  # large, and mostly not needed
 
+    hub.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # it tells of each try; what came of them is said below
     try:
         return Path(hub.hf_hub_download(repository, "config.json"))
     except (OSError, ValueError, hub.errors.HfHubHTTPError) as error:

@@ -10,7 +10,8 @@ import msgspec
 
 from appliance import presets
 from appliance.cli import on_gpus
-from appliance.cli.asked import counted, longest, preset_layout, said_context
+from appliance.cli.arguments import told
+from appliance.cli.asked import counted, longest, preset_layout
 from appliance.config import Loaded
 from appliance.costs.gpus import Gpu, gpu
 from appliance.gpu.inventory import described
@@ -43,7 +44,7 @@ def stage(loaded: Loaded, model: Model, gpus: str) -> Stage:
     own = next(iter(preset.layouts), None) if preset else None
     count, kind = counted(gpus or own or _USUAL)
     layout, why = _layout(loaded, model, preset, count, kind, planned=bool(gpus or preset))
-    context = said_context(loaded.config) or longest(preset, Path(model.path))
+    context = told(loaded.config).context or longest(preset, Path(model.path))
     played = scenario.Scenario(
         layout=layout,
         hardware=scenario.Hardware(gpu=kind.name, gpus=count),

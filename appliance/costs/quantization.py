@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Final
 
 import msgspec
 
 from appliance.costs.formats import Format
+from appliance.costs.keys import Keys
 from appliance.errors import ConfigError
 
 _KNOWN: Final = "fp8, mxfp4, awq, gptq, modelopt and compressed-tensors"
@@ -27,17 +28,18 @@ class Formats(msgspec.Struct, frozen=True):
     block: int = 0  # numbers that share one scale, along each side of a matrix; 0: not in blocks
 
 
-def formats(config: Mapping[str, Any]) -> Formats:
+def formats(config: Keys) -> Formats:
     """Of a ``config.json``. A part that is left out in some layers counts as left out in all.
 
     Raises:
-        ConfigError: a method that isn't known.
+        ConfigError: a method that isn't known, or a value that can't be.
     """
-    quantization = config.get("quantization_config")
-    if not quantization:
+    ours, older = config.table("quantization_config"), config.table("compression_config")  # vLLM reads either
+    quantization = ours if ours.values else older
+    if not quantization.values:
         return Formats()
     weights = _weights(quantization)
-    skipped = [name for key in _SKIPPING for name in quantization.get(key) or ()]
+    skipped = [name for key in _SKIPPING for name in quantization.texts(key)]
     plain = [name for name in skipped if "expert" not in name]
 
     def of(modules: Sequence[str], *names: str) -> Format:
@@ -49,39 +51,38 @@ def formats(config: Mapping[str, Any]) -> Formats:
         shared=of(skipped, "shared_expert"),
         experts=of(skipped, ".experts"),
         kv=_kv(quantization),
-        block=max(quantization.get("weight_block_size") or (0,)),
+        block=max(quantization.wholes("weight_block_size"), default=0),
     )
 
 
-def _weights(quantization: Mapping[str, Any]) -> Format:
-    method = str(quantization.get("quant_method", "")).lower()
+def _weights(quantization: Keys) -> Format:
+    method = quantization.text("quant_method").lower()
     if method in ("fp8", "fbgemm_fp8"):
         return Format.FP8
     if method == "mxfp4":
         return Format.MXFP4
     if method in ("awq", "gptq", "gptq_marlin", "auto-round"):
-        return _of_bits("int", quantization.get("bits", quantization.get("w_bit", 4)))
+        return _of_bits("int", quantization.whole("bits", "w_bit") or 4)
     if method in ("modelopt", "modelopt_fp4", "compressed-tensors") and (found := _of_groups(quantization)):
         return found
     raise ConfigError(f"quantization_config of method {method!r} is not known, or says no format; known are {_KNOWN}")
 
 
-def _of_groups(quantization: Mapping[str, Any]) -> Format | None:
-    if algorithm := quantization.get("quant_algo"):
-        return _ALGORITHMS.get(str(algorithm).upper())
-    groups = quantization.get("config_groups") or {}
-    weights = next((group.get("weights") for group in groups.values() if group.get("weights")), None)
-    return _of_bits(str(weights.get("type", "int")), weights.get("num_bits")) if weights else None
+def _of_groups(quantization: Keys) -> Format | None:
+    if algorithm := quantization.text("quant_algo"):
+        return _ALGORITHMS.get(algorithm.upper())
+    groups = [group.table("weights") for group in quantization.tables("config_groups")]
+    weights = next((one for one in groups if one.values), None)
+    return _of_bits(weights.text("type") or "int", weights.need("num_bits")) if weights else None
 
 
-def _of_bits(kind: str, bits: object) -> Format:
-    if found := _BITS.get((kind, int(str(bits)))):
+def _of_bits(kind: str, bits: int) -> Format:
+    if found := _BITS.get((kind, bits)):
         return found
     raise ConfigError(f"quantization_config has weights of {bits} {kind} bits; known are 4 and 8")
 
 
-def _kv(quantization: Mapping[str, Any]) -> Format:
-    scheme = quantization.get("kv_cache_scheme") or {}
-    algorithm = str(quantization.get("kv_cache_quant_algo") or "").upper()
-    eight = algorithm == "FP8" or (scheme.get("type") == "float" and scheme.get("num_bits") == 8)
-    return Format.FP8 if eight else Format.BF16
+def _kv(quantization: Keys) -> Format:
+    scheme = quantization.table("kv_cache_scheme")
+    eight = scheme.text("type") == "float" and scheme.whole("num_bits") == 8
+    return Format.FP8 if eight or quantization.text("kv_cache_quant_algo").upper() == "FP8" else Format.BF16

@@ -21,14 +21,16 @@ from appliance.records import Card, GpuProcess, Inventory
 _NO_GPU: Final = ("", "-1", "NoDevFiles")  # by which CUDA_VISIBLE_DEVICES ends
 _READ: Final = 0  # of NVML's kinds of peer access; the binding has a tuple for it
 _SYSFS: Final = Path("/sys/bus/pci/devices")
+_LOST: Final = "dmesg says why (Xid); nvidia-smi --gpu-reset, or a restart of the machine, brings it back"
 _NONE: Final = "nvidia-smi -L should list some; a container is given them by docker run --gpus all"
 
 
 def inventory(module: Any, sysfs: Path = _SYSFS) -> Inventory:
     """Of this machine. ``module`` is pynvml, started (``nvmlInit``)."""
     library = Library(module)
+    lost: list[str] = []
     try:
-        found = list(_found(library, sysfs))
+        found = list(_found(library, sysfs, lost))
     except GoneError as error:
         return Inventory(
             cards=(), trouble=f"NVIDIA's driver went away while it was asked ({error}); nvidia-smi says more"
@@ -44,8 +46,14 @@ def inventory(module: Any, sysfs: Path = _SYSFS) -> Inventory:
         apart=frozenset(_apart(found)),
         driver=driver,
         cuda=_cuda(library),
-        trouble=None if cards else f"the NVIDIA driver ({driver or 'of an unknown version'}) tells of no GPU: {_NONE}",
+        trouble=None if cards else _no_card(driver, lost),
+        lost=tuple(lost),
     )
+
+
+def _no_card(driver: str | None, lost: Sequence[str]) -> str:
+    who = f"the NVIDIA driver ({driver or 'of an unknown version'})"
+    return f"{who} has no GPU that answers: {'; '.join(lost)}" if lost else f"{who} tells of no GPU: {_NONE}"
 
 
 def visible(inventory: Inventory, named: str) -> Inventory:
@@ -67,7 +75,8 @@ def _meant(inventory: Inventory, name: str) -> str:
         if name == str(card.index) or (name.startswith("GPU-") and card.uuid.startswith(name)):
             return card.uuid
     known = ", ".join(f"{card.index} ({card.uuid})" for card in inventory.cards) or "none"
-    raise ConfigError(f"CUDA_VISIBLE_DEVICES names {name!r}, which is no GPU of this machine; there are {known}")
+    there = "; ".join((known, *inventory.lost))
+    raise ConfigError(f"CUDA_VISIBLE_DEVICES names {name!r}, which is no GPU of this machine; there are {there}")
 
 
 def _cuda(library: Library) -> tuple[int, int] | None:
@@ -95,15 +104,15 @@ class Found(msgspec.Struct, frozen=True):
     address: str
 
 
-def _found(library: Library, sysfs: Path) -> Iterable[Found]:
-    """Raises ``GoneError``. A GPU that doesn't answer is left out."""
+def _found(library: Library, sysfs: Path, lost: list[str]) -> Iterable[Found]:
+    """Raises ``GoneError``. A GPU that doesn't answer is left out, and told to ``lost``."""
     for index in range(library.ask("NVML", "the number of GPUs", "nvmlDeviceGetCount") or 0):
         try:
             handle = library.ask(f"GPU {index}", "it", "nvmlDeviceGetHandleByIndex", index)
             if handle is not None:
                 yield _one(Questions(library, handle, f"GPU {index}"), index, sysfs)
-        except LostError:
-            continue
+        except LostError as error:
+            lost.append(f"GPU {index}: it does not answer ({error}); {_LOST}")
 
 
 def _one(questions: Questions, index: int, sysfs: Path) -> Found:

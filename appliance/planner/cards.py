@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Final
 
+import msgspec
+
 from appliance.errors import ConfigError
 from appliance.records import Card, Inventory
 
@@ -18,14 +20,30 @@ _CROWDED: Final = 0.15  # of its memory, that others may have before a GPU count
 def usable(inventory: Inventory) -> tuple[tuple[Card, ...], tuple[str, ...]]:
     """Those that engines may be put on, GPUs that belong together side by side; and why the others are none.
 
-    GPUs that others have much of are left out where there are better ones. Of several kinds, that with the most memory in all is taken.
+    GPUs that others have much of are left out where there are better ones. Of several kinds, the inventory's is taken, or that with
+    the most memory in all.
     """
     why = {card.index: _barred(card) or crowd(card) for card in inventory.cards}
     if all(why.values()):
         why |= {card.index: None for card in inventory.cards if _barred(card) is None and may_take(card) > 0}
-    why |= _of_other_kinds([card for card in inventory.cards if why[card.index] is None])
+    why |= _of_other_kinds([card for card in inventory.cards if why[card.index] is None], inventory.kind)
     cards = sorted((card for card in inventory.cards if why[card.index] is None), key=_neighbourhood)
-    return tuple(cards), tuple(f"GPU {index}: {reason}" for index, reason in why.items() if reason is not None)
+    left_out = (f"GPU {index}: {reason}" for index, reason in why.items() if reason is not None)
+    return tuple(cards), (*left_out, *inventory.lost)
+
+
+def other_kinds(inventory: Inventory) -> tuple[str, ...]:
+    """Names of the GPUs that engines could be on as well, those with the most memory in all first."""
+    cards, _ = usable(inventory)
+    first = {card.name for card in cards}
+    left = [card for card in inventory.cards if card.name not in first]
+    if not left:
+        return ()
+    others = msgspec.structs.replace(inventory, cards=tuple(left), kind=None)
+    found, _ = usable(others)
+    if not found:
+        return ()
+    return (found[0].name, *other_kinds(others))
 
 
 def _neighbourhood(card: Card) -> tuple[int, int, int]:
@@ -57,20 +75,25 @@ def crowd(card: Card) -> str | None:
     taken = share_taken(card)
     if taken <= _CROWDED:
         return None
+    return f"{taken:.0%} of its memory is taken{by_others(card)}; end that, and it is used"
+
+
+def by_others(card: Card) -> str:
+    """Who is on it; empty where nobody says."""
     by = ", ".join(f"{one.name or 'pid'} {one.pid}" for one in card.others)
-    return f"{taken:.0%} of its memory is taken{f' by {by}' if by else ''}; end that, and it is used"
+    return f" by {by}" if by else ""
 
 
 def share_taken(card: Card) -> float:
     return 1 - card.free_bytes / card.memory_bytes
 
 
-def _of_other_kinds(cards: Sequence[Card]) -> dict[int, str]:
+def _of_other_kinds(cards: Sequence[Card], wanted: str | None) -> dict[int, str]:
     """Engines hand KV over to their like, and what one does is predicted of the others: they are on GPUs of one kind."""
     kinds: dict[str, list[Card]] = {}
     for card in cards:
         kinds.setdefault(card.name, []).append(card)
-    most = max(kinds, key=lambda kind: sum(card.memory_bytes for card in kinds[kind]), default="")
+    most = max(kinds, key=lambda kind: (kind == wanted, sum(card.memory_bytes for card in kinds[kind])), default="")
     return {
         card.index: f"it is of another kind ({card.name}) than those that engines are put on ({len(kinds[most])} × {most}); "
         f"CUDA_VISIBLE_DEVICES={','.join(str(one.index) for one in kinds[card.name])} puts them there instead"
@@ -180,8 +203,10 @@ def fraction(group: Sequence[Card]) -> float:
     return min(may_take(card) / card.memory_bytes for card in group)
 
 
-def each_may_take(group: Sequence[Card]) -> float:
-    """Bytes that it has on the smallest of them then."""
+def each_may_take(group: Sequence[Card], share: float | None = None) -> float:
+    """Bytes that it has on the smallest of them then; ``share``: that it is told to take, of which there is no more than is free."""
+    if share is not None:
+        return min(share * min(card.memory_bytes for card in group), *(card.free_bytes for card in group))
     return fraction(group) * min(card.memory_bytes for card in group)
 
 

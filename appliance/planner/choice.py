@@ -16,14 +16,27 @@ def choose(found: Sequence[Placement], wanted: Wanted) -> tuple[Placement | None
         return None, "no layout is feasible: the reasons say what stands against each"
     if shared := next((one for one in feasible if one.shares), None):
         return _on_one(shared, [one for one in feasible if not one.shares], wanted)
-    feasible = [one for one in feasible if not one.staged] or feasible
+    direct = [one for one in feasible if not one.staged]
+    staged = len(feasible) - len(direct) if direct else 0
+    feasible = direct or feasible
     known = [one for one in feasible if one.plan is not None and one.plan.predicted is not None]
     if not known:
         return (
             _plainest(feasible),
             "nothing can be predicted here: as few GPUs per engine as will do, and each engine does both",
         )
-    return _fastest(known, wanted)
+    return _fastest(known, wanted, _of_which(staged, unpredicted=len(known) < len(feasible)))
+
+
+def _of_which(staged: int, *, unpredicted: bool) -> str:
+    """Layouts that the one taken is the best of."""
+    if staged:
+        some = "1 split layout is" if staged == 1 else f"{staged} split layouts are"
+        return (
+            f"the highest of those that hand KV over from GPU to GPU or not at all: {some} "
+            "left out because KV would go through the host's memory (--topology takes one)"
+        )
+    return "the highest of those that can be predicted" if unpredicted else "the highest of all"
 
 
 def _on_one(shared: Placement, alone: Sequence[Placement], wanted: Wanted) -> tuple[Placement, str]:
@@ -50,15 +63,17 @@ def _needed(alone: Sequence[Placement], wanted: Wanted) -> float:
     return wanted.demand.rate_s * wanted.answer * wanted.targets.itl_s
 
 
-def _fastest(known: Sequence[Placement], wanted: Wanted) -> tuple[Placement, str]:
+def _fastest(known: Sequence[Placement], wanted: Wanted, of_which: str) -> tuple[Placement, str]:
     """Of equals, the first."""
     best = max(known, key=lambda one: one.most_rate_s)
     if best.most_rate_s <= 0:
         best = max(known, key=lambda one: one.good)
         return best, "no layout meets the targets at any rate: the one with the most requests within them"
     enough = "more than" if best.most_rate_s > wanted.demand.rate_s else "less than"
-    why = f"it meets the targets up to {best.most_rate_s:.3g} requests/s (predicted), the highest of all"
-    return best, f"{why}, and {enough} the {wanted.demand.rate_s:g} that are asked for"
+    return best, (
+        f"it meets the targets up to {best.most_rate_s:.3g} requests/s (predicted), {enough} the {wanted.demand.rate_s:g} that are asked "
+        f"for, {of_which}"
+    )
 
 
 def _plainest(feasible: Sequence[Placement]) -> Placement:

@@ -16,19 +16,22 @@ from appliance.errors import ConfigError
 from appliance.planner import split
 from appliance.planner.cards import (
     are_far,
+    by_others,
     crosses,
+    crowd,
     dealt,
     each_may_take,
     gib,
     grouped,
     largest,
     may_take,
+    share_taken,
     some,
     too_few,
 )
 from appliance.planner.choice import choose
 from appliance.planner.node import Engines
-from appliance.planner.room import Room, Short, roomiest
+from appliance.planner.room import Room, Short, room, roomiest
 from appliance.planner.seats import Group, remarks, seats, sharers
 from appliance.planner.wanted import SETTINGS, Placed, Placement, Wanted
 from appliance.records import Card, Inventory, Plan, Role
@@ -99,8 +102,8 @@ def seated(inventory: Inventory, places: Sequence[tuple[Role, int]], layout: str
             f"topology {layout!r} {too_few(cards, sizes)}" + "".join(f"; not used: {one}" for one in unused)
         )
     rooms = _rooms_asked(roles, groups, wanted)
-    if isinstance(rooms, str):
-        raise ConfigError(f"topology {layout!r} does not fit: {rooms}")
+    if isinstance(rooms, _Full):
+        raise ConfigError(f"topology {layout!r} does not fit: {rooms.why}")
     usual = wanted.settings if wanted else SETTINGS
     found = seats(roles, groups, rooms, usual, inventory)
     known = [room for room in rooms if room is not None]
@@ -173,8 +176,8 @@ def _placement(
 
 def _on(form: Form, groups: Sequence[Group], inventory: Inventory, wanted: Wanted) -> Placement:
     rooms = _rooms(form.roles, groups, wanted)
-    if isinstance(rooms, str):
-        return _none(form, rooms)
+    if isinstance(rooms, _Full):
+        return _none(form, rooms.why, rooms.fits)
     unknown = _unpredictable(groups)
     plan = None if unknown else _plan(form, groups, rooms, wanted)
     found = seats(form.roles, groups, rooms, wanted.settings, inventory)
@@ -200,8 +203,8 @@ def _unpredictable(groups: Sequence[Group]) -> str | None:
     return "engines whose ranks meet over PCIe are not predicted" if any(map(crosses, groups)) else None
 
 
-def _none(form: Form, reason: str) -> Placement:
-    return Placement(layout=form.layout, feasible=False, reason=reason, tensor_parallel=form.largest)
+def _none(form: Form, reason: str, fits: int = 0) -> Placement:
+    return Placement(layout=form.layout, feasible=False, reason=reason, tensor_parallel=form.largest, fits=fits)
 
 
 def _plan(form: Form, groups: Sequence[Group], rooms: Sequence[Room], wanted: Wanted) -> Plan:
@@ -232,28 +235,40 @@ def _engines(count: int, size: int, rooms: Sequence[Room], wanted: Wanted) -> En
 # ---- room for them
 
 
-def _rooms(roles: Sequence[Role], groups: Sequence[Group], wanted: Wanted) -> list[Room] | str:
+class _Full(msgspec.Struct, frozen=True):
+    """There is no room. ``fits``: tokens of the longest request for which there would be."""
+
+    why: str
+    fits: int = 0
+
+
+def _rooms(roles: Sequence[Role], groups: Sequence[Group], wanted: Wanted) -> list[Room] | _Full:
     """Or why there is none."""
     engines, rooms = sharers(groups), []
     try:
         for role, group in zip(roles, groups, strict=True):
-            there_bytes = each_may_take(group) / max(engines[card.uuid] for card in group)
+            there_bytes = each_may_take(group, wanted.share) / max(engines[card.uuid] for card in group)
             settings = wanted.settings[role]
-            found = roomiest(wanted.model, there_bytes, len(group), settings, wanted.context, wanted.length)
+            reckon = room if role in wanted.firm else roomiest
+            found = reckon(wanted.model, there_bytes, len(group), settings, wanted.context, wanted.length)
             if isinstance(found, Short):
-                return _why_short(found, group, _named(group, groups), there_bytes, wanted.context)
+                return _Full(_why_short(found, group, _named(group, groups), there_bytes, wanted.context), found.fits)
             rooms.append(found)
     except ConfigError as error:
-        return str(error)
+        return _Full(str(error))
     return rooms
 
 
-def _rooms_asked(roles: Sequence[Role], groups: Sequence[Group], wanted: Wanted | None) -> Sequence[Room | None] | str:
+def _rooms_asked(
+    roles: Sequence[Role], groups: Sequence[Group], wanted: Wanted | None
+) -> Sequence[Room | None] | _Full:
     """None for each where nothing is known of the model."""
     if wanted is not None:
         return _rooms(roles, groups, wanted)
     if max(sharers(groups).values()) > 1:
-        return "two engines can share a GPU only where the model's config.json says how much memory each needs for what"
+        return _Full(
+            "two engines can share a GPU only where the model's config.json says how much memory each needs for what"
+        )
     return [None] * len(groups)
 
 
@@ -266,7 +281,7 @@ def _named(group: Group, groups: Sequence[Group]) -> str:
 
 def _why_short(short: Short, group: Group, named: str, there_bytes: float, context: int) -> str:
     size, budget = len(group), short.settings.token_budget
-    has = f"{named} has {gib(there_bytes)} for an engine"
+    has = f"{named} has {gib(there_bytes)} for an engine{_taken(group)}"
     weights = f"weights take {gib(short.weight_bytes)}" + (f" of each of {size} GPUs" if size > 1 else "")
     steps = f"{gib(short.working_bytes)} for steps of {budget:,} tokens, libraries and CUDA graphs"
     if not short.fits:
@@ -276,3 +291,9 @@ def _why_short(short: Short, group: Group, named: str, there_bytes: float, conte
         f"{gib(short.kv_bytes)} are left; requests of up to {short.fits:,} tokens would fit "
         f"(--context {short.fits}, or --max-model-len in [engine] args), or more GPUs per engine would do"
     )
+
+
+def _taken(group: Group) -> str:
+    """What others have of it, and who these are."""
+    told = [f"{share_taken(card):.0%} of GPU {card.index} is taken{by_others(card)}" for card in group if crowd(card)]
+    return f" ({'; '.join(told)}: ending that leaves more)" if told else ""

@@ -37,6 +37,8 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     targets: Targets
     times: Callable[[int], Times]  # by tensor-parallel size
     settings: Mapping[Role, Settings] = msgspec.field(default_factory=lambda: SETTINGS)
+    firm: frozenset[Role] = frozenset()  # whose token budget is not to be made smaller
+    share: float | None = None  # of each GPU's memory, that engines are told to take; None: what is good
 
     @property
     def length(self) -> float:
@@ -74,6 +76,7 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True):
     requests: float | None = None  # that it keeps at once, of the demand's mean length
     plan: Plan | None = None  # predicted
     remarks: tuple[str, ...] = ()
+    fits: int = 0  # tokens of the longest request that there would be room for, where only that stands against it
     staged: bool = False  # KV goes through the host's memory between some of its engines
 
     @property

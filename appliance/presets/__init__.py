@@ -6,6 +6,7 @@ can be planned and simulated without being downloaded.
 
 from __future__ import annotations
 
+import difflib
 import tomllib
 from pathlib import Path
 from typing import Final
@@ -48,8 +49,29 @@ def directory(name: str) -> Path | None:
 
 def described(model: str, base: Path = Path()) -> Path:
     """The ``config.json``, or the directory with one, of what somebody calls a model: a path, seen from ``base``, or a preset's name."""
-    path = base / Path(model).expanduser()
-    return path if path.exists() else directory(model) or path
+    path = base / _expanded(model)
+    return path if exists(path) else directory(model) or path
+
+
+def _expanded(model: str) -> Path:
+    try:
+        return Path(model).expanduser()
+    except RuntimeError:  # nobody is called so
+        return Path(model)
+
+
+def exists(path: Path) -> bool:
+    """Names that are too long, or in directories that are not for us, are of nothing."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
+def nearest(name: str) -> str:
+    """In words: the preset that somebody may have meant; empty where there is none like it."""
+    found = difflib.get_close_matches(name.lower(), names(), n=2, cutoff=0.7)
+    return f"; did you mean {' or '.join(found)}?" if found else ""
 
 
 def load(name: str) -> Preset:

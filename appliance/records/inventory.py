@@ -30,6 +30,10 @@ class Inventory(msgspec.Struct, frozen=True, kw_only=True):
     cards: tuple[Card, ...]
     apart: frozenset[tuple[str, str]] = frozenset()
     given: bool = False  # described by somebody, and not read
+    kind: str | None = (
+        None  # name of those that engines are to be on, of several kinds; None: that with the most memory in all
+    )
+    lost: tuple[str, ...] = ()  # GPUs that the driver counts and that do not answer, and what to do
     driver: str | None = None  # its version
     cuda: tuple[int, int] | None = None  # the newest version of CUDA that this driver runs
     trouble: str | None = (

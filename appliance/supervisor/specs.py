@@ -87,6 +87,8 @@ def resolve_model(config: Config) -> Model:
         raise ConfigError(
             f"model {path!r}: no such directory; name one, a preset ({', '.join(presets.names())}), a hub id such as org/model, or demo"
         )
+    if "/" not in path and (meant := presets.nearest(path)):
+        raise ConfigError(f"model {path!r}: no such directory, and no such preset{meant}")
     return Model(path, name or path, False)
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from appliance.costs.formats import Format
 from appliance.costs.huggingface import positions, read
@@ -213,6 +215,166 @@ def test_ranks_that_heads_can_not_be_shared_by_are_refused(model: str, tp: int) 
 def test_a_missing_key_is_named(key: str) -> None:
     with pytest.raises(ConfigError, match=rf"of mine has no {key}.*a whole number above 0 would be right"):
         read(config("llama-3.1-8b", **{key: None}), name="mine")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"num_key_value_heads": "eight"}, "num_key_value_heads: 'eight'; a whole number above 0 and not above 32"),
+        ({"num_key_value_heads": [8]}, r"num_key_value_heads: \[8\]; a whole number"),
+        ({"num_key_value_heads": -8}, "num_key_value_heads: -8; a whole number"),
+        ({"num_key_value_heads": 8.5}, "num_key_value_heads: 8.5; a whole number"),
+        ({"num_key_value_heads": 64}, "num_key_value_heads: 64; a whole number above 0 and not above 32"),
+        ({"num_key_value_heads": 7}, "num_key_value_heads: 7, which 32 heads can't share evenly"),
+        ({"num_hidden_layers": True}, "num_hidden_layers: True; a whole number"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers: 1000000000; a whole number above 0 and not above 4,096"),
+        ({"sliding_window": "4k"}, "sliding_window: '4k'; a whole number of 0 or more"),
+        ({"sliding_window": -1}, "sliding_window: -1; a whole number of 0 or more"),
+        ({"head_dim": -128}, "head_dim: -128; a whole number above 0"),
+        ({"hidden_size": 16, "head_dim": None}, "hidden_size: 16, which 32 heads can't share evenly, and no head_dim"),
+        ({"layer_types": ["full_attention"] * 64}, "64 layer_types for 32 layers; one for each"),
+        ({"layer_types": "full_attention"}, "layer_types: 'full_attention'; a list of texts"),
+        ({"text_config": "llama"}, "text_config: 'llama'; an object"),
+        ({"model_type": 7}, "model_type: 7; a text"),
+        ({"tie_word_embeddings": "no"}, "tie_word_embeddings: 'no'; true or false"),
+        ({"num_experts": [8]}, r"num_experts: \[8\]; a whole number"),
+        ({"hidden_size": "x" * 200}, "hidden_size: 'x{59}…; a whole number"),
+        ({"quantization_config": "fp8"}, "quantization_config: 'fp8'; an object"),
+        ({"quantization_config": ["fp8"]}, "quantization_config: .*; an object"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": "four"}}, "bits: 'four'; a whole number"),
+        (
+            {"quantization_config": {"quant_method": "compressed-tensors", "config_groups": []}},
+            "config_groups: .*; an object",
+        ),
+        (
+            {"quantization_config": {"quant_method": "compressed-tensors", "config_groups": {"g": 1}}},
+            "config_groups in quantization_config in .* has g: 1; an object",
+        ),
+        (
+            {"quantization_config": {"quant_method": "fp8", "kv_cache_scheme": "fp8"}},
+            "kv_cache_scheme: 'fp8'; an object",
+        ),
+        (
+            {"quantization_config": {"quant_method": "fp8", "weight_block_size": "128"}},
+            "weight_block_size: .*; a list of whole",
+        ),
+    ],
+)
+def test_a_value_that_can_not_be_is_told_by_its_key(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        read(config("llama-3.1-8b", **changes), name="mine")
+
+
+def test_more_experts_per_token_than_there_are_are_refused() -> None:
+    with pytest.raises(ConfigError, match="num_experts_per_tok: 129; a whole number above 0 and not above 128"):
+        read(config("qwen3-30b-a3b", num_experts_per_tok=129))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"max_position_embeddings": -5}, "max_position_embeddings: -5; a whole number above 0"),
+        ({"max_position_embeddings": "8k"}, "max_position_embeddings: '8k'; a whole number above 0"),
+        ({"max_position_embeddings": 4096, "rope_scaling": "linear"}, "rope_scaling: 'linear'; an object"),
+        (
+            {"max_position_embeddings": 4096, "rope_scaling": {"type": "linear", "factor": "2"}},
+            "factor: '2'; a number above 0",
+        ),
+    ],
+)
+def test_positions_that_can_not_be_are_told(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config("llama-3.1-8b", **changes)))
+    with pytest.raises(ConfigError, match=said):
+        positions(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b'{"model_type": "\xff"}', b"\xff\xfe", b"[1]", b"[" * 100_000])
+def test_what_is_no_json_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(ConfigError, match=r"can't be read as a model's config\.json"):
+        read(tmp_path)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.sampled_from(
+        ["llama-3.1-8b", "qwen3-30b-a3b", "deepseek-v3", "gpt-oss-120b", "gemma-3-27b", "llama-3.3-70b-nvfp4"]
+    ),
+    st.data(),
+)
+def test_whatever_a_config_says_it_is_a_shape_or_refused_in_words(model: str, data: st.DataObject) -> None:
+    """Nothing else is raised, and no shape is of less than nothing."""
+    whole = config(model)
+    odd = (
+        st.none()
+        | st.booleans()
+        | st.integers()
+        | st.floats()
+        | st.text()
+        | st.lists(st.integers())
+        | st.just({"a": 1})
+    )
+    part = whole.get("text_config", whole)
+    for key in data.draw(st.lists(st.sampled_from(sorted(part)), min_size=1, max_size=3)):
+        part[key] = data.draw(odd)
+    if "quantization_config" in whole and data.draw(st.booleans()):
+        whole["quantization_config"] = data.draw(
+            st.dictionaries(st.sampled_from(["quant_method", "ignore", "quant_algo"]), odd)
+        )
+    try:
+        shape = read(whole)
+    except ConfigError:
+        return
+    assert shape.parameters > 0
+    assert shape.kv_bytes(1000) > 0
+
+
+def test_ernie_s_experts_are_read() -> None:
+    """ERNIE-4.5-21B-A3B: 21 billion parameters and 3 active ones by its model card; the keys of vLLM's ernie45_moe.py."""
+    shape = read(
+        {
+            "model_type": "ernie4_5_moe",
+            "hidden_size": 2560,
+            "num_hidden_layers": 28,
+            "num_attention_heads": 20,
+            "num_key_value_heads": 4,
+            "intermediate_size": 12_288,
+            "moe_num_experts": 64,
+            "moe_k": 6,
+            "moe_intermediate_size": 1536,
+            "moe_num_shared_experts": 2,
+            "moe_layer_start_index": 1,
+            "moe_layer_end_index": 27,
+            "moe_layer_interval": 1,
+            "moe_capacity": [64, 64, 64],
+            "moe_gate": "topk",
+            "moe_use_aux_free": True,
+            "vocab_size": 103_424,
+            "tie_word_embeddings": True,
+        }
+    )
+    assert (shape.dense_layers, shape.moe_layers, shape.experts, shape.active_experts) == (1, 27, 64, 6)
+    assert shape.parameters / 1e9 == pytest.approx(21.8, rel=0.01)
+    assert shape.active_parameters / 1e9 == pytest.approx(3.3, rel=0.1)
+
+
+@pytest.mark.parametrize("kind", ["bert", "t5", "rwkv", "gpt_bigcode", "nemotron_h", "mystery", ""])
+def test_models_of_other_kinds_are_refused(kind: str) -> None:
+    with pytest.raises(ConfigError, match=f"has model_type '{kind}', of which nothing is known here"):
+        read(config("llama-3.1-8b", model_type=kind))
+
+
+@pytest.mark.parametrize("key", ["moe_experts_total", "NumExperts", "conv_kernel", "mamba_chunk_size", "ssm_cfg"])
+def test_keys_of_experts_and_states_that_are_not_read_are_refused(key: str) -> None:
+    with pytest.raises(ConfigError, match=f"{key}, which is not covered"):
+        read(config("llama-3.1-8b", **{key: 4}))
+    assert read(config("llama-3.1-8b", **{key: 0})).layers == 32
+
+
+def test_quantization_may_be_told_by_an_older_name() -> None:
+    """As vLLM reads it."""
+    told = {"quant_method": "fp8"}
+    assert read(config("llama-3.1-8b", compression_config=told)).dense_format is Format.FP8
 
 
 def test_a_missing_key_of_an_expert_is_named() -> None:

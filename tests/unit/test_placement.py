@@ -16,7 +16,7 @@ from appliance.costs.gpus import H100, H200, Gpu
 from appliance.costs.memory import Memory
 from appliance.errors import ConfigError
 from appliance.gpu.inventory import described
-from appliance.planner.cards import usable
+from appliance.planner.cards import other_kinds, usable
 from appliance.planner.node import Estimate, Settings, Targets
 from appliance.planner.placement import place, seated
 from appliance.planner.wanted import SETTINGS, Placed, Placement, Times, Wanted
@@ -477,3 +477,35 @@ def test_of_a_model_that_nothing_is_known_of_it_is_tried_but_no_gpu_is_shared() 
 def test_gpus_without_an_engine_are_told_of() -> None:
     [found] = [one for one in place(described(3, "H100", 80 * GIB), wanted()).placements if one.layout == "1b@tp2"]
     assert found.remarks == ("1 GPU without an engine",)
+
+
+def test_a_kind_that_is_named_comes_before_that_with_the_most_memory() -> None:
+    kinds = ("A", "B", "A", "C", "B", "A")
+    there = inventory(*(card(index, name=name) for index, name in enumerate(kinds)))
+    assert other_kinds(there) == ("B", "C")
+    for kind in ("A", "B", "C", "D"):
+        found, _ = usable(msgspec.structs.replace(there, kind=kind))
+        assert {one.name for one in found} == {kind if kind != "D" else "A"}
+    busy = inventory(card(0, name="A"), card(1, name="B", compute="prohibited"))
+    assert other_kinds(busy) == ()
+
+
+def test_what_would_fit_stands_with_what_does_not() -> None:
+    placed = place(h100s(2), wanted(context=10**7))
+    assert placed.best is None
+    for one in placed.placements:
+        assert 0 < one.fits < 10**7
+        assert f"requests of up to {one.fits:,} tokens would fit" in one.reason
+
+
+def test_a_share_that_engines_are_told_bounds_them_and_a_firm_budget_is_kept() -> None:
+    usual = by_layout(place(h100s(2), wanted()))["2b"]
+    half = by_layout(place(h100s(2), msgspec.structs.replace(wanted(), share=0.5)))["2b"]
+    more = by_layout(place(h100s(2), msgspec.structs.replace(wanted(), share=0.95)))["2b"]
+    assert (half.kv_tokens or 0) < (usual.kv_tokens or 0) < (more.kv_tokens or 0)
+    large = {role: Settings(token_budget=1 << 18, places=256) for role in Role}
+    asked = msgspec.structs.replace(wanted("llama-3.3-70b-fp8"), settings=large)
+    assert by_layout(place(h100s(2), asked))["2b"].feasible, "with smaller steps"
+    firm = by_layout(place(h100s(2), msgspec.structs.replace(asked, firm=frozenset(Role))))["2b"]
+    assert not firm.feasible
+    assert "steps of 262,144 tokens" in firm.reason

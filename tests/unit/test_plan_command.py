@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 from fake_nvml import GIB, FakeDriver, FakeGpu, geforce, h100, installed
+from rich.console import Console
 from typer.testing import CliRunner
 
-from appliance import presets
+from appliance import demo, presets
 from appliance.cli import app
+from appliance.cli import plan as command
 from appliance.costs import huggingface
 from appliance.errors import ConfigError
 from appliance.records import Inventory
+from appliance.supervisor.specs import DEMO_CONTEXT
 from appliance.supervisor.topology import parse
 
 
-def plan(*arguments: str) -> str:
+def plan(*arguments: str, code: int = 0) -> str:
     result = CliRunner().invoke(app, ["plan", *arguments], catch_exceptions=False)
-    assert result.exit_code == 0, result.output
+    assert result.exit_code == code, result.output
     return result.output
 
 
@@ -118,7 +124,6 @@ def test_more_traffic_and_a_longer_context_change_what_is_predicted() -> None:
 def test_the_gpus_of_this_machine_are_planned_for(monkeypatch: pytest.MonkeyPatch) -> None:
     import pynvml as nv
 
-    from appliance.cli import plan as command
     from appliance.gpu.nvml import machine
 
     gpus = [h100(uuid=f"GPU-{index}", used_bytes=GIB, links=[None]) for index in range(4)]
@@ -141,7 +146,6 @@ def here(monkeypatch: pytest.MonkeyPatch, *gpus: FakeGpu) -> None:
     """A machine with these."""
     import pynvml as nv
 
-    from appliance.cli import plan as command
     from appliance.gpu.nvml import machine
 
     def there() -> Inventory:
@@ -184,14 +188,16 @@ def test_where_cuda_may_see_none_it_is_said(named: str, monkeypatch: pytest.Monk
         (("--model", "gpt-oss-120b", "--gpus", "many"), "write how many and which, as in 8xH100"),
         (("--model", "gpt-oss-120b", "--gpus", "0xH100"), "write how many and which, as in 8xH100"),
         (("--model", "gpt-oss-120b", "--gpus", "8xRTX"), "no GPU 'RTX' is known; known are a100"),
-        (("--model", "no-such-model", "--gpus", "8xH100"), "no-such-model can't be read as a model's config.json"),
+        (
+            ("--model", "no-such-model", "--gpus", "8xH100"),
+            "model 'no-such-model': no such preset, and no such directory",
+        ),
         (("--model", "gpt-oss-120b"), "this machine has no GPU to plan for: name some with --gpus"),
     ],
 )
 def test_what_can_not_be_understood_says_what_would_be_right(
     arguments: tuple[str, ...], said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from appliance.cli import plan as command
 
     monkeypatch.setattr(command, "machine", lambda: Inventory(cards=()))
     with pytest.raises(ConfigError, match=None) as refused:
@@ -232,8 +238,92 @@ def test_the_commands_of_a_layout_are_shown() -> None:
 def test_the_commands_of_a_layout_that_can_not_be_are_refused() -> None:
     for layout, said in (
         ("9p9d", "topology '9p9d' takes 18 GPUs, and 8 can be used"),
-        ("8b", "layout 8b does not fit: "),
+        ("8b", "topology '8b' does not fit: "),
     ):
         with pytest.raises(ConfigError) as refused:
             plan("--model", "deepseek-v3", "--gpus", "8xH200", "--layout", layout)
         assert said in str(refused.value)
+
+
+def test_the_commands_are_in_json_too() -> None:
+    found = planned("--model", "gpt-oss-120b", "--gpus", "8xH100", "--layout", "1p1d@tp4")["commands"]
+    assert [(one["engine"], one["role"], len(one["gpus"])) for one in found] == [
+        ("e0", "prefill", 4),
+        ("e1", "decode", 4),
+    ]
+    assert found[1]["environment"]["CUDA_VISIBLE_DEVICES"] == "GPU-4,GPU-5,GPU-6,GPU-7"
+    assert "--tensor-parallel-size" in found[0]["arguments"]
+    assert planned("--model", "qwen3-8b", "--gpus", "1xH100", "--show-commands")["commands"]
+    assert "commands" not in planned("--model", "qwen3-8b", "--gpus", "1xH100")
+    with pytest.raises(ConfigError, match="topology '1p1d@tp3' takes 6 GPUs, and 2 can be used"):
+        plan("--model", "qwen3-8b", "--gpus", "2xH100", "--json", "--layout", "1p1d@tp3")
+
+
+def test_where_nothing_fits_the_reasons_are_shown() -> None:
+    asked = ("--model", "deepseek-v3", "--gpus", "2xH100")
+    for more in ((), ("--all",), ("--show-commands",)):
+        said = " ".join(plan(*asked, *more, code=1).split())
+        assert "fits on none of these GPUs: 1b@tp2 is the nearest: each GPU has 72.8 GiB for an engine" in said
+        assert "--all shows" not in said
+        assert "1p1d" in said
+    found = json.loads(plan(*asked, "--json", code=1))
+    assert found["best"] is None
+    assert all(one["reason"] for one in found["layouts"])
+
+
+@pytest.mark.parametrize("option", ["--rate", "--prompt", "--output", "--ttft", "--itl"])
+@pytest.mark.parametrize("value", ["inf", "nan"])
+def test_what_is_no_number_is_not_planned_with(option: str, value: str) -> None:
+    assert "Invalid value" in plan("--model", "qwen3-8b", "--gpus", "2xH100", option, value, code=2)
+
+
+def test_that_prompts_are_cut_is_said() -> None:
+    asked = ("--model", "qwen3-8b", "--gpus", "2xH100")
+    assert "100% of the prompts, or of the answers, would be longer" in plan(*asked, "--context", "16")
+    assert planned(*asked, "--context", "16")["clipped"] == 1
+    assert "would be longer" not in plan(*asked)
+    assert planned(*asked)["clipped"] == 0
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ("gpt-oss-12b", "no such preset, .* did you mean gpt-oss-120b or gpt-oss-20b. there are deepseek-v3"),
+        ("openai/gpt-oss-120b", r"hf download openai/gpt-oss-120b config\.json --local-dir DIRECTORY has"),
+        ("a" * 300, "model 'a{200}': no such preset"),
+        ("~nobody-here/model", "model '~nobody-here/model': no such preset"),
+    ],
+)
+def test_a_model_that_is_not_there_says_what_works(model: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        plan("--model", model, "--gpus", "2xH100")
+
+
+def test_the_demo_model_is_planned() -> None:
+    found = planned("--model", "demo", "--gpus", "2xH100", "--show-commands")
+    assert (found["model"], found["clipped"], found["context"]) == (demo.MODEL_NAME, 0, DEMO_CONTEXT)
+    assert "--enable-auto-tool-choice" in found["commands"][0]["arguments"], "as serve starts it"
+
+
+def test_paths_are_shown_as_they_are_and_the_file_is_its_directory_s(tmp_path: Path) -> None:
+    directory = tmp_path / "my:fire:[b]model"
+    shutil.copytree(presets.described("qwen3-8b"), directory)
+    said = plan("--model", str(directory / "config.json"), "--gpus", "2xH100", "--show-commands")
+    assert said.startswith("my:fire:[b]model: 8.2 billion")
+    assert f"--model '{directory}' --served-model-name 'my:fire:[b]model'" in said
+    assert "These do not run by themselves" in said
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 130, 200])
+def test_figures_are_whole_in_narrow_terminals(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "Console", partial(Console, force_terminal=True, color_system=None))
+    monkeypatch.setenv("COLUMNS", str(width))
+    said = plan("--model", "llama-3.3-70b-fp8", "--gpus", "8xH100")
+    assert max(map(len, said.splitlines())) <= width
+    table = said.partition("PREDICTED")[2].partition("└")[0]
+    assert "…" not in table
+    assert re.search(r"→ │ 6p1d@tp1:tp2 │ +451,394 │", table)
+    assert ("100% │" in table) is (width >= 80)
+    assert ("6p1d@tp1:tp2: meets the targets" in said) is (width < 110), (
+        "reasons are below where they have no room beside"
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,7 @@ def test_two_engines_on_one_gpu_have_half_of_it_each(serve: Serve) -> None:
 def test_a_large_model_gets_engines_of_several_gpus(serve: Serve) -> None:
     said = serve(FakeDriver(*gpus(8)), model="llama-3.3-70b-fp8")
     assert said.startswith("llama-3.3-70b-fp8 as 6p1d@tp1:tp2\n")
-    assert "predicted), the highest of all" in said
+    assert "that are asked for, the highest of all" in said
     assert said.count("CUDA_VISIBLE_DEVICES=GPU-") == 7
     assert said.count("CUDA_VISIBLE_DEVICES=GPU-0,GPU-1 ") == said.count("--tensor-parallel-size 2") == 1
     assert said.count("--max-num-batched-tokens 4096") == 6, "there is no room for more on one GPU"
@@ -134,6 +135,81 @@ def test_of_mixed_kinds_one_is_taken_and_the_others_can_be(serve: Serve, monkeyp
     assert "e0 (prefill) on GPU 2; e1 (decode) on GPU 2" in serve(driver)
 
 
+def test_of_mixed_kinds_the_one_that_the_model_fits_on_is_taken(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = FakeDriver(*(geforce(uuid=f"GPU-{at}", used_bytes=GIB) for at in range(4)), *gpus(5)[4:])
+    monkeypatch.setenv("PD_APPLIANCE_ENGINE_ARGS", '["--max-model-len", "90k"]')
+    said = serve(driver, model="gpt-oss-120b")
+    assert "gpt-oss-120b as 1b\n" in said
+    assert "on NVIDIA GeForce RTX 4090, of which there is more memory in all, nothing fits" in said
+    assert "e0 (both) on GPU 4" in said
+    assert "e0 (both) on GPU 4" in serve(driver, "--topology", "1b", model="gpt-oss-120b")
+    assert "RTX 4090, of which" not in serve(driver, model="qwen3-8b")
+
+
+def test_the_remedy_that_is_nearest_is_told(serve: Serve) -> None:
+    """Two GPUs without NVLink, of which neither has room for the weights, have some for shorter requests together."""
+    driver = FakeDriver(*(geforce(uuid=f"GPU-{at}", used_bytes=8 * GIB) for at in range(2)))
+    with pytest.raises(
+        ConfigError, match=r"nearest: .* requests of up to [\d,]+ tokens would fit \(--context \d+, or --max-model-len"
+    ):
+        serve(driver, model="llama-3.1-8b")
+
+
+def test_ranks_meet_over_pcie_where_somebody_asks_for_it(serve: Serve) -> None:
+    driver = FakeDriver(*gpus(8, links=[]))
+    assert "over PCIe" not in serve(driver, model="llama-3.3-70b-fp8")
+    said = serve(driver, "--topology", "1p1d@tp4", model="llama-3.3-70b-fp8")
+    assert "e0 (prefill) on GPU 0–3; e1 (decode) on GPU 4–7" in said
+    assert "its ranks meet over PCIe, which is slower and not predicted" in said
+
+
+def test_without_peer_access_the_layouts_left_out_are_said(serve: Serve) -> None:
+    driver = FakeDriver(*(h100(uuid=f"GPU-{at}", used_bytes=GIB, unreadable={1 - at}) for at in range(2)))
+    said = serve(driver)
+    assert "the highest of those that hand KV over from GPU to GPU or not at all: 1 split layout is left out" in said
+    assert "highest of all" not in said
+
+
+def test_a_gpu_that_is_lost_is_said(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = FakeDriver(*gpus(3))
+    driver.gpus[1].refused = {"*": nv.NVML_ERROR_GPU_IS_LOST}
+    said = serve(driver)
+    assert "e1 (both) on GPU 2" in said
+    assert "not used: GPU 1: it does not answer (GPU is lost); dmesg says why (Xid)" in said
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    with pytest.raises(ConfigError, match=r"names '1', which is no GPU .* GPU 1: it does not answer"):
+        serve(driver)
+    alone = FakeDriver(*gpus(1, refused={"*": nv.NVML_ERROR_GPU_IS_LOST}))
+    with pytest.raises(NotNowError, match=r"has no GPU that answers: GPU 0: it does not answer \(GPU is lost\)"):
+        serve(alone)
+
+
+def test_what_vllm_is_told_of_memory_and_context_is_planned_with(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    def told(*arguments: str) -> str:
+        monkeypatch.setenv("PD_APPLIANCE_ENGINE_ARGS", json.dumps(arguments))
+        return serve(FakeDriver(*gpus(2)))
+
+    def rate(said: str) -> float:
+        found = re.search(r"up to ([\d.e+]+) requests/s", said)
+        assert found is not None
+        return float(found[1])
+
+    assert rate(told("--gpu-memory-utilization", "0.5")) < rate(told())
+    with pytest.raises(ConfigError, match=r"each GPU has 15\.8 GiB for an engine.* requests of up to"):
+        told("--gpu-memory-utilization", "0.2", "--max-model-len", "100k")
+    said = told("--max-model-len", "32k")
+    assert said.count("--max-model-len") == 2, "once for each engine"
+    assert "--max-num-batched-tokens 16384 --max-num-seqs 256" in told("--max-num-batched-tokens", "16384")
+
+
+@pytest.mark.parametrize("model", ["gpt-oss-12b", "lama-3.1-8b"])
+def test_a_preset_that_is_misspelt_is_not_looked_for_on_the_hub(serve: Serve, model: str) -> None:
+    with pytest.raises(
+        ConfigError, match=r"no such directory, and no such preset; did you mean (gpt-oss-120b|llama-3.1-8b)"
+    ):
+        serve(FakeDriver(*gpus(2)), model=model)
+
+
 def test_kinds_that_the_cost_model_does_not_know_are_used_unpredicted(serve: Serve) -> None:
     said = serve(FakeDriver(*(geforce(uuid=f"GPU-{at}", used_bytes=GIB) for at in range(2))))
     assert "1b@tp2: nothing can be predicted here: as few GPUs per engine as will do, and each engine does both" in said
@@ -160,7 +236,10 @@ def test_engines_are_put_on_near_cores_but_on_none_that_the_appliance_may_not_us
         ({"compute_mode": nv.NVML_COMPUTEMODE_PROHIBITED}, "allows nobody; nvidia-smi -i 0 -c DEFAULT"),
         ({"used_bytes": 79 * GIB}, "99% of its memory is taken; end that, and it is used"),
         ({"refused": {"nvmlDeviceGetMemoryInfo": nv.NVML_ERROR_UNKNOWN}}, "can't be read; nvidia-smi says more"),
-        ({"used_bytes": 66 * GIB}, "fits on none of these GPUs: GPU 0 has 12.1 GiB for an engine, and weights take"),
+        (
+            {"used_bytes": 66 * GIB, "processes": [(71, 65 * GIB)]},
+            r"GPU 0 has 12.1 GiB for an engine \(83% of GPU 0 is taken by .* 71: ending",
+        ),
     ],
 )
 def test_where_no_gpu_can_be_used_it_is_said_why_and_what_to_do(
