@@ -20,12 +20,15 @@ _RANK_BYTES: Final = 4 << 30  # of the host's memory, for a GPU: torch, CUDA's l
 _STATE_BYTES: Final = 1 << 30  # incidents, history and fits stay well below
 
 
-def memory(available: int, wanted: int, engines: int) -> Line:
-    """``available``, ``wanted``: bytes; of all engines together."""
-    said = f"{_gib(available)} available, {engines} engines take about {_gib(wanted)}"
-    if wanted > available:
-        return bad("memory", said, "use fewer engines (--topology), or a lower [engine] kv_cache_bytes")
-    return ok("memory", said)
+def memory(available: int, wanted: int, engines: int, weights: int = 0) -> Line:
+    """``available``, ``wanted``: bytes; of all engines together. ``weights``: bytes of it, of each."""
+    of_it = f", {_gib(weights)} of it for the weights of each" if weights > wanted // 10 else ""
+    said = f"{_gib(available)} available, {engines} engines take about {_gib(wanted)}{of_it}"
+    if wanted <= available:
+        return ok("memory", said)
+    if weights > available:
+        return bad("memory", said, "use a smaller model, or one of fewer bits, or a machine with more memory")
+    return bad("memory", said, "use fewer engines (--topology), or a lower [engine] kv_cache_bytes")
 
 
 def shared_memory(kv_bytes: int, *, ranks: bool = False, path: Path = _SHM) -> Line:

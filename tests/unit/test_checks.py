@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import socket
@@ -11,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from appliance.checks import machine, model, software
+from appliance.checks import machine, software
 from appliance.checks.line import Standing
 from appliance.records import Card, Inventory
 
@@ -181,16 +180,3 @@ def test_gpus_without_peer_access_are_named() -> None:
     line = software.gpus(Inventory(cards=(card(0), card(1)), apart=apart))[-1]
     assert (line.standing, line.said) == (Standing.WARN, "not between GPUs 0–1")
     assert software.gpus(Inventory(cards=()))[0].standing is Standing.SKIPPED
-
-
-def test_what_a_models_directory_lacks_is_named(tmp_path: Path) -> None:
-    assert "lacks a config.json that can be read, a tokenizer, weights" in model.files(str(tmp_path), local=True).said
-    (tmp_path / "config.json").write_text("{}")
-    (tmp_path / "tokenizer.json").write_text("{}")
-    (tmp_path / "model-00001-of-00002.safetensors").write_bytes(bytes(10))
-    assert model.files(str(tmp_path), local=True).standing is Standing.OK
-    parts = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": parts}))
-    found = model.files(str(tmp_path), local=True)
-    assert (found.standing, found.said) == (Standing.BAD, f"{tmp_path} lacks model-00002-of-00002.safetensors")
-    assert model.files("org/model", local=False).standing is Standing.SKIPPED
