@@ -16,7 +16,7 @@ class PageLibraries(BuildHookInterface):
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         if version != "editable" and (missing := absent(Path(self.root))):
             sys.exit(
-                f"pd-appliance: {', '.join(missing)}: not there, and pages load them: run make setup, then build again (or make wheel)"
+                f"pd-appliance: {', '.join(missing)}: not there, and pages load them: run make setup, then build again"
             )
 
 
