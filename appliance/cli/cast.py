@@ -140,10 +140,7 @@ async def _tell_end(process: asyncio.subprocess.Process) -> None:
 def cast(loaded: Loaded, path: Path | None, gpus: str = "") -> Cast:
     """``gpus``: of simulated engines, as in ``8xH100``. Raises ``ConfigError`` for engines that can't be."""
     config = loaded.config
-    if config.engine.kind not in _KINDS:
-        raise ConfigError(
-            f"engine.kind {config.engine.kind!r} is not one: write {', '.join(_KINDS[:-1])} or {_KINDS[-1]}"
-        )
+    check_kind(config)
     if path is not None and config.engine.kind == "vllm":
         raise ConfigError("a scenario is played at simulated engines: leave --engine vllm out, or --scenario")
     if gpus and path is not None:
@@ -157,6 +154,14 @@ def cast(loaded: Loaded, path: Path | None, gpus: str = "") -> Cast:
             "--gpus is for simulated engines (--engine sim): CUDA_VISIBLE_DEVICES says which real ones to use"
         )
     return _real(loaded)
+
+
+def check_kind(config: Config) -> None:
+    """Raises ``ConfigError``."""
+    if config.engine.kind not in _KINDS:
+        raise ConfigError(
+            f"engine.kind {config.engine.kind!r} is not one: write {', '.join(_KINDS[:-1])} or {_KINDS[-1]}"
+        )
 
 
 def _real(loaded: Loaded) -> Cast:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import sys
 import tempfile
@@ -19,8 +20,8 @@ from rich.markup import escape
 from appliance import presets
 from appliance.checks import machine, movers, software
 from appliance.checks import model as files
-from appliance.checks.line import Line, Standing, bad, ok, skipped
-from appliance.cli.cast import hardware, memory_bytes, seated, weight_bytes
+from appliance.checks.line import Line, Standing, bad, ok, skipped, warn
+from appliance.cli.cast import check_kind, hardware, memory_bytes, seated, weight_bytes
 from appliance.cli.on_gpus import Seated, seen
 from appliance.config import Config, Loaded, config_path_default, load, state_directory
 from appliance.errors import ApplianceError, ConfigError
@@ -117,6 +118,7 @@ def _seated(engines: Seated) -> Line:
 
 def _engines(loaded: Loaded, model: Model) -> Seated:
     """Raises ``ConfigError``."""
+    check_kind(loaded.config)
     layout = loaded.config.topology.layout if "topology.layout" in loaded.origins else None
     return seated(loaded.config, model, hardware(loaded.config), layout)
 
@@ -130,7 +132,10 @@ def _gpus(found: Inventory) -> Iterator[Line]:
 
 
 def _files(model: Model, config: Config) -> Line:
-    """Of a preset, the weights are what its repository has."""
+    """Of a preset, the weights are what its repository has; and whatever is no directory and no preset may be on the hub."""
+    if not model.local and (near := difflib.get_close_matches(model.path, presets.names(), n=1)):
+        said = f"{model.path} is no directory and no preset here: it is taken for a hub id"
+        return warn("model", said, f"--model {near[0]}, if that preset is meant")
     repository = presets.load(Path(model.path).name).repository if model.preset else ""
     engine = config.engine
     return files.files(model, repository, (*engine.args, *engine.prefill.args, *engine.decode.args))

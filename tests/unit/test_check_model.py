@@ -17,11 +17,11 @@ from typer.testing import CliRunner
 from appliance import cli, demo
 from appliance.checks import machine, model, software, weights
 from appliance.checks.line import Line, Standing
-from appliance.cli import cast
-from appliance.config import Config, EngineConfig
-from appliance.errors import NotNowError
+from appliance.cli import cast, check
+from appliance.config import Config, EngineConfig, ModelConfig, load
+from appliance.errors import ConfigError, NotNowError
 from appliance.records import Card, Role
-from appliance.supervisor.specs import EngineSpec, Model
+from appliance.supervisor.specs import EngineSpec, Model, resolve_model
 
 GIB = 1 << 30
 HEADER = json.dumps({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}).encode()
@@ -195,6 +195,7 @@ def test_files_that_are_larger_than_their_gpus_are_bad_whatever_the_configuratio
         (["--model", "/nowhere"], "model"),
         (["--topology", "1x"], "engines"),
         (["--port", "99999"], "configuration"),
+        (["--host", ""], "port"),
         (["--model", "/nowhere\udcff"], "model"),
     ],
 )
@@ -203,14 +204,44 @@ def test_whatever_is_wrong_is_a_line_in_json_and_the_rest_is_looked_at(
 ) -> None:
     monkeypatch.setattr(software, "builds", lambda *_: "cpu")
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=64 * GIB))
-    arguments = ["check", "--json", "--state-dir", str(tmp_path), *(() if "--port" in given else ("--port", "0"))]
+    arguments = [
+        "check",
+        "--json",
+        "--no-move",
+        "--state-dir",
+        str(tmp_path),
+        *(() if "--port" in given else ("--port", "0")),
+    ]
     ended = CliRunner().invoke(cli.app, [*arguments, *given])
     assert ended.exit_code == 1
     told = msgspec.json.decode(ended.stdout)
     assert not told["ok"]
     assert [line["what"] for line in told["lines"] if line["standing"] == "bad" and line["what"] != "vLLM"] == [what]
+    assert all(line["remedy"] for line in told["lines"] if line["standing"] in ("bad", "warn"))
     if what != "configuration":
         assert {"port", "file limit", "state directory", "KV"} <= {line["what"] for line in told["lines"]}
+
+
+def test_a_preset_that_is_mistyped_is_asked_about(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = check._files(Model("gpt-oss-12b", "gpt-oss-12b", False), Config())
+    assert (found.standing, found.remedy) == (Standing.WARN, "--model gpt-oss-120b, if that preset is meant")
+
+
+def test_a_kind_of_engines_that_serve_refuses_is_bad(tmp_path: Path) -> None:
+    loaded = load(None, {"PD_APPLIANCE_ENGINE_KIND": "vlm"}, {"server.state_dir": ("a test", str(tmp_path))})
+    engines = next(line for line in check.lines(loaded, move=False) if line.what == "engines")
+    assert engines.said == "engine.kind 'vlm' is not one: write auto, vllm or sim"
+
+
+def test_a_model_whose_directory_may_not_be_looked_into_is_refused(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "is_file", refuse)
+    with pytest.raises(ConfigError, match="Permission denied"):
+        resolve_model(Config(model=ModelConfig(path=str(directory))))
 
 
 @pytest.mark.skipif(not (demo.MODEL_DIR / ONE).is_file(), reason="the demo model is not made here")
