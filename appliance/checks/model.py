@@ -61,7 +61,7 @@ def _elsewhere(arguments: Sequence[str]) -> dict[str, str]:
 def _misconfigured(directory: Path) -> str | None:
     try:
         found = msgspec.json.decode((directory / "config.json").read_bytes())
-    except (OSError, msgspec.MsgspecError):
+    except (OSError, UnicodeDecodeError, msgspec.MsgspecError):
         found = None
     if not isinstance(found, dict):
         return "its config.json is none that can be read"

@@ -73,7 +73,7 @@ def _announced(directory: Path, kind: str, there: Sequence[Path]) -> tuple[list[
         return None
     try:
         names = set(msgspec.json.decode(index.read_bytes(), type=_Index).weight_map.values())
-    except msgspec.MsgspecError:
+    except (UnicodeDecodeError, msgspec.MsgspecError):
         return list(there), [f"{index.name} is no index of weights"]
     found = {file.name for file in there}
     return [file for file in there if file.name in names], [f"{name} is missing" for name in sorted(names - found)]

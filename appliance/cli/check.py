@@ -110,6 +110,14 @@ def _had(what: str, find: Callable[[], Found]) -> Found | Line:
         return find()
     except ApplianceError as error:
         return bad(what, str(error), "mend the configuration, or what stands above")
+    except (
+        Exception
+    ) as error:  # whatever nobody has foreseen of somebody's files: the other lines are still worth having
+        return bad(
+            what,
+            f"{type(error).__name__}: {error}",
+            "serve would fail so, too: that is a fault of ours, to be reported",
+        )
 
 
 def _seated(engines: Seated) -> Line:

@@ -89,6 +89,19 @@ BROKEN: dict[str, tuple[Break, str, str]] = {
         "model.safetensors.index.json is no index of weights",
         "download",
     ),
+    "index in latin-1": (
+        lambda at: [
+            (at / ONE).write_bytes(WEIGHTS),
+            (at / "model.safetensors.index.json").write_bytes(b'{"weight_map": {"\xe9": "a"}}'),
+        ],
+        "model.safetensors.index.json is no index of weights",
+        "download",
+    ),
+    "config in latin-1": (
+        lambda at: [(at / ONE).write_bytes(WEIGHTS), (at / "config.json").write_bytes(b'{"model_type": "\xe9"}')],
+        "its config.json is none that can be read",
+        "download",
+    ),
     "config": (
         lambda at: [(at / ONE).write_bytes(WEIGHTS), (at / "config.json").write_bytes(b"\xff")],
         "its config.json is none that can be read",
@@ -231,6 +244,17 @@ def test_a_kind_of_engines_that_serve_refuses_is_bad(tmp_path: Path) -> None:
     loaded = load(None, {"PD_APPLIANCE_ENGINE_KIND": "vlm"}, {"server.state_dir": ("a test", str(tmp_path))})
     engines = next(line for line in check.lines(loaded, move=False) if line.what == "engines")
     assert engines.said == "engine.kind 'vlm' is not one: write auto, vllm or sim"
+
+
+def test_what_nobody_has_foreseen_is_a_line_and_no_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def fail(*_: object) -> None:
+        raise TypeError("a list")
+
+    monkeypatch.setattr(check, "hardware", fail)
+    loaded = load(None, {}, {"server.state_dir": ("a test", str(tmp_path)), "server.port": ("a test", 0)})
+    found = {line.what: line for line in check.lines(loaded, move=False)}
+    assert (found["engines"].standing, found["engines"].said) == (Standing.BAD, "TypeError: a list")
+    assert {"model", "port", "state directory"} <= set(found)
 
 
 def test_a_model_whose_directory_may_not_be_looked_into_is_refused(
