@@ -27,8 +27,12 @@ def files(model: Model, repository: str = "", arguments: Sequence[str] = ()) -> 
         arguments: of vLLM, that the owner gives. With some of them it reads other files.
     """
     if repository or not model.local:
-        named = f"{model.name}: its weights are {repository}'s" if repository else f"{model.path} is a hub id"
-        return skipped("model", f"{named}, on the hub: whether they can be had shows when engines load them")
+        named = (
+            f"{model.name}: its weights are {repository}'s"
+            if repository
+            else f"{model.path} is a hub id: its files are"
+        )
+        return skipped("model", f"{named} on the hub, and whether they can be had shows when engines load them")
     try:
         return _local(Path(model.path), _elsewhere(arguments))
     except OSError as error:
@@ -71,7 +75,7 @@ def _misconfigured(directory: Path) -> str | None:
 
 
 def on_gpus(weight_bytes: int, engines: Sequence[EngineSpec], cards: Sequence[Card]) -> Line | None:
-    """Files that are larger than the GPUs they are for, whatever has been reckoned; None where they are not."""
+    """Weights that are larger than the GPUs they are for, whatever has been reckoned; None where they are not."""
     taken: dict[str, float] = {}
     for engine in engines:
         for gpu in engine.gpus:

@@ -308,8 +308,8 @@ def memory_bytes(config: Config, engines: Sequence[EngineSpec], weight_bytes: in
 
 
 def weight_bytes(model: Model) -> int:
-    """Of its files; 0 of those that are not here yet."""
-    return weights.size(Path(model.path)) if model.local and not model.preset else 0
+    """That an engine takes for them at least; 0 of those that are not here yet."""
+    return weights.taken(Path(model.path)) if model.local and not model.preset else 0
 
 
 def _check_memory(config: Config, model: Model, engines: Sequence[EngineSpec]) -> None:

@@ -110,14 +110,9 @@ def _had(what: str, find: Callable[[], Found]) -> Found | Line:
         return find()
     except ApplianceError as error:
         return bad(what, str(error), "mend the configuration, or what stands above")
-    except (
-        Exception
-    ) as error:  # whatever nobody has foreseen of somebody's files: the other lines are still worth having
-        return bad(
-            what,
-            f"{type(error).__name__}: {error}",
-            "serve would fail so, too: that is a fault of ours, to be reported",
-        )
+    except Exception as error:  # nobody has foreseen it; the other lines are still worth having
+        said = f"{type(error).__name__}: {error}"
+        return bad(what, said, "serve would fail so, too: that is a fault of ours, to be reported")
 
 
 def _seated(engines: Seated) -> Line:
@@ -141,7 +136,11 @@ def _gpus(found: Inventory) -> Iterator[Line]:
 
 def _files(model: Model, config: Config) -> Line:
     """Of a preset, the weights are what its repository has; and whatever is no directory and no preset may be on the hub."""
-    if not model.local and (near := difflib.get_close_matches(model.path, presets.names(), n=1)):
+    if (
+        not model.local
+        and "/" not in model.path
+        and (near := difflib.get_close_matches(model.path, presets.names(), n=1))
+    ):
         said = f"{model.path} is no directory and no preset here: it is taken for a hub id"
         return warn("model", said, f"--model {near[0]}, if that preset is meant")
     repository = presets.load(Path(model.path).name).repository if model.preset else ""

@@ -47,7 +47,25 @@ def test_a_model_that_is_whole_is_said_to_be_with_its_size(directory: Path) -> N
     (directory / "training_args.bin").write_bytes(bytes(1000))
     (directory / "consolidated.safetensors").write_bytes(WEIGHTS)
     assert said(directory) == Line(what="model", standing=Standing.OK, said=f"{directory}, 0.00 GB of weights")
-    assert weights.size(directory) == 2 * len(WEIGHTS), "neither what is of training, nor the same once more"
+    assert weights.taken(directory) == 2 * 4, "neither what is of training, nor the same once more"
+
+
+def test_what_an_engine_takes_is_told_by_headers_and_32_bits_count_as_16(directory: Path) -> None:
+    header = json.dumps(
+        {
+            "__metadata__": {"format": "pt"},
+            "a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]},
+            "b": {"dtype": "BF16", "shape": [3], "data_offsets": [8, 14]},
+        }
+    ).encode()
+    (directory / ONE).write_bytes(struct.pack("<Q", len(header)) + header + bytes(14))
+    assert weights.taken(directory) == 4 + 6
+    assert said(directory).standing is Standing.OK
+    (directory / ONE).unlink()
+    (directory / "pytorch_model.bin").write_bytes(bytes(100))
+    assert weights.taken(directory) == 50, "it may be of 32 bits"
+    (directory / ONE).write_bytes(POINTER)
+    assert weights.taken(directory) == len(POINTER) // 2
 
 
 Break = Callable[[Path], object]
@@ -128,6 +146,7 @@ def test_what_is_wrong_with_a_model_is_named_with_its_remedy(directory: Path, na
     assert found.standing is Standing.BAD
     assert expected in found.said
     assert remedy in (found.remedy or "")
+    assert weights.taken(directory) >= 0
 
 
 def test_what_the_owner_has_elsewhere_is_not_looked_for(directory: Path) -> None:
@@ -146,9 +165,11 @@ def test_a_directory_that_can_not_be_read_is_a_line(directory: Path, monkeypatch
 
 
 def test_of_what_is_on_the_hub_nothing_is_known_yet() -> None:
-    assert model.files(Model("org/model", "it", False)).said.startswith("org/model is a hub id, on the hub: whether")
+    assert model.files(Model("org/model", "it", False)).said.startswith(
+        "org/model is a hub id: its files are on the hub, and"
+    )
     preset = model.files(Model("/x/presets/it", "it", True, preset=True), "org/model")
-    assert preset.said.startswith("it: its weights are org/model's, on the hub: whether")
+    assert preset.said.startswith("it: its weights are org/model's on the hub, and whether")
 
 
 # ---- whether they fit
@@ -164,8 +185,10 @@ def test_weights_count_and_where_they_alone_are_too_large_fewer_engines_are_no_r
 def test_serve_refuses_what_the_weights_of_all_engines_are_too_large_for(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    header = json.dumps({"a": {"dtype": "BF16", "shape": [50 * GIB], "data_offsets": [0, 100 * GIB]}}).encode()
     with (directory / ONE).open("wb") as sparse:
-        sparse.truncate(100 * GIB)
+        sparse.write(struct.pack("<Q", len(header)) + header)
+        sparse.truncate(8 + len(header) + 100 * GIB)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=64 * GIB))
     with pytest.raises(NotNowError, match="102400 MiB of it for the weights of each, and 65536 MiB are available"):
         cast._check_memory(Config(), Model(str(directory), "it", True), [engine("a")])
@@ -238,6 +261,8 @@ def test_whatever_is_wrong_is_a_line_in_json_and_the_rest_is_looked_at(
 def test_a_preset_that_is_mistyped_is_asked_about(monkeypatch: pytest.MonkeyPatch) -> None:
     found = check._files(Model("gpt-oss-12b", "gpt-oss-12b", False), Config())
     assert (found.standing, found.remedy) == (Standing.WARN, "--model gpt-oss-120b, if that preset is meant")
+    named = "openai/gpt-oss-120b"
+    assert check._files(Model(named, named, False), Config()).standing is Standing.SKIPPED
 
 
 def test_a_kind_of_engines_that_serve_refuses_is_bad(tmp_path: Path) -> None:

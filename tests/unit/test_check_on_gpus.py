@@ -49,7 +49,7 @@ def lines(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Check:
 
 def test_a_presets_weights_are_its_repositorys(lines: Check) -> None:
     assert lines()["model"].said.startswith(
-        "llama-3.1-8b: its weights are meta-llama/Llama-3.1-8B-Instruct's, on the hub: "
+        "llama-3.1-8b: its weights are meta-llama/Llama-3.1-8B-Instruct's on the hub, and whether"
     )
 
 
