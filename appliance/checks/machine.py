@@ -109,7 +109,7 @@ def bound(host: str, number: int) -> socket.socket:
     """A socket for TCP with that address, which takes no connections yet. Raises ``OSError``."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, number, type=socket.SOCK_STREAM)[0]
-    except UnicodeError as error:  # such a name has no form in which it could be asked for
+    except ValueError as error:  # such a name has no form in which it could be asked for
         raise OSError(errno.EINVAL, "that is no name of a host") from error
     one = socket.socket(family, kind, protocol)
     try:

@@ -65,7 +65,7 @@ _SIGNS: Final = (
         terminal=True,
     ),
     _sign(
-        r"(?:FileNotFoundError: .*\.(?:safetensors|bin|pt)\b|Weight files referenced in index but missing|Cannot find any model weights"
+        r"(?:FileNotFoundError: .*\.(?:safetensors|bin)\b|Weight files referenced in index but missing|Cannot find any model weights"
         r"|Following weights were not initialized from checkpoint).*",
         _MODELS_FILES,
         terminal=True,

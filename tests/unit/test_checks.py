@@ -84,7 +84,7 @@ def test_a_port_that_is_taken_says_who_to_ask() -> None:
 
 
 @pytest.mark.parametrize("number", [0, 18799])
-@pytest.mark.parametrize("host", ["", "203.0.113.7", "a..b", "x" * 300])
+@pytest.mark.parametrize("host", ["", "203.0.113.7", "a..b", "a\0b", "x" * 300])
 def test_a_host_that_serve_can_not_listen_on_is_bad_whatever_the_port(host: str, number: int) -> None:
     with pytest.raises(NotNowError, match="can't be listened on"):
         _listen(ServerConfig(host=host, port=number))
