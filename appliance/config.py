@@ -18,14 +18,20 @@ from typing import Annotated, Any, Final
 import msgspec
 
 from appliance.errors import ConfigError, NotNowError
+from appliance.expected import in_words
 
 _PREFIX: Final = "PD_APPLIANCE_"
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 NotNegative = Annotated[float, msgspec.Meta(ge=0)]
 Count = Annotated[int, msgspec.Meta(gt=0)]
-HostName = Annotated[str, msgspec.Meta(pattern=r"^([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]+)?$")]
-
-WebAddress = Annotated[str, msgspec.Meta(pattern=r"^(https?://[^\s/]+(/\S*)?)?$")]
+_HOST: Final = r"^([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]+)?$"
+_ADDRESS: Final = r"^(https?://[^\s/]+(/\S*)?)?$"
+_IN_WORDS: Final = {
+    _HOST: "a host's name without scheme or path, as in llm.example or llm.example:8443",
+    _ADDRESS: "an address that begins with http:// or https://",
+}
+HostName = Annotated[str, msgspec.Meta(pattern=_HOST)]
+WebAddress = Annotated[str, msgspec.Meta(pattern=_ADDRESS)]
 
 
 class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -238,6 +244,9 @@ def _put(values: dict[str, Any], origins: dict[str, str], setting: str, value: A
 
 
 def _nearest(name: str, known: list[str]) -> str:
+    """A key that stands at the top of a file, before any section, most often belongs below one."""
+    if below := [setting for setting in known if "." not in name and setting.endswith(f".{name}")]:
+        return f"; did you mean {' or '.join('[{}] {}'.format(*setting.rsplit('.', 1)) for setting in below)}?"
     close = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {close[0]}?" if close else ""
 
@@ -248,9 +257,9 @@ def _convert(values: dict[str, Any], origins: dict[str, str]) -> Config:
     except msgspec.ValidationError as error:
         what, _, where = str(error).partition(" - at `$.")
         setting = where.rstrip("`").split("[")[0]
-        raise ConfigError(
-            f"{setting} (from {origins.get(setting, 'a source unknown')}): {what[:1].lower()}{what[1:]}"
-        ) from None
+        example = '["--x"]' if setting.endswith("args") else '["a", "b"]'
+        right = in_words(what, example=example, patterns=_IN_WORDS)
+        raise ConfigError(f"{setting} (from {origins.get(setting, 'a source unknown')}): {right}") from None
     _check_sizes(config.server, origins)
     return config
 

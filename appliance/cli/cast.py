@@ -17,7 +17,7 @@ import psutil
 from msgspec.structs import replace
 
 from appliance import presets
-from appliance.checks import software
+from appliance.checks import software, weights
 from appliance.cli import kinds, on_gpus
 from appliance.cli.on_gpus import Seated
 from appliance.cli.stage import Stage, notes, stage
@@ -140,10 +140,7 @@ async def _tell_end(process: asyncio.subprocess.Process) -> None:
 def cast(loaded: Loaded, path: Path | None, gpus: str = "") -> Cast:
     """``gpus``: of simulated engines, as in ``8xH100``. Raises ``ConfigError`` for engines that can't be."""
     config = loaded.config
-    if config.engine.kind not in _KINDS:
-        raise ConfigError(
-            f"engine.kind {config.engine.kind!r} is not one: write {', '.join(_KINDS[:-1])} or {_KINDS[-1]}"
-        )
+    check_kind(config)
     if path is not None and config.engine.kind == "vllm":
         raise ConfigError("a scenario is played at simulated engines: leave --engine vllm out, or --scenario")
     if gpus and path is not None:
@@ -157,6 +154,14 @@ def cast(loaded: Loaded, path: Path | None, gpus: str = "") -> Cast:
             "--gpus is for simulated engines (--engine sim): CUDA_VISIBLE_DEVICES says which real ones to use"
         )
     return _real(loaded)
+
+
+def check_kind(config: Config) -> None:
+    """Raises ``ConfigError``."""
+    if config.engine.kind not in _KINDS:
+        raise ConfigError(
+            f"engine.kind {config.engine.kind!r} is not one: write {', '.join(_KINDS[:-1])} or {_KINDS[-1]}"
+        )
 
 
 def _real(loaded: Loaded) -> Cast:
@@ -210,7 +215,7 @@ def _real_as(config: Config, model: Model, on: Hardware, layout: str | None, the
     """``there``: so many engines have their memory already."""
     found = seated(config, model, on, layout)
     if on.inventory is None:
-        _check_memory(config, found.specs[there:])
+        _check_memory(config, model, found.specs[there:])
     return Cast(
         model=model.name,
         layout=found.layout,
@@ -295,18 +300,25 @@ def _check_heads(model: Model, topology: Topology) -> None:
             raise ConfigError(f"topology {topology.layout!r}: {reason}")
 
 
-def memory_bytes(config: Config, engines: Sequence[EngineSpec]) -> int:
-    """What so many CPU engines take, about, without their weights."""
+def memory_bytes(config: Config, engines: Sequence[EngineSpec], weight_bytes: int) -> int:
+    """What so many CPU engines take, about. ``weight_bytes``: of the model; each has its own."""
     ranks = sum(spec.tensor_parallel for spec in engines if spec.tensor_parallel > 1)
-    return len(engines) * (ENGINE_MEMORY_BYTES + config.engine.kv_cache_bytes) + ranks * RANK_MEMORY_BYTES
+    each = ENGINE_MEMORY_BYTES + config.engine.kv_cache_bytes + weight_bytes
+    return len(engines) * each + ranks * RANK_MEMORY_BYTES
 
 
-def _check_memory(config: Config, engines: Sequence[EngineSpec]) -> None:
+def weight_bytes(model: Model) -> int:
+    """That an engine takes for them at least; 0 of those that are not here yet."""
+    return weights.taken(Path(model.path)) if model.local and not model.preset else 0
+
+
+def _check_memory(config: Config, model: Model, engines: Sequence[EngineSpec]) -> None:
     """For those that there are not yet."""
-    wanted = memory_bytes(config, engines)
-    available = psutil.virtual_memory().available
+    of_each = weight_bytes(model)
+    wanted, available = memory_bytes(config, engines, of_each), psutil.virtual_memory().available
     if wanted > available:
         raise NotNowError(
-            f"{len(engines)} engines need about {wanted >> 20} MiB of memory and {available >> 20} MiB are available: "
-            f"use fewer engines (topology.layout), or a lower engine.kv_cache_bytes (now {config.engine.kv_cache_bytes >> 20} MiB)"
+            f"{len(engines)} engines need about {wanted >> 20} MiB of memory, {of_each >> 20} MiB of it for the weights of each, "
+            f"and {available >> 20} MiB are available: use fewer engines (topology.layout), a smaller model, "
+            f"or a lower engine.kv_cache_bytes (now {config.engine.kv_cache_bytes >> 20} MiB)"
         )

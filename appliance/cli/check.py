@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 import psutil
@@ -19,8 +20,8 @@ from rich.markup import escape
 from appliance import presets
 from appliance.checks import machine, movers, software
 from appliance.checks import model as files
-from appliance.checks.line import Line, Standing, bad, ok, skipped
-from appliance.cli.cast import hardware, memory_bytes, seated
+from appliance.checks.line import Line, Standing, bad, ok, skipped, warn
+from appliance.cli.cast import check_kind, hardware, memory_bytes, seated, weight_bytes
 from appliance.cli.on_gpus import Seated, seen
 from appliance.config import Config, Loaded, config_path_default, load, state_directory
 from appliance.errors import ApplianceError, ConfigError
@@ -28,6 +29,8 @@ from appliance.gpu.nvml import machine as inventory
 from appliance.records import Inventory, Role
 from appliance.supervisor.runtime import parent_directory
 from appliance.supervisor.specs import EngineSpec, Model, resolve_model
+
+Found = TypeVar("Found")
 
 _GLYPHS: Final = {Standing.OK: "●", Standing.WARN: "▲", Standing.BAD: "✕", Standing.SKIPPED: "○"}
 _STYLES: Final = {Standing.OK: "green", Standing.WARN: "yellow", Standing.BAD: "red", Standing.SKIPPED: "dim"}
@@ -54,9 +57,8 @@ def check(
         "server.state_dir": ("--state-dir", str(state_dir) if state_dir else None),
     }
     given = {setting: flag for setting, flag in flags.items() if flag[1] is not None}
-    loaded = load(config or config_path_default(), os.environ, given)
     found = []
-    for line in lines(loaded, move=move):
+    for line in map(_legible, _all(config or config_path_default(), given, move=move)):
         found.append(line)
         if not as_json:
             _tell(line)
@@ -70,34 +72,56 @@ def check(
         raise typer.Exit(1)
 
 
+def _all(path: Path | None, given: Mapping[str, tuple[str, Any]], *, move: bool) -> Iterator[Line]:
+    """A configuration that can't be is a line like others: whoever reads JSON gets some."""
+    try:
+        loaded = load(path, os.environ, given)
+    except ConfigError as error:
+        yield bad("configuration", str(error), "mend it, where it comes from")
+        return
+    yield from lines(loaded, move=move)
+
+
 def lines(loaded: Loaded, *, move: bool) -> Iterator[Line]:
-    """In the order in which they matter."""
+    """In the order in which they matter. What has failed is no reason to look at nothing after it."""
     config, found = loaded.config, inventory()
     yield software.vllm()
     yield software.environment(os.environ)
     yield software.driver(found, software.runtime())
     yield from _gpus(found)
-    try:
-        model = resolve_model(config)
-        engines = _engines(loaded, model)
-    except ApplianceError as error:
-        yield bad("engines", str(error), "mend the configuration, or what stands above")
-        return
-    yield ok("engines", "; ".join(engines.notes) or f"{engines.layout} on the CPU")
-    yield _files(model)
-    yield from _memory(config, engines.specs)
-    yield machine.cores(sorted(os.sched_getaffinity(0)), len(engines.specs))
+    model = _had("model", lambda: resolve_model(config))
+    engines = model if isinstance(model, Line) else _had("engines", lambda: _engines(loaded, model))
+    yield engines if isinstance(engines, Line) else _seated(engines)
+    if isinstance(model, Model):
+        yield _files(model, config)
+    specs = () if isinstance(engines, Line) else engines.specs
+    if specs and isinstance(model, Model):
+        yield from _memory(config, model, specs, found)
+        yield machine.cores(sorted(os.sched_getaffinity(0)), len(specs))
     yield machine.descriptors()
     yield machine.port(config.server.host, config.server.port)
     yield _state(config)
-    if not move:
-        yield skipped("KV", "not moved: --no-move")
-        return
-    yield from _moved(engines.specs)
+    yield from _moved(specs, move=move)
+
+
+def _had(what: str, find: Callable[[], Found]) -> Found | Line:
+    """It, or the line that says why it can't be."""
+    try:
+        return find()
+    except ApplianceError as error:
+        return bad(what, str(error), "mend the configuration, or what stands above")
+    except Exception as error:  # nobody has foreseen it; the other lines are still worth having
+        said = f"{type(error).__name__}: {error}"
+        return bad(what, said, "serve would fail so, too: that is a fault of ours, to be reported")
+
+
+def _seated(engines: Seated) -> Line:
+    return ok("engines", "; ".join(engines.notes) or f"{engines.layout} on the CPU")
 
 
 def _engines(loaded: Loaded, model: Model) -> Seated:
     """Raises ``ConfigError``."""
+    check_kind(loaded.config)
     layout = loaded.config.topology.layout if "topology.layout" in loaded.origins else None
     return seated(loaded.config, model, hardware(loaded.config), layout)
 
@@ -110,22 +134,32 @@ def _gpus(found: Inventory) -> Iterator[Line]:
         yield bad("GPUs", str(error), "name some of these, or unset it")
 
 
-def _files(model: Model) -> Line:
-    """Of a preset, the weights are what its repository has."""
-    if model.preset:
-        return files.files(presets.load(Path(model.path).name).repository, local=False)
-    return files.files(model.path, local=model.local)
+def _files(model: Model, config: Config) -> Line:
+    """Of a preset, the weights are what its repository has; and whatever is no directory and no preset may be on the hub."""
+    if (
+        not model.local
+        and "/" not in model.path
+        and (near := difflib.get_close_matches(model.path, presets.names(), n=1))
+    ):
+        said = f"{model.path} is no directory and no preset here: it is taken for a hub id"
+        return warn("model", said, f"--model {near[0]}, if that preset is meant")
+    repository = presets.load(Path(model.path).name).repository if model.preset else ""
+    engine = config.engine
+    return files.files(model, repository, (*engine.args, *engine.prefill.args, *engine.decode.args))
 
 
-def _memory(config: Config, engines: Sequence[EngineSpec]) -> Iterator[Line]:
-    """Of the host; that of GPUs has decided where engines are."""
+def _memory(config: Config, model: Model, engines: Sequence[EngineSpec], found: Inventory) -> Iterator[Line]:
+    """Of the host; that of GPUs has decided where engines are, by what the model's configuration tells of its weights."""
     available, ranks = psutil.virtual_memory().available, any(spec.tensor_parallel > 1 for spec in engines)
+    weights = weight_bytes(model)
     if any(spec.gpus for spec in engines):
+        if line := files.on_gpus(weights, engines, found.cards):
+            yield line
         yield machine.host_memory(available, sum(spec.tensor_parallel for spec in engines))
         if ranks:
             yield machine.shared_memory(0, ranks=True)
         return
-    yield machine.memory(available, memory_bytes(config, engines), len(engines))
+    yield machine.memory(available, memory_bytes(config, engines, weights), len(engines), weights)
     yield machine.shared_memory(len(engines) * config.engine.kv_cache_bytes, ranks=ranks)
 
 
@@ -136,7 +170,10 @@ def _state(config: Config) -> Line:
         return bad("state directory", str(error), "take another --state-dir")
 
 
-def _moved(engines: tuple[EngineSpec, ...]) -> Iterator[Line]:
+def _moved(engines: Sequence[EngineSpec], *, move: bool) -> Iterator[Line]:
+    if not move or not engines:
+        yield skipped("KV", "not moved: there are no engines to move it between" if move else "not moved: --no-move")
+        return
     if len(engines) < 2:
         yield skipped("KV", "one engine hands nothing over")
         return
@@ -158,6 +195,12 @@ def _ranks(engine: EngineSpec) -> Iterator[EngineSpec]:
         name = engine.name if len(engine.gpus) == 1 else f"{engine.name}.{rank}"
         seen = {**engine.environment, "CUDA_VISIBLE_DEVICES": ",".join((gpu, *others))}
         yield replace(engine, name=name, role=Role.BOTH, gpus=(gpu,), tensor_parallel=1, environment=seen)
+
+
+def _legible(line: Line) -> Line:
+    """Names of files may be no text."""
+    said, remedy = (text and text.encode(errors="backslashreplace").decode() for text in (line.said, line.remedy))
+    return replace(line, said=said, remedy=remedy)
 
 
 def _tell(line: Line) -> None:

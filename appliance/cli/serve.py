@@ -21,6 +21,7 @@ import uvicorn
 import uvloop
 
 from appliance import __version__
+from appliance.checks.machine import bound
 from appliance.cli.announce import say
 from appliance.cli.cast import Cast
 from appliance.cli.cast import cast as _cast
@@ -208,15 +209,12 @@ def _listen(server: ServerConfig) -> socket.socket:
     """
     host, port = server.host, server.port
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener = bound(host, port)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(server.stalled_client_s * 1000))
-        listener.bind(address)
         listener.listen(_BACKLOG)
     except OSError as error:
         raise NotNowError(
-            f"{host}:{port} can't be listened on: {error.strerror or error}; choose another --host or --port"
+            f"{host or repr(host)}:{port} can't be listened on: {error.strerror or error}; choose another --host or --port"
         ) from error
     listener.setblocking(False)
     return listener

@@ -20,6 +20,7 @@ from appliance.costs.gpus import Gpu, gpu
 from appliance.costs.memory import Memory
 from appliance.costs.shape import ModelShape
 from appliance.errors import ConfigError
+from appliance.expected import in_words
 from appliance.planner import node as planner
 from appliance.planner.cards import SHARERS
 from appliance.planner.room import Room, room
@@ -125,7 +126,7 @@ def _finite(text: str) -> float:
 
 
 def _mistake(said: str) -> str:
-    """In the words of the file: ``Expected `float` >= 0.0 - at `$.traffic.rate` `` is ``traffic.rate: expected a float >= 0.0``."""
+    """In the words of the file: ``Expected `float` >= 0.0 - at `$.traffic.rate` `` is ``traffic.rate: expected a number of at least 0``."""
     what, _, where = said.partition(" - at `$.")
     section = where.rstrip("`")
     setting = section.rstrip(".") + "." if section else ""
@@ -133,7 +134,7 @@ def _mistake(said: str) -> str:
         return f"{setting}{unknown[1]}: there is no such setting; there are {', '.join(_settings(section))}"
     if missing := re.fullmatch(r"Object missing required field `(.+)`", what):
         return f"{setting}{missing[1]} is missing"
-    return f"{section}: {what[:1].lower()}{what[1:]}"
+    return f"{section}: {in_words(what)}"
 
 
 def _settings(section: str) -> list[str]:

@@ -18,6 +18,7 @@ _CONSEQUENCES: Final = (
 )  # what processes say of the end of those that they have started
 _RANK_KILLED: Final = re.compile(r"Worker proc VllmWorker-(\d+) died unexpectedly \(exit code: -9\)")
 _LESS_MEMORY: Final = "lower [engine] kv_cache_bytes, run fewer engines, or use a smaller model"
+_MODELS_FILES: Final = "the model's files are damaged or missing: pd-appliance check says which; fetch them again"
 _OOM_KILLED: Final = {
     Evidence.HERE: f"killed by the kernel for want of memory: {_LESS_MEMORY}",
     Evidence.ELSEWHERE: f"probably killed by the kernel, which has just killed a process for want of memory: {_LESS_MEMORY}",
@@ -33,7 +34,7 @@ class Exit(msgspec.Struct, frozen=True):
 
 
 class _Sign(msgspec.Struct, frozen=True):
-    pattern: re.Pattern[str]
+    pattern: re.Pattern[str]  # its first group is said, or all that it has matched; nothing if that is empty
     remedy: str
     terminal: bool
 
@@ -55,6 +56,20 @@ _SIGNS: Final = (
     ),
     _sign(r"CUDA error.*", "look at the GPU (nvidia-smi, dmesg); other processes may be using it", terminal=False),
     _sign(r"HandoffError: (.*)", "", terminal=True),
+    _sign(  # vLLM reads as many bytes as the beginning of a file tells it to: of what is no such file, a MemoryError
+        r"(?=.* in parse_safetensors_file_metadata\b)", _MODELS_FILES, terminal=True
+    ),
+    _sign(
+        r"(?:Value error, |json\.decoder\.JSONDecodeError: )(.+: line \d+ column \d+ \(char \d+\))",
+        _MODELS_FILES,
+        terminal=True,
+    ),
+    _sign(
+        r"(?:FileNotFoundError: .*\.(?:safetensors|bin)\b|Weight files referenced in index but missing|Cannot find any model weights"
+        r"|Following weights were not initialized from checkpoint).*",
+        _MODELS_FILES,
+        terminal=True,
+    ),
     _sign(
         r"(?:Cannot allocate memory|DefaultCPUAllocator: can't allocate memory|unable to allocate shared memory|MemoryError).*",
         "lower [engine] kv_cache_bytes, or run fewer engines",
@@ -82,7 +97,7 @@ _SIGNS: Final = (
     ),
     _sign(
         r"(SafetensorError.*|.*Error while deserializing header.*)",
-        "the model's files are damaged: fetch them again",
+        _MODELS_FILES,
         terminal=True,
     ),
     _sign(
@@ -112,7 +127,7 @@ def explain(code: int, lines: Sequence[str], *, oom: Evidence = Evidence.NONE) -
         for line in reversed(tail):
             if found := sign.pattern.search(line):
                 said = (found[1] if found.groups() and found[1] else found[0]).strip()
-                return Exit(f"{said[:300]}{': ' if sign.remedy else ''}{sign.remedy}", sign.terminal)
+                return Exit(": ".join(filter(None, (said[:300], sign.remedy))), sign.terminal)
     if code < 0:
         return Exit(_signalled(-code))
     error = _last_error(tail)

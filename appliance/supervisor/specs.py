@@ -71,12 +71,13 @@ def resolve_model(config: Config) -> Model:
     try:
         directory = Path(path).expanduser()
         found = bool(path) and directory.is_dir()
+        configured = found and (directory / "config.json").is_file()
     except (OSError, RuntimeError) as error:
         raise ConfigError(
             f"model {path!r}: {error}; name a directory that can be read, a preset, a hub id, or demo"
         ) from error
     if found:
-        if not (directory / "config.json").is_file():
+        if not configured:
             raise ConfigError(
                 f"model {path!r}: there is no config.json in that directory, so it is not a Hugging Face model"
             )

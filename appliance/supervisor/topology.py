@@ -14,6 +14,7 @@ from appliance.records import Role
 
 _SPLIT: Final = re.compile(r"([0-9]{1,4})p([0-9]{1,4})d(?:@tp([0-9]{1,4})(?::tp([0-9]{1,4}))?)?")
 _AGGREGATED: Final = re.compile(r"([0-9]{1,4})b(?:@tp([0-9]{1,4}))?")
+_STAGED: Final = re.compile(r"[0-9pdb]+@.*pp ?[0-9]+.*")
 _SHOWN: Final = 80  # characters of what is none
 _MOST_ENGINES: Final = 64
 _MOST_RANKS: Final = 64
@@ -45,6 +46,11 @@ def parse(layout: str) -> Topology:
         groups = _split(layout, int(split[1]), int(split[2]), int(split[3] or 1), int(split[4] or split[3] or 1))
     elif both := _AGGREGATED.fullmatch(text):
         groups = ((Role.BOTH, int(both[1]), int(both[2] or 1)),)
+    elif _STAGED.fullmatch(text):
+        raise ConfigError(
+            f"topology {layout[:_SHOWN]!r}: engines over several pipeline stages (pp) are not supported: give each as many GPUs "
+            "by tensor parallelism (tp), as in 1p1d@tp2"
+        )
     else:
         raise ConfigError(f"topology {layout[:_SHOWN]!r} is not one: write NpMd or Nb, as in {_EXAMPLES}")
     _check(layout, groups)

@@ -48,7 +48,9 @@ def lines(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Check:
 
 
 def test_a_presets_weights_are_its_repositorys(lines: Check) -> None:
-    assert lines()["model"].said.startswith("meta-llama/Llama-3.1-8B-Instruct is a hub id: ")
+    assert lines()["model"].said.startswith(
+        "llama-3.1-8b: its weights are meta-llama/Llama-3.1-8B-Instruct's on the hub, and whether"
+    )
 
 
 def test_the_hosts_memory_is_looked_at_and_that_between_ranks_where_there_are_some(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import socket
@@ -11,8 +10,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from appliance.checks import machine, model, software
+from appliance.checks import machine, movers, software
 from appliance.checks.line import Standing
+from appliance.cli.serve import _listen
+from appliance.config import ServerConfig
+from appliance.errors import NotNowError
 from appliance.records import Card, Inventory
 
 GIB = 1 << 30
@@ -56,7 +58,9 @@ def test_the_hosts_memory_is_held_against_what_engines_on_gpus_take() -> None:
     assert "processes of 8 GPUs take about 32.0 GiB (our estimate)" in short.said
 
 
-@pytest.mark.parametrize(("limit", "standing"), [(1024, Standing.WARN), (65536, Standing.OK), (-1, Standing.OK)])
+@pytest.mark.parametrize(
+    ("limit", "standing"), [(64, Standing.BAD), (1024, Standing.WARN), (65536, Standing.OK), (-1, Standing.OK)]
+)
 def test_few_descriptors_are_pointed_out(limit: int, standing: Standing) -> None:
     assert machine.descriptors(limit).standing is standing
 
@@ -77,6 +81,22 @@ def test_a_port_that_is_taken_says_who_to_ask() -> None:
     assert machine.port("127.0.0.1", number).standing is Standing.OK
     assert machine.port("203.0.113.7", number).standing is Standing.BAD
     assert machine.port("127.0.0.1", 0).standing is Standing.OK
+
+
+@pytest.mark.parametrize("number", [0, 18799])
+@pytest.mark.parametrize("host", ["", "203.0.113.7", "a..b", "a\0b", "x" * 300])
+def test_a_host_that_serve_can_not_listen_on_is_bad_whatever_the_port(host: str, number: int) -> None:
+    with pytest.raises(NotNowError, match="can't be listened on"):
+        _listen(ServerConfig(host=host, port=number))
+    found = machine.port(host, number)
+    assert found.standing is Standing.BAD
+    assert "--host" in (found.remedy or "")
+    assert found.said.startswith(f"{host or repr(host)}:{number} can't be listened on: ")
+
+
+@pytest.mark.parametrize(("share", "said"), [(0.8, "80% of what a plain"), (1.0, "100% of"), (2.92, "no slower than")])
+def test_what_moves_faster_than_a_plain_copy_is_not_told_in_percent(share: float, said: str) -> None:
+    assert movers._held_against(share).startswith(said)
 
 
 def test_a_state_directory_may_not_be_there_yet(tmp_path: Path) -> None:
@@ -181,16 +201,3 @@ def test_gpus_without_peer_access_are_named() -> None:
     line = software.gpus(Inventory(cards=(card(0), card(1)), apart=apart))[-1]
     assert (line.standing, line.said) == (Standing.WARN, "not between GPUs 0–1")
     assert software.gpus(Inventory(cards=()))[0].standing is Standing.SKIPPED
-
-
-def test_what_a_models_directory_lacks_is_named(tmp_path: Path) -> None:
-    assert "lacks a config.json that can be read, a tokenizer, weights" in model.files(str(tmp_path), local=True).said
-    (tmp_path / "config.json").write_text("{}")
-    (tmp_path / "tokenizer.json").write_text("{}")
-    (tmp_path / "model-00001-of-00002.safetensors").write_bytes(bytes(10))
-    assert model.files(str(tmp_path), local=True).standing is Standing.OK
-    parts = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": parts}))
-    found = model.files(str(tmp_path), local=True)
-    assert (found.standing, found.said) == (Standing.BAD, f"{tmp_path} lacks model-00002-of-00002.safetensors")
-    assert model.files("org/model", local=False).standing is Standing.SKIPPED

@@ -6,7 +6,7 @@ import pytest
 
 from appliance.config import Config
 from appliance.supervisor.engine import Engine
-from appliance.supervisor.exits import explain
+from appliance.supervisor.exits import Exit, explain
 from appliance.supervisor.lifecycle import Life
 from appliance.supervisor.oom import Evidence
 from appliance.supervisor.process import LOG_LINES
@@ -32,6 +32,16 @@ PREFIX = "(EngineCore pid=7) ERROR 11-24 03:14:19 [core.py:1512] "
         (1, "ValueError: To serve one request, 2.00 GiB KV cache is needed, which is larger", "kv_cache_bytes", True),
         (1, "OSError: x/y is not a local folder and is not a valid model identifier", "check [model] path", True),
         (1, "ValueError: Pooling models do not support custom logits processors.", "continue_streams = false", True),
+        (1, "RuntimeError: Cannot find any model weights with `/m/noweights`", "pd-appliance check says which", True),
+        (1, "ValueError: Following weights were not initialized from checkpoint: {'a'}", "pd-appliance check", True),
+        (1, PREFIX + "FileNotFoundError: [Errno 2] No such file: '/m/model.safetensors'", "damaged or missing", True),
+        (1, "safetensors_rust.SafetensorError: Error while deserializing header: header too small", "damaged or", True),
+        (
+            1,
+            "FileNotFoundError: [Errno 2] No such file or directory: '/m/x.sock'",
+            "exit status 1: FileNotFound",
+            False,
+        ),
         (-9, "INFO all is well", "SIGKILL", False),
         (-9, "ImportError: of something that may be missing", "SIGKILL", False),
         (-11, "", "SIGSEGV", False),
@@ -114,3 +124,31 @@ def test_an_earlier_life_is_not_asked_why_this_one_ended() -> None:
     assert engine.last_words() == ["INFO loading"]
     engine.log.extend(f"line {number}" for number in range(LOG_LINES))  # its beginning is no longer kept
     assert len(engine.last_words()) == LOG_LINES
+
+
+FILES = "the model's files are damaged or missing: pd-appliance check says which; fetch them again"
+HEADER = '  File "/x/vllm/transformers_utils/utils.py", line 112, in parse_safetensors_file_metadata'
+
+
+@pytest.mark.parametrize(
+    ("lines", "cause"),
+    [
+        ([HEADER, "    metadata = json.loads(f.read(length))", "MemoryError"], FILES),
+        ([HEADER, "struct.error: unpack requires a buffer of 8 bytes"], FILES),
+        (
+            [
+                "pydantic_core._pydantic_core.ValidationError: 1 validation error for VllmConfig",
+                "  Value error, Unterminated string starting at: line 1 column 975 (char 974) [type=value_error, …]",
+            ],
+            f"Unterminated string starting at: line 1 column 975 (char 974): {FILES}",
+        ),
+        (["MemoryError"], "MemoryError: lower [engine] kv_cache_bytes, or run fewer engines"),
+        (
+            ["pydantic_core._pydantic_core.ValidationError: 1 validation error", "  Value error, max_model_len is 1"],
+            "pydantic_core._pydantic_core.ValidationError: 1 validation error: correct [engine] args, or [model] path",
+        ),
+    ],
+)
+def test_weights_that_are_none_are_told_from_memory_that_is_short(lines: list[str], cause: str) -> None:
+    """As vLLM 0.32 ends with a pointer of git-lfs, an empty file, and one that is cut short."""
+    assert explain(1, ["INFO before", *lines]) == Exit(cause, terminal=True)

@@ -56,6 +56,12 @@ def test_what_is_not_a_layout_says_what_would_be(layout: str) -> None:
     assert repr(layout[:80]) in str(caught.value)
 
 
+@pytest.mark.parametrize("layout", ["1p1d@pp2", "2b@tp2pp2", "1p1d@tp2:pp2"])
+def test_pipeline_stages_are_said_to_be_unsupported(layout: str) -> None:
+    with pytest.raises(ConfigError, match=r"pipeline stages \(pp\) are not supported: .* as in 1p1d@tp2"):
+        parse(layout)
+
+
 @pytest.mark.parametrize("layout", ["1p1d", "4b", "1p1d@tp4", "2p1d@tp2:tp4", "1b@tp8"])
 def test_engines_are_described_as_they_were_asked_for(layout: str) -> None:
     assert described(parse(layout).places) == layout
