@@ -29,7 +29,7 @@ lint: setup-test  ## ruff, mypy, import-linter
 # pytest exits 5 where a suite has no test to run. With ARGS, e.g. -k, that is no failure unless it is so in all of them.
 NO_TESTS := $(if $(strip $(ARGS)),5,never)
 test: lint  ## everything that can be tested on this machine, quick ones first; ARGS="-k …" is passed to pytest
-	@for suite in "-n 2 $(PURE)" $(if $(REAL),"-n 2 $(REAL)") "-n 2 tests/browser" tests/engine tests/fault; do \
+	@for suite in "-n 2 $(PURE)" $(if $(REAL),"-n 3 $(REAL)") "-n 2 tests/browser" tests/engine tests/fault; do \
 	    echo "$(PYTEST) $$suite $$ARGS"; \
 	    $(PYTEST) $$suite $(ARGS); status=$$?; \
 	    case $$status in 0) ran=yes;; $(NO_TESTS)) ;; *) exit $$status;; esac; \
