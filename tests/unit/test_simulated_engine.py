@@ -251,7 +251,7 @@ def test_many_that_decode_on_few_blocks_are_all_answered(legs: list[tuple[int, i
             bench.submit("e1", key, "decode", prompt=prompt, output=output, offer=offers[key])
             bench.engines["e0"].release(key, "cancelled")
         bench.run(pause_ms)
-    bench.run(3_600_000)
+    bench.run(600_000)
     answered = [one.ask.key for one in bench.outcomes if one.ask.phase == "decode"]
     assert sorted(answered) == sorted(offers)
     assert bench.engines["e1"].blocks.free == 12
