@@ -33,6 +33,14 @@ _NEARLY_FULL: Final = 0.9  # of KV
 
 def straggler(signs: Signs) -> Finding | None:
     """Steps of one engine take longer than such steps do."""
+    found = _slow_ones(signs)
+    if not found:
+        return None
+    return _told(max(found, key=lambda engine: (_times(engine) - 1) * engine.busy), found, signs)
+
+
+def _slow_ones(signs: Signs) -> list[Engine]:
+    """Those that others wait for, because they are slow."""
     candidates = [engine for engine in signs.engines if engine.serves and engine.busy >= _WORKING]
     skewed = uneven.favoured(signs)
     found = [
@@ -42,9 +50,10 @@ def straggler(signs: Signs) -> Finding | None:
     ]
     if found and _too_much_anyway(signs):
         found = [engine for engine in found if not engine.prefills]
-    if not found:
-        return None
-    worst = max(found, key=lambda engine: (_times(engine) - 1) * engine.busy)
+    return found
+
+
+def _told(worst: Engine, found: Sequence[Engine], signs: Signs) -> Finding:
     stage, trouble = _slow_stage(worst, signs), worst.gpu_trouble
     starved = is_starved(worst)
     kind = "cpu" if not trouble and (starved or not worst.now.gpus) else "gpu"
@@ -73,20 +82,18 @@ def straggler(signs: Signs) -> Finding | None:
         confidence=UNEXPLAINED if not (trouble or starved) else 0.95 if known else 0.7,
         engines=first(worst, found),
         evidence=tuple(evidence),
-        action=advice.less_work(
-            worst,
-            signs,
-            _times(worst),
-            f"see to its GPU ({trouble})"
-            if trouble
-            else _relief(worst)
-            if starved
-            else "look at what else runs on its GPU"
-            if worst.now.gpus
-            else "look at what else runs on its cores",
-        ),
+        action=advice.less_work(worst, signs, _times(worst), _until(worst)),
         gain=1 - 1 / worst.slowdown if known else None,
     )
+
+
+def _until(engine: Engine) -> str:
+    """What is to be mended, in words."""
+    if engine.gpu_trouble:
+        return f"see to its GPU ({engine.gpu_trouble})"
+    if is_starved(engine):
+        return _relief(engine)
+    return f"look at what else runs on its {'GPU' if engine.now.gpus else 'cores'}"
 
 
 def _since(engine: Engine) -> str:
