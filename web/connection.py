@@ -4,7 +4,8 @@ comes: whoever sends a header byte by byte, or nothing at all, keeps his connect
 
 Here a request's header has its time and its size, and there are only so many connections: where one more comes, the one gives way that has
 owed its request for the longest. Whoever has sent one is waited for, however long its answer takes; bodies have times of their own
-(``web/bodies.py``).
+(``web/bodies.py``). Between two requests a connection may rest for longer than clients keep theirs: what a client sends while the
+server closes is lost, so it is the clients who should close first.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from appliance.errors import RequestError
 from web import errors
 
-HEADER_S: Final = 20.0  # from the connection's beginning, or the end of the answer before
+HEADER_S: Final = 20.0  # from the connection's beginning, or from the first byte of one that comes after an answer
+IDLE_S: Final = 75.0  # between an answer and the next request; httpx keeps connections for 5 s, aiohttp for 15, nginx's upstreams for 60
 HEADER_BYTES: Final = 256 << 10  # as much as is read at once
 _SAY_AGAIN_S: Final = 60.0
 _log = logging.getLogger(__name__)
@@ -70,7 +72,7 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)  # type: ignore[arg-type]
         if self._crowd.make_room(len(self.connections)):
-            self._owe()
+            self._owe(self._crowd.header_s)
         else:
             self._refuse(_full())
 
@@ -81,6 +83,8 @@ class Connection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         if self._deadline is not None and not self._in_body:
+            if not self._begun_bytes:
+                self._hurry()
             self._begun_bytes += len(data)
             if self._begun_bytes > HEADER_BYTES:
                 self._refuse(_too_large())
@@ -104,7 +108,7 @@ class Connection(HttpToolsProtocol):
         another = bool(self.pipeline)
         super().on_response_complete()
         if not another and not self.transport.is_closing():
-            self._owe()
+            self._owe(self._crowd.header_s if self._in_body else IDLE_S)
 
     # ---- what is owed
 
@@ -112,10 +116,17 @@ class Connection(HttpToolsProtocol):
         """It has had its time, or somebody else needs its place. What is written already still gets to the client."""
         self._refuse(_too_slow(self._crowd.header_s) if self._begun_bytes and not self._in_body else None)
 
-    def _owe(self) -> None:
+    def _owe(self, within_s: float) -> None:
         self._owe_nothing()
         self._crowd.owing[self] = None
-        self._deadline = self.loop.call_later(self._crowd.header_s, self.give_up)
+        self._deadline = self.loop.call_later(within_s, self.give_up)
+
+    def _hurry(self) -> None:
+        """A header begins: from now on it has a header's time, and keeps its place among those who owe one."""
+        assert self._deadline is not None
+        if self._deadline.when() > self.loop.time() + self._crowd.header_s:
+            self._deadline.cancel()
+            self._deadline = self.loop.call_later(self._crowd.header_s, self.give_up)
 
     def _owe_nothing(self) -> None:
         self._stop_clock()

@@ -35,7 +35,7 @@ from appliance.gpu.watch import Watch
 from appliance.supervisor.process import adopt_orphans
 from appliance.supervisor.runtime import Runtime, parent_directory
 from appliance.supervisor.specs import shown, shown_environment
-from web.connection import Connection, Crowd
+from web.connection import IDLE_S, Connection, Crowd
 
 _ENGINE_GRACE_S: Final = 5.0
 _BACKLOG: Final = 2048
@@ -167,6 +167,7 @@ class _Web(uvicorn.Server):
                 log_level="warning",
                 access_log=False,
                 lifespan="on",
+                timeout_keep_alive=round(IDLE_S),
                 timeout_graceful_shutdown=2,
                 server_header=False,
             )

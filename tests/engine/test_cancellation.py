@@ -22,7 +22,7 @@ GROWTH_BYTES = 32 << 20
 NO_KERNEL_CACHE = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "8"}
 """oneDNN keeps 1,024 compiled matrix products, one per shape: some 150 MiB that come with the first thousands of decode batches,
 and in which a leak would not be seen."""
-KEEP_ALIVE_S = 6.5  # by then every idle connection has been closed, to clients and to engines
+KEEP_ALIVE_S = 6.5  # by then every idle connection has been closed, by this client and to engines
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")

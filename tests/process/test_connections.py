@@ -131,6 +131,18 @@ async def test_what_comes_after_an_answer_has_its_time_too() -> None:
         await server.until(0)
 
 
+async def test_between_two_requests_there_is_more_time_than_for_a_header() -> None:
+    """A client that reuses a connection while the server closes it loses its request: clients should be the ones who close."""
+    async with served() as server:
+        rests = await server.client(get("/health"))
+        assert b" 200 " in await rests.head()
+        await rests.reader.readexactly(len(b'{"status":"alive"}'))
+        await asyncio.sleep(2 * HEADER_S)
+        rests.send(get("/health"))
+        assert b" 200 " in await rests.head()
+        rests.close()
+
+
 async def test_the_body_of_what_was_answered_already_may_not_go_on_for_ever() -> None:
     async with served() as server:
         refused = await server.client(b"POST /health HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n")
