@@ -1,5 +1,5 @@
-// Copies the browser libraries, and what their licences ask for, from node_modules to static/vendor.
-import { copyFileSync, mkdirSync } from "node:fs";
+// Brings the browser libraries, and what their licences ask for, from node_modules to static/vendor.
+import { copyFileSync, mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 
@@ -7,15 +7,18 @@ const here = dirname(fileURLToPath(import.meta.url));
 const modules = join(here, "..", "node_modules");
 const vendor = join(here, "vendor");
 const files = {
-  "htmx.min.js": "htmx.org/dist/htmx.min.js",
-  "hx-sse.min.js": "htmx.org/dist/ext/hx-sse.min.js",
   "htmx.LICENSE": "htmx.org/LICENSE",
   "uPlot.iife.min.js": "uplot/dist/uPlot.iife.min.js",
   "uPlot.min.css": "uplot/dist/uPlot.min.css",
   "uPlot.LICENSE": "uplot/LICENSE",
 };
+// In one file: htmx starts between two deferred scripts, at times before its extension would be there.
+const live = ["htmx.org/dist/htmx.min.js", "htmx.org/dist/ext/hx-sse.min.js"];
 
-mkdirSync(vendor, { recursive: true });
+rmSync(vendor, { recursive: true, force: true });
+mkdirSync(vendor);
 for (const [name, source] of Object.entries(files)) {
   copyFileSync(join(modules, source), join(vendor, name));
 }
+const whole = live.map((name) => readFileSync(join(modules, name), "utf8"));
+writeFileSync(join(vendor, "htmx-sse.min.js"), whole.join(";\n"));

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 
 _HERE = Path(__file__).resolve().parent
-VENDOR_FILES = ("htmx.min.js", "hx-sse.min.js", "uPlot.iife.min.js", "uPlot.min.css")
+VENDOR_FILES = ("htmx-sse.min.js", "uPlot.iife.min.js", "uPlot.min.css")
 """What ``npm run build`` puts into ``static/vendor``."""
 
 

@@ -54,7 +54,7 @@ def test_presets_resolve_by_name_from_an_installed_wheel(unpacked: Path, tmp_pat
 
 
 def test_it_has_what_pages_and_the_unit_need(unpacked: Path) -> None:
-    vendored = "web/_assets/static/vendor/htmx.min.js"
+    vendored = "web/_assets/static/vendor/htmx-sse.min.js"
     for there in ("web/_assets/templates/page.html", "web/_assets/static/app.css", vendored, "appliance/_systemd"):
         assert (unpacked / there).exists(), there
 
@@ -69,6 +69,6 @@ def test_without_the_libraries_that_pages_load_none_is_built(tmp_path: Path) -> 
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.returncode
     [said] = done.stderr.splitlines()
-    assert "static/vendor/htmx.min.js" in said
+    assert "static/vendor/htmx-sse.min.js" in said
     assert "run make setup" in said
     assert not list(tmp_path.glob("dist/*.whl"))
