@@ -24,6 +24,7 @@ _ROUNDS: Final = 60
 _CLOSE: Final = 1e-4
 _WITHIN_LIFE: Final = 0.74
 """Of the variance, left of a mean over a request's life: 2/e, as numbers change within about a life."""
+_MANY: Final = 4.0  # prompts in a step: of these a tenth of one is little
 _KV_FULL: Final = 0.95  # beyond it requests wait for blocks
 
 
@@ -97,7 +98,7 @@ class Prefillers:
             rate_s=rate_s,
             engines=self._count,
             most=self._most,
-            batch_s=lambda prompts: self._batch_s(round(prompts, 2) or self._most),
+            batch_s=lambda prompts: self._batch_s(_roughly(prompts) or self._most),
             burst=self._burst,
             spread=self._spread,
         )
@@ -161,7 +162,7 @@ class Both:
         return max(1.0, self._budget - number) / self._lengths.prompt
 
     def mixed_s(self, prompts: float, number: float) -> float:
-        return self._mixed_s(round(prompts, 2) if prompts > 0.1 else prompts, max(1.0, round(number, 1)))
+        return self._mixed_s(_roughly(prompts) if prompts > 0.1 else prompts, max(1.0, round(number, 1)))
 
     def settled(self, rate_s: float) -> Mixing | None:
         """None where there is no steady state: more comes than it can do."""
@@ -244,6 +245,11 @@ def varies(number: float, count: int) -> float:
 def beside(number: float, count: int) -> float:
     """How many decode where a sequence does, itself included: engines with more of them have more that see them."""
     return max(1.0, number + varies(number, count) / number) if number > 0 else 1.0
+
+
+def _roughly(prompts: float) -> float:
+    """Prompts in a step, off by a percent or so: steps' times are asked for again and again, and most of them are known then."""
+    return round(prompts, 2 if prompts < _MANY else 1)
 
 
 def _most(engines: Engines, role: Role, lengths: Lengths) -> float:

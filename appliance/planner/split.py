@@ -11,7 +11,7 @@ from appliance.planner.layouts import Aggregated, Layout, Split
 from appliance.planner.node import Engines, Targets, Unknown
 from appliance.records import Better, Demand, Plan, Predicted
 
-_NARROWED: Final = 12  # times that the interval of the highest rate is halved
+_NARROWED: Final = 9  # times that the interval of the highest rate is halved
 _WORTH: Final = 0.10  # by which the load must fall for a change
 
 

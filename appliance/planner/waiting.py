@@ -18,6 +18,8 @@ import msgspec
 
 _MOST: Final = 4_000  # requests in a pool that are looked at
 _NEGLIGIBLE: Final = -20.0  # logarithm, against the likeliest
+_FINE: Final = 32  # of the states beyond one for each engine, so many parts of their number are told apart
+_LEVEL: Final = 1e-9  # logarithm of a ratio that is 1
 _REGULAR: Final = 0.1  # ca² + cs² of what is as regular as can be
 
 
@@ -49,38 +51,64 @@ class Waits(msgspec.Struct, frozen=True, kw_only=True):
         return sum(share * min(1.0, max(0.0, 0.5 + (target_s - at_s) / (at_s or 1.0))) for at_s, share in self.shares)
 
 
+class _States(msgspec.Struct, frozen=True):
+    """Neighbours in the chain, taken for one: ``number`` in the pool, in their middle, and how likely they are together, up to a factor."""
+
+    number: float
+    weight: float
+
+
 def waits(line: Line) -> Waits:
     """Of a pool in the long run; where more comes than it can do, nobody is served in time."""
     load = line.rate_s * line.batch_s(line.most) / (line.engines * line.most)
     if load >= 1:
         return Waits(load=load, mean_s=math.inf, shares=())
-    weights = _balanced(line, _weights(line))
-    total = math.fsum(weights)
-    times = [(_until_done_s(line, number), weight / total) for number, weight in enumerate(weights)]
+    states = _balanced(line, _states(line))
+    total = math.fsum(state.weight for state in states)
+    times = [(_until_done_s(line, state.number), state.weight / total) for state in states]
     return Waits(load=load, mean_s=math.fsum(at_s * share for at_s, share in times), shares=tuple(times))
 
 
-def _weights(line: Line) -> list[float]:
-    """How likely so many are in the pool, up to a factor. Few may be less likely than more, where steps of few can't keep up."""
+def _states(line: Line) -> list[_States]:
+    """The chain: each number up to as many as there are engines alone, then the more together the more there are.
+
+    Few may be less likely than more, where steps of few can't keep up.
+    """
     power = 2 / max(_REGULAR, line.burst + line.spread)
-    logarithms = [0.0]
-    for number in range(1, _MOST):
-        ratio = math.log(line.rate_s / _service_s(line, number))
-        logarithms.append(logarithms[-1] + (ratio if number <= line.engines else ratio * power))
-        if number > line.engines and ratio < 0 and logarithms[-1] < max(logarithms) + _NEGLIGIBLE:
+    logarithm = highest = 0.0  # of the last state so far; of all
+    found = [(0.0, 0.0)]
+    number = 1
+    while number < _MOST:
+        count = 1 + max(0, number - line.engines) // _FINE
+        middle = number + (count - 1) / 2
+        ratio = math.log(line.rate_s / _service_s(line, middle)) * (1.0 if number <= line.engines else power)
+        found.append((middle, logarithm + _logarithm_of_sum(ratio, count)))
+        logarithm += count * ratio
+        highest = max(highest, logarithm)
+        number += count
+        if number > line.engines and ratio < 0 and logarithm < highest + _NEGLIGIBLE:
             break
-    peak = max(logarithms)
-    return [math.exp(logarithm - peak) for logarithm in logarithms]
+    peak = max(weight for _, weight in found)
+    return [_States(middle, math.exp(weight - peak)) for middle, weight in found]
 
 
-def _balanced(line: Line, weights: list[float]) -> list[float]:
+def _logarithm_of_sum(ratio: float, count: int) -> float:
+    """Of so many states, each that many times likelier than the one before (``ratio`` is a logarithm, too), the first after one of weight 1."""
+    steep = abs(ratio)
+    largest = ratio * (count if ratio > 0 else 1)
+    return largest + math.log(math.expm1(-steep * count) / math.expm1(-steep) if steep > _LEVEL else count)
+
+
+def _balanced(line: Line, states: list[_States]) -> list[_States]:
     """States in which all engines work, so much likelier that as many leave as come: raising ratios to a power has changed that."""
-    flows = [
-        weight * (line.rate_s - (_service_s(line, number) if number else 0.0)) for number, weight in enumerate(weights)
-    ]
-    coming, going = math.fsum(flows[: line.engines]), -math.fsum(flows[line.engines :])
+    few, many = states[: line.engines], states[line.engines :]
+    coming, going = math.fsum(_flow(line, state) for state in few), -math.fsum(_flow(line, state) for state in many)
     times = coming / going if coming > 0 and going > 0 else 1.0
-    return [*weights[: line.engines], *(times * weight for weight in weights[line.engines :])]
+    return [*few, *(_States(state.number, times * state.weight) for state in many)]
+
+
+def _flow(line: Line, state: _States) -> float:
+    return state.weight * (line.rate_s - (_service_s(line, state.number) if state.number else 0.0))
 
 
 def _batch(line: Line, each: float) -> float:
@@ -88,14 +116,14 @@ def _batch(line: Line, each: float) -> float:
     return min(line.most, max(1.0, each / 2))
 
 
-def _service_s(line: Line, number: int) -> float:
+def _service_s(line: Line, number: float) -> float:
     """Prompts per second of a pool with so many."""
     each = max(1.0, number / line.engines)
     batch = _batch(line, each)
     return min(number, line.engines) * batch / line.batch_s(batch)
 
 
-def _until_done_s(line: Line, before: int) -> float:
+def _until_done_s(line: Line, before: float) -> float:
     """For one that finds so many in the pool: what is left of the step under way, and the steps until it is done with those before it.
 
     Whoever comes until the next step begins is in it, too, as far as the budget goes: a step is over for all of its prompts at once.

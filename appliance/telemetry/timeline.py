@@ -60,6 +60,7 @@ class Trace:
         self._began: dict[tuple[str, str], int] = {}
         self._owner = owner
         self._unix_s = unix_s
+        self._told: Timeline | None = None  # once it is over and somebody has asked
 
     # ---- marks of the router's
 
@@ -106,6 +107,7 @@ class Trace:
         self, kind: str, engine: str, outcome: str, now_ns: int, *, status: int | None = None, error: str | None = None
     ) -> None:
         """A leg is over; ``outcome`` is ok, error, unreachable or cancelled."""
+        self._told = None
         began = self._began.pop((kind, engine), now_ns)
         seconds = (now_ns - began) * _NS
         self.legs.append(Leg(kind=kind, engine=engine, outcome=outcome, status=status, duration_s=seconds, error=error))
@@ -166,7 +168,13 @@ class Trace:
         return ", ".join(f"{stage.name};dur={stage.duration_s * 1e3:.3f}" for stage in found)
 
     def timeline(self, now_ns: int) -> Timeline:
-        """An immutable copy of it all."""
+        """An immutable copy of it all. Of what is over, one for all who ask, until a late message has something to add."""
+        found = self._told or self._timeline(now_ns)
+        if self.total_ns is not None:
+            self._told = found
+        return found
+
+    def _timeline(self, now_ns: int) -> Timeline:
         ttft_ns = self.ttft_ns
         return Timeline(
             id=self.id,
@@ -199,6 +207,7 @@ class Trace:
         """What an engine says about one of this request's keys; an attempt that was given up is of no interest."""
         if key != self.keys[-1]:
             return
+        self._told = None
         if self.continued:
             self._call(key, message)
         elif isinstance(message, Scheduled):

@@ -66,6 +66,19 @@ def test_a_request_that_goes_well() -> None:
     assert timeline.legs[0].duration_s == pytest.approx(0.023)
 
 
+def test_what_comes_after_the_end_is_told_too() -> None:
+    """Engines' messages and the end of a leg may come later than the answer."""
+    timelines, trace = begun()
+    split(timelines, trace)
+    trace.finish("ok", 200, 90 * MS)
+    told = trace.timeline(0)
+    assert trace.timeline(0) is told
+    timelines.fold("e1", handoff("k", bytes=500))
+    assert (told.transfer_bytes, trace.timeline(0).transfer_bytes) == (1000, 1500)
+    trace.leg_ended("decode", "e1", "ok", 95 * MS)
+    assert [leg.kind for leg in trace.timeline(0).legs] == ["prefill", "decode"]
+
+
 def test_server_timing() -> None:
     timelines, trace = begun()
     split(timelines, trace)
