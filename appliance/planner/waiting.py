@@ -93,7 +93,7 @@ def _states(line: Line) -> list[_States]:
 
 
 def _logarithm_of_sum(ratio: float, count: int) -> float:
-    """Of so many states, each that many times likelier than the one before (``ratio`` is a logarithm, too), the first after one of weight 1."""
+    """Of so many states, each likelier than the one before by ``ratio``, a logarithm too; the one before the first has weight 1."""
     steep = abs(ratio)
     largest = ratio * (count if ratio > 0 else 1)
     return largest + math.log(math.expm1(-steep * count) / math.expm1(-steep) if steep > _LEVEL else count)
