@@ -113,7 +113,7 @@ class SupervisorSnapshot(msgspec.Struct, frozen=True, kw_only=True):
 
 
 LATELY_S: Final = 3.0
-BRIEF_S: Final = 5.0
+BRIEF_S: Final = 4.0
 
 
 class Lately(msgspec.Struct, frozen=True, kw_only=True):

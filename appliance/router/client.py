@@ -1,27 +1,20 @@
 """HTTP to the engines, over their Unix sockets.
 
-One session per life of an engine, so that no connection of a dead one is ever taken from a pool. Bodies pass unparsed.
+Connections are kept for one life of an engine, so that none of a dead one is ever used again. Bodies pass unparsed.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import io
 from collections.abc import Mapping
 from typing import Final
 
-import aiohttp
-from yarl import URL
-
 from appliance.records import EngineView
+from appliance.router.connection import Answering, Connection, head
 
 _CONNECT_S: Final = 5.0
 _KEEP_ALIVE_S: Final = 4.0  # vLLM closes an idle connection after 5 s: ours is gone before that
-_OURS_TO_SET: Final = ("Accept", "Accept-Encoding", "User-Agent")
-_FAILURES: Final = (aiohttp.ClientError, OSError, TimeoutError)
-_NOT_CONNECTED: Final = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
-_INLINE_BODY_BYTES: Final = 1 << 20  # larger ones are sent in pieces
 
 
 class Unreachable(Exception):
@@ -30,23 +23,20 @@ class Unreachable(Exception):
     ``had_it``: the engine may have begun on the request; False where there was not even a connection.
     """
 
-    def __init__(self, message: str, cause: BaseException) -> None:
+    def __init__(self, message: str, cause: BaseException, had_it: bool = True) -> None:
         super().__init__(message)
-        self.detail = f"{message}: {cause or type(cause).__name__}"
-        self.had_it = not isinstance(cause, _NOT_CONNECTED)
+        self.detail = f"{message}: {str(cause) or type(cause).__name__}"
+        self.had_it = had_it
 
 
 class Response:
     """An engine's answer, as it comes. Close it in any case: an answer not read to its end is thereby cancelled."""
 
-    def __init__(self, engine: str, response: aiohttp.ClientResponse, session: _Session) -> None:
+    def __init__(self, engine: str, answering: Answering) -> None:
         self._engine = engine
-        self._response = response
-        self._content = response.content
-        self._session = session
-        self.status = response.status
-        self.content_type = response.headers.get("Content-Type", "application/json")
-        session.responses.add(self)
+        self._answering = answering
+        self.status = answering.status
+        self.content_type = answering.content_type
 
     @property
     def streams(self) -> bool:
@@ -56,52 +46,79 @@ class Response:
     async def some(self) -> bytes:
         """What has arrived since; empty at the end. Raises ``Unreachable``."""
         try:
-            return await self._content.readany()
-        except _FAILURES as error:
-            raise self._cut_short(error) from error
+            return await self._answering.some()
+        except ConnectionError as error:
+            raise Unreachable(f"{self._engine} ended in the middle of its answer", error) from error
 
     async def all(self) -> bytes:
         """The rest of the body. Raises ``Unreachable``."""
-        try:
-            return await self._content.read()
-        except _FAILURES as error:
-            raise self._cut_short(error) from error
-
-    def _cut_short(self, cause: BaseException) -> Unreachable:
-        return Unreachable(f"{self._engine} ended in the middle of its answer", cause)
-
-    def break_off(self) -> None:
-        """Whoever reads is told that no more will come. (Of a connection that we close, aiohttp tells a reader nothing.)"""
-        self._content.set_exception(aiohttp.ClientConnectionError(f"{self._engine} is gone"))
+        pieces = []
+        while piece := await self.some():
+            pieces.append(piece)
+        return b"".join(pieces)
 
     def close(self) -> None:
         """Harmless at the end; before it, closes the connection, on which vLLM aborts the request."""
-        self._session.responses.discard(self)
-        self._response.close()
+        self._answering.close()
 
 
-class _Session:
-    """Connections to one life of an engine, and the answers that come on them."""
+class _Life:
+    """Connections to one life of an engine: those in use, and those that rest."""
 
     def __init__(self, view: EngineView) -> None:
-        self.epoch = view.epoch
-        self.socket = view.socket
-        self.http = _open(view.socket)
-        self.responses: set[Response] = set()
+        self._name, self._epoch, self._socket = view.name, view.epoch, view.socket
+        self._all: set[Connection] = set()
+        self._resting: list[tuple[float, Connection]] = []  # since when; the latest is last
+        self._over = False
+
+    @property
+    def epoch(self) -> int:
+        return self._epoch
 
     def is_of(self, view: EngineView) -> bool:
-        return (self.epoch, self.socket) == (view.epoch, view.socket)
+        return (self._epoch, self._socket) == (view.epoch, view.socket)
 
-    async def close(self) -> None:
-        await self.http.close()
+    async def connection(self) -> Connection:
+        """One that nobody uses. Raises ``OSError``."""
+        oldest_s = asyncio.get_running_loop().time() - _KEEP_ALIVE_S
+        while self._resting:
+            since_s, rested = self._resting.pop()
+            if rested.open and since_s >= oldest_s:
+                return rested
+            rested.abort()
+        async with asyncio.timeout(_CONNECT_S):
+            _, made = await asyncio.get_running_loop().create_unix_connection(self._new, self._socket)
+        if self._over:
+            made.abort()
+            raise ConnectionAbortedError(f"{self._name} is gone")
+        return made
+
+    def end(self) -> list[asyncio.Future[None]]:
+        """Whoever waits for an answer is told that none will come. When connections are closed is returned."""
+        self._over = True
+        there = list(self._all)
+        for connection in there:
+            connection.abort(f"{self._name} is gone")
+        return [connection.closed for connection in there]
+
+    def _new(self) -> Connection:
+        made = Connection(self._rests, self._gone)
+        self._all.add(made)
+        return made
+
+    def _rests(self, connection: Connection) -> None:
+        self._resting.append((asyncio.get_running_loop().time(), connection))
+
+    def _gone(self, connection: Connection) -> None:
+        self._all.discard(connection)
+        self._resting = [one for one in self._resting if one[1] is not connection]
 
 
 class Engines:
-    """Sessions to all engines."""
+    """Connections to all engines."""
 
     def __init__(self) -> None:
-        self._sessions: dict[str, _Session] = {}
-        self._closing: set[asyncio.Task[None]] = set()
+        self._lives: dict[str, _Life] = {}
         self._over: dict[str, int] = {}  # the latest life of each engine that is known to be over
         self._told = asyncio.Event()
 
@@ -109,23 +126,29 @@ class Engines:
         self, view: EngineView, method: str, target: str, headers: Mapping[str, str], body: bytes
     ) -> Response:
         """Ask an engine; returns with the status line. ``target``: path and query, encoded. Raises ``Unreachable``."""
-        url = URL(f"http://{view.name}{target}", encoded=True)
-        data = io.BytesIO(body) if len(body) > _INLINE_BODY_BYTES else body or None
-        session = self._session(view)
+        message, asked = f"{view.name} can't be reached", head(method, target, view.name, headers, len(body))
         try:
-            response = await session.http.request(method, url, headers=headers, data=data, allow_redirects=False)
-        except _FAILURES as error:
-            raise Unreachable(f"{view.name} can't be reached", error) from error
-        return Response(view.name, response, session)
+            connection = await self._life(view).connection()
+        except OSError as error:
+            raise Unreachable(message, error, had_it=False) from error
+        answering = connection.ask(asked, body)
+        try:
+            await answering.begun()
+        except ConnectionError as error:
+            raise Unreachable(message, error) from error
+        except BaseException:  # the client left
+            answering.close()
+            raise
+        return Response(view.name, answering)
 
     def lost(self, engine: str, epoch: int) -> None:
         """A life of an engine is over: whatever still waits for it fails now."""
         self._over[engine] = max(epoch, self._over.get(engine, 0))
         self._told.set()
         self._told = asyncio.Event()
-        known = self._sessions.get(engine)
+        known = self._lives.get(engine)
         if known is not None and known.epoch <= epoch:
-            self._drop(engine)
+            self._lives.pop(engine).end()
 
     async def gone(self, engine: str, epoch: int, patience_s: float) -> None:
         """Until that life of an engine is known to be over, or patience is at its end."""
@@ -135,33 +158,16 @@ class Engines:
                     await self._told.wait()
 
     async def close(self) -> None:
-        for engine in list(self._sessions):
-            self._drop(engine)
-        await asyncio.gather(*self._closing)
+        """Returns when all are closed."""
+        closing = [closed for life in self._lives.values() for closed in life.end()]
+        self._lives.clear()
+        await asyncio.gather(*closing)
 
-    def _session(self, view: EngineView) -> _Session:
-        known = self._sessions.get(view.name)
+    def _life(self, view: EngineView) -> _Life:
+        known = self._lives.get(view.name)
         if known is not None and known.is_of(view):
             return known
         if known is not None:
-            self._drop(view.name)
-        self._sessions[view.name] = _Session(view)
-        return self._sessions[view.name]
-
-    def _drop(self, engine: str) -> None:
-        session = self._sessions.pop(engine)
-        for response in session.responses:
-            response.break_off()
-        task = asyncio.get_running_loop().create_task(session.close())
-        self._closing.add(task)
-        task.add_done_callback(self._closing.discard)
-
-
-def _open(socket: str) -> aiohttp.ClientSession:
-    return aiohttp.ClientSession(
-        connector=aiohttp.UnixConnector(socket, limit=0, keepalive_timeout=_KEEP_ALIVE_S),
-        timeout=aiohttp.ClientTimeout(total=None, connect=None, sock_connect=_CONNECT_S, sock_read=None),
-        cookie_jar=aiohttp.DummyCookieJar(),
-        skip_auto_headers=_OURS_TO_SET,
-        auto_decompress=False,
-    )
+            known.end()
+        self._lives[view.name] = _Life(view)
+        return self._lives[view.name]
