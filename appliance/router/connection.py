@@ -1,7 +1,6 @@
 """One connection to an engine, over its Unix socket: one request after the other, and each answer as it comes.
 
-Every token of every stream comes this way. So this is a protocol around httptools' parser and not a client library, which takes twice as
-long per token (``docs/benchmarks.md``).
+Every token of every stream comes this way, so this is a protocol around httptools' parser, and no client library.
 """
 
 from __future__ import annotations
