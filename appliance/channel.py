@@ -70,6 +70,8 @@ class StepBegan(Message, frozen=True, kw_only=True, tag=True):
 
     at_ns: int
     prompt_tokens: int
+    decode_tokens: int = 0
+    context_tokens: int = 0
 
 
 class Step(Message, frozen=True, kw_only=True, tag=True):

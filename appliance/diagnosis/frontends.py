@@ -39,7 +39,7 @@ def frontend(signs: Signs) -> Finding | None:
         )
         if worst.api_full
         else (
-            f"What {worst.name} has made waits {ms(worst.api_delay_s)} in its API process, "
+            f"What goes to {worst.name} and comes from it waits {ms(_held_s(worst))} in its API process, "
             f"which runs only {worst.api_busy:.0%} of the time: something stops it."
         ),
         confidence=0.9 if worst.api_full else 0.7,
@@ -56,6 +56,18 @@ def frontend(signs: Signs) -> Finding | None:
                 expected=0.005,
                 unit="s",
                 sentence=f"From what the engine has made to its answer it takes {ms(worst.api_delay_s)}.",
+            ),
+            *(
+                [
+                    Evidence(
+                        measured=worst.intake_s,
+                        expected=0.01,
+                        unit="s",
+                        sentence=f"Requests that are sent to it take {ms(worst.intake_s)} until the engine has them.",
+                    )
+                ]
+                if worst.intake_s >= _HELD_S
+                else []
             ),
         ),
         action=Action(
@@ -76,8 +88,13 @@ def _has_no_core(engine: Engine) -> bool:
 
 def _is_held_up(engine: Engine, signs: Signs) -> bool:
     """It has little to do, and is late with it: for a good part of the time to the first token. (A slow engine is late everywhere.)"""
-    long = engine.api_delay_s >= max(_HELD_S, _HELD * sum(signs.stages.values()))
+    long = _held_s(engine) >= max(_HELD_S, _HELD * sum(signs.stages.values()))
     return engine.serves and long and engine.slowdown <= stragglers.SLOW_FOR_NO_REASON
+
+
+def _held_s(engine: Engine) -> float:
+    """On the way in and on the way out."""
+    return engine.intake_s + engine.api_delay_s
 
 
 def _waits(engine: Engine, signs: Signs) -> bool:

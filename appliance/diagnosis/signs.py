@@ -32,6 +32,8 @@ _ENOUGH: Final = 20  # first tokens, for a share of them to mean something
 _A_FEW: Final = 8  # that are enough to see that it is over
 _MANY: Final = 200  # of which a small share tells something, too
 _FEW_S: Final = 30.0  # that are looked through for as many
+_HARDLY_ANY: Final = 0.5  # requests that wait in an engine, or for KV
+_ROOMY: Final = 0.9  # of its KV
 _AT: Final = 0.985  # of the target: where engines are on average, answers are on both sides of
 _STILL: Final = 0.96  # the same, to see that it is over
 
@@ -60,6 +62,9 @@ class Engine(msgspec.Struct, frozen=True, kw_only=True):
     core_delay: float  # of the time, in which others had its core
     throttled: float  # its control group had used up its quota
     api_delay_s: float
+    intake_s: (
+        float  # from when a decode leg was sent until something was done about it; 0 where it may have waited for room
+    )
     api_busy: float
     api_starved: float  # of the time; part of ``api_busy``
     outstanding: float  # prompt tokens
@@ -287,12 +292,20 @@ def _engine(now: EngineSnapshot, past: Sequence[tuple[float, EngineSnapshot]], t
         core_delay=_mean([_core_delay(one) for one in host]) or 0.0,
         throttled=_mean([one.throttled or 0.0 for one in host]) or 0.0,
         api_delay_s=now.api_delay_s or 0.0,
+        intake_s=_intake_s(now, mine),
         api_busy=_mean([one.api_busy or 0.0 for one in host]) or 0.0,
         api_starved=_mean([one.api_starved or 0.0 for one in host]) or 0.0,
         outstanding=_of_all(mine, "outstanding_prompt_tokens"),
         prompt_tokens_s=now.prompt_tokens_s or 0.0,
         output_tokens_s=now.output_tokens_s or 0.0,
     )
+
+
+def _intake_s(now: EngineSnapshot, lately: Sequence[EngineSnapshot]) -> float:
+    """Who prefills as well is asked between two steps, which may be long; and KV is fetched one after the other."""
+    hardly_any = all(_of_all(lately, field) < _HARDLY_ANY for field in ("waiting", "fetching"))
+    at_once = hardly_any and _of_all(lately, "kv_usage") < _ROOMY and not now.role.prefills
+    return now.intake_s or 0.0 if at_once else 0.0
 
 
 def _core_delay(host: HostReading) -> float:

@@ -173,7 +173,14 @@ class StepRecorder:
     def _give_sign(self, batch: Batch) -> None:
         """Before a step that may be long, and now and then while steps have no tokens: requests may wait for KV alone."""
         if batch.prompt_tokens >= LONG_STEP_TOKENS:
-            self._link.send(StepBegan(at_ns=batch.start_ns, prompt_tokens=batch.prompt_tokens))
+            self._link.send(
+                StepBegan(
+                    at_ns=batch.start_ns,
+                    prompt_tokens=batch.prompt_tokens,
+                    decode_tokens=batch.decode_tokens,
+                    context_tokens=batch.context_tokens,
+                )
+            )
         elif batch.start_ns - self._last_sign_ns >= _BEAT_NS:
             self._beat(batch.start_ns)
 

@@ -86,6 +86,7 @@ class EngineSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     room: float | None = None  # times what it decodes now that it could decode in time, predicted; 1: just so much
     leased_blocks: int | None = None
     api_delay_s: float | None = None  # in its API process: from a first token, or a prompt's KV, to the answer; mean
+    intake_s: float | None = None  # from when a decode leg was sent to it until it did something about it; mean
     host: HostReading | None = None
     calibration: CalibrationSnapshot | None = None
 

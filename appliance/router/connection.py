@@ -157,7 +157,9 @@ class Connection(asyncio.Protocol):
     # ---- what the parser calls
 
     def on_message_begin(self) -> None:
-        self._surplus = self._answering is None  # nobody has asked for it: it must not be the answer to what is asked next
+        self._surplus = (
+            self._answering is None
+        )  # nobody has asked for it: it must not be the answer to what is asked next
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._answering is not None and name.lower() == b"content-type":

@@ -165,7 +165,15 @@ class Engine:
             return  # everybody waits for blocks, which come back by a message
         self._busy = True
         if work.prompt_tokens >= LONG_STEP_TOKENS:
-            self._say(StepBegan(at_ns=now_ns, prompt_tokens=work.prompt_tokens))
+            context_tokens = work.prompt_context + work.decode_context
+            self._say(
+                StepBegan(
+                    at_ns=now_ns,
+                    prompt_tokens=work.prompt_tokens,
+                    decode_tokens=work.decodes,
+                    context_tokens=context_tokens,
+                )
+            )
         end_ns = now_ns + self._physics.step_ns(work, now_ns)
         self._timer.at(end_ns, lambda: self._end_step(now_ns, work, chunks))
 

@@ -268,13 +268,14 @@ class Collector:
 
     def snapshot(self, now_ns: int) -> NodeSnapshot:
         """How the node is now."""
-        delays = self._timelines.begun.api_delays(now_ns)
+        begun = self._timelines.begun
+        delays, intakes = begun.api_delays(now_ns), begun.api_intakes(now_ns)
         views = self._node.views()
         there = {view.name for view in views}
         self._series = {name: series for name, series in self._series.items() if name in there}
         percentiles = self._timelines.percentiles()
         reason = self._router.not_ready()
-        engines = tuple(self._engine(view, now_ns, delays.get(view.name)) for view in views)
+        engines = tuple(self._engine(view, now_ns, delays.get(view.name), intakes.get(view.name)) for view in views)
         ledger = self._timelines.named(self._ledger.snapshot(now_ns))
         return NodeSnapshot(
             time=self._unix_s(),
@@ -300,14 +301,16 @@ class Collector:
             ttft_p50_s=percentiles.ttft_p50_s,
             ttft_p99_s=percentiles.ttft_p99_s,
             itl_p50_s=percentiles.itl_p50_s,
-            lately=self._timelines.begun.lately(now_ns, self._config.slo.ttft_s, self._config.slo.itl_s),
+            lately=begun.lately(now_ns, self._config.slo.ttft_s, self._config.slo.itl_s),
             overdue=self._timelines.overdue(now_ns, self._config.slo.ttft_s),
             demand=self._timelines.wanted.demand(now_ns),
             better=self.better(),
             recent=tuple(self._timelines.recent(_NEWEST, now_ns)),
         )
 
-    def _engine(self, view: EngineView, now_ns: int, api_delay_s: float | None) -> EngineSnapshot:
+    def _engine(
+        self, view: EngineView, now_ns: int, api_delay_s: float | None, intake_s: float | None
+    ) -> EngineSnapshot:
         return engine_snapshot(
             view,
             self._living(view),
@@ -317,6 +320,7 @@ class Collector:
             memory_bytes=self._memory.get(view.pid) if view.pid else None,
             itl_target_s=self._config.slo.itl_s,
             api_delay_s=api_delay_s,
+            intake_s=intake_s,
             host=self._hardware.host(view) if self._hardware is not None else None,
         )
 

@@ -23,6 +23,7 @@ def engine_snapshot(
     memory_bytes: int | None,
     itl_target_s: float = 1.0,
     api_delay_s: float | None = None,
+    intake_s: float | None = None,
     host: HostReading | None = None,
 ) -> EngineSnapshot:
     """A view and what that life has reported. Without reports, readings are None, not 0."""
@@ -64,6 +65,7 @@ def engine_snapshot(
         token_budget=core.max_batched_tokens if core else None,
         leased_blocks=last.leased if last else None,
         api_delay_s=api_delay_s,
+        intake_s=intake_s,
         host=host,
         calibration=series.calibrated if series else None,
         **_figures(rates),

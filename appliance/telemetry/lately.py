@@ -109,6 +109,16 @@ class Begun:
                 found.setdefault(trace.prefill_engine, []).append(max(0, marks.prefilled - marks.kept) * _NS)
         return {engine: sum(delays) / len(delays) for engine, delays in found.items()}
 
+    def api_intakes(self, now_ns: int) -> dict[str, float]:
+        """By engine, mean seconds from when a decode leg was sent until its engine did something about it."""
+        found: dict[str, list[float]] = {}
+        for trace in self._recent(now_ns):
+            marks = trace.marks
+            heard = marks.decode_scheduled if marks.pull_began is None else marks.pull_began
+            if trace.decode_engine and marks.decode_sent is not None and heard is not None:
+                found.setdefault(trace.decode_engine, []).append(max(0, heard - marks.decode_sent) * _NS)
+        return {engine: sum(times) / len(times) for engine, times in found.items()}
+
     def _recent(self, now_ns: int) -> list[Trace]:
         return _within(self._traces, now_ns)
 

@@ -26,6 +26,7 @@ class Marks(msgspec.Struct):
     dispatched: int | None = None  # first leg sent
     scheduled: int | None = None  # first leg scheduled
     kept: int | None = None  # prompt's KV complete and held
+    decode_sent: int | None = None  # decode leg
     pull_began: int | None = None
     pull_ended: int | None = None
     decode_scheduled: int | None = None
@@ -36,7 +37,7 @@ class Marks(msgspec.Struct):
     def restart(self, now_ns: int) -> None:
         """A new attempt: what was lost on the last one counts as queueing."""
         self.dispatched = now_ns
-        self.scheduled = self.kept = self.pull_began = self.pull_ended = self.decode_scheduled = None
+        self.scheduled = self.kept = self.decode_sent = self.pull_began = self.pull_ended = self.decode_scheduled = None
         self.made = self.first_token = self.prefilled = None
 
 

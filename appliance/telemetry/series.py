@@ -9,7 +9,7 @@ from typing import Final
 
 import msgspec
 
-from appliance.channel import CoreReady, Heartbeat, Step, Up
+from appliance.channel import LONG_STEP_TOKENS, CoreReady, Heartbeat, Step, StepBegan, Up
 from appliance.costs.fitted import StepModel
 from appliance.records import CalibrationSnapshot
 from appliance.telemetry.calibration import SLOW, Made
@@ -23,6 +23,9 @@ WELL: Final = 1.12  # times what steps are expected to take: beyond it, a model 
 _FADES: Final = 0.98  # from step to step
 _LEAST_KNOWN_S: Final = 0.2  # of steps with an expectation, for a slowdown to mean something
 _LEAST_TOOK_S: Final = 1.0  # that such steps took, for the same: the slower an engine is, the less it does
+_OVERDUE: Final = (
+    2.0  # times what it should take, until a step under way is called late: others of its size may have waited, too
+)
 _LEAST_SLOW: Final = 3  # of them that took longer than they should: one alone is no slowness
 
 
@@ -75,6 +78,7 @@ class Series:
         self._made: deque[_Made] = deque()
         self._prompt_tokens = self._output_tokens = self._busy_ns = 0  # sums of these
         self._before: Step | None = None  # the last one before the window
+        self._began: StepBegan | None = None  # a long one that is under way
         self._decoded_ns: int | None = None
         self._expected: deque[tuple[int, float, float]] = (
             deque()
@@ -86,12 +90,17 @@ class Series:
         """Steps without tokens are no steps: an engine that only waits for KV makes many."""
         if isinstance(message, CoreReady):
             self.core = message
+        elif isinstance(message, StepBegan):
+            self._began = message
         elif isinstance(message, Step):
             self.last = self.last_step = message
+            if self._began is not None and self._began.at_ns <= message.start_ns:  # else it was scheduled meanwhile
+                self._began = None
             if message.prompt_tokens or message.decode_tokens:
                 self._add_step(message, now_ns)
         elif isinstance(message, Heartbeat):
             self.last = message
+            self._began = None
             if not message.running:  # else somebody still waits for the next token
                 self._decoded_ns = None
 
@@ -123,8 +132,8 @@ class Series:
         late = sum(given for waited_ns, given in waits if waited_ns > given * itl_target_s * 1e9)
         itl_s = sum(waited_ns for waited_ns, _ in waits) / tokens * 1e-9 if tokens else None
         return Load(
-            busy=_busy([one.step for one in made], since_ns, now_ns),
-            slowdown=self.slowdown(),
+            busy=_busy([one.step for one in made], since_ns, now_ns, self._under_way_ns()),
+            slowdown=self.slowdown(now_ns),
             usual_since=self._model.established,
             step_prompt_tokens=sum(prompts) / len(prompts) if prompts else None,
             step_decode_tokens=sum(decodes) / len(decodes) if decodes else None,
@@ -167,10 +176,30 @@ class Series:
         found = self._model.estimate(chunks, decode_tokens, context_tokens - prompt_tokens)
         return found[0] if found is not None else None
 
-    def slowdown(self) -> float | None:
-        """What the latest steps took, of what such steps take; None where too few of them have an expectation."""
-        known = self._should_s >= _LEAST_KNOWN_S or self._is_very_slow()
-        return self._took_s / self._should_s if known else None
+    def slowdown(self, now_ns: int | None = None) -> float | None:
+        """What the latest steps took, of what such steps take; None where too few of them have an expectation.
+
+        ``now_ns``: with one that is under way, once it should have been over for long.
+        """
+        taken_s, should_s = self._overdue(now_ns) if now_ns is not None else (0.0, 0.0)
+        known = self._should_s >= _LEAST_KNOWN_S or self._is_very_slow() or should_s
+        return (self._took_s + taken_s) / (self._should_s + should_s) if known else None
+
+    def _overdue(self, now_ns: int) -> tuple[float, float]:
+        """Of the step under way: for how long it is, and how long it should take; 0 where nobody knows, or it may still be in time."""
+        began, began_ns = self._began, self._under_way_ns()
+        if began is None or began_ns is None:
+            return 0.0, 0.0
+        taken_s = (now_ns - began_ns) * 1e-9
+        should_s = self._estimate_s(began.prompt_tokens, began.decode_tokens, began.context_tokens)
+        late = should_s is not None and taken_s >= max(_LEAST_TOOK_S, _OVERDUE * should_s)
+        return (taken_s, should_s or 0.0) if late else (0.0, 0.0)
+
+    def _under_way_ns(self) -> int | None:
+        """Since when a long step is. Where it was scheduled before the last one was over, it began when that was."""
+        if self._began is None:
+            return None
+        return max(self._began.at_ns, self.last_step.end_ns) if self.last_step else self._began.at_ns
 
     def _is_very_slow(self) -> bool:
         """Time has passed in steps that should have taken next to nothing."""
@@ -256,13 +285,18 @@ def _fits(itl_at: Callable[[float], float], itl_s: float, target_s: float) -> fl
     return low * itl_s / max(itl_at(low), 1e-9)
 
 
-def _busy(steps: Sequence[Step], since_ns: int, now_ns: int) -> float:
-    """Share of the time in steps. One that is under way is not told of yet: until it should be over, only what lies before it counts."""
+def _busy(steps: Sequence[Step], since_ns: int, now_ns: int, began_ns: int | None) -> float:
+    """Share of the time in steps. Of those under way only long ones are told, from ``began_ns`` on; where none is, another one may be:
+    until that should be over, only what lies before it counts.
+    """
+    made_ns = sum(step.end_ns - max(step.start_ns, since_ns) for step in steps)
+    if began_ns is not None:
+        return min(1.0, (made_ns + now_ns - max(began_ns, since_ns)) / (now_ns - since_ns))
     if not steps:
         return 0.0
-    made_ns = sum(step.end_ns - max(step.start_ns, since_ns) for step in steps)
     last = steps[-1]
-    under_way = now_ns - last.end_ns < 1.5 * max(step.end_ns - step.start_ns for step in steps[-5:])
+    short_ns = [step.end_ns - step.start_ns for step in steps[-5:] if step.prompt_tokens < LONG_STEP_TOKENS]
+    under_way = now_ns - last.end_ns < 1.5 * max(short_ns, default=0)
     return min(1.0, made_ns / max(1, (last.end_ns if under_way else now_ns) - since_ns))
 
 

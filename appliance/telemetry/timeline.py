@@ -78,7 +78,7 @@ class Trace:
             return
         self.split = kind == "decode"
         if self.split:
-            self.decode_engine = engine
+            self.decode_engine, self.marks.decode_sent = engine, now_ns
             return
         self.marks.restart(now_ns)
         self.prefill_engine = engine

@@ -157,7 +157,10 @@ async def aggregated(directory: Path, model: Path) -> AsyncIterator[Server]:
 async def _serving(
     url: str, probe: str, uds: str | None, process: asyncio.subprocess.Process, log: Path
 ) -> AsyncIterator[Server]:
-    kept: dict[str, Any] = {"limit": 0, "keepalive_timeout": 2.0}  # they go within twice that; vLLM closes them after 5 s
+    kept: dict[str, Any] = {
+        "limit": 0,
+        "keepalive_timeout": 2.0,
+    }  # they go within twice that; vLLM closes them after 5 s
     connector = aiohttp.UnixConnector(uds, **kept) if uds else aiohttp.TCPConnector(**kept)
     async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(ANSWER_S)) as session:
         server = Server(url, session, process)

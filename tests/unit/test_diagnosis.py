@@ -29,6 +29,7 @@ from appliance.records import (
     NodeSnapshot,
     QueueSnapshot,
     RequestCounts,
+    Role,
     Stage,
     SupervisorSnapshot,
     Throttled,
@@ -298,22 +299,35 @@ def test_engines_that_share_a_gpu_share_its_trouble() -> None:
     assert cause(both) == "prefill_straggler_gpu"
 
 
-def held_up(delay_s: float, slowdown: float = 1.0, ttft_s: float = 0.5) -> list[NodeSnapshot]:
-    """The API process of e0 has little to do, and is so late with it."""
+def held_up(
+    delay_s: float, slowdown: float = 1.0, ttft_s: float = 0.5, engine: int = 0, **changes: Any
+) -> list[NodeSnapshot]:
+    """The API process of an engine has little to do, and is so late with it."""
     lately = Lately(first_tokens=30, ttft_late=0.5, ttft_s=ttft_s, stages=(Stage("prefill_compute", ttft_s),))
 
     def of(snapshot: NodeSnapshot) -> NodeSnapshot:
         host = HostReading(api_busy=0.1)
-        held = replace(snapshot.engines[0], api_delay_s=delay_s, host=host, slowdown=slowdown, pid=77)
-        return replace(snapshot, lately=lately, engines=(held, *snapshot.engines[1:]))
+        engines = list(snapshot.engines)
+        engines[engine] = replace(
+            engines[engine], api_delay_s=delay_s, host=host, slowdown=slowdown, pid=77, **changes
+        )
+        return replace(snapshot, lately=lately, engines=tuple(engines))
 
     return [of(one) for one in window()]
 
 
 def test_an_api_process_that_is_not_let_run_is_named_though_it_is_not_busy() -> None:
     assert cause(held_up(0.2)) == "frontend_bound"
-    assert "What e0 has made waits 200 ms in its API process, which runs only 10% of the time" in said(held_up(0.2))
+    assert "What goes to e0 and comes from it waits 200 ms in its API process, which runs only 10% of the time" in said(held_up(0.2))
     assert "pid 77" in said(held_up(0.2))
+
+
+def test_so_is_one_that_is_late_with_what_is_sent_to_its_engine() -> None:
+    late = {"engine": -1, "intake_s": 0.2}
+    assert cause(held_up(0.01, **late)) == "frontend_bound"
+    assert "sent to it take 200 ms until the engine has them" in said(held_up(0.01, **late))
+    for room in ({"waiting": 3}, {"fetching": 2}, {"kv_usage": 0.97}, {"role": Role.BOTH}):
+        assert cause(held_up(0.01, **late | room)) != "frontend_bound", "they may wait for something else"
 
 
 def test_a_small_delay_and_a_slow_engines_own_are_nothing_of_the_api_process() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from appliance.channel import FirstToken, LeaseGranted
+from appliance.channel import FirstToken, HandoffEnded, LeaseGranted
 from appliance.telemetry.timeline import Timelines
 
 MS = 1_000_000
@@ -49,6 +49,21 @@ def test_from_a_prompts_kv_to_the_word_that_it_is_there_is_the_api_process_of_th
     timelines.fold("e1", FirstToken(request="k", at_ns=300 * MS))
     trace.first_byte(310 * MS)
     assert timelines.begun.api_delays(S) == {"e0": pytest.approx(0.08), "e1": pytest.approx(0.01)}
+
+
+def test_until_its_engine_does_something_a_decode_leg_is_in_its_api_process() -> None:
+    timelines = Timelines(10)
+    trace = timelines.begin("r", "/v1/completions", True, 0)
+    trace.dispatched("prefill", "e0", "k", 10 * MS)
+    trace.leg_ended("prefill", "e0", "ok", 280 * MS, status=200)
+    trace.dispatched("decode", "e1", "k", 281 * MS)
+    pulled = HandoffEnded(
+        lease="k", producer="e0", ok=True, bytes=1, copies=1, tokens=9, start_ns=581 * MS, end_ns=600 * MS
+    )
+    timelines.fold("e1", pulled)
+    trace.first_byte(610 * MS)
+    assert timelines.begun.api_intakes(S) == {"e1": pytest.approx(0.3)}
+    assert timelines.begun.api_intakes(60 * S) == {}
 
 
 def ended(

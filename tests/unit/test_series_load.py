@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from appliance.channel import Step
+from appliance.channel import Heartbeat, Step, StepBegan
 from appliance.costs.fitted import StepModel
 from appliance.telemetry.series import Series
 
@@ -64,6 +64,53 @@ def test_an_engine_that_is_so_slow_that_it_makes_few_steps_is_known_to_be() -> N
     series, now_ns = made(3000, 10 * MS)
     series, now_ns = made(12, 200 * MS, series, now_ns + 3 * S)
     assert (series.load(now_ns, 0.05).slowdown or 0) == pytest.approx(20, rel=0.1)
+
+
+def prefilling(series: Series, now_ns: int, steps: int = 400) -> int:
+    """Steps of 256 to 1,024 prompt tokens, a tenth of a millisecond each."""
+    for number in range(steps):
+        tokens = 256 << number % 3
+        series.add(StepBegan(at_ns=now_ns, prompt_tokens=tokens, context_tokens=tokens), now_ns)
+        end_ns = now_ns + tokens * MS // 10
+        series.add(step(now_ns, end_ns, prompt=tokens, decode=0, context=tokens), end_ns)
+        now_ns = end_ns
+    return now_ns
+
+
+def test_a_long_step_that_should_have_been_over_for_long_tells_before_it_is() -> None:
+    series = Series(1)
+    now_ns = prefilling(series, 0) + 3 * S
+    series.add(StepBegan(at_ns=now_ns, prompt_tokens=2048, context_tokens=2048), now_ns)  # 0.2 s
+    assert series.load(now_ns + S // 2, 0.05).slowdown is None, "it may have stumbled"
+    load = series.load(now_ns + 2 * S, 0.05)
+    assert load.busy == 1.0
+    assert 5 < (load.slowdown or 0) < 12, "no step of that size has been seen"
+    end_ns = now_ns + 3 * S
+    series.add(step(now_ns, end_ns, prompt=2048, decode=0, context=2048), end_ns)
+    assert series.load(end_ns + S, 0.05).busy == pytest.approx(0.5)
+
+
+def test_one_that_was_scheduled_while_the_last_was_under_way_begins_when_that_is_over() -> None:
+    series = Series(1)
+    now_ns = prefilling(series, 0)
+    series.add(StepBegan(at_ns=now_ns + 10 * MS, prompt_tokens=1024, context_tokens=1024), now_ns + 10 * MS)
+    last = step(now_ns, now_ns + 4 * S, prompt=512, decode=0, context=512)
+    series.add(last, last.end_ns)
+    assert series._under_way_ns() == last.end_ns
+    assert series.slowdown(last.end_ns + S // 2) == series.slowdown()
+    series.add(step(last.end_ns, last.end_ns + S, prompt=1024, decode=0, context=1024), last.end_ns + S)
+    assert series._under_way_ns() is None
+
+
+def test_an_engine_that_says_that_it_has_nothing_to_do_is_in_no_step() -> None:
+    """What it would have said of the last one may have been dropped."""
+    series = Series(1)
+    now_ns = prefilling(series, 0)
+    series.add(StepBegan(at_ns=now_ns, prompt_tokens=1024, context_tokens=1024), now_ns)
+    idle = Heartbeat(at_ns=now_ns + 5 * S, running=0, waiting=0, fetching=0, kv_free=9, leased=0)
+    series.add(idle, idle.at_ns)
+    load = series.load(idle.at_ns + S, 0.05)
+    assert (load.busy, load.slowdown) == (0.0, None)
 
 
 def test_one_step_that_stumbles_on_an_engine_that_does_little_is_no_slowness() -> None:

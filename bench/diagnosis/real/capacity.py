@@ -22,7 +22,7 @@ _ANSWERS_AT_ONCE: Final = 16
 _BEGINS_S: Final = 2.0  # until that many are under way
 _PROMPT: Final = 400
 _ANSWER: Final = 100
-TIMES: Final = 3.0  # what is usual, that the targets are
+TIMES: Final = 2.0  # what is usual, that the targets are
 LEAST_TTFT_S: Final = 0.3
 LEAST_ITL_S: Final = 0.02
 
@@ -55,7 +55,7 @@ async def measure(traffic: Traffic, both: bool) -> Capacity:
 
 
 def targets(answers: Sequence[Answer]) -> tuple[float, float]:
-    """Three times what 95 % of the usual ones keep, for the first token and for those after it."""
+    """Twice what 95 % of the usual ones keep, for the first token and for those after it."""
     ttft_s = percentile((one.ttft_s for one in answers), 0.95) or 0.0
     pace_s = percentile((one.pace_s for one in answers), 0.95) or 0.0
     return round(max(LEAST_TTFT_S, TIMES * ttft_s), 3), round(max(LEAST_ITL_S, TIMES * pace_s), 4)

@@ -13,7 +13,7 @@ import msgspec
 
 from bench.diagnosis.cases import Truth
 
-FAULT_S: Final = 14.0
+FAULT_S: Final = 18.0
 BEFORE_S: Final = (10.0, 13.0)  # of a case's time, until it is injured
 AFTER_S: Final = 22.0  # at most, until it is well again
 
