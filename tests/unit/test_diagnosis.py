@@ -308,9 +308,7 @@ def held_up(
     def of(snapshot: NodeSnapshot) -> NodeSnapshot:
         host = HostReading(api_busy=0.1)
         engines = list(snapshot.engines)
-        engines[engine] = replace(
-            engines[engine], api_delay_s=delay_s, host=host, slowdown=slowdown, pid=77, **changes
-        )
+        engines[engine] = replace(engines[engine], api_delay_s=delay_s, host=host, slowdown=slowdown, pid=77, **changes)
         return replace(snapshot, lately=lately, engines=tuple(engines))
 
     return [of(one) for one in window()]
@@ -318,7 +316,9 @@ def held_up(
 
 def test_an_api_process_that_is_not_let_run_is_named_though_it_is_not_busy() -> None:
     assert cause(held_up(0.2)) == "frontend_bound"
-    assert "What goes to e0 and comes from it waits 200 ms in its API process, which runs only 10% of the time" in said(held_up(0.2))
+    assert "What goes to e0 and comes from it waits 200 ms in its API process, which runs only 10% of the time" in said(
+        held_up(0.2)
+    )
     assert "pid 77" in said(held_up(0.2))
 
 
