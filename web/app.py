@@ -12,7 +12,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from appliance.records import NodeSnapshot
-from web import assets, errors
+from web import assets, errors, views
 from web.actions import ActionRoutes
 from web.api import Api, encoded_snapshot
 from web.audience import Audience
@@ -39,7 +39,8 @@ from web.stream import Feed
 from web.views import Page
 
 _POLICY: Final = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    f"default-src 'none'; script-src 'self' {assets.source(views.THEME)}; "
+    f"style-src 'self' {' '.join(map(assets.source, views.STYLES))}; img-src 'self'; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 _INFERENCE: Final = ("/v1/", "/tokenize", "/detokenize")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 from functools import cache
 from pathlib import Path
+
+from markupsafe import Markup
 
 _HERE = Path(__file__).resolve().parent
 VENDOR_FILES = ("htmx-sse.min.js", "uPlot.iife.min.js", "uPlot.min.css")
@@ -32,3 +35,15 @@ def fingerprint() -> str:
             if path.is_file():
                 digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()[:12]
+
+
+@cache
+def inline(name: str) -> Markup:
+    """A static file as it stands in pages: what the first paint waits for comes with them, for each further request delays it."""
+    return Markup((directory("static") / name).read_text(encoding="utf-8"))
+
+
+def source(name: str) -> str:
+    """The same, as a content security policy allows it."""
+    digest = hashlib.sha256(inline(name).encode()).digest()
+    return f"'sha256-{base64.b64encode(digest).decode()}'"

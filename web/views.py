@@ -21,6 +21,11 @@ from web.lasting import Lasting
 from web.render import compact, render
 from web.stream import Render, event
 
+THEME: Final = "theme.js"
+FRAME_STYLE: Final = "app.css"
+STYLES: Final = (FRAME_STYLE, "charts.css", "detail.css")
+"""All that stand in pages."""
+
 Parts = Mapping[str, Context]
 """Live parts of a page: each is ``<name>.html``, shown in the element with that id."""
 
@@ -69,7 +74,8 @@ class PageContext(Context, frozen=True, kw_only=True):
     stream: str | None  # where updates come from; None where there are none
     live: bool  # the browser libraries are there
     charts: bool  # its browser draws some
-    style: str
+    theme: Markup
+    styles: tuple[Markup, ...]
     stages: tuple[str, ...]  # of a request: each has a pattern
     simulated: bool
     build: str  # fingerprint of the static files
@@ -117,7 +123,8 @@ def paint(page: Page, view: View, snapshot: NodeSnapshot, stream: str | None) ->
             stream=stream,
             live=assets.vendor_present(),
             charts=view.sample is not None,
-            style=view.style,
+            theme=assets.inline(THEME),
+            styles=(assets.inline(FRAME_STYLE), assets.inline(f"{view.style}.css")),
             stages=STAGES,
             simulated=snapshot.simulated,
             build=assets.fingerprint(),

@@ -105,9 +105,9 @@ def test_a_rate_is_a_share_of_what_the_busier_role_can_do() -> None:
     assert replace(SLOW, both=True).rate(stream) == pytest.approx(0.5 / 0.3)
 
 
-def test_targets_are_three_times_what_is_usual_and_never_tiny() -> None:
+def test_targets_are_twice_what_is_usual_and_never_tiny() -> None:
     answers = [Answer(arrived_s=0, ended_s=1, ttft_s=0.2 * n, pace_s=0.05) for n in range(1, 21)]
-    assert targets(answers) == (pytest.approx(11.4), pytest.approx(0.15))
+    assert targets(answers) == (pytest.approx(7.6), pytest.approx(0.1))
     assert targets([])[0] == LEAST_TTFT_S
 
 

@@ -293,7 +293,9 @@ MARK = st.none() | NS
 def test_stages_sum_to_the_time_whatever_the_marks(
     arrived: int, inner: Any, first: int | None, is_split: bool, now: int
 ) -> None:
-    found = stages(Marks(*(arrived, *inner, first)), is_split, now)
+    names = ("dispatched", "scheduled", "kept", "pull_began", "pull_ended", "decode_scheduled", "first_token")
+    marks = Marks(arrived, **dict(zip(names, (*inner, first), strict=True)))
+    found = stages(marks, is_split, now)
     end = max(arrived, now if first is None else first)
     assert sum(round(stage.duration_s * 1e9) for stage in found) == end - arrived
     assert all(stage.duration_s >= 0 for stage in found)

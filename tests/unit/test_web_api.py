@@ -227,7 +227,7 @@ def test_who_looks_for_what_is_not_there_gets_a_page_that_leads_on(client: TestC
     assert 'class="detail">Look at the address. What has ended is kept for a while only;' in answer.text
     assert '<a href="/">To the overview</a>' in answer.text
     assert 'aria-label="Pages"' in answer.text
-    assert "script-src 'self';" in answer.headers["content-security-policy"]
+    assert "script-src 'self' 'sha256-" in answer.headers["content-security-policy"]
 
 
 @pytest.mark.parametrize(
@@ -310,7 +310,7 @@ def test_a_page_of_another_site_may_look_but_not_send(node: FakeNode) -> None:
 def test_the_page_is_guarded(client: TestClient) -> None:
     for path in ("/", "/api/node", "/nowhere"):
         headers = client.get(path).headers
-        assert "script-src 'self';" in headers["content-security-policy"]
+        assert "script-src 'self' 'sha256-" in headers["content-security-policy"]
         assert "frame-ancestors 'none'" in headers["content-security-policy"]
         assert headers["x-content-type-options"] == "nosniff"
 
