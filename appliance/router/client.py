@@ -87,10 +87,13 @@ class _Life:
                 return rested
             rested.abort()
         async with asyncio.timeout(_CONNECT_S):
-            _, made = await asyncio.get_running_loop().create_unix_connection(self._new, self._socket)
-        if self._over:
+            _, made = await asyncio.get_running_loop().create_unix_connection(
+                lambda: Connection(self._rests, self._gone), self._socket
+            )
+        if self._over:  # meanwhile
             made.abort()
             raise ConnectionAbortedError(f"{self._name} is gone")
+        self._all.add(made)
         return made
 
     def end(self) -> list[asyncio.Future[None]]:
@@ -100,11 +103,6 @@ class _Life:
         for connection in there:
             connection.abort(f"{self._name} is gone")
         return [connection.closed for connection in there]
-
-    def _new(self) -> Connection:
-        made = Connection(self._rests, self._gone)
-        self._all.add(made)
-        return made
 
     def _rests(self, connection: Connection) -> None:
         self._resting.append((asyncio.get_running_loop().time(), connection))

@@ -251,6 +251,27 @@ async def test_whoever_waits_is_told_that_the_engine_is_gone(engine: Engine) -> 
             await asyncio.wait_for(task, 1)
 
 
+async def test_so_is_whoever_is_about_to_be_connected(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Event loops make the protocol before there is a connection."""
+    loop = asyncio.get_running_loop()
+    connect = loop.create_unix_connection
+
+    async def slowly(make: Callable[[], asyncio.Protocol], path: str) -> object:
+        made = make()
+        await asyncio.sleep(0.05)
+        return await connect(lambda: made, path)
+
+    monkeypatch.setattr(loop, "create_unix_connection", slowly)
+    for end in (lambda: engine.engines.lost("e0", 1), engine.engines.close):
+        asking = asyncio.create_task(engine.ask())
+        await asyncio.sleep(0.01)
+        if (ended := end()) is not None:
+            await ended
+        with pytest.raises(Unreachable, match="can't be reached") as told:
+            await asyncio.wait_for(asking, 1)
+        assert not told.value.had_it
+
+
 async def test_an_answer_that_nobody_reads_is_not_taken(engine: Engine) -> None:
     """What the kernel does not hold stays with the engine, and all of it comes in the end."""
     size = 40 * connection._MOST_HELD_BYTES
