@@ -121,7 +121,7 @@ def quota(share: float) -> Iterator[Path]:
 
 def test_a_process_whose_quota_is_used_up_is_throttled(run: object) -> None:
     assert callable(run)
-    with quota(0.25) as group:
+    with quota(0.05) as group:  # which it gets on a busy machine, too
         held, free = run(BUSY), run(IDLE)
         (group / "cgroup.procs").write_text(str(held))
         first, second = watch(held, free)
