@@ -334,7 +334,7 @@ def test_no_page_weighs_more_than_it_may(open_page: Opened, served: Served, path
     parts = msgspec.convert(page.evaluate(PARTS), list[Part], strict=False)
     assert sum(part.bytes for part in parts) <= 200_000
     assert sum(part.transferred_bytes for part in parts) <= 100_000
-    assert len(parts) > 5
+    assert len(parts) > 3
 
 
 def test_an_address_that_leads_nowhere_is_a_page_of_the_house(open_page: Opened, complaints: list[str]) -> None:
