@@ -169,7 +169,7 @@ def test_each_chart_is_told_in_words_and_in_a_table(charts: Callable[..., Page])
         expect(figure.get_by_role("img")).to_have_attribute("aria-label", re.compile(r"newest .+, from .+ to "))
     page.locator("#charts-table summary").click()
     rows = page.locator("#charts-table tbody tr")
-    assert rows.count() == page.locator("#charts [data-series]").count()
+    expect(rows).to_have_count(page.locator("#charts [data-series]").count())
     late = rows.filter(has_text="Inter-token latency, late")
     assert [cell.text_content() for cell in late.locator("td").all()][1::2] == ["1 %", "31 %"]
 
