@@ -90,7 +90,7 @@ class _Life:
             _, made = await asyncio.get_running_loop().create_unix_connection(
                 lambda: Connection(self._rests, self._gone), self._socket
             )
-        if self._over:  # meanwhile
+        if self._over or not made.open:  # meanwhile; one that is closed already would tell nobody
             made.abort()
             raise ConnectionAbortedError(f"{self._name} is gone")
         self._all.add(made)

@@ -272,6 +272,23 @@ async def test_so_is_whoever_is_about_to_be_connected(engine: Engine, monkeypatc
         assert not told.value.had_it
 
 
+async def test_one_that_is_closed_before_it_is_used_is_no_connection(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = asyncio.get_running_loop()
+    connect = loop.create_unix_connection
+
+    async def hung_up_on(make: Callable[[], asyncio.Protocol], path: str) -> object:
+        transport, made = await connect(make, path)
+        transport.abort()
+        await asyncio.sleep(0.01)
+        return transport, made
+
+    monkeypatch.setattr(loop, "create_unix_connection", hung_up_on)
+    with pytest.raises(Unreachable, match="can't be reached"):
+        await asyncio.wait_for(engine.ask(), 1)
+
+
 async def test_an_answer_that_nobody_reads_is_not_taken(engine: Engine) -> None:
     """What the kernel does not hold stays with the engine, and all of it comes in the end."""
     size = 40 * connection._MOST_HELD_BYTES
