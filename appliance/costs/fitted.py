@@ -31,6 +31,7 @@ _LOST: Final = 0.10  # of the line's own error: then it says nothing, and what i
 # twice as long where it is prompts, and where it is sequences between nothing more (weights) and that (KV, experts).
 _GROWS: Final = 0.3  # exponent
 _LEAST_ERROR: Final = 0.03
+_SIGMAS: Final = 3.0  # of an estimate's error, beyond which it is not the estimate that is wrong
 Chunk = tuple[float, float]
 
 
@@ -130,6 +131,15 @@ class StepModel:
         if now_s is None or first_s is None:
             return now_s if now_s is not None else first_s
         return min(now_s, _CREEP * first_s)
+
+    def at_most_s(self, prompt_tokens: int, decode_tokens: int, context_tokens: int) -> float | None:
+        """Of a batch of which nothing is expected: what it takes at the very most, on an engine that is well. None where it is larger than
+        any that was seen, in prompts or in sequences: there the line may bend.
+        """
+        if prompt_tokens > self._most[0] or decode_tokens > self._most[1]:
+            return None
+        found = self._fit.estimate(_of_sums(prompt_tokens, decode_tokens, context_tokens))
+        return None if found is None else found[0] * (1 + _SIGMAS * math.hypot(_LEAST_ERROR, found[1]))
 
     def estimate(self, chunks: Sequence[Chunk], sequences: float, context: float) -> tuple[float, float] | None:
         """Seconds, and their standard deviation, relative; also of a batch unlike those that were seen. None while nothing is known.

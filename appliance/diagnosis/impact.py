@@ -13,17 +13,25 @@ from appliance.diagnosis.signs import Signs
 _SOME: Final = 3  # of which one alone tells nothing
 _HELD: Final = 0.25  # of the target of first tokens
 _CHANCE: Final = 2e-4
+_CHANCE_WHERE_SLOW: Final = 0.02
 ALLOWED: Final = 0.02  # to be late, whatever is asked for
 _GROWING: Final = 0.3  # requests per second, by which a queue grows
 
 
-def impact(read: Signs, share: float, standing: bool) -> str | None:
-    """Who suffers, in words. ``share``: of requests that must be in time."""
+def impact(read: Signs, share: float, standing: bool, slow: bool = False) -> str | None:
+    """Who suffers, in words.
+
+    Args:
+        share: of requests that must be in time.
+        standing: a verdict does, and less keeps it up than it takes to come to it.
+        slow: an engine plainly is; so somebody is likely to be hurt, and fewer tell.
+    """
     allowed = max(ALLOWED, 1 - share)
+    chance = _CHANCE_WHERE_SLOW if slow else _CHANCE
     now = read.now
     if read.waits_too_long:
         return f"requests wait for {now.queue.oldest_s or 0:.1f} s before anything is done"
-    late = [share for count, share in read.firsts if _beyond_chance(share, count, allowed)]
+    late = [share for count, share in read.firsts if _beyond_chance(share, count, allowed, chance)]
     ttft_late, itl_late = (read.ttft_late_now, read.itl_late_now) if standing else (read.ttft_late, read.itl_late)
     if ttft_late > allowed and (late or standing):
         return f"{ttft_late:.0%} of the first tokens come later than {now.slo_ttft_s:g} s"
@@ -31,7 +39,7 @@ def impact(read: Signs, share: float, standing: bool) -> str | None:
         pace_s = max(engine.itl_now_s if standing else engine.itl_s for engine in read.engines)
         return f"{itl_late:.0%} of the tokens come {pace_s * 1e3:.1f} ms after each other, where {now.slo_itl_s * 1e3:g} ms is the target"
     missed = read.missed_now if standing else read.missed
-    if missed > allowed and (standing or any(_beyond_chance(share, count, allowed) for count, share in read.answers)):
+    if missed > allowed and (standing or any(_beyond_chance(share, count, allowed, chance) for count, share in read.answers)):
         return f"{missed:.0%} of the answers miss their targets"
     if (
         held := max((engine.api_delay_s for engine in read.engines if engine.api_full), default=0.0)
@@ -44,8 +52,8 @@ def impact(read: Signs, share: float, standing: bool) -> str | None:
     return None
 
 
-def _beyond_chance(late: float, count: int, allowed: float) -> bool:
+def _beyond_chance(late: float, count: int, allowed: float, chance: float) -> bool:
     """So many of so few would hardly come late if no more did than is allowed (the binomial's tail)."""
     seen = round(late * count)
     below = sum(math.comb(count, k) * allowed**k * (1 - allowed) ** (count - k) for k in range(seen))
-    return seen >= _SOME and 1 - below < _CHANCE
+    return seen >= _SOME and 1 - below < chance

@@ -60,7 +60,7 @@ def judge(window: Sequence[NodeSnapshot], share: float, *, standing: Verdict | N
         standing: the verdict that does, if one does; less keeps it up than it takes to come to it.
     """
     read = signs.read(window)
-    missing, hurt = gone.down(read), impact(read, share, standing is not None)
+    missing, hurt = gone.down(read), impact(read, share, standing is not None, stragglers.plain(read))
     if hurt is None and missing is None:
         return Judgement(hurt=None, lasts=standing is not None and lasts(standing, read))
     if hurt is None:

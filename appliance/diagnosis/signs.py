@@ -44,6 +44,7 @@ class Engine(msgspec.Struct, frozen=True, kw_only=True):
     now: EngineSnapshot
     busy: float  # 0 to 1
     slowdown: float  # 1.0 where it is not known
+    slowdown_before: float  # mean over the last seconds; 1.0 where it is not known
     kv: float
     waiting: float
     running: float
@@ -275,6 +276,7 @@ def _engine(now: EngineSnapshot, past: Sequence[tuple[float, EngineSnapshot]], t
         busy=_of_all(mine, "busy"),
         busy_before=_of_all([*older_than_few, *mine], "busy"),
         slowdown=now.slowdown if now.slowdown is not None else 1.0,
+        slowdown_before=_mean([one.slowdown for one in trending if one.slowdown is not None]) or 1.0,
         kv=_of_all(mine, "kv_usage"),
         waiting=_of_all(mine, "waiting"),
         running=_of_all(mine, "running"),

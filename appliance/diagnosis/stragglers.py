@@ -19,6 +19,7 @@ from appliance.records import Evidence
 _SLOW: Final = 1.08  # times what steps take: beyond noise and drift, where GPUs or cores tell of a reason
 _SLOW_FOR_WANT_OF_CORES: Final = 1.15  # cores that are shared make steps uneven
 SLOW_FOR_NO_REASON: Final = 1.3  # where they do not
+_PLAINLY: Final = 1.5
 _SLOWER: Final = 1.5  # where it is not known how slow
 UNEXPLAINED: Final = 0.6  # confidence in an engine that is slow for no reason that can be read
 _WORKING: Final = 0.2
@@ -37,6 +38,12 @@ def straggler(signs: Signs) -> Finding | None:
     if not found:
         return None
     return _told(max(found, key=lambda engine: (_times(engine) - 1) * engine.busy), found, signs)
+
+
+def plain(signs: Signs) -> bool:
+    """An engine is slow, by much and for seconds, whoever may be hurt by it."""
+    working = [engine for engine in signs.engines if engine.serves and engine.busy >= _WORKING]
+    return any(min(engine.slowdown, engine.slowdown_before) >= _PLAINLY for engine in working)
 
 
 def _slow_ones(signs: Signs) -> list[Engine]:

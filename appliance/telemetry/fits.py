@@ -20,7 +20,7 @@ import msgspec
 
 from appliance.costs.fitted import FORM, KeptModel, StepModel
 from appliance.records import EngineSnapshot, NodeSnapshot, Verdict
-from appliance.telemetry.series import WELL
+from appliance.telemetry.compared import WELL
 
 VERSION: Final = 2  # of the file
 _DIRECTORY: Final = "fits"

@@ -13,20 +13,15 @@ from appliance.channel import LONG_STEP_TOKENS, CoreReady, Heartbeat, Step, Step
 from appliance.costs.fitted import StepModel
 from appliance.records import CalibrationSnapshot
 from appliance.telemetry.calibration import SLOW, Made
+from appliance.telemetry.compared import LATELY_NS, WELL, Compared
 from appliance.telemetry.steps import Steps
 
 WINDOW_NS: Final = 5 * 1_000_000_000
-LATELY_NS: Final = 2 * 1_000_000_000  # what diagnosis looks at: long enough for a mean, short enough to be quick
 _MOST_STEPS: Final = 20_000
 _MOST_ROOM: Final = 4.0
-WELL: Final = 1.12  # times what steps are expected to take: beyond it, a model must not learn from them
 _FADES: Final = 0.98  # from step to step
-_LEAST_KNOWN_S: Final = 0.2  # of steps with an expectation, for a slowdown to mean something
-_LEAST_TOOK_S: Final = 1.0  # that such steps took, for the same: the slower an engine is, the less it does
-_OVERDUE: Final = (
-    2.0  # times what it should take, until a step under way is called late: others of its size may have waited, too
-)
-_LEAST_SLOW: Final = 3  # of them that took longer than they should: one alone is no slowness
+_LATE_S: Final = 1.0  # at least, and
+_OVERDUE: Final = 2.0  # times what it should take, until a step under way is late: others of its size may have waited
 
 
 class Rates(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,10 +75,8 @@ class Series:
         self._before: Step | None = None  # the last one before the window
         self._began: StepBegan | None = None  # a long one that is under way
         self._decoded_ns: int | None = None
-        self._expected: deque[tuple[int, float, float]] = (
-            deque()
-        )  # when, seconds and expected seconds; of those that have any
-        self._took_s = self._should_s = 0.0  # sums of these
+        self._like = Compared()  # steps like those that were seen before, with what is expected
+        self._unlike = Compared()  # others, with the most that they may take
         self._usually_took_s = self._usually_should_s = 0.0  # the same, over the last steps however long ago these were
 
     def add(self, message: Up, now_ns: int) -> None:
@@ -177,13 +170,16 @@ class Series:
         return found[0] if found is not None else None
 
     def slowdown(self, now_ns: int | None = None) -> float | None:
-        """What the latest steps took, of what such steps take; None where too few of them have an expectation.
+        """What the latest steps took, of what such steps take. None where too few of them were seen before, unless those that were not took
+        longer than any error of an estimate can explain: then, how many times as long at least.
 
         ``now_ns``: with one that is under way, once it should have been over for long.
         """
         taken_s, should_s = self._overdue(now_ns) if now_ns is not None else (0.0, 0.0)
-        known = self._should_s >= _LEAST_KNOWN_S or self._is_very_slow() or should_s
-        return (self._took_s + taken_s) / (self._should_s + should_s) if known else None
+        if self._like.known or should_s:
+            return (self._like.took_s + taken_s) / (self._like.should_s + should_s)
+        slower = self._unlike.known and not self._unlike.is_well
+        return self._unlike.took_s / self._unlike.should_s if slower else None
 
     def _overdue(self, now_ns: int) -> tuple[float, float]:
         """Of the step under way: for how long it is, and how long it should take; 0 where nobody knows, or it may still be in time."""
@@ -192,7 +188,7 @@ class Series:
             return 0.0, 0.0
         taken_s = (now_ns - began_ns) * 1e-9
         should_s = self._estimate_s(began.prompt_tokens, began.decode_tokens, began.context_tokens)
-        late = should_s is not None and taken_s >= max(_LEAST_TOOK_S, _OVERDUE * should_s)
+        late = should_s is not None and taken_s >= max(_LATE_S, _OVERDUE * should_s)
         return (taken_s, should_s or 0.0) if late else (0.0, 0.0)
 
     def _under_way_ns(self) -> int | None:
@@ -200,12 +196,6 @@ class Series:
         if self._began is None:
             return None
         return max(self._began.at_ns, self.last_step.end_ns) if self.last_step else self._began.at_ns
-
-    def _is_very_slow(self) -> bool:
-        """Time has passed in steps that should have taken next to nothing."""
-        if self._took_s < _LEAST_TOOK_S or self._should_s <= 0:
-            return False
-        return sum(seconds > WELL * expected_s for _, seconds, expected_s in self._expected) >= _LEAST_SLOW
 
     @property
     def slow_from_the_start(self) -> bool:
@@ -233,11 +223,11 @@ class Series:
         if self.calibrating:
             self.calibration.append(Made(step, None if self._model.young else expected_s))
         if expected_s is not None:
-            self._expected.append((now_ns, seconds, expected_s))
-            self._took_s += seconds
-            self._should_s += expected_s
+            self._like.add(now_ns, seconds, expected_s)
             self._usually_took_s = _FADES * self._usually_took_s + seconds
             self._usually_should_s = _FADES * self._usually_should_s + expected_s
+        elif (most_s := self._model.at_most_s(*batch)) is not None:
+            self._unlike.add(now_ns, seconds, most_s)
         self._forget(now_ns)
         if seconds > 0 and self._may_teach():
             self._model.learn(*batch, seconds)
@@ -246,7 +236,9 @@ class Series:
         """A fault must not be learnt as what is normal. (None makes steps quicker than they should be: what is quick is learnt.)"""
         if self._model.young:
             return not self.slow_from_the_start
-        return self._usually_took_s <= WELL * self._usually_should_s and self._took_s <= WELL * self._should_s
+        if self._usually_took_s > WELL * self._usually_should_s or not self._like.is_well:
+            return False
+        return self._like.known or self._unlike.is_well
 
     def _count(self, step: Step, sign: int) -> None:
         """It comes into the window, or with sign −1 leaves it."""
@@ -258,12 +250,8 @@ class Series:
         while self._made and (now_ns - self._made[0].heard_ns > WINDOW_NS or len(self._made) > _MOST_STEPS):
             self._before = self._made.popleft().step
             self._count(self._before, -1)
-        while self._expected and now_ns - self._expected[0][0] > LATELY_NS:
-            _, old_s, old_expected_s = self._expected.popleft()
-            self._took_s -= old_s
-            self._should_s -= old_expected_s
-        if not self._expected:
-            self._took_s = self._should_s = 0.0  # or what rounding has left
+        self._like.forget(now_ns)
+        self._unlike.forget(now_ns)
 
 
 def _batch(step: Step) -> tuple[int, int, int]:

@@ -66,13 +66,14 @@ def test_an_engine_that_is_so_slow_that_it_makes_few_steps_is_known_to_be() -> N
     assert (series.load(now_ns, 0.05).slowdown or 0) == pytest.approx(20, rel=0.1)
 
 
-def prefilling(series: Series, now_ns: int, steps: int = 400) -> int:
-    """Steps of 256 to 1,024 prompt tokens, a tenth of a millisecond each."""
+def prefilling(series: Series, now_ns: int, steps: int = 400, before: int = 0) -> int:
+    """Steps of 256 to 1,024 prompt tokens, a tenth of a millisecond each, and five. ``before``: tokens of every second one's prompt, computed already."""
     for number in range(steps):
         tokens = 256 << number % 3
-        series.add(StepBegan(at_ns=now_ns, prompt_tokens=tokens, context_tokens=tokens), now_ns)
-        end_ns = now_ns + tokens * MS // 10
-        series.add(step(now_ns, end_ns, prompt=tokens, decode=0, context=tokens), end_ns)
+        context = tokens + number % 2 * before
+        series.add(StepBegan(at_ns=now_ns, prompt_tokens=tokens, context_tokens=context), now_ns)
+        end_ns = now_ns + 5 * MS + tokens * MS // 10
+        series.add(step(now_ns, end_ns, prompt=tokens, decode=0, context=context), end_ns)
         now_ns = end_ns
     return now_ns
 
@@ -118,6 +119,31 @@ def test_one_step_that_stumbles_on_an_engine_that_does_little_is_no_slowness() -
     series, now_ns = made(5, 10 * MS, series, now_ns + 3 * S)
     series, now_ns = made(1, 1500 * MS, series, now_ns)
     assert series.load(now_ns, 0.05).slowdown is None
+
+
+def mixed(series: Series, now_ns: int, times: float, steps: int) -> int:
+    """Prompts while some decode, which nobody has seen together yet."""
+    for number in range(steps):
+        end_ns = now_ns + int(times * (46 + number % 3) * MS)
+        series.add(step(now_ns, end_ns, prompt=400, decode=8, context=8000), end_ns)
+        now_ns = end_ns
+    return now_ns
+
+
+@pytest.mark.parametrize(("times", "slow"), [(1.0, False), (5.0, True)])
+def test_batches_unlike_those_seen_tell_only_of_an_engine_that_is_slower_than_any_error_explains(
+    times: float, slow: bool
+) -> None:
+    model = StepModel()
+    series = Series(1, model)
+    now_ns = prefilling(series, 0, before=2000)
+    series, now_ns = made(2000, 5 * MS, series, now_ns)
+    now_ns = mixed(series, now_ns + 3 * S, times, 12)
+    learnt = model.learnt
+    slowdown = series.load(now_ns, 0.05).slowdown
+    assert (slowdown is not None and 2 < slowdown < 5.5) if slow else slowdown is None or slowdown < 1.1
+    mixed(series, now_ns, times, 5)
+    assert (model.learnt == learnt) is slow, "a fault is not learnt as what is usual"
 
 
 def test_tokens_are_late_whose_step_came_later_than_the_target() -> None:

@@ -51,7 +51,7 @@ class Stream(msgspec.Struct, frozen=True, kw_only=True):
     period_s: float = 100.0
 
 
-USUAL: Final = Stream(load=0.5, prompt_tokens=220, output_tokens=16)
+USUAL: Final = Stream(load=0.5, prompt_tokens=120, output_tokens=16)
 
 
 class Case(msgspec.Struct, frozen=True, kw_only=True):
@@ -112,7 +112,7 @@ MEANING: Final = {
     "weights": "one engine's weight in routing 6 to 20 times the other's, while more is asked",
     "prompts": "more prompts than the prefill engine can compute",
     "answers": "long answers, more than the decode engine can make in time",
-    "long prompts": "a few prompts of 3,500 tokens, 16 times the median",
+    "long prompts": "a few prompts of 3,500 tokens, 29 times the median",
     "more answers": "longer answers to an engine that was started with too little for them",
     "more prompts": "more prompts to an engine that was started with a small token budget",
 }
