@@ -39,7 +39,9 @@ def impact(read: Signs, share: float, standing: bool, slow: bool = False) -> str
         pace_s = max(engine.itl_now_s if standing else engine.itl_s for engine in read.engines)
         return f"{itl_late:.0%} of the tokens come {pace_s * 1e3:.1f} ms after each other, where {now.slo_itl_s * 1e3:g} ms is the target"
     missed = read.missed_now if standing else read.missed
-    if missed > allowed and (standing or any(_beyond_chance(share, count, allowed, chance) for count, share in read.answers)):
+    if missed > allowed and (
+        standing or any(_beyond_chance(share, count, allowed, chance) for count, share in read.answers)
+    ):
         return f"{missed:.0%} of the answers miss their targets"
     if (
         held := max((engine.api_delay_s for engine in read.engines if engine.api_full), default=0.0)

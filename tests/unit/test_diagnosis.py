@@ -530,10 +530,10 @@ def test_an_interval_holds_its_share() -> None:
     assert 0.82 < low < 86 / 95 < high < 0.96
 
 
-def wait(at_s: float, first_tokens: int, share: float, **more: object) -> NodeSnapshot:
+def wait(at_s: float, first_tokens: int, share: float, slowdown: float | None = None, **more: object) -> NodeSnapshot:
     """A node of which so many first tokens have come lately, a share of them late."""
     lately = Lately(first_tokens=first_tokens, ttft_late=share, ttft_s=1.0)
-    engines = (made.engine("e0", busy=1.0, waiting=2), made.engine("e1", made.Role.DECODE))
+    engines = (made.engine("e0", busy=1.0, waiting=2, slowdown=slowdown), made.engine("e1", made.Role.DECODE))
     queue = QueueSnapshot(depth=2, capacity=1024, oldest_s=0.5)
     return replace(made.node(engines, 0, queue=queue, lately=lately), time=at_s, uptime_s=at_s, **more)
 
@@ -544,6 +544,17 @@ def test_one_late_answer_of_few_tells_nothing_and_many_do() -> None:
     assert judge([wait(100.0, 40, 0.25)], 0.95).hurt is not None
     few = [wait(100.0 + 3 * n, 2, 1.0) for n in range(4)]
     assert judge(few, 0.95).hurt is not None, "all of eight within some seconds"
+
+
+def test_fewer_tell_where_an_engine_is_plainly_slow_but_some_there_must_be() -> None:
+    few, none = wait(100.0, 10, 0.3), wait(100.0, 20, 0.05)
+    assert judge([few], 0.95).hurt is None
+    for_long = [wait(97.0, 0, 0.0, slowdown=2.5), replace(few, engines=wait(100.0, 0, 0.0, slowdown=2.5).engines)]
+    assert (found := judge(for_long, 0.95).finding) is not None
+    assert (found.cause, found.engines) == ("prefill_straggler_cpu", ("e0",))
+    just_now = [wait(97.0, 0, 0.0, slowdown=0.4), for_long[1]]
+    assert judge(just_now, 0.95).hurt is None, "one slow moment is none of an engine's doing"
+    assert judge([for_long[0], replace(none, engines=for_long[1].engines)], 0.95).hurt is None, "nobody minds"
 
 
 def test_those_who_wait_too_long_already_are_hurt_before_anything_comes() -> None:

@@ -67,7 +67,7 @@ def test_an_engine_that_is_so_slow_that_it_makes_few_steps_is_known_to_be() -> N
 
 
 def prefilling(series: Series, now_ns: int, steps: int = 400, before: int = 0) -> int:
-    """Steps of 256 to 1,024 prompt tokens, a tenth of a millisecond each, and five. ``before``: tokens of every second one's prompt, computed already."""
+    """Steps of 256 to 1,024 prompt tokens: 5 ms, and 0.1 for each. ``before``: tokens of every second prompt that are there already."""
     for number in range(steps):
         tokens = 256 << number % 3
         context = tokens + number % 2 * before
