@@ -1,6 +1,6 @@
 # pd-appliance: `make serve` and `make test` each do all set-up on a fresh machine.
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint format bench gpu-check bench-streams bench-diagnosis bench-knee bench-split chaos wheel clean setup setup-test bench-diagnosis-cpu bench-cost bench-charts pictures bench-viewers bench-peers
+.PHONY: help serve test lint format bench gpu-check bench-streams bench-diagnosis bench-knee bench-split chaos wheel clean setup setup-test bench-diagnosis-cpu bench-cost bench-charts pictures bench-viewers bench-peers bench-compare
 
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest -q
@@ -45,6 +45,9 @@ bench: setup-test  ## split against aggregated, and the hand-off against memcpy;
 
 bench-peers: setup-test  ## this appliance and its peers under the same load, some hours, resumable; ARGS="--quick --only nixl-tuned 1p1d --out DIR"
 	$(BIN)/python -m bench.peers $(ARGS)
+
+bench-compare: setup-test  ## this tree against an earlier commit, in turn: is it slower? ten minutes; ARGS="HEAD~20 --only tokens"
+	$(BIN)/python -m bench.compare $(ARGS)
 
 bench-streams: setup  ## what the supervisor can carry, over simulated engines; ARGS="--streams 512" is passed on
 	$(BIN)/python -m bench.streams $(ARGS)

@@ -31,13 +31,14 @@ Check = Callable[[], Awaitable[bool]]
 
 @dataclass(frozen=True, kw_only=True)
 class Serving:
-    """How both servers serve. ``settings``: what else the appliance's configuration has, by section."""
+    """How both servers serve. ``settings``: what else the appliance's configuration has, by section. ``tree``: its sources."""
 
     layout: str = "1p1d"
     arguments: tuple[str, ...] = ENGINE_ARGUMENTS
     kv_cache_bytes: int = KV_CACHE_BYTES
     settings: Mapping[str, str] = field(default_factory=dict)
     start_s: float = START_S  # until it must be ready
+    tree: Path = ROOT
 
 
 BENCH: Final = Serving()
@@ -117,9 +118,9 @@ async def appliance(
     config = directory / f"appliance-{repetition}.toml"
     config.write_text(_config(port, directory, model, serving))
     command = ["-m", "appliance", "serve", "--config", str(config)]
-    environment = {"PYTHONPATH": str(ROOT), "RUNTIME_DIRECTORY": str(directory / f"run-{repetition}")}
-    target = Target(f"http://127.0.0.1:{port}")
-    async with process(APPLIANCE, command, environment, target, directory / f"appliance-{repetition}.log") as server:
+    environment = {"PYTHONPATH": str(serving.tree), "RUNTIME_DIRECTORY": str(directory / f"run-{repetition}")}
+    target, log = Target(f"http://127.0.0.1:{port}"), directory / f"appliance-{repetition}.log"
+    async with process(APPLIANCE, command, environment, target, log, tree=serving.tree) as server:
         server.start_s = serving.start_s
         yield server, await _appliance_start(server, repetition)
 
@@ -197,8 +198,11 @@ async def process(
     target: Target,
     log: Path,
     python: str | Path = sys.executable,
+    tree: Path | None = None,
 ) -> AsyncIterator[Server]:
-    """In a session of its own, so that an interrupt reaches us first and the end is always in order."""
+    """In a session of its own, so that an interrupt reaches us first and the end is always in order. ``tree``: where it runs: ``-m``
+    finds that one's modules.
+    """
     with log.open("wb") as output:
         began = time.perf_counter()
         started = await asyncio.create_subprocess_exec(
@@ -208,6 +212,7 @@ async def process(
             stdout=output,
             stderr=output,
             start_new_session=True,
+            cwd=tree,
         )
     try:
         async with target:

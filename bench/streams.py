@@ -118,9 +118,9 @@ class Client(asyncio.Protocol):
 class Node:
     """The appliance over simulated engines."""
 
-    def __init__(self, directory: Path, scenario: str | None = None) -> None:
-        """``scenario``: another one than the bench's own."""
-        self._directory = directory
+    def __init__(self, directory: Path, scenario: str | None = None, tree: Path = ROOT) -> None:
+        """``scenario``: another one than the bench's own. ``tree``: the sources that serve."""
+        self._directory, self._tree = directory, tree
         self._scenario = scenario or _SCENARIO.format(model=_MODEL)
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -134,11 +134,12 @@ class Node:
             *("--state-dir", str(self._directory / "state")),
             env={
                 **os.environ,
-                "PYTHONPATH": str(ROOT),
+                "PYTHONPATH": str(self._tree),
                 "PD_APPLIANCE_SERVER_GRACE_S": "0",
                 "RUNTIME_DIRECTORY": str(self.runtime),
             },
             stdout=asyncio.subprocess.DEVNULL,
+            cwd=self._tree,
         )
         self.session = aiohttp.ClientSession()
         try:

@@ -60,8 +60,14 @@ class Front:
 
 async def measure(contestant: Contestant, scale: Scale, directory: Path, model: Path, repetition: int) -> Streamed:
     """Start it, load it, end it. Raises ``ServerError`` if it doesn't start."""
-    start = {RELAY.key: _relay, SUPERVISOR.key: _supervisor, DYNAMO.key: _dynamo}[contestant.key]
-    async with start(directory, model, repetition) as front, Target(f"http://127.0.0.1:{front.port}") as through:
+    start = {RELAY.key: _relay, SUPERVISOR.key: supervisor, DYNAMO.key: _dynamo}[contestant.key]
+    async with start(directory, model, repetition) as front:
+        return await loaded(front, contestant.key, scale, repetition)
+
+
+async def loaded(front: Front, key: str, scale: Scale, repetition: int) -> Streamed:
+    """Of one that runs. Raises ``ServerError`` if it doesn't answer."""
+    async with Target(f"http://127.0.0.1:{front.port}") as through:
         per_token = await _events_per_token(through)
         targets = [target for target in (through, front.direct) if target is not None]
         ttfts = [await _ttft_s(target, scale, number) for number, target in enumerate(targets)]
@@ -74,7 +80,7 @@ async def measure(contestant: Contestant, scale: Scale, directory: Path, model: 
             memory_bytes = front.process.memory_full_info().pss
         used_s = after.user + after.system - before.user - before.system
         return Streamed(
-            contestant=contestant.key,
+            contestant=key,
             repetition=repetition,
             streams=scale.streams,
             events=events,
@@ -115,10 +121,13 @@ async def _ttft_s(target: Target, scale: Scale, number: int) -> tuple[float, ...
 
 
 @asynccontextmanager
-async def _supervisor(directory: Path, model: Path, number: int) -> AsyncIterator[Front]:
+async def supervisor(
+    directory: Path, model: Path | None, number: int, tree: Path = servers.ROOT
+) -> AsyncIterator[Front]:
+    """Of these sources."""
     place = directory / f"node-{number}"
     place.mkdir()
-    async with streams.Node(place, _SCENARIO) as node:
+    async with streams.Node(place, _SCENARIO, tree) as node:
         async with asyncio.timeout(_READY_S), Target(node.url) as target:
             while not await _answers(target, "/ready"):
                 await asyncio.sleep(0.1)

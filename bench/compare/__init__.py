@@ -1,0 +1,1 @@
+"""``make bench-compare``: this tree against an earlier commit, on one machine, in turn (``docs/benchmarks.md``)."""

@@ -1,0 +1,7 @@
+"""See ``run``."""
+
+import sys
+
+from bench.compare.run import main
+
+sys.exit(main())

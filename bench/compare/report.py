@@ -1,0 +1,89 @@
+"""Two trees' figures beside each other, as Markdown. Pure.
+
+Ratios are taken round by round, so that what slows the whole machine for a while stays out of them.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import msgspec
+
+from bench.compare.measures import MORE_IS_BETTER
+from bench.report import spread, table
+
+ALLOWED: Final = 1.05  # times what it was, at the median, until it is called worse
+_ENOUGH: Final = 3  # rounds, to call anything better or worse
+
+
+class Round(msgspec.Struct, frozen=True, kw_only=True):
+    """One turn of both: figures by their names, which end with their unit."""
+
+    this: dict[str, float] = {}
+    that: dict[str, float] = {}
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    this: str
+    that: str
+    machine: dict[str, str]
+    rounds: tuple[Round, ...]
+
+    @property
+    def names(self) -> list[str]:
+        """Of the figures that both have."""
+        return list(dict.fromkeys(name for one in self.rounds for name in one.this if name in one.that))
+
+
+def worse(report: Report) -> list[str]:
+    """The figures that are, beyond what is allowed at the median, and in every round."""
+    return [name for name in report.names if _outcome(report, name) == _WORSE]
+
+
+def markdown(report: Report) -> str:
+    machine = "; ".join(f"{name} {value}" for name, value in report.machine.items())
+    rows = [
+        [
+            name,
+            spread(one.this[name] for one in _both(report, name)),
+            spread(one.that[name] for one in _both(report, name)),
+            spread(ratios(report, name), digits=2),
+            _outcome(report, name),
+        ]
+        for name in report.names
+    ]
+    return (
+        f"# {report.this} against {report.that}\n\n{machine}.\n\n"
+        f"{len(report.rounds)} rounds, both in turn. Figures are medians (min–max), ratios taken round by round. What is called better or "
+        f"worse is so by more than {ALLOWED - 1:.0%} at the median and in every round, of {_ENOUGH} at least.\n\n"
+        + table(["", report.this, report.that, "ratio", ""], rows)
+    )
+
+
+def ratios(report: Report, name: str) -> list[float]:
+    """This tree's over the other's."""
+    return [one.this[name] / one.that[name] for one in _both(report, name) if one.that[name] > 0]
+
+
+_WORSE: Final = "**worse**"
+
+
+def _outcome(report: Report, name: str) -> str:
+    found = ratios(report, name)
+    if len(found) < _ENOUGH:
+        return ""
+    costs = [1 / one if name.startswith(MORE_IS_BETTER) else one for one in found if one > 0]
+    middle = statistics.median(costs)
+    if middle > ALLOWED and min(costs) > 1:
+        return _WORSE
+    return "better" if middle < 1 / ALLOWED and max(costs) < 1 else ""
+
+
+def _both(report: Report, name: str) -> Sequence[Round]:
+    return [one for one in report.rounds if _has(one.this, name) and _has(one.that, name)]
+
+
+def _has(figures: Mapping[str, float], name: str) -> bool:
+    return name in figures
