@@ -6,6 +6,7 @@ request, and what is beyond the noise of a figure. They were chosen on the tunin
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from appliance.diagnosis import stragglers
@@ -30,55 +31,65 @@ def frontend(signs: Signs) -> Finding | None:
     if not found:
         return None
     worst = max(found, key=lambda engine: (engine.api_busy if engine.api_full else 0.0, engine.api_delay_s))
+    return _busy(worst, found) if worst.api_full else _stopped(worst, found)
+
+
+def _busy(worst: Engine, found: Sequence[Engine]) -> Finding:
     return Finding(
         cause="frontend_bound",
         stage="frontend",
         sentence=(
             f"The API process of {worst.name} is busy {worst.api_busy:.0%} of the time; "
             f"tokens that the engine has made wait {ms(worst.api_delay_s)} in it."
-        )
-        if worst.api_full
-        else (
-            f"What goes to {worst.name} and comes from it waits {ms(_held_s(worst))} in its API process, "
-            f"which runs only {worst.api_busy:.0%} of the time: something stops it."
         ),
-        confidence=0.9 if worst.api_full else 0.7,
+        confidence=0.9,
         engines=first(worst, found),
-        evidence=(
-            Evidence(
-                measured=worst.api_busy,
-                expected=0.5,
-                unit="of a core",
-                sentence=f"{worst.name}'s API process had something to do {worst.api_busy:.0%} of the time.",
-            ),
-            Evidence(
-                measured=worst.api_delay_s,
-                expected=0.005,
-                unit="s",
-                sentence=f"From what the engine has made to its answer it takes {ms(worst.api_delay_s)}.",
-            ),
-            *(
-                [
-                    Evidence(
-                        measured=worst.intake_s,
-                        expected=0.01,
-                        unit="s",
-                        sentence=f"Requests that are sent to it take {ms(worst.intake_s)} until the engine has them.",
-                    )
-                ]
-                if worst.intake_s >= _HELD_S
-                else []
-            ),
-        ),
+        evidence=_waiting(worst),
         action=Action(
             sentence=f"Give the API process of {worst.name} a core of its own; send token ids instead of text.",
             setting="[engine] args: --renderer-num-workers 4",
-        )
-        if worst.api_full
-        else Action(
+        ),
+    )
+
+
+def _stopped(worst: Engine, found: Sequence[Engine]) -> Finding:
+    return Finding(
+        cause="frontend_bound",
+        stage="frontend",
+        sentence=(
+            f"What goes to {worst.name} and comes from it waits {ms(_held_s(worst))} in its API process, "
+            f"which runs only {worst.api_busy:.0%} of the time: something stops it."
+        ),
+        confidence=0.7,
+        engines=first(worst, found),
+        evidence=_waiting(worst),
+        action=Action(
             sentence=f"See what stops the API process of {worst.name} (pid {worst.now.pid}): signals, a debugger, a frozen control group."
         ),
     )
+
+
+def _waiting(engine: Engine) -> tuple[Evidence, ...]:
+    """What its API process does, and for how long what goes through it waits there."""
+    busy = Evidence(
+        measured=engine.api_busy,
+        expected=0.5,
+        unit="of a core",
+        sentence=f"{engine.name}'s API process had something to do {engine.api_busy:.0%} of the time.",
+    )
+    out = Evidence(
+        measured=engine.api_delay_s,
+        expected=0.005,
+        unit="s",
+        sentence=f"From what the engine has made to its answer it takes {ms(engine.api_delay_s)}.",
+    )
+    way_in = Evidence(
+        measured=engine.intake_s,
+        expected=0.01,
+        unit="s",
+        sentence=f"Requests that are sent to it take {ms(engine.intake_s)} until the engine has them.",
+    )
+    return (busy, out, way_in) if engine.intake_s >= _HELD_S else (busy, out)
 
 
 def _has_no_core(engine: Engine) -> bool:

@@ -77,11 +77,6 @@ class Node:
         self._on_message: list[OnMessage] = []
         self._on_change: list[OnChange] = []
         self._on_lost: list[OnLost] = []
-        self._on_begin: list[Callable[[EngineSpec], None]] = []
-        self._on_remove: list[Callable[[str], None]] = []
-        self._epochs: dict[
-            str, int
-        ] = {}  # of names that nobody has now: no life of a later engine may be taken for one of those
         self.roster = Roster(engines)
         self._engines = self.roster.engines
         self._views: dict[str, EngineView] = {}

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 from relay import Relay
-from test_incidents import MODEL, Node, node
+from simulated_node import MODEL, Node, node
 
 from web.views import PLACES
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_incidents import MODEL, Node, command, node
+from simulated_node import MODEL, Node, command, node
 
 SCENARIO = f"""
 layout = "4p4d"
