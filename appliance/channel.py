@@ -72,6 +72,7 @@ class StepBegan(Message, frozen=True, kw_only=True, tag=True):
     prompt_tokens: int
     decode_tokens: int = 0
     context_tokens: int = 0
+    attended: int = 0
 
 
 class Step(Message, frozen=True, kw_only=True, tag=True):
@@ -86,6 +87,7 @@ class Step(Message, frozen=True, kw_only=True, tag=True):
     prompt_tokens: int
     decode_tokens: int
     context_tokens: int  # KV tokens read by the step's requests
+    attended: int = 0  # by the step's prompt tokens: for each, how many of its own prompt there are up to it
     running: int
     waiting: int
     fetching: int

@@ -81,8 +81,9 @@ class Connection(HttpToolsProtocol):
         super().connection_lost(error)
 
     def data_received(self, data: bytes) -> None:
+        of_a_body = self._in_body
         super().data_received(data)
-        if self._deadline is not None and not self._in_body:
+        if self._deadline is not None and not self._in_body and not of_a_body:
             if not self._begun_bytes:
                 self._hurry()
             self._begun_bytes += len(data)
@@ -96,8 +97,10 @@ class Connection(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self._in_body = False
-        if self._deadline is None:  # else it was answered before it was complete, and owes the next one
+        if self._deadline is None:
             self._crowd.owing.pop(self, None)
+        else:  # it was answered before it was complete, and owes the next one
+            self._owe(IDLE_S)
         super().on_message_complete()
 
     def handle_websocket_upgrade(self) -> None:

@@ -61,6 +61,16 @@ class Cast(msgspec.Struct, frozen=True, kw_only=True):
         return {spec.name: kinds.of(spec) for spec in self.specs}
 
     @property
+    def experts(self) -> bool:
+        """Whether the model is a mixture of them. False for one that can't be told."""
+        if self.plans:
+            return any(plan.shape.experts for plan in self.plans)
+        arguments = self.specs[0].arguments
+        with contextlib.suppress(ConfigError):
+            return huggingface.read(Path(arguments[arguments.index("--model") + 1])).experts > 0
+        return False
+
+    @property
     def remark(self) -> str:
         return " (simulated)" if self.plans else ""
 

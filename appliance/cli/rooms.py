@@ -46,7 +46,7 @@ class Rooms:
         self._config = config
         self._cast = cast
         self._company = Company(cast)
-        self._fits = Fits(state, self._company.kinds)
+        self._fits = Fits(state, self._company.kinds, experts=cast.experts)
         self.node = Node(config, cast.specs, runtime)
         self._ledger = Ledger(send=self.node.send_core)
         self._timelines = Timelines(config.telemetry.recent_requests)

@@ -14,10 +14,10 @@ import msgspec
 
 from appliance.costs.line import Fit, KeptFit
 
-FORM: Final = 2
+FORM: Final = 3
 """Of the figures. With others, what was kept of a fit means something else."""
 _FIGURES: Final = 9
-_FEW: Final = 7  # of them, by which it is told who is slow
+_FEW: Final = 7  # of them, by which it is told who is slow; of a mixture of experts, by all
 _YOUNG: Final = 1_000  # steps, before which a model knows too little to say who is well
 _SURE: Final = 50_000  # steps, after which it knows what is usual here
 _CREEP: Final = 1.05  # times what was usual first, that it may come to expect
@@ -36,10 +36,10 @@ Chunk = tuple[float, float]
 
 
 class KeptModel(msgspec.Struct, frozen=True, kw_only=True):
-    """What a model knows. ``most``: tokens of prompts, and sequences, of the largest steps. ``first``: see ``StepModel.establish``."""
+    """What a model knows. ``most``: of prompts' tokens, sequences, and context in one step. ``first``: see ``StepModel.establish``."""
 
     fit: KeptFit
-    most: tuple[float, float]
+    most: tuple[float, float, float]
     first: KeptFit | None = None
     established: float | None = None  # Unix seconds
 
@@ -52,8 +52,9 @@ class StepModel:
     told how far off the answer may be (``estimate``).
     """
 
-    def __init__(self, kept: KeptModel | None = None) -> None:
-        """``kept``: of an earlier process. Raises ``ValueError`` if it can't be that."""
+    def __init__(self, kept: KeptModel | None = None, experts: bool = False) -> None:
+        """``kept``: of an earlier process. ``experts``: it runs a mixture of them. Raises ``ValueError`` if it can't be that."""
+        self._few = _FIGURES if experts else _FEW
         self._first: Fit | None = None  # what was usual
         self.established: float | None = None
         """When what it knew was taken as usual, in Unix seconds."""
@@ -63,12 +64,12 @@ class StepModel:
             self._fit.take(kept.fit)
             self._most = list(map(_counted, kept.most))
             self.established = kept.established
-            self._first = _fit_of(kept.first) if kept.first is not None else None
+            self._first = self._of(kept.first) if kept.first is not None else None
 
     def forget(self) -> None:
         """Know nothing any more: it was learnt from an engine that is not well."""
-        self._fit = Fit(_FIGURES, _FEW)
-        self._most = [1.0, 1.0]
+        self._fit = Fit(_FIGURES, self._few)
+        self._most = [1.0, 1.0, 1.0]
         self._first, self.established = None, None
         self._now_s = self._first_s = 0.0  # that steps like the latest take, by what it knows now, and knew then
 
@@ -100,45 +101,59 @@ class StepModel:
         """All that it knows, for a later process."""
         first = self._first.kept() if self._first is not None else None
         return KeptModel(
-            fit=self._fit.kept(), most=(self._most[0], self._most[1]), first=first, established=self.established
+            fit=self._fit.kept(),
+            most=(self._most[0], self._most[1], self._most[2]),
+            first=first,
+            established=self.established,
         )
 
     def establish(self, unix_s: float) -> None:
         """What it knows now bounds what it may come to expect: from now on, steps that get slower and slower, each day by too little to be
         told from noise, are learnt up to ``_CREEP`` only, and beyond that they are slow.
         """
-        self._first, self.established = _fit_of(self._fit.kept()), unix_s
+        self._first, self.established = self._of(self._fit.kept()), unix_s
         self._now_s = self._first_s = 0.0
 
-    def learn(self, prompt_tokens: int, decode_tokens: int, context_tokens: int, seconds: float) -> None:
-        """A step that took so long, on an engine that is well."""
-        figures = _of_sums(prompt_tokens, decode_tokens, context_tokens)
+    def _of(self, kept: KeptFit) -> Fit:
+        fit = Fit(_FIGURES, self._few)
+        fit.take(kept)
+        return fit
+
+    def learn(
+        self, prompt_tokens: int, decode_tokens: int, context_tokens: int, seconds: float, attended: int = 0
+    ) -> None:
+        """A step that took so long, on an engine that is well. Of what it computed: as ``channel.Step`` has it."""
+        figures = _figures(prompt_tokens, decode_tokens, context_tokens, attended)
         self._fit.learn(figures, seconds)
         if self._first is not None and self._fit.learnt % _COMPARED == 0:
             self._compare(self._first, figures)
-        self._most = [max(self._most[0], prompt_tokens), max(self._most[1], decode_tokens)]
+        batch = prompt_tokens, decode_tokens, context_tokens
+        self._most = [max(most, figure) for most, figure in zip(self._most, batch, strict=True)]
 
     def _compare(self, first: Fit, figures: Sequence[float]) -> None:
-        now_s, first_s = self._fit.expected(figures), first.expected(figures)
+        now_s, first_s = self._fit.expected(figures), first.expected(figures, familiar=True)
         if now_s is not None and first_s is not None:
             self._now_s, self._first_s = _FADES * self._now_s + now_s, _FADES * self._first_s + first_s
 
-    def expected_s(self, prompt_tokens: int, decode_tokens: int, context_tokens: int) -> float | None:
+    def expected_s(
+        self, prompt_tokens: int, decode_tokens: int, context_tokens: int, attended: int = 0
+    ) -> float | None:
         """None for a batch unlike those that were seen."""
-        figures = _of_sums(prompt_tokens, decode_tokens, context_tokens)
+        figures = _figures(prompt_tokens, decode_tokens, context_tokens, attended)
         now_s = self._fit.expected(figures)
-        first_s = self._first.expected(figures) if self._first is not None else None
+        first_s = self._first.expected(figures, familiar=True) if self._first is not None else None
         if now_s is None or first_s is None:
             return now_s if now_s is not None else first_s
         return min(now_s, _CREEP * first_s)
 
-    def at_most_s(self, prompt_tokens: int, decode_tokens: int, context_tokens: int) -> float | None:
+    def at_most_s(self, prompt_tokens: int, decode_tokens: int, context_tokens: int, attended: int = 0) -> float | None:
         """Of a batch of which nothing is expected: what it takes at the very most, on an engine that is well. None where it is larger than
-        any that was seen, in prompts or in sequences: there the line may bend.
+        any that was seen, in prompts, sequences or context: there the line may bend.
         """
-        if prompt_tokens > self._most[0] or decode_tokens > self._most[1]:
+        batch = prompt_tokens, decode_tokens, context_tokens
+        if any(figure > most for figure, most in zip(batch, self._most, strict=True)):
             return None
-        found = self._fit.estimate(_of_sums(prompt_tokens, decode_tokens, context_tokens))
+        found = self._fit.estimate(_figures(*batch, attended))
         return None if found is None else found[0] * (1 + _SIGMAS * math.hypot(_LEAST_ERROR, found[1]))
 
     def estimate(self, chunks: Sequence[Chunk], sequences: float, context: float) -> tuple[float, float] | None:
@@ -161,19 +176,10 @@ class StepModel:
         return None if found is None else (found[0], math.hypot(found[1], _DOUBLED * math.log2(beyond)))
 
     def _at(self, chunks: Sequence[Chunk], sequences: float, context: float) -> tuple[float, float] | None:
-        """A step says only the sums of its chunks, whose product is more than they attend to, each to itself; and what was learnt is of
-        steps with one chunk and with several. So the attention is taken to be half-way between.
-        """
         new, seen = sum(new for new, _ in chunks), sum(new + before for new, before in chunks)
-        attention = (new * seen + sum(new * (new + before) for new, before in chunks)) / 2
-        found = self._fit.estimate(_figures(new, sequences, seen + context, attention))
+        attended = sum(new * (before + (new + 1) / 2) for new, before in chunks)
+        found = self._fit.estimate(_figures(new, sequences, seen + context, attended))
         return None if found is None else (found[0], math.hypot(_LEAST_ERROR, found[1]))
-
-
-def _fit_of(kept: KeptFit) -> Fit:
-    fit = Fit(_FIGURES, _FEW)
-    fit.take(kept)
-    return fit
 
 
 def _counted(most: float) -> float:
@@ -183,12 +189,7 @@ def _counted(most: float) -> float:
     return most
 
 
-def _of_sums(prompt_tokens: float, decode_tokens: float, context_tokens: float) -> tuple[float, ...]:
-    """Of a step as engines tell of it."""
-    return _figures(prompt_tokens, decode_tokens, context_tokens, prompt_tokens * context_tokens)
-
-
-def _figures(prompt_tokens: float, decode_tokens: float, context_tokens: float, attention: float) -> tuple[float, ...]:
+def _figures(prompt_tokens: float, decode_tokens: float, context_tokens: float, attended: float) -> tuple[float, ...]:
     """The few: starting; weights against products (two bends); reading KV; attention of prompts; what any prompt costs besides.
 
     And experts, of which ever more are read: n tokens touch about 1 − e^(−n/32) of them where each goes to one of 32, 1 − e^(−n/10) where
@@ -201,7 +202,7 @@ def _figures(prompt_tokens: float, decode_tokens: float, context_tokens: float, 
         max(0.0, tokens - 512) * 1e-3,
         max(0.0, tokens - 2048) * 1e-3,
         context_tokens * 1e-5,
-        attention * 1e-8,
+        attended * 1e-8,
         1.0 if prompt_tokens else 0.0,
         -math.expm1(-tokens / 32),
         -math.expm1(-tokens / 10),

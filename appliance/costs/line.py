@@ -17,6 +17,8 @@ _RIDGE: Final = 1e-6  # of each figure's own weight: enough to solve for what ha
 _SOLVED_AFTER: Final = 100  # learnt, until the line is looked for again
 _HALF_LIFE: Final = 20_000  # learnt, after which one counts half
 _LEVERAGE: Final = 0.05  # of one batch on its own expectation: beyond it nothing like it has been seen
+_FAMILIAR: Final = 10.0  # times the mean leverage, up to which many like it have been
+_MEMORY: Final = 1 / math.log(2)  # half-lives, that what was learnt counts as much as all together
 _RESCALED_AT: Final = 1e12
 _MOST: Final = 5.0  # times what is expected, that one case is taken for
 _LEAST: Final = 0.25  # of the median, that an error counts relative to while nothing is expected yet
@@ -117,12 +119,13 @@ class Fit:
         self._total += weight * y * y
         self._weight *= self._growth
 
-    def expected(self, x: Sequence[float]) -> float | None:
-        """None where too little like it has been seen."""
+    def expected(self, x: Sequence[float], familiar: bool = False) -> float | None:
+        """None where too little like it has been seen. ``familiar``: or not much."""
         if self._line is None:
             return None
         y = self._line.at(x)
-        return y if y is not None and self._line.spread(x) * self._scale / (y * y) <= _LEVERAGE else None
+        most = min(_LEVERAGE, _FAMILIAR * self._few / min(self.learnt, _MEMORY * _HALF_LIFE)) if familiar else _LEVERAGE
+        return y if y is not None and self._line.spread(x) * self._scale / (y * y) <= most else None
 
     @property
     def noise(self) -> float | None:

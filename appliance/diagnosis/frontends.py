@@ -27,11 +27,10 @@ def frontend(signs: Signs) -> Finding | None:
     found = [
         engine for engine in signs.engines if engine.api_full and _waits(engine, signs) and not _has_no_core(engine)
     ]
-    found = found or [engine for engine in signs.engines if _is_held_up(engine, signs)]
-    if not found:
-        return None
-    worst = max(found, key=lambda engine: (engine.api_busy if engine.api_full else 0.0, engine.api_delay_s))
-    return _busy(worst, found) if worst.api_full else _stopped(worst, found)
+    if found:
+        return _busy(max(found, key=lambda engine: (engine.api_busy, engine.api_delay_s)), found)
+    found = [engine for engine in signs.engines if _is_held_up(engine, signs)]
+    return _stopped(max(found, key=_held_s), found) if found else None
 
 
 def _busy(worst: Engine, found: Sequence[Engine]) -> Finding:
@@ -100,7 +99,7 @@ def _has_no_core(engine: Engine) -> bool:
 def _is_held_up(engine: Engine, signs: Signs) -> bool:
     """It has little to do, and is late with it: for a good part of the time to the first token. (A slow engine is late everywhere.)"""
     long = _held_s(engine) >= max(_HELD_S, _HELD * sum(signs.stages.values()))
-    return engine.serves and long and engine.slowdown <= stragglers.SLOW_FOR_NO_REASON
+    return engine.serves and long and not engine.api_full and engine.slowdown <= stragglers.SLOW_FOR_NO_REASON
 
 
 def _held_s(engine: Engine) -> float:

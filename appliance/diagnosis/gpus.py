@@ -18,12 +18,18 @@ def gpu_trouble(engine: EngineSnapshot, trend: Sequence[NodeSnapshot]) -> str | 
     """In words, by the first of its GPUs that says something."""
     first, now = {gpu.uuid: gpu for gpu in trend[0].gpus}, trend[-1]
     seconds = max(1e-3, now.uptime_s - trend[0].uptime_s)
+    like = [other for other in now.engines if other.role is engine.role]
     for gpu in now.gpus:
-        if gpu.engine != engine.name and gpu.uuid not in engine.gpus:
+        if not _is_of(gpu, engine):
             continue
-        if said := _said(gpu, first.get(gpu.uuid), seconds, [one for one in now.gpus if one is not gpu]):
+        others = [one for one in now.gpus if one is not gpu and any(_is_of(one, other) for other in like)]
+        if said := _said(gpu, first.get(gpu.uuid), seconds, others):
             return f"GPU {gpu.index} {said}"
     return None
+
+
+def _is_of(gpu: GpuSnapshot, engine: EngineSnapshot) -> bool:
+    return gpu.engine == engine.name or gpu.uuid in engine.gpus
 
 
 def _said(gpu: GpuSnapshot, before: GpuSnapshot | None, seconds: float, others: Sequence[GpuSnapshot]) -> str | None:
@@ -46,7 +52,7 @@ def _slow_clock(gpu: GpuSnapshot, others: Sequence[GpuSnapshot]) -> str | None:
 
 
 def _is_below(clock_mhz: float, others: Sequence[GpuSnapshot]) -> bool:
-    """The middle one of those that work."""
+    """The middle one of those that work, and on the same: decoding takes less power than prefill does."""
     working = sorted(one.clock_mhz for one in others if one.clock_mhz and "gpu_idle" not in one.clock_reasons)
     return bool(working) and clock_mhz < _BELOW * working[len(working) // 2]
 

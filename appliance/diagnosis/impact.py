@@ -10,6 +10,7 @@ from typing import Final
 
 from appliance.diagnosis.signs import Signs
 
+_ENOUGH: Final = 500
 _SOME: Final = 3  # of which one alone tells nothing
 _HELD: Final = 0.25  # of the target of first tokens
 _CHANCE: Final = 2e-4
@@ -55,7 +56,8 @@ def impact(read: Signs, share: float, standing: bool, slow: bool = False) -> str
 
 
 def _beyond_chance(late: float, count: int, allowed: float, chance: float) -> bool:
-    """So many of so few would hardly come late if no more did than is allowed (the binomial's tail)."""
+    """So many of so few would hardly come late if no more did than is allowed (the binomial's tail). Of very many, a part tells as much."""
+    count = min(count, _ENOUGH)
     seen = round(late * count)
     below = sum(math.comb(count, k) * allowed**k * (1 - allowed) ** (count - k) for k in range(seen))
     return seen >= _SOME and 1 - below < chance

@@ -29,6 +29,7 @@ _USUAL_S: Final = 30.0  # ago, and later: how many come in usual times
 _SERVING: Final = (EngineState.READY, EngineState.DRAINING, EngineState.SUSPECT)
 _API_FULL: Final = 0.7
 _ENOUGH: Final = 20  # first tokens, for a share of them to mean something
+_SEVERAL: Final = 3  # readings
 _A_FEW: Final = 8  # that are enough to see that it is over
 _MANY: Final = 200  # of which a small share tells something, too
 _FEW_S: Final = 30.0  # that are looked through for as many
@@ -276,7 +277,7 @@ def _engine(now: EngineSnapshot, past: Sequence[tuple[float, EngineSnapshot]], t
         busy=_of_all(mine, "busy"),
         busy_before=_of_all([*older_than_few, *mine], "busy"),
         slowdown=now.slowdown if now.slowdown is not None else 1.0,
-        slowdown_before=_mean([one.slowdown for one in trending if one.slowdown is not None]) or 1.0,
+        slowdown_before=_lasting([one.slowdown for one in trending if one.slowdown is not None]),
         kv=_of_all(mine, "kv_usage"),
         waiting=_of_all(mine, "waiting"),
         running=_of_all(mine, "running"),
@@ -307,7 +308,8 @@ def _intake_s(now: EngineSnapshot, lately: Sequence[EngineSnapshot]) -> float:
     """Who prefills as well is asked between two steps, which may be long; and KV is fetched one after the other."""
     hardly_any = all(_of_all(lately, field) < _HARDLY_ANY for field in ("waiting", "fetching"))
     at_once = hardly_any and _of_all(lately, "kv_usage") < _ROOMY and not now.role.prefills
-    return now.intake_s or 0.0 if at_once else 0.0
+    waits_s = 2e-3 * (now.step_ms or 0.0)  # for the step under way, and then for its own to begin
+    return max(0.0, (now.intake_s or 0.0) - waits_s) if at_once else 0.0
 
 
 def _core_delay(host: HostReading) -> float:
@@ -354,6 +356,11 @@ def _rate(snapshots: Sequence[NodeSnapshot]) -> float | None:
 
 def _stages(stages: Sequence[Stage]) -> dict[str, float]:
     return {stage.name: stage.duration_s for stage in stages}
+
+
+def _lasting(slowdowns: Sequence[float]) -> float:
+    """Their mean; 1.0 where they are too few to be more than a moment."""
+    return sum(slowdowns) / len(slowdowns) if len(slowdowns) >= _SEVERAL else 1.0
 
 
 def _mean(values: Sequence[float]) -> float | None:

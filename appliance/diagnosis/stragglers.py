@@ -13,6 +13,7 @@ from typing import Final
 
 from appliance.diagnosis import advice, uneven
 from appliance.diagnosis.finding import Finding, first
+from appliance.diagnosis.impact import ALLOWED
 from appliance.diagnosis.signs import Engine, Signs
 from appliance.records import Evidence
 
@@ -30,6 +31,7 @@ _THROTTLED: Final = 0.1  # of the time without any, for a quota that is used up
 _LEAST_SHARE: Final = 0.05  # of its core, that is told from none
 _HELD: Final = 0.25  # of the time to the first token, in one place
 _NEARLY_FULL: Final = 0.9  # of KV
+_NEARLY: Final = 0.75  # of the target for tokens
 
 
 def straggler(signs: Signs) -> Finding | None:
@@ -183,9 +185,15 @@ def _for_want_of_cores(engine: Engine) -> float:
 def _matters(engine: Engine, signs: Signs) -> bool:
     """To those who are hurt: a slow engine that does its work in time is not what they wait for."""
     prompts = signs.ttft_late > 0 or signs.waits_too_long or signs.queue >= 1
-    tokens = signs.is_behind(engine) or engine.full or engine.kv >= _NEARLY_FULL
+    tokens = signs.is_behind(engine) or _paces_scatter(engine, signs) or engine.full or engine.kv >= _NEARLY_FULL
     waiting = engine.waiting + engine.fetching >= 1 or (prompts and _waits_for_decoding(signs))
     return (engine.prefills and prompts) or (engine.decodes and (tokens or waiting))
+
+
+def _paces_scatter(engine: Engine, signs: Signs) -> bool:
+    """Its tokens are in time on average, and those of many answers are not; and it is not first tokens that these miss."""
+    of_pace = signs.missed > ALLOWED and signs.missed > 2 * signs.ttft_late
+    return of_pace and engine.itl_s > _NEARLY * signs.now.slo_itl_s
 
 
 def _has_too_much(engine: Engine, skewed: Finding | None) -> bool:

@@ -38,13 +38,14 @@ _BEAT_NS: Final = int(BEAT_S * 1e9)
 class Batch:
     """What one step was given to do, counted when it was scheduled."""
 
-    __slots__ = ("context_tokens", "decode_tokens", "decoding", "prompt_tokens", "sequences", "start_ns")
+    __slots__ = ("attended", "context_tokens", "decode_tokens", "decoding", "prompt_tokens", "sequences", "start_ns")
 
     def __init__(self, start_ns: int, speculates: bool = False) -> None:
         self.start_ns = start_ns
         self.prompt_tokens = 0
         self.decode_tokens = 0
         self.context_tokens = 0
+        self.attended = 0
         self.sequences = 0  # that decode
         self.decoding: set[str] | None = (
             set() if speculates else None
@@ -52,7 +53,7 @@ class Batch:
 
     def count(self, scheduled: Mapping[str, int], requests: Mapping[str, Request]) -> None:
         """Tokens by request; vLLM has counted them as computed already. A loop without calls: it runs over all sequences in every step."""
-        prompt_tokens = decode_tokens = context_tokens = sequences = 0
+        prompt_tokens = decode_tokens = context_tokens = attended = sequences = 0
         for request_id, tokens in scheduled.items():
             request = requests[request_id]
             computed = request.num_computed_tokens
@@ -60,6 +61,7 @@ class Batch:
             prompt = request.num_prompt_tokens - computed + tokens  # that was left
             if prompt >= tokens:
                 prompt_tokens += tokens
+                attended += tokens * (2 * computed - tokens + 1) // 2
                 continue
             sequences += 1
             decode_tokens += tokens
@@ -69,7 +71,7 @@ class Batch:
             if self.decoding is not None:
                 self.decoding.add(request_id)
         self.prompt_tokens, self.decode_tokens = prompt_tokens, decode_tokens
-        self.context_tokens, self.sequences = context_tokens, sequences
+        self.context_tokens, self.sequences, self.attended = context_tokens, sequences, attended
 
     def given(self, outputs: Iterable[EngineCoreOutput]) -> int | None:
         """Tokens that those were given that decode; None where that is one each."""
@@ -179,6 +181,7 @@ class StepRecorder:
                     prompt_tokens=batch.prompt_tokens,
                     decode_tokens=batch.decode_tokens,
                     context_tokens=batch.context_tokens,
+                    attended=batch.attended,
                 )
             )
         elif batch.start_ns - self._last_sign_ns >= _BEAT_NS:
@@ -212,6 +215,7 @@ class StepRecorder:
                 prompt_tokens=batch.prompt_tokens,
                 decode_tokens=batch.decode_tokens,
                 context_tokens=batch.context_tokens,
+                attended=batch.attended,
                 running=running,
                 waiting=waiting,
                 fetching=self.connector.scheduler_half.fetching,

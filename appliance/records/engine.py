@@ -146,6 +146,7 @@ class EngineView(msgspec.Struct, frozen=True, kw_only=True):
     peer_errors: tuple[str, ...] = ()
     weight: float = 1.0  # how much of the work it is given, against its like
     core_pid: int | None = None  # EngineCore's
+    worker_pids: tuple[int, ...] = ()  # its ranks', where these are processes of their own
     max_batched_tokens: int = 2048
     max_running: int = 256
     max_model_len: int = 0

@@ -14,7 +14,7 @@ from appliance.records import EngineView
 from appliance.router.connection import Answering, Connection, head
 
 _CONNECT_S: Final = 5.0
-_KEEP_ALIVE_S: Final = 4.0  # vLLM closes an idle connection after 5 s: ours is gone before that
+_KEEP_ALIVE_S: Final = 4.0  # vLLM closes an idle connection after 5 s: before that we stop using it
 
 
 class Unreachable(Exception):
@@ -68,7 +68,7 @@ class _Life:
     def __init__(self, view: EngineView) -> None:
         self._name, self._epoch, self._socket = view.name, view.epoch, view.socket
         self._all: set[Connection] = set()
-        self._resting: list[tuple[float, Connection]] = []  # since when; the latest is last
+        self._resting: dict[Connection, float] = {}  # since when; the latest is last
         self._over = False
 
     @property
@@ -78,14 +78,18 @@ class _Life:
     def is_of(self, view: EngineView) -> bool:
         return (self._epoch, self._socket) == (view.epoch, view.socket)
 
-    async def connection(self) -> Connection:
-        """One that nobody uses. Raises ``OSError``."""
+    def rested(self) -> Connection | None:
+        """One that nobody uses. The engine may be about to close it."""
         oldest_s = asyncio.get_running_loop().time() - _KEEP_ALIVE_S
         while self._resting:
-            since_s, rested = self._resting.pop()
+            rested, since_s = self._resting.popitem()
             if rested.open and since_s >= oldest_s:
                 return rested
             rested.abort()
+        return None
+
+    async def connect(self) -> Connection:
+        """A new one. Raises ``OSError``."""
         async with asyncio.timeout(_CONNECT_S):
             _, made = await asyncio.get_running_loop().create_unix_connection(
                 lambda: Connection(self._rests, self._gone), self._socket
@@ -105,11 +109,11 @@ class _Life:
         return [connection.closed for connection in there]
 
     def _rests(self, connection: Connection) -> None:
-        self._resting.append((asyncio.get_running_loop().time(), connection))
+        self._resting[connection] = asyncio.get_running_loop().time()
 
     def _gone(self, connection: Connection) -> None:
         self._all.discard(connection)
-        self._resting = [one for one in self._resting if one[1] is not connection]
+        self._resting.pop(connection, None)
 
 
 class Engines:
@@ -123,21 +127,31 @@ class Engines:
     async def send(
         self, view: EngineView, method: str, target: str, headers: Mapping[str, str], body: bytes
     ) -> Response:
-        """Ask an engine; returns with the status line. ``target``: path and query, encoded. Raises ``Unreachable``."""
+        """Ask an engine; returns with the status line. ``target``: path and query, encoded. Raises ``Unreachable``.
+
+        A connection that had rested may have been closed just when it was used, with the request unread: then a new one is tried.
+        """
         message, asked = f"{view.name} can't be reached", head(method, target, view.name, headers, len(body))
-        try:
-            connection = await self._life(view).connection()
-        except OSError as error:
-            raise Unreachable(message, error, had_it=False) from error
-        answering = connection.ask(asked, body)
-        try:
-            await answering.begun()
-        except ConnectionError as error:
-            raise Unreachable(message, error) from error
-        except BaseException:  # the client left
-            answering.close()
-            raise
-        return Response(view.name, answering)
+        had_it = False
+        while True:
+            try:
+                life = self._life(view)
+                rested = None if had_it else life.rested()
+                connection = rested or await life.connect()
+            except OSError as error:
+                raise Unreachable(message, error, had_it) from error
+            answering = connection.ask(asked, body)
+            try:
+                await answering.begun()
+            except ConnectionError as error:
+                if rested is None:
+                    raise Unreachable(message, error) from error
+                had_it = True
+            except BaseException:  # the client left
+                answering.close()
+                raise
+            else:
+                return Response(view.name, answering)
 
     def lost(self, engine: str, epoch: int) -> None:
         """A life of an engine is over: whatever still waits for it fails now."""
@@ -162,9 +176,12 @@ class Engines:
         await asyncio.gather(*closing)
 
     def _life(self, view: EngineView) -> _Life:
+        """Of that view. Raises ``ConnectionAbortedError`` for one that is known to be over: another life has its socket now."""
         known = self._lives.get(view.name)
         if known is not None and known.is_of(view):
             return known
+        if view.epoch <= self._over.get(view.name, 0) or (known is not None and view.epoch < known.epoch):
+            raise ConnectionAbortedError(f"{view.name} is gone")
         if known is not None:
             known.end()
         self._lives[view.name] = _Life(view)

@@ -138,7 +138,7 @@ class Connection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            self.abort(f"that is no HTTP: {error}")
+            self.abort(f"what it says can't be read: {error}")
         if self._surplus:
             self.abort()
         answering.wake()
@@ -146,7 +146,8 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         self._fail(ConnectionResetError(str(error) if error else "the connection was closed"))
         self._gone(self)
-        self.closed.set_result(None)
+        if not self.closed.done():  # whoever waits for it may have been cancelled
+            self.closed.set_result(None)
 
     def _fail(self, error: ConnectionError) -> None:
         if self._answering is not None:
@@ -175,11 +176,14 @@ class Connection(asyncio.Protocol):
             self._transport.pause_reading()
 
     def on_message_complete(self) -> None:
-        if self._answering is None or not self._answering.status:
+        answering = self._answering
+        if answering is None or not answering.status:
             return
-        self._answering.end()
+        answering.end()
         self._answering = None
-        if self._parser.should_keep_alive() and not self._transport.get_write_buffer_size():
+        # After a failure that it did not expect, uvicorn closes the connection without having said so.
+        well = answering.status < 500 and self._parser.should_keep_alive()
+        if well and not self._transport.get_write_buffer_size():
             self._transport.resume_reading()
             self._rests(self)
         else:

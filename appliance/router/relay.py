@@ -82,6 +82,8 @@ class Relay:
             if had.endswith(wire.DONE):  # many clients leave with the last event
                 self._finish("ok")
             raise
+        if self._looks and not had.endswith(wire.DONE):
+            raise LegFailed(self._view.name, f"{self._view.name} ended its answer before it was whole", tail=had)
         await self._end_well()
 
     def _fails(self, data: bytes) -> bool:

@@ -214,7 +214,10 @@ class Router:
         headers = wire.engine_headers(request.headers, request.id)
         target = wire.target(route.path, request.query)
         lost: Unreachable | None = None
-        for view in policy.by_load(self._views(), self._loads):
+        asked: set[str] = set()
+        while left := policy.by_load(self._views(), self._loads, asked):
+            view = left[0]
+            asked.add(view.name)
             try:
                 response = await self._engines.send(view, request.method, target, headers, body)
                 try:

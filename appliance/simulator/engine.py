@@ -172,6 +172,7 @@ class Engine:
                     prompt_tokens=work.prompt_tokens,
                     decode_tokens=work.decodes,
                     context_tokens=context_tokens,
+                    attended=work.attended,
                 )
             )
         end_ns = now_ns + self._physics.step_ns(work, now_ns)
@@ -192,6 +193,7 @@ class Engine:
             work.chunks.append((tokens, sequence.computed))
             work.prompt_tokens += tokens
             work.prompt_context += sequence.computed + tokens
+            work.attended += tokens * (2 * sequence.computed + tokens + 1) // 2
         return chunks
 
     def _let_in_waiting(self, budget: int, chunks: list[tuple[Sequence, int]]) -> None:

@@ -110,6 +110,7 @@ class SimulatedNode:
             version=__version__,
             hardware=self,
             kinds={plan.name: plan.kind for plan in plans},
+            models=lambda _: StepModel(experts=any(plan.shape.experts for plan in plans)),
             simulated=True,
             clock_ns=lambda: clock.now_ns,
             unix_s=lambda: clock.now_ns * 1e-9,

@@ -33,6 +33,7 @@ def step(state: State, start_ns: int, end_ns: int, work: Work) -> Step:
         prompt_tokens=work.prompt_tokens,
         decode_tokens=work.decodes,
         context_tokens=work.decode_context + work.prompt_context,
+        attended=work.attended,
         running=state.running,
         waiting=state.waiting,
         fetching=state.fetching,

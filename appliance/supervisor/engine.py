@@ -96,6 +96,9 @@ class Engine:
             peer_errors=acquaintances.errors(self.key),
             weight=self.weight,
             core_pid=self.core_connection.hello.pid if self.core_connection else None,
+            worker_pids=tuple(
+                connection.hello.pid for (kind, _), connection in self.connections.items() if kind == "worker"
+            ),
             max_batched_tokens=core.max_batched_tokens if core else 2048,
             max_running=core.max_running if core else 256,
             max_model_len=core.max_model_len if core else 0,

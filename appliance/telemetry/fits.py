@@ -46,11 +46,14 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
 class Fits:
     """Those of one node."""
 
-    def __init__(self, state: Path, kinds: Mapping[str, str], unix_s: Callable[[], float] = time.time) -> None:
-        """``state``: the state directory. ``kinds``: by engine."""
+    def __init__(
+        self, state: Path, kinds: Mapping[str, str], unix_s: Callable[[], float] = time.time, *, experts: bool = False
+    ) -> None:
+        """``state``: the state directory. ``kinds``: by engine. ``experts``: the node's model is a mixture of them."""
         self._directory = state / _DIRECTORY
         self._kinds = kinds
         self._unix_s = unix_s
+        self._experts = experts
         self._models: dict[str, StepModel] = {}
         self._saved: dict[str, int] = {}  # what each had learnt then
         self._looks: Counter[str] = Counter()  # since the last time, at engines of a kind that make steps
@@ -118,12 +121,12 @@ class Fits:
             kept = msgspec.json.decode(path.read_bytes(), type=Kept)
             if (kept.version, kept.form, kept.kind) != (VERSION, FORM, kind):
                 raise ValueError("it is of another version, or of another kind of engine")
-            return StepModel(kept.model)
+            return StepModel(kept.model, self._experts)
         except FileNotFoundError:
-            return StepModel()
+            return StepModel(experts=self._experts)
         except (OSError, ValueError) as error:  # msgspec's are ValueErrors
             _log.warning("what was kept of steps in %s is not used, and learnt anew: %s", path, error)
-            return StepModel()
+            return StepModel(experts=self._experts)
 
     def _write(self, kind: str, model: StepModel) -> None:
         """All of it or nothing."""

@@ -61,9 +61,12 @@ class Machine:
         return tenants.assign(self._readings(), self._views())
 
     def host(self, view: EngineView) -> HostReading | None:
-        """Of the main threads of EngineCore and of the API process, which leads the session."""
+        """Of the main threads of EngineCore and of the API process, which leads the session. Of ranks that are processes, the one that
+        waits the longest for a core counts with EngineCore: all others wait for it.
+        """
         now_ns = time.monotonic_ns()
         core = self._threads.shares(view.core_pid, now_ns)
+        workers = [self._threads.shares(pid, now_ns) for pid in view.worker_pids]
         api = self._threads.shares(view.pid, now_ns) if view.pid != view.core_pid else None
         pid = view.core_pid or view.pid
         throttled = self._cgroups.throttled(pid, now_ns) if pid else None
@@ -72,7 +75,7 @@ class Machine:
             return None
         return HostReading(
             core_busy=core.ran if core else None,
-            core_delay=core.waited if core else None,
+            core_delay=max(one.waited for one in (core, *workers) if one) if core else None,
             core_switches_s=core.switches_s if core else None,
             api_busy=min(1.0, api.ran + api.waited) if api else None,
             api_starved=api.waited if api else None,

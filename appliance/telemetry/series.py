@@ -20,6 +20,8 @@ WINDOW_NS: Final = 5 * 1_000_000_000
 _MOST_STEPS: Final = 20_000
 _MOST_ROOM: Final = 4.0
 _FADES: Final = 0.98  # from step to step
+_MOST_BEGUN: Final = 4  # with asynchronous scheduling there are two
+_DOUBTED_NS: Final = 120 * 1_000_000_000
 _LATE_S: Final = 1.0  # at least, and
 _OVERDUE: Final = 2.0  # times what it should take, until a step under way is late: others of its size may have waited
 
@@ -73,10 +75,13 @@ class Series:
         self._made: deque[_Made] = deque()
         self._prompt_tokens = self._output_tokens = self._busy_ns = 0  # sums of these
         self._before: Step | None = None  # the last one before the window
-        self._began: StepBegan | None = None  # a long one that is under way
+        self._began: deque[StepBegan] = deque(
+            maxlen=_MOST_BEGUN
+        )  # long ones: the first is under way, others come after it
         self._decoded_ns: int | None = None
         self._like = Compared()  # steps like those that were seen before, with what is expected
         self._unlike = Compared()  # others, with the most that they may take
+        self._doubted_ns: int | None = None  # since when what is unlike all before takes longer than any error explains
         self._usually_took_s = self._usually_should_s = 0.0  # the same, over the last steps however long ago these were
 
     def add(self, message: Up, now_ns: int) -> None:
@@ -84,16 +89,16 @@ class Series:
         if isinstance(message, CoreReady):
             self.core = message
         elif isinstance(message, StepBegan):
-            self._began = message
+            self._began.append(message)
         elif isinstance(message, Step):
             self.last = self.last_step = message
-            if self._began is not None and self._began.at_ns <= message.start_ns:  # else it was scheduled meanwhile
-                self._began = None
+            while self._began and self._began[0].at_ns <= message.start_ns:  # else it was scheduled meanwhile
+                self._began.popleft()
             if message.prompt_tokens or message.decode_tokens:
                 self._add_step(message, now_ns)
         elif isinstance(message, Heartbeat):
             self.last = message
-            self._began = None
+            self._began.clear()
             if not message.running:  # else somebody still waits for the next token
                 self._decoded_ns = None
 
@@ -163,10 +168,13 @@ class Series:
 
         return _fits(itl_at, itl_s, target_s)
 
-    def _estimate_s(self, prompt_tokens: float, decode_tokens: float, context_tokens: float) -> float | None:
-        """Of a batch of any size."""
-        chunks = [(prompt_tokens, 0.0)] if prompt_tokens else []
-        found = self._model.estimate(chunks, decode_tokens, context_tokens - prompt_tokens)
+    def _estimate_s(
+        self, prompt_tokens: float, decode_tokens: float, context_tokens: float, attended: float = 0.0
+    ) -> float | None:
+        """Of a batch of any size; its prompts are taken together."""
+        before = max(0.0, attended / prompt_tokens - prompt_tokens / 2) if prompt_tokens else 0.0
+        chunks = [(prompt_tokens, before)] if prompt_tokens else []
+        found = self._model.estimate(chunks, decode_tokens, max(0.0, context_tokens - prompt_tokens - before))
         return found[0] if found is not None else None
 
     def slowdown(self, now_ns: int | None = None) -> float | None:
@@ -183,19 +191,20 @@ class Series:
 
     def _overdue(self, now_ns: int) -> tuple[float, float]:
         """Of the step under way: for how long it is, and how long it should take; 0 where nobody knows, or it may still be in time."""
-        began, began_ns = self._began, self._under_way_ns()
-        if began is None or began_ns is None:
+        began_ns = self._under_way_ns()
+        if began_ns is None:
             return 0.0, 0.0
         taken_s = (now_ns - began_ns) * 1e-9
-        should_s = self._estimate_s(began.prompt_tokens, began.decode_tokens, began.context_tokens)
+        should_s = self._estimate_s(*_batch(self._began[0]))
         late = should_s is not None and taken_s >= max(_LATE_S, _OVERDUE * should_s)
         return (taken_s, should_s or 0.0) if late else (0.0, 0.0)
 
     def _under_way_ns(self) -> int | None:
         """Since when a long step is. Where it was scheduled before the last one was over, it began when that was."""
-        if self._began is None:
+        if not self._began:
             return None
-        return max(self._began.at_ns, self.last_step.end_ns) if self.last_step else self._began.at_ns
+        at_ns = self._began[0].at_ns
+        return max(at_ns, self.last_step.end_ns) if self.last_step else at_ns
 
     @property
     def slow_from_the_start(self) -> bool:
@@ -205,11 +214,10 @@ class Series:
     def teach(self) -> None:
         """Tell the model of the calibration once more: it has forgotten all."""
         for one in self.calibration:
-            step = one.step
-            self._model.learn(step.prompt_tokens, step.decode_tokens, step.context_tokens, one.seconds)
+            self._learn(one.step, one.seconds)
 
     def _add_step(self, step: Step, now_ns: int) -> None:
-        batch = step.prompt_tokens, step.decode_tokens, step.context_tokens
+        batch = _batch(step)
         seconds = (step.end_ns - step.start_ns) * 1e-9
         expected_s = self._model.expected_s(*batch)
         gap_ns = None
@@ -229,16 +237,23 @@ class Series:
         elif (most_s := self._model.at_most_s(*batch)) is not None:
             self._unlike.add(now_ns, seconds, most_s)
         self._forget(now_ns)
-        if seconds > 0 and self._may_teach():
-            self._model.learn(*batch, seconds)
+        if seconds > 0 and self._may_teach(now_ns):
+            self._learn(step, seconds)
 
-    def _may_teach(self) -> bool:
+    def _learn(self, step: Step, seconds: float) -> None:
+        self._model.learn(step.prompt_tokens, step.decode_tokens, step.context_tokens, seconds, step.attended)
+
+    def _may_teach(self, now_ns: int) -> bool:
         """A fault must not be learnt as what is normal. (None makes steps quicker than they should be: what is quick is learnt.)"""
         if self._model.young:
             return not self.slow_from_the_start
         if self._usually_took_s > WELL * self._usually_should_s or not self._like.is_well:
             return False
-        return self._like.known or self._unlike.is_well
+        if self._like.known or self._unlike.is_well:
+            self._doubted_ns = None
+            return True
+        self._doubted_ns = now_ns if self._doubted_ns is None else self._doubted_ns
+        return now_ns - self._doubted_ns > _DOUBTED_NS  # if it goes on, it is the estimate that is wrong
 
     def _count(self, step: Step, sign: int) -> None:
         """It comes into the window, or with sign −1 leaves it."""
@@ -254,8 +269,8 @@ class Series:
         self._unlike.forget(now_ns)
 
 
-def _batch(step: Step) -> tuple[int, int, int]:
-    return step.prompt_tokens, step.decode_tokens, step.context_tokens
+def _batch(step: Step | StepBegan) -> tuple[int, int, int, int]:
+    return step.prompt_tokens, step.decode_tokens, step.context_tokens, step.attended
 
 
 def _fits(itl_at: Callable[[float], float], itl_s: float, target_s: float) -> float:

@@ -89,6 +89,24 @@ def test_an_api_process_that_has_no_core_is_told_from_one_that_is_busy(run: obje
     assert 0.3 < found.api_starved < 1.01
 
 
+def test_a_rank_that_has_no_core_holds_up_its_engine(run: object) -> None:
+    assert callable(run)
+    core = min(os.sched_getaffinity(0))
+    engine_core, well, starved = run(IDLE), run(IDLE), run(BUSY, core)
+    run(BUSY, core)
+    view = EngineView(
+        name="e0", role=Role.BOTH, state=EngineState.READY, epoch=1, socket="", core_pid=engine_core,
+        worker_pids=(well, starved),
+    )  # fmt: skip
+    machine = Machine()
+    machine.host(view)
+    time.sleep(LOOK_S)
+    found = machine.host(view)
+    assert found is not None and found.core_delay is not None and found.core_busy is not None
+    assert 0.3 < found.core_delay < 1.01
+    assert found.core_busy < 0.02, "EngineCore's own"
+
+
 def groups() -> Path | None:
     """Where a control group with a quota can be made; None where that is not for us."""
     for place in (Path("/sys/fs/cgroup/cpu"), Path("/sys/fs/cgroup")):

@@ -260,11 +260,13 @@ def gpu(index: int, engine: str, clock_mhz: float, *reasons: str, **readings: An
 
 def test_a_power_limit_is_no_trouble_unless_a_gpu_is_worse_off_than_its_like() -> None:
     """GPUs at full work are held by it as a matter of course."""
-    alike = [gpu(n, f"e{n}", 1500.0, "sw_power_cap") for n in range(3)]
+    alike = [gpu(n, "e0", 1500.0, "sw_power_cap") for n in range(3)]
     assert cause(window(gpus=alike)) == "prefill_saturated"
     assert cause(window(gpus=[gpu(0, "e0", 1200.0, "sw_power_cap"), *alike[1:]])) == "prefill_straggler_gpu"
-    idle = [gpu(0, "e0", 1500.0, "sw_power_cap"), gpu(1, "e1", 1980.0, "gpu_idle")]
+    idle = [gpu(0, "e0", 1500.0, "sw_power_cap"), gpu(1, "e0", 1980.0, "gpu_idle")]
     assert cause(window(gpus=idle)) == "prefill_saturated", "who does nothing has no power limit"
+    decoding = [gpu(0, "e0", 1500.0, "sw_power_cap"), gpu(1, "e1", 1980.0), gpu(2, "e1", 1980.0)]
+    assert cause(window(gpus=decoding)) == "prefill_saturated", "who decodes needs less power"
 
 
 def test_clocks_that_were_down_between_two_looks_are_evidence() -> None:
@@ -334,6 +336,15 @@ def test_a_small_delay_and_a_slow_engines_own_are_nothing_of_the_api_process() -
     assert cause(held_up(0.04)) != "frontend_bound"
     assert cause(held_up(0.2, ttft_s=2.0)) != "frontend_bound"
     assert "straggler" in cause(held_up(0.2, slowdown=2.0))
+    assert cause(held_up(0.01, engine=-1, intake_s=0.2, step_ms=90.0)) != "frontend_bound", (
+        "they wait for the step under way"
+    )
+
+
+def test_an_api_process_that_is_busy_is_not_stopped() -> None:
+    """One that has no core, as its engine has none, is late as well."""
+    starved = HostReading(core_delay=0.2, api_busy=0.9, api_starved=0.8, cores=1)
+    assert cause(hosted(starved, api_delay_s=0.2, slowdown=1.2)) == "prefill_straggler_cpu"
 
 
 def hosted(host: HostReading, **changes: Any) -> list[NodeSnapshot]:
@@ -549,12 +560,12 @@ def test_one_late_answer_of_few_tells_nothing_and_many_do() -> None:
 def test_fewer_tell_where_an_engine_is_plainly_slow_but_some_there_must_be() -> None:
     few, none = wait(100.0, 10, 0.3), wait(100.0, 20, 0.05)
     assert judge([few], 0.95).hurt is None
-    for_long = [wait(97.0, 0, 0.0, slowdown=2.5), replace(few, engines=wait(100.0, 0, 0.0, slowdown=2.5).engines)]
+    slow = wait(100.0, 0, 0.0, slowdown=2.5).engines
+    for_long = [*(wait(97.0 + n, 0, 0.0, slowdown=2.5) for n in range(3)), replace(few, engines=slow)]
     assert (found := judge(for_long, 0.95).finding) is not None
     assert (found.cause, found.engines) == ("prefill_straggler_cpu", ("e0",))
-    just_now = [wait(97.0, 0, 0.0, slowdown=0.4), for_long[1]]
-    assert judge(just_now, 0.95).hurt is None, "one slow moment is none of an engine's doing"
-    assert judge([for_long[0], replace(none, engines=for_long[1].engines)], 0.95).hurt is None, "nobody minds"
+    assert judge(for_long[2:], 0.95).hurt is None, "one slow moment is none of an engine's doing"
+    assert judge([*for_long[:3], replace(none, engines=slow)], 0.95).hurt is None, "nobody minds"
 
 
 def test_those_who_wait_too_long_already_are_hurt_before_anything_comes() -> None:
@@ -578,6 +589,26 @@ def test_answers_that_miss_their_targets_hurt_though_engines_are_in_time_on_aver
     assert judge([mixed(100.0, 60, 0.13)], 0.95).hurt is None, "chance would have it so"
     several = [mixed(91.0 + 3 * n, 60, 0.13) for n in range(4)]
     assert judge(several, 0.95).hurt == "13% of the answers miss their targets"
+
+
+def test_answers_may_miss_the_pace_of_a_slow_engine_that_is_in_time_on_average() -> None:
+    """Each has its own."""
+
+    def scattered(itl_s: float, ttft_late: float = 0.0) -> list[NodeSnapshot]:
+        lately = Lately(first_tokens=40, ttft_late=ttft_late, ended=40, brief=40, brief_missed=0.4)
+        slow = {"slowdown": 2.0, "itl_s": itl_s, "output_tokens_s": 500.0, "running": 9, "busy": 0.9}
+        engines = (made.engine("e0", busy=0.5), made.engine("e1", made.Role.DECODE, **slow))
+        return [replace(made.node(engines, 0, lately=lately), time=100.0, uptime_s=100.0)]
+
+    assert cause(scattered(0.044)) == "decode_straggler_cpu"
+    assert judge(scattered(0.02), 0.95).finding is None, "it is far from the target"
+    assert judge(scattered(0.044, ttft_late=0.4), 0.95).finding is None, "they miss the first token"
+
+
+def test_an_outage_in_which_thousands_fail_is_still_judged() -> None:
+    """A tail of so many would be beyond what floats can say."""
+    assert judge([mixed(100.0, 3000, 0.9)], 0.95).hurt == "90% of the answers miss their targets"
+    assert judge([wait(100.0, 0, 0.0, overdue=2000)], 0.95).hurt is not None
 
 
 def test_a_pace_that_was_slow_and_is_not_any_more_hurts_nobody() -> None:

@@ -37,7 +37,8 @@ def teach(model: StepModel, count: int = 3000, slow: float = 1.0, noise: float =
     for _ in range(count):
         prompt, decode = chance.choice([0, 0, 300, 1500, 4000]), chance.randrange(1, 200)
         context = decode * chance.randrange(100, 2000) + prompt
-        model.learn(prompt, decode, context, slow * chance.lognormvariate(0, noise) * seconds(prompt, decode, context))
+        took_s = slow * chance.lognormvariate(0, noise) * seconds(prompt, decode, context)
+        model.learn(prompt, decode, context, took_s, prompt * prompt // 2)
 
 
 def fits(directory: Path, kind: str = KIND) -> Fits:
@@ -72,7 +73,7 @@ def test_a_fit_that_was_kept_expects_the_same_and_goes_on_learning() -> None:
     teach(model)
     again = StepModel(msgspec.json.decode(msgspec.json.encode(model.kept()), type=type(model.kept())))
     assert again.expected_s(*BATCH) == pytest.approx(model.expected_s(*BATCH), rel=1e-6)
-    assert again.expected_s(400_000, 5000, 90_000_000) is None
+    assert again.expected_s(400_000, 5000, 90_000_000, 8 * 10**10) is None
     assert (again.learnt, again.young, again.noise) == (3000, False, pytest.approx(0.02, abs=0.003))
     teach(again, 60_000, slow=2.0)
     assert again.expected_s(*BATCH) == pytest.approx(2 * seconds(*BATCH), rel=0.25)
@@ -84,7 +85,7 @@ def test_keeping_changes_nothing_for_the_one_that_is_kept() -> None:
     before = model.expected_s(*BATCH)
     model.kept()
     assert model.expected_s(*BATCH) == before
-    assert model.expected_s(400_000, 5000, 90_000_000) is None
+    assert model.expected_s(400_000, 5000, 90_000_000, 8 * 10**10) is None
 
 
 # ---- files

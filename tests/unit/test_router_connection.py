@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 import pytest_asyncio
 
@@ -197,6 +198,53 @@ async def test_one_that_has_rested_for_too_long_is_not_used_again(
     assert await engine.callers[0].end() == b"", "and is closed"
 
 
+async def test_one_that_the_engine_closes_just_when_it_is_used_has_not_brought_the_request(engine: Engine) -> None:
+    """It is asked again on a new one, and only once."""
+    answers = 0
+
+    async def answer(caller: Caller) -> None:
+        nonlocal answers
+        await caller.request()
+        answers += 1
+        if answers in (1, 3):
+            caller.say(EMPTY)
+            await caller.request()  # and hangs up without a word
+
+    engine.answers = answer
+    assert (await engine.ask()).status == 200
+    with pytest.raises(Unreachable) as told:
+        await engine.ask()
+    assert told.value.had_it
+    assert (answers, len(engine.callers)) == (2, 2)
+    assert (await engine.ask()).status == 200
+    engine.answers = once(EMPTY)
+    assert (await engine.ask()).status == 200
+    assert len(engine.callers) == 4
+
+
+async def test_one_on_which_it_has_failed_is_not_used_again(engine: Engine) -> None:
+    """uvicorn closes it, and does not say so."""
+    engine.answers = once(b"HTTP/1.1 500 Internal Server Error\r\ncontent-length: 2\r\n\r\nno")
+    for number in (1, 2):
+        response = await engine.ask()
+        assert (response.status, await response.all()) == (500, b"no")
+        assert len(engine.callers) == number
+
+
+async def test_whoever_has_an_old_view_does_not_reach_the_life_that_has_come_since(engine: Engine) -> None:
+    """Both have the same socket."""
+    old = engine.view
+    engine.view = msgspec.structs.replace(old, epoch=2)
+    engine.answers = once(SAID, b"4\r\nword\r\n")
+    response = await engine.ask()
+    for _ in range(2):
+        with pytest.raises(Unreachable) as told:
+            await engine.engines.send(old, "POST", "/", {}, b"")
+        assert not told.value.had_it
+        engine.engines.lost("e0", 1)  # neither does hearing of the old one's end
+    assert await response.some() == b"word"
+
+
 async def test_two_at_once_have_two(engine: Engine) -> None:
     await asyncio.gather(engine.ask(), engine.ask())
     assert len(engine.callers) == 2
@@ -235,7 +283,8 @@ async def test_so_does_a_client_that_leaves_before_it(engine: Engine) -> None:
         await asked.wait()
         asking.cancel()
         await closed.wait()
-    assert asking.cancelled() or await asyncio.gather(asking, return_exceptions=True)
+    [outcome] = await asyncio.gather(asking, return_exceptions=True)
+    assert isinstance(outcome, asyncio.CancelledError)
 
 
 async def test_whoever_waits_is_told_that_the_engine_is_gone(engine: Engine) -> None:
@@ -251,8 +300,11 @@ async def test_whoever_waits_is_told_that_the_engine_is_gone(engine: Engine) -> 
             await asyncio.wait_for(task, 1)
 
 
-async def test_so_is_whoever_is_about_to_be_connected(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Event loops make the protocol before there is a connection."""
+@pytest.mark.parametrize("end", [1, None])
+async def test_so_is_whoever_is_about_to_be_connected(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, end: int | None
+) -> None:
+    """Event loops make the protocol before there is a connection. ``end``: of that life, or of all."""
     loop = asyncio.get_running_loop()
     connect = loop.create_unix_connection
 
@@ -262,14 +314,15 @@ async def test_so_is_whoever_is_about_to_be_connected(engine: Engine, monkeypatc
         return await connect(lambda: made, path)
 
     monkeypatch.setattr(loop, "create_unix_connection", slowly)
-    for end in (lambda: engine.engines.lost("e0", 1), engine.engines.close):
-        asking = asyncio.create_task(engine.ask())
-        await asyncio.sleep(0.01)
-        if (ended := end()) is not None:
-            await ended
-        with pytest.raises(Unreachable, match="can't be reached") as told:
-            await asyncio.wait_for(asking, 1)
-        assert not told.value.had_it
+    asking = asyncio.create_task(engine.ask())
+    await asyncio.sleep(0.01)
+    if end is None:
+        await engine.engines.close()
+    else:
+        engine.engines.lost("e0", end)
+    with pytest.raises(Unreachable, match="can't be reached") as told:
+        await asyncio.wait_for(asking, 1)
+    assert not told.value.had_it
 
 
 async def test_one_that_is_closed_before_it_is_used_is_no_connection(
@@ -305,7 +358,7 @@ async def test_an_answer_that_nobody_reads_is_not_taken(engine: Engine) -> None:
     await asyncio.sleep(0.2)
     assert response._answering._held_bytes < size / 4
     assert await response.all() == whole
-    assert (await engine.engines._life(engine.view).connection()).open, "and then it rests, and can be used again"
+    assert engine.engines._life(engine.view).rested() is not None, "and can be used again"
 
 
 @pytest.mark.parametrize("surplus", [OK + b"content-length: 3\r\n\r\nwho", OK[:9], b"who"])

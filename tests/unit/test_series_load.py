@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import msgspec
 import pytest
 
@@ -144,6 +146,53 @@ def test_batches_unlike_those_seen_tell_only_of_an_engine_that_is_slower_than_an
     assert (slowdown is not None and 2 < slowdown < 5.5) if slow else slowdown is None or slowdown < 1.1
     mixed(series, now_ns, times, 5)
     assert (model.learnt == learnt) is slow, "a fault is not learnt as what is usual"
+
+
+def test_what_goes_on_for_minutes_is_learnt_after_all() -> None:
+    """Then it is the estimate that is wrong."""
+    model = StepModel()
+    series = Series(1, model)
+    now_ns = prefilling(series, 0, before=2000)
+    series, now_ns = made(2000, 5 * MS, series, now_ns)
+    now_ns, learnt = mixed(series, now_ns + 3 * S, 5.0, 200), model.learnt
+    now_ns = mixed(series, now_ns, 5.0, 200)
+    assert model.learnt == learnt
+    mixed(series, now_ns, 5.0, 200)
+    assert model.learnt > learnt
+
+
+def test_the_step_under_way_is_not_judged_by_the_one_that_is_scheduled_meanwhile() -> None:
+    series = Series(1)
+    now_ns = prefilling(series, 0) + 3 * S
+    for at_ns, tokens in ((now_ns, 16384), (now_ns + 10 * MS, 256)):  # 1.6 s, and 0.03
+        series.add(StepBegan(at_ns=at_ns, prompt_tokens=tokens, context_tokens=tokens), at_ns)
+    assert series.load(now_ns + 3 * S // 2, 0.05).slowdown is None
+    assert (series.load(now_ns + 6 * S, 0.05).slowdown or 0) > 2
+
+
+def test_a_long_prompt_beside_many_that_decode_is_no_slow_engine() -> None:
+    """What a chunk attends to is its own prompt, not what all others have."""
+
+    def took_ns(prompt: int, before: int, context: int) -> int:
+        return 8 * MS + int(prompt * 20_000 + prompt * (before + prompt / 2) * 0.08 + context * 40)
+
+    series, now_ns, chance = Series(1), 0, random.Random(5)
+    told = []
+    for _ in range(40):
+        for before in range(0, 65_536, 8192):  # of one long prompt; between its chunks, short ones
+            chunks = [(chance.randrange(64, 2000), 0) for _ in range(20)] + [(2048, before)]
+            for prompt, there in chunks:
+                decodes = chance.randrange(40, 80)
+                context = decodes * chance.randrange(1400, 1800) + prompt + there
+                end_ns = now_ns + int(took_ns(prompt, there, context) * chance.gauss(1, 0.02))
+                attended = prompt * (2 * there + prompt + 1) // 2
+                one = msgspec.structs.replace(
+                    step(now_ns, end_ns, prompt=prompt, decode=decodes, context=context), attended=attended
+                )
+                series.add(one, end_ns)
+                now_ns = end_ns
+                told.append(series.slowdown() or 1.0)
+    assert max(told[2000:]) < 1.3
 
 
 def test_tokens_are_late_whose_step_came_later_than_the_target() -> None:
