@@ -58,9 +58,9 @@ class Work(msgspec.Struct):
     chunks: list[tuple[int, int]] = []  # of prompts: tokens, and how many of the same prompt were there before
     prompt_tokens: int = 0
     prompt_context: int = 0  # tokens that these prompts have by the end of the step
-    attended: int = 0  # see ``channel.Step``
     decodes: int = 0  # sequences, one token each
     decode_context: int = 0  # KV tokens that these read, their own included
+    attended: int = 0  # by the prompts' tokens: see ``channel.Step``
 
 
 class State(msgspec.Struct, frozen=True):

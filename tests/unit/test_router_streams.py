@@ -233,7 +233,7 @@ async def test_a_stream_without_any_engine_waits_for_one_to_come_back(short: Pat
         await asyncio.sleep(0.3)
         assert not task.done()
         built["e0"].script = obliging
-        built["e0"].view = ready
+        built["e0"].view = msgspec.structs.replace(ready, epoch=2)
         built.router.engines_changed()
         await task
         assert client.body == b"".join(EVENTS)
