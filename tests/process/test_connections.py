@@ -187,6 +187,21 @@ async def test_whoever_is_served_is_waited_for() -> None:
             client.close()
 
 
+async def test_after_an_answer_that_came_before_all_of_its_body_a_client_may_rest_as_well() -> None:
+    """The rest of a body is not the beginning of a header, and nobody is told that his is late who has sent none."""
+    async with served() as server:
+        early = await server.client(b"POST /health HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\n\r\n")
+        head = await early.head()
+        assert b" 405 " in head
+        [length] = [int(line[15:]) for line in head.split(b"\r\n") if line.startswith(b"content-length:")]
+        await early.reader.readexactly(length)
+        early.send(b"body")
+        await asyncio.sleep(2 * HEADER_S)
+        early.send(get("/health"))
+        assert b" 200 " in await early.head()
+        early.close()
+
+
 async def test_where_there_is_no_room_whoever_owes_his_request_gives_way_the_oldest_first() -> None:
     async with served(most=3, header_s=20) as server:
         stream = await server.client(get("/events"))
