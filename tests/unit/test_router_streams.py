@@ -116,6 +116,16 @@ async def test_a_stream_that_ends_before_it_began_is_tried_elsewhere(pair: House
 
 
 @pytest.mark.parametrize("half", [b"", EVENTS[1][:9]], ids=["between events", "within an event"])
+async def test_a_stream_that_ends_in_order_without_done_is_not_whole_and_goes_on_elsewhere(
+    pair: House, half: bytes
+) -> None:
+    pair["e1"].script = fails(EVENTS[0] + half)
+    client = await pair.ask(STREAM)
+    assert client.body == b"".join(EVENTS)
+    assert last(pair).attempts == 2
+
+
+@pytest.mark.parametrize("half", [b"", EVENTS[1][:9]], ids=["between events", "within an event"])
 async def test_a_stream_that_breaks_off_says_so_and_is_not_done(short: Path, half: bytes) -> None:
     async with house(short, attempts=1) as built:
         built["e1"].script = breaking(EVENTS[0], half)
