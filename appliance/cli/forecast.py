@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import logging
+import time
 from collections import deque
 from collections.abc import AsyncIterator
 from typing import Final, Protocol
@@ -17,6 +18,7 @@ from appliance.records import Better, NodeSnapshot, Plans
 _log = logging.getLogger("pd-appliance")
 _EVERY_S: Final = 10.0  # what is asked is told over a minute, and does not change faster
 _WINDOW: Final = 6  # of these: that minute
+_SPARING: Final = 50.0  # times what the last plans took, until the next: the core has tokens to deliver
 
 
 class Source(Protocol):
@@ -36,6 +38,7 @@ class Forecast:
         self._window: deque[NodeSnapshot] = deque(maxlen=_WINDOW)
         self._plans: Plans | None = None
         self._topology: str | None = None  # as it is now; plans may be of one that was changed since
+        self._rests_until_s = 0.0  # of the node's uptime
 
     def plans(self) -> Plans | None:
         """The latest; None before there are any."""
@@ -54,8 +57,11 @@ class Forecast:
             if self._window and snapshot.uptime_s - self._window[-1].uptime_s < _EVERY_S:
                 continue
             self._window.append(snapshot)
-            if snapshot.engines:
+            of_another = self._plans is None or self._plans.now != snapshot.topology
+            if snapshot.engines and (of_another or snapshot.uptime_s >= self._rests_until_s):
+                began_s = time.monotonic()
                 self._plans = await self._made(snapshot)
+                self._rests_until_s = snapshot.uptime_s + _SPARING * (time.monotonic() - began_s)
 
     async def _made(self, snapshot: NodeSnapshot) -> Plans | None:
         """Off the loop, which has tokens to deliver, and so of copies of what goes on learning. A fault costs these plans and no more."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,28 @@ async def test_plans_are_made_every_ten_seconds_of_a_minutes_snapshots(monkeypat
     await Forecast(Source(*(100 + second / 2 for second in range(200))), 0.95).run()
     assert [window[-1] for window in windows] == [100 + 10 * turn for turn in range(10)]
     assert windows[-1] == [140, 150, 160, 170, 180, 190]
+
+
+async def test_plans_that_take_long_are_made_less_often_but_for_another_topology_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A fiftieth of a core at the most."""
+    planned: list[float] = []
+
+    def slow(window: Any, *rest: Any) -> Plans:
+        planned.append(window[-1].uptime_s)
+        time.sleep(0.3)
+        return Plans(time=5.0, now=window[-1].topology)
+
+    monkeypatch.setattr(module, "measured", slow)
+    source = Source(*(100.0 + 10 * turn for turn in range(5)))
+    source._snapshots[-1] = msgspec.structs.replace(source._snapshots[-1], topology="2b")
+    await Forecast(source, 0.95).run()
+    assert planned == [100, 120, 140]
+    source._snapshots[3] = msgspec.structs.replace(source._snapshots[3], topology="2b")
+    planned.clear()
+    await Forecast(source, 0.95).run()
+    assert planned == [100, 120, 130]
 
 
 async def test_before_anything_is_asked_the_reason_is_told() -> None:
