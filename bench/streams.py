@@ -28,7 +28,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from bench.servers import ROOT, free_port
+from bench.servers import ROOT, ServerError, free_port
 
 _SCENARIO: Final = """
 layout = "4p4d"
@@ -145,6 +145,8 @@ class Node:
         try:
             async with asyncio.timeout(_READY_S):
                 while not await self._whole():
+                    if self.process.returncode is not None:
+                        raise ServerError(f"the appliance ended with {self.process.returncode}")
                     await asyncio.sleep(0.2)
         except BaseException:
             await self.__aexit__()
@@ -153,7 +155,8 @@ class Node:
 
     async def __aexit__(self, *_: object) -> None:
         await self.session.close()
-        self.process.send_signal(signal.SIGTERM)
+        with contextlib.suppress(ProcessLookupError):
+            self.process.send_signal(signal.SIGTERM)
         await self.process.wait()
 
     async def _whole(self) -> bool:

@@ -32,7 +32,7 @@ async def compare(commit: str, suites: Sequence[str], rounds: int) -> Report:
     """Raises ``NoCommitError``, and ``ServerError`` if one of them can't be measured."""
     machine = measure.machine()
     cancel_at_sigterm()
-    with tempfile.TemporaryDirectory(prefix="pd-compare-") as name:
+    with tempfile.TemporaryDirectory(prefix="pd-") as name:
         directory = Path(name)
         async with earlier(commit, directory) as that:
             this = await here()
@@ -52,7 +52,7 @@ async def _round(
     for suite in suites:
         for turn, tree in enumerate(trees if number % 2 == 0 else trees[::-1]):
             sys.stderr.write(f"{title}: {suite}: {tree.name}\n")
-            place = directory / f"{suite}-{number}-{turn}"
+            place = directory / f"{suite[0]}{number}{turn}"  # short: it has Unix sockets
             place.mkdir()
             found[tree] |= await SUITES[suite](tree, place, model, 2 * number + turn)
     return Round(this=found[trees[0]], that=found[trees[1]])

@@ -125,7 +125,7 @@ async def supervisor(
     directory: Path, model: Path | None, number: int, tree: Path = servers.ROOT
 ) -> AsyncIterator[Front]:
     """Of these sources."""
-    place = directory / f"node-{number}"
+    place = directory / f"n{number}"
     place.mkdir()
     async with streams.Node(place, _SCENARIO, tree) as node:
         async with asyncio.timeout(_READY_S), Target(node.url) as target:
