@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import active_children, get_context
 from pathlib import Path
@@ -27,6 +27,7 @@ from appliance.simulator.scenario import Loaded, Scenario, load
 _BARS: Final = " ▁▂▃▄▅▆▇█"
 _ALL_BARS, _FEW_BARS = 60, 20
 _WIDE, _NARROW = 122, 78  # characters that the whole table takes, and the narrow one
+_LOOK_S: Final = 0.5
 _DASH: Final = "—"
 
 
@@ -78,6 +79,8 @@ def _run_all(loaded: Loaded, layouts: Sequence[str]) -> list[Result]:
             waiting = _submit(pool, loaded, layouts)
             for one in waiting:
                 one.add_done_callback(lambda _: bar.advance(task))
+            while wait(waiting, _LOOK_S, FIRST_EXCEPTION).not_done and not any(_failed(one) for one in waiting):
+                pass  # Ctrl-C is heard in between, whichever thread the kernel tells of it
             return [one.result() for one in waiting]
         except BrokenProcessPool as error:
             raise NotNowError("a process that simulated was ended, perhaps for want of memory") from error
@@ -87,12 +90,16 @@ def _run_all(loaded: Loaded, layouts: Sequence[str]) -> list[Result]:
 
 
 def _submit(pool: ProcessPoolExecutor, loaded: Loaded, layouts: Sequence[str]) -> list[Future[Result]]:
-    """Processes that ignore Ctrl-C, as they inherit that from us: we are who ends them."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Processes that never hear Ctrl-C, as they inherit that from us: we are who ends them. What comes meanwhile is heard afterwards."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         return [pool.submit(run, loaded, one) for one in layouts]
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _failed(one: Future[Result]) -> bool:
+    return one.done() and (one.cancelled() or one.exception() is not None)
 
 
 def _end(pool: ProcessPoolExecutor) -> None:
