@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
+from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import active_children, get_context
 from pathlib import Path
@@ -79,9 +79,7 @@ def _run_all(loaded: Loaded, layouts: Sequence[str]) -> list[Result]:
             waiting = _submit(pool, loaded, layouts)
             for one in waiting:
                 one.add_done_callback(lambda _: bar.advance(task))
-            while wait(waiting, _LOOK_S, FIRST_EXCEPTION).not_done and not any(_failed(one) for one in waiting):
-                pass  # Ctrl-C is heard in between, whichever thread the kernel tells of it
-            return [one.result() for one in waiting]
+            return [_result(one) for one in waiting]
         except BrokenProcessPool as error:
             raise NotNowError("a process that simulated was ended, perhaps for want of memory") from error
         except BaseException:
@@ -98,8 +96,11 @@ def _submit(pool: ProcessPoolExecutor, loaded: Loaded, layouts: Sequence[str]) -
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _failed(one: Future[Result]) -> bool:
-    return one.done() and (one.cancelled() or one.exception() is not None)
+def _result(one: Future[Result]) -> Result:
+    """Waited for in short turns: between these Ctrl-C is heard, whichever thread the kernel tells of it."""
+    while not one.done():
+        wait((one,), _LOOK_S)
+    return one.result()
 
 
 def _end(pool: ProcessPoolExecutor) -> None:
