@@ -23,7 +23,7 @@ def gpu_trouble(engine: EngineSnapshot, trend: Sequence[NodeSnapshot]) -> str | 
         if not _is_of(gpu, engine):
             continue
         others = [one for one in now.gpus if one is not gpu and any(_is_of(one, other) for other in like)]
-        if said := _said(gpu, first.get(gpu.uuid), seconds, others):
+        if said := _said(gpu, first.get(gpu.uuid), seconds, others, _slowest(gpu, trend)):
             return f"GPU {gpu.index} {said}"
     return None
 
@@ -32,10 +32,22 @@ def _is_of(gpu: GpuSnapshot, engine: EngineSnapshot) -> bool:
     return gpu.engine == engine.name or gpu.uuid in engine.gpus
 
 
-def _said(gpu: GpuSnapshot, before: GpuSnapshot | None, seconds: float, others: Sequence[GpuSnapshot]) -> str | None:
+def _slowest(gpu: GpuSnapshot, trend: Sequence[NodeSnapshot]) -> float | None:
+    """Its clock, MHz, where it was seen lowest."""
+    seen = (one for moment in trend for one in moment.gpus if one.uuid == gpu.uuid)
+    return min((one.clock_mhz for one in seen if one.clock_mhz is not None), default=None)
+
+
+def _said(
+    gpu: GpuSnapshot,
+    before: GpuSnapshot | None,
+    seconds: float,
+    others: Sequence[GpuSnapshot],
+    slowest_mhz: float | None,
+) -> str | None:
     return (
         _slow_clock(gpu, others)
-        or (_was_held(gpu, before, seconds) if before is not None else None)
+        or (_was_held(gpu, before, seconds, slowest_mhz) if before is not None else None)
         or (_errors(gpu, before) if before is not None else None)
         or _neighbour(gpu)
     )
@@ -57,13 +69,15 @@ def _is_below(clock_mhz: float, others: Sequence[GpuSnapshot]) -> bool:
     return bool(working) and clock_mhz < _BELOW * working[len(working) // 2]
 
 
-def _was_held(gpu: GpuSnapshot, before: GpuSnapshot, seconds: float) -> str | None:
+def _was_held(gpu: GpuSnapshot, before: GpuSnapshot, seconds: float, slowest_mhz: float | None) -> str | None:
     """Between the looks at its clock, too."""
+    seen = slowest_mhz is not None and gpu.clock_max_mhz is not None and slowest_mhz < gpu.clock_max_mhz
+    low = f", at {slowest_mhz:,.0f} of {gpu.clock_max_mhz:,.0f} MHz when seen lowest" if seen else ""
     earlier = {one.reason: one.total_s for one in before.throttled}
     for one in gpu.throttled:
         share = min(1.0, (one.total_s - earlier.get(one.reason, one.total_s)) / seconds)
         if one.reason not in (*_HARMLESS, _ORDINARY) and share >= _HELD:
-            return f"was held down {share:.0%} of the time ({one.reason.replace('_', ' ')})"
+            return f"was held down {share:.0%} of the time ({one.reason.replace('_', ' ')}){low}"
     return None
 
 

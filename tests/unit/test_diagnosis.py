@@ -278,7 +278,10 @@ def test_clocks_that_were_down_between_two_looks_are_evidence() -> None:
         )
         held[n] = replace(one, gpus=(gpu(0, "e0", 1980.0, throttled=times),))
     assert cause(held) == "prefill_straggler_gpu"
-    assert "GPU 0 was held down 40% of the time (hw thermal slowdown)" in said(held)
+    assert "GPU 0 was held down 40% of the time (hw thermal slowdown)." in said(held)
+    clock = replace(held[1].gpus[0], clock_mhz=600.0)
+    held[1] = replace(held[1], gpus=(clock,))
+    assert "(hw thermal slowdown), at 600 of 1,980 MHz when seen lowest." in said(held), "it recovered since"
     still = [replace(one, gpus=held[0].gpus) for one in held]
     assert cause(still) == "prefill_saturated", "that was before"
 
