@@ -38,10 +38,20 @@ _BEAT_NS: Final = int(BEAT_S * 1e9)
 class Batch:
     """What one step was given to do, counted when it was scheduled."""
 
-    __slots__ = ("attended", "context_tokens", "decode_tokens", "decoding", "prompt_tokens", "sequences", "start_ns")
+    __slots__ = (
+        "attended",
+        "context_tokens",
+        "decode_tokens",
+        "decoding",
+        "prompt_tokens",
+        "scheduled",
+        "sequences",
+        "start_ns",
+    )
 
     def __init__(self, start_ns: int, speculates: bool = False) -> None:
         self.start_ns = start_ns
+        self.scheduled: Mapping[str, int] = {}  # tokens by request
         self.prompt_tokens = 0
         self.decode_tokens = 0
         self.context_tokens = 0
@@ -51,8 +61,20 @@ class Batch:
             set() if speculates else None
         )  # their ids, where they may be given several tokens
 
+    def goes_on(self, last: Batch, scheduled: Mapping[str, int]) -> bool:
+        """Whether the same sequences get one more token each, as most steps go: then nothing need be counted."""
+        if last.decoding is not None or last.prompt_tokens or last.decode_tokens != len(last.scheduled):
+            return False
+        if scheduled != last.scheduled:
+            return False
+        self.scheduled = scheduled
+        self.decode_tokens = self.sequences = last.decode_tokens
+        self.context_tokens = last.context_tokens + last.decode_tokens
+        return True
+
     def count(self, scheduled: Mapping[str, int], requests: Mapping[str, Request]) -> None:
-        """Tokens by request; vLLM has counted them as computed already. A loop without calls: it runs over all sequences in every step."""
+        """Tokens by request; vLLM has counted them as computed already. A loop without calls: it runs over all sequences."""
+        self.scheduled = scheduled
         prompt_tokens = decode_tokens = context_tokens = attended = sequences = 0
         for request_id, tokens in scheduled.items():
             request = requests[request_id]
@@ -94,6 +116,7 @@ class StepRecorder:
         self._link = link_of(self.vllm_config, KVConnectorRole.SCHEDULER)
         self._link.send(Progress(stage="warming up", fraction=0.9))
         self._batches: dict[int, Batch] = {}
+        self._last = Batch(0)
         self._speculates = self.vllm_config.speculative_config is not None
         self._tee = Tee()
         self._tokenless: dict[str, str] = {}  # requests without an output token yet: vLLM's id → the router's key
@@ -110,7 +133,9 @@ class StepRecorder:
         self.connector.scheduler_half.tick(start_ns)
         output: SchedulerOutput = super().schedule(*args, **kwargs)  # type: ignore[misc]
         batch = Batch(start_ns, self._speculates)
-        batch.count(output.num_scheduled_tokens, self.requests)
+        if not batch.goes_on(self._last, output.num_scheduled_tokens):
+            batch.count(output.num_scheduled_tokens, self.requests)
+        self._last = batch
         for new in output.scheduled_new_reqs:
             self._say_scheduled(self.requests[new.req_id])
         self._batches[id(output)] = batch

@@ -3,29 +3,20 @@
 Each step first gives every running sequence what it can, one token to those that decode and a chunk of the prompt to those that do not,
 within the token budget; then it lets waiting ones in while there are budget, places and KV blocks. Where blocks run out, the sequence
 that came last is preempted and computed again. What a step takes is ``physics``' to say.
-
-Sequences that decode are not touched one by one: all of them get a token in every step, so that a step is a number, and what becomes of a
-sequence (its next block, its end) is due at a number. That makes a step of five hundred sequences as cheap as a step of five.
 """
 
 from __future__ import annotations
 
-import heapq
-import itertools
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from appliance.channel import (
-    LONG_STEP_TOKENS,
-    FirstToken,
-    StepBegan,
-    Up,
-)
+from appliance.channel import LONG_STEP_TOKENS, FirstToken, StepBegan, Up
 from appliance.engine.kv.lease import Table
 from appliance.simulator import words
 from appliance.simulator.blocks import Blocks
 from appliance.simulator.clock import Timer
+from appliance.simulator.decoding import Decoding
 from appliance.simulator.leases import Leases
 from appliance.simulator.leg import Ask, Fabric, Offer, Outcome, Physics, Sequence, Settings, State, Work
 
@@ -68,12 +59,8 @@ class Engine:
         self._sequences: dict[str, Sequence] = {}
         self._waiting: deque[Sequence] = deque()
         self._prefilling: dict[Sequence, None] = {}  # running, in order of arrival
-        self._decoding: dict[Sequence, None] = {}
+        self._decoding = Decoding(settings.block_tokens, self._fill)
         self._fetching: dict[Sequence, None] = {}
-        self._decode_context = 0  # KV tokens of those that decode
-        self._due: list[tuple[int, int, Sequence]] = []  # by the number of the step
-        self._order = itertools.count()
-        self._number = 0  # of the present step
         self._told = told
         self._leases = Leases(name, epoch, {} if table is None else table, timer, say, self._freed)
         self.cached = 1.0  # of what the prefix cache has that is found; a fault's
@@ -147,12 +134,9 @@ class Engine:
     # ---- steps
 
     def _wake(self) -> None:
-        if (
-            not self._busy
-            and not self._hung
-            and not self._dead
-            and (self._waiting or self._prefilling or self._decoding)
-        ):
+        if self._busy or self._hung or self._dead:
+            return
+        if self._waiting or self._prefilling or self._decoding:
             self._begin_step()
 
     def _begin_step(self) -> None:
@@ -187,7 +171,7 @@ class Engine:
         if self._preemptions == preemptions:
             self._let_in_waiting(budget, chunks)
         work.decodes = len(self._decoding)
-        work.decode_context = self._decode_context + work.decodes
+        work.decode_context = self._decoding.context + work.decodes
         chunks = [(sequence, tokens) for sequence, tokens in chunks if sequence in self._prefilling]
         for sequence, tokens in chunks:
             work.chunks.append((tokens, sequence.computed))
@@ -212,16 +196,12 @@ class Engine:
 
     def _grow_decoding(self) -> int:
         """Blocks for those that decode and have filled theirs. The budget that is left for prompts."""
-        while self._due and self._due[0][0] <= self._number:
-            _, _, sequence = heapq.heappop(self._due)
-            if sequence.joined < 0 or sequence.aborted:
-                continue
-            self._settle(sequence)
+        for sequence in self._decoding.full():
             while not self._cover(sequence, sequence.total):
                 if not self._preempt_last(sequence):
                     break
             else:
-                self._plan_due(sequence)
+                self._decoding.plan(sequence)
         return self.settings.max_batched_tokens - len(self._decoding)
 
     def _add_chunk(self, sequence: Sequence, budget: int, chunks: list[tuple[Sequence, int]]) -> int:
@@ -247,7 +227,7 @@ class Engine:
 
     def _preempt_last(self, for_whom: Sequence) -> bool:
         """Take the blocks of the one that came last. False if that is the one that wants them."""
-        last = next(reversed(self._prefilling), None) or next(reversed(self._decoding), None)
+        last = next(reversed(self._prefilling), None) or self._decoding.last
         if last is None:
             return False
         self._leave(last)
@@ -289,14 +269,14 @@ class Engine:
         if self._dead or self._hung:
             return
         now_ns = self._timer.now_ns
-        self._number += 1
+        self._decoding.step()
         if self._told is not None and self._decoding:
             self._told(self._decoding)
-        self._decode_context += len(self._decoding)
         for sequence, tokens in chunks:
             if not sequence.aborted and sequence in self._prefilling:
                 self._advance(sequence, tokens, now_ns)
-        self._end_decoding(now_ns)
+        for sequence in self._decoding.through():
+            self._finish(sequence)
         self._say(words.step(self._state(), start_ns, now_ns, work))
         self._busy = False  # not before: whoever is told of tokens may send more work
         self._wake()
@@ -318,41 +298,7 @@ class Engine:
             self._finish(sequence)
             return
         del self._prefilling[sequence]
-        self._decoding[sequence] = None
-        sequence.joined = self._number
-        self._decode_context += sequence.computed
-        self._plan_due(sequence)
-
-    def _plan_due(self, sequence: Sequence) -> None:
-        """When its blocks are full, or it has said all."""
-        until_full = len(sequence.blocks) * self.settings.block_tokens - sequence.computed
-        until_end = sequence.ask.output_tokens - sequence.said
-        number = sequence.joined + max(0, min(until_full, until_end))
-        heapq.heappush(self._due, (number, next(self._order), sequence))
-
-    def _settle(self, sequence: Sequence) -> None:
-        """Bring its own figures up to the present step."""
-        steps = self._number - sequence.joined
-        sequence.computed += steps
-        sequence.said += steps
-        sequence.joined = self._number
-        self._fill(sequence)
-
-    def _end_decoding(self, now_ns: int) -> None:
-        """Those that have said all. (Those that need a block are seen to when the next step is scheduled.)"""
-        due, kept = self._due, []
-        while due and due[0][0] <= self._number:
-            entry = heapq.heappop(due)
-            sequence = entry[2]
-            if sequence.joined < 0 or sequence.aborted:
-                continue
-            if sequence.said + self._number - sequence.joined >= sequence.ask.output_tokens:
-                self._settle(sequence)
-                self._finish(sequence)
-            else:
-                kept.append(entry)
-        for entry in kept:
-            heapq.heappush(due, entry)
+        self._decoding.join(sequence)
 
     def _fill(self, sequence: Sequence) -> None:
         digests = sequence.ask.digests
@@ -381,11 +327,7 @@ class Engine:
     def _leave(self, sequence: Sequence) -> None:
         """It is not running any more."""
         self._prefilling.pop(sequence, None)
-        if sequence.joined >= 0:
-            self._settle(sequence)
-            del self._decoding[sequence]
-            self._decode_context -= sequence.computed
-            sequence.joined = -1
+        self._decoding.leave(sequence)
 
     # ---- fetching
 

@@ -6,7 +6,7 @@ What ``router.request`` does with HTTP is done here with calls; everything that 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Final
 
@@ -16,7 +16,6 @@ from appliance import __version__
 from appliance.channel import Down, Fault, FirstToken, Release, Step, Up
 from appliance.config import Config
 from appliance.costs.fitted import CopyModel, StepModel
-from appliance.costs.gpus import gpu
 from appliance.records import (
     Better,
     EngineState,
@@ -39,10 +38,9 @@ from appliance.simulator.engine import Engine
 from appliance.simulator.fabric import Fabric
 from appliance.simulator.faults import Faults
 from appliance.simulator.frontend import Frontend
-from appliance.simulator.gpus import VirtualGpus, together, uuid
-from appliance.simulator.host import VirtualHost
+from appliance.simulator.gpus import together
 from appliance.simulator.leg import Offer, Outcome
-from appliance.simulator.physics import Physics
+from appliance.simulator.place import EnginePlace
 from appliance.simulator.plan import EnginePlan
 from appliance.simulator.request import Answered, Asked, Request
 from appliance.supervisor.topology import Place, described, relabelled
@@ -54,25 +52,6 @@ _NOTICED_NS: Final = 3_000_000_000  # from the last sign of an engine that hangs
 _HANGS: Final = "its EngineCore gave no sign of life for 3.0 s"
 _LOOK_NS: Final = 500_000_000  # at an engine that drains
 _RESTART_NS: Final = 30_000_000_000  # from its end to its next life: weights are loaded anew
-
-
-class _Place:
-    """One engine of the node, through all of its lives; and what lives are given."""
-
-    def __init__(self, plan: EnginePlan, clock: VirtualClock) -> None:
-        self.plan = plan
-        self.epoch = 1
-        self.role = plan.role  # in routing, and its weight there
-        self.weight = 1.0
-        self.faults: dict[tuple[str, str | None], Fault] = {}  # that last
-        self.gpus = VirtualGpus(
-            gpu(plan.gpu), plan.first_gpu, plan.tensor_parallel, plan.memory_bytes, plan.name, clock
-        )
-        self.frontend = Frontend(clock, quiet=not plan.noise)
-        self.host = VirtualHost(clock, self.frontend)
-        self.physics = Physics(plan.cost(), plan.chance, noise=plan.noise, gpus=self.gpus, host=self.host)
-        self.engine: Engine
-        self.view: EngineView
 
 
 class SimulatedNode:
@@ -88,7 +67,7 @@ class SimulatedNode:
         self.clock = clock
         self._on_answer = on_answer
         self._fabric = Fabric(clock, plans[0].link_bytes_s, self._refusal, self._copying)
-        self._places = {plan.name: _Place(plan, clock) for plan in plans}
+        self._places = {plan.name: EnginePlace(plan, clock) for plan in plans}
         self.ledger = Ledger(send=self._send)
         self.timelines = Timelines(config.telemetry.recent_requests)
         self.loads = Loads()
@@ -99,7 +78,7 @@ class SimulatedNode:
         self._counts = dict.fromkeys(("total", "ok", "failed", "split"), 0)
         self.on_message: Callable[[str, int, Up], None] = lambda engine, epoch, message: None
         for place in self._places.values():
-            place.view = _view(place, self._places, 0, clock.now_ns)
+            place.view = place.view_of_life(0, self._places)
         self._collector = Collector(
             config,
             self,
@@ -249,11 +228,11 @@ class SimulatedNode:
             self.role(name, role)
         return Moved()
 
-    def _be(self, place: _Place, **changed: object) -> None:
+    def _be(self, place: EnginePlace, **changed: object) -> None:
         place.view = msgspec.structs.replace(place.view, **changed)
         self.queue.pump()
 
-    def _drained(self, place: _Place, epoch: int) -> None:
+    def _drained(self, place: EnginePlace, epoch: int) -> None:
         if place.epoch != epoch or place.view.state is not EngineState.DRAINING:
             return  # it has ended by itself, or takes work again
         if self.loads[place.plan.name].legs or self.ledger.held_by(place.plan.name):
@@ -267,7 +246,7 @@ class SimulatedNode:
 
     # ---- lives
 
-    def _live(self, place: _Place) -> None:
+    def _live(self, place: EnginePlace) -> None:
         """A life begins, ready."""
         name, epoch = place.plan.name, place.epoch
         place.engine = Engine(
@@ -280,7 +259,7 @@ class SimulatedNode:
             lambda outcome: place.frontend.tokens(0, lambda: self._ended(place, epoch, outcome)),
             epoch=epoch,
         )
-        place.view = _view(place, self._places, epoch, self.clock.now_ns)
+        place.view = place.view_of_life(epoch, self._places)
         for fault in place.faults.values():
             self._faults(place).apply(fault)
         self._fold(place, epoch, words.ready(place.plan.settings))
@@ -288,7 +267,7 @@ class SimulatedNode:
 
     def _lose(
         self,
-        place: _Place,
+        place: EnginePlace,
         epoch: int,
         cause: str | None = "ended by SIGSEGV",
         state: EngineState = EngineState.BACKOFF,
@@ -307,7 +286,7 @@ class SimulatedNode:
         if state is EngineState.STARTING:
             self._starts(place)
 
-    def _starts(self, place: _Place) -> None:
+    def _starts(self, place: EnginePlace) -> None:
         """It says now and then how far it is."""
         view, now_ns = place.view, self.clock.now_ns
         if view.state is EngineState.STARTING:
@@ -315,7 +294,7 @@ class SimulatedNode:
             place.view = msgspec.structs.replace(view, stage="loading weights", progress=min(done, 1.0))
             self.clock.at(now_ns + _LOOK_NS, partial(self._starts, place))
 
-    def _faults(self, place: _Place) -> Faults:
+    def _faults(self, place: EnginePlace) -> Faults:
         return Faults(
             place.engine,
             place.physics,
@@ -351,7 +330,7 @@ class SimulatedNode:
             self._places[engine].engine.release(message.lease, message.reason)
         return True
 
-    def _fold(self, place: _Place, epoch: int, message: Up) -> None:
+    def _fold(self, place: EnginePlace, epoch: int, message: Up) -> None:
         now_ns, name = self.clock.now_ns, place.plan.name
         self._collector.fold(name, epoch, message, now_ns)
         self.on_message(name, epoch, message)
@@ -364,7 +343,7 @@ class SimulatedNode:
             request = self._requests[message.request]
             place.frontend.tokens(1, lambda: request.first_token() if place.epoch == epoch else None)
 
-    def _ended(self, place: _Place, epoch: int, outcome: Outcome) -> None:
+    def _ended(self, place: EnginePlace, epoch: int, outcome: Outcome) -> None:
         """What its API process has not passed on when a life ends is lost with it."""
         request = self._requests.get(outcome.ask.key)
         if request is not None:
@@ -387,24 +366,3 @@ class SimulatedNode:
         self._counts["ok" if answered.error is None else "failed"] += 1
         self._counts["split"] += answered.split
         self._on_answer(answered)
-
-
-def _view(place: _Place, others: Iterable[str], epoch: int, now_ns: int) -> EngineView:
-    plan, settings = place.plan, place.plan.settings
-    return EngineView(
-        name=plan.name,
-        role=place.role,
-        weight=place.weight,
-        state=EngineState.READY,
-        epoch=epoch,
-        socket="",
-        gpus=tuple(map(uuid, plan.indexes)),
-        since_ns=now_ns,
-        restarts=epoch - 1,
-        peers=tuple(other for other in others if other != plan.name),
-        max_batched_tokens=settings.max_batched_tokens,
-        max_running=settings.max_running,
-        max_model_len=settings.max_model_len,
-        block_tokens=settings.block_tokens,
-        kv_blocks=settings.kv_blocks,
-    )

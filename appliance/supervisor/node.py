@@ -13,14 +13,12 @@ import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any, Final
 
-from appliance.channel import CoreReady, Down, Hello, PeerClosed, PeerOpened, Progress, Up
+from appliance.channel import CoreReady, Down, PeerClosed, PeerOpened, Progress, Up
 from appliance.config import Config
-from appliance.errors import ChannelError
 from appliance.records import EngineState, EngineView
 from appliance.supervisor import lifecycle, loading
 from appliance.supervisor.acquaintance import Acquaintances, Key
 from appliance.supervisor.actions import EngineActions
-from appliance.supervisor.channel_server import ChannelServer, Connection
 from appliance.supervisor.engine import Engine
 from appliance.supervisor.exits import Exit, explain
 from appliance.supervisor.forkserver import ForkError
@@ -29,7 +27,6 @@ from appliance.supervisor.introductions import Introductions
 from appliance.supervisor.lifecycle import (
     Answers,
     Clock,
-    Deaf,
     Ended,
     Event,
     Progressed,
@@ -38,6 +35,7 @@ from appliance.supervisor.lifecycle import (
     Start,
     Stop,
 )
+from appliance.supervisor.listening import Listening
 from appliance.supervisor.oom import OomKills
 from appliance.supervisor.process import Session
 from appliance.supervisor.reshaping import Reshaping
@@ -51,9 +49,6 @@ from appliance.supervisor.watch import Watch
 _PROBE_S: Final = 0.1
 _CLOCK_S: Final = 1.0
 _TURN_S: Final = 0.1
-_DEAF_S: Final = 5.0  # an API process outlives its EngineCore by up to half of that
-_DRAINED_S: Final = 2.0
-_BROKEN_S: Final = 0.2
 _ENDING_S: Final = 5.0  # after SIGKILL
 _UNMAP_S: Final = 2.0  # for peers to unmap a dead engine before it is started again
 _log = logging.getLogger("pd-appliance")
@@ -101,13 +96,7 @@ class Node:
         self._oom_kills = OomKills()
         self._ticked_ns = 0
         self._retired = False  # then an engine that ends is not started again
-        self._channel = ChannelServer(
-            runtime.channel,
-            on_open=self._opened,
-            on_message=self._received,
-            on_close=self._closed,
-            on_error=self._broken,
-        )
+        self._listening = Listening(runtime.channel, self._engines, self._take, self._post, self._task)
         for engine in self._engines.values():
             self._publish(engine)
 
@@ -168,7 +157,7 @@ class Node:
 
     async def start(self) -> None:
         """Listen, and begin all engines; returns at once."""
-        await self._channel.start()
+        await self._listening.start()
         self._task(self._run(), "node")
         self._task(self._tick(), "node clock")
         self._task(self._watch.run(), "watch")
@@ -191,7 +180,7 @@ class Node:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._channel.stop()
+        await self._listening.stop()
 
     async def _all_gone(self, patience_s: float) -> None:
         deadline = time.monotonic() + patience_s
@@ -303,14 +292,8 @@ class Node:
             session.kill()
             code = -signal.SIGKILL
         oom = self._oom_kills.lately(time.monotonic_ns())
-        await self._drained(engine)
+        await self._listening.drained(engine)
         self._post(engine, Ended(explain(code, engine.last_words(), oom=oom)), key.epoch)
-
-    async def _drained(self, engine: Engine) -> None:
-        """Until what it said before its end has been read: output tokens above all, from which its streams go on elsewhere."""
-        deadline = time.monotonic() + _DRAINED_S
-        while engine.connections and time.monotonic() < deadline:
-            await asyncio.sleep(0.005)
 
     async def _await_ready(self, engine: Engine, key: Key) -> None:
         """Until it is healthy: EngineCore has reported, and its server says 200."""
@@ -335,29 +318,8 @@ class Node:
         self._runtime.forget(key.engine, key.epoch)
         _tell(self._on_lost, key.engine, key.epoch)
 
-    # ---- the channel
-
-    def _living(self, hello: Hello) -> Engine | None:
-        """The engine that a connection belongs to, if that life of it is the present one and not yet over."""
-        engine = self._engines.get(hello.engine)
-        return engine if engine and engine.life.epoch == hello.epoch and engine.lives else None
-
-    def _opened(self, connection: Connection) -> None:
-        engine = self._living(connection.hello)
-        if engine is None:
-            connection.close()
-            return
-        engine.connections[(connection.hello.process, connection.hello.rank)] = connection
-
-    def _received(self, connection: Connection, message: Up) -> None:
-        engine = self._living(connection.hello)
-        if engine is None:
-            return
-        self._take(engine, message)
-        _tell(self._on_message, engine.spec.name, engine.life.epoch, message)
-
     def _take(self, engine: Engine, message: Up) -> None:
-        """What the node itself needs to know."""
+        """What a living engine says: what the node itself needs to know, and then the others."""
         if engine.vitals is not None:
             engine.vitals.fold(message, time.monotonic_ns())
         match message:
@@ -370,31 +332,7 @@ class Node:
                 self._publish(engine)
             case PeerClosed():
                 self._introductions.closed(engine, message)
-
-    def _closed(self, connection: Connection) -> None:
-        engine, place = self._living(connection.hello), (connection.hello.process, connection.hello.rank)
-        if engine is not None and engine.connections.get(place) is connection:
-            del engine.connections[place]
-            self._task(self._deaf(engine, engine.key, place), f"silence of {engine.spec.name}")
-
-    async def _deaf(self, engine: Engine, key: Key, place: tuple[str, int]) -> None:
-        """A process that ends closes its channel, and the engine's end follows soon. One that lives on without is of no use."""
-        await asyncio.sleep(_DEAF_S)
-        if place not in engine.connections:
-            name = "EngineCore" if place[0] == "core" else f"{place[0]} {place[1]}"
-            self._post(engine, Deaf(f"its {name} lives, but has closed the engine channel"), key.epoch)
-
-    def _broken(self, hello: Hello | None, error: ChannelError) -> None:
-        """A process that we can't understand is of no use: end its engine. (One that was killed in mid-word has ended already.)"""
-        engine = self._living(hello) if hello else None
-        if engine is None:
-            _log.warning("engine channel: %s", error)
-        else:
-            self._task(self._break(engine, engine.key, str(error)), f"breach of {engine.spec.name}")
-
-    async def _break(self, engine: Engine, key: Key, reason: str) -> None:
-        await asyncio.sleep(_BROKEN_S)
-        self._post(engine, Deaf(reason), key.epoch)
+        _tell(self._on_message, engine.spec.name, engine.life.epoch, message)
 
     # ---- views
 

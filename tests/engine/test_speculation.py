@@ -93,3 +93,24 @@ async def test_of_a_batch_prompts_and_what_decodes_are_told_apart(speculates: bo
     assert batch.context_tokens == 64 + 25 + 14
     said = [output("prompt", 7), output("drafts", 1, 2, 3), output("again", 4)]
     assert batch.given(said) == (4 if speculates else None)
+
+
+async def test_a_batch_that_goes_on_is_what_counting_makes_of_it() -> None:
+    """Those that begin, end, or compute more than a token are counted."""
+    first = [request("a", 10, 14), request("b", 10, 30)]
+    steps: list[dict[str, int]] = [{"a": 1, "b": 1}] * 3 + [{"a": 1, "b": 1, "c": 1}] * 3 + [{"b": 1, "c": 1}] * 2
+    known, last, gone_on = {one.request_id: one for one in [*first, request("c", 8, 7)]}, Batch(0), []
+    for scheduled in [*steps, {"b": 2, "c": 1}, {"b": 2, "c": 1}]:
+        for name, tokens in scheduled.items():
+            known[name].num_computed_tokens += tokens
+        batch, counted = Batch(0), Batch(0)
+        counted.count(scheduled, known)
+        gone_on.append(batch.goes_on(last, scheduled))
+        if not gone_on[-1]:
+            batch.count(scheduled, known)
+        assert all(getattr(batch, name) == getattr(counted, name) for name in Batch.__slots__)
+        last = batch
+    assert gone_on == [False, True, True, False, False, True, False, True, False, False]
+    drafts = Batch(0, speculates=True)
+    drafts.count({"a": 1}, known)
+    assert not Batch(0, speculates=True).goes_on(drafts, {"a": 1}), "who knows how many of them were kept"

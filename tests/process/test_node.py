@@ -23,7 +23,7 @@ from appliance.records import EngineState, EngineView, Role
 from appliance.simulator import specs as simulated
 from appliance.simulator.leg import Settings
 from appliance.simulator.plan import EnginePlan
-from appliance.supervisor import introductions, lifecycle, loading
+from appliance.supervisor import introductions, lifecycle, listening, loading
 from appliance.supervisor import node as node_module
 from appliance.supervisor.node import Node
 from appliance.supervisor.runtime import Runtime
@@ -38,7 +38,7 @@ SETTINGS = Settings(kv_blocks=100, block_tokens=16, max_model_len=1024, max_batc
 @pytest.fixture(autouse=True)
 def quick_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lifecycle, "BACKOFF_S", (0.1, 0.2, 0.4))
-    monkeypatch.setattr(node_module, "_DEAF_S", 0.2)
+    monkeypatch.setattr(listening, "_DEAF_S", 0.2)
     monkeypatch.setattr(introductions, "_AGAIN_S", 0.2)
 
 
