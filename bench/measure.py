@@ -31,10 +31,10 @@ async def usages(server: Server) -> list[Usage]:
     )
 
 
-async def at_rest(name: str, parts: Parts) -> list[Usage]:
-    """The same of a server with such parts."""
+async def at_rest(name: str, parts: Parts, idle_s: float = IDLE_S) -> list[Usage]:
+    """The same of a server with such parts, over so long."""
     before, began = {part: _cpu_s(processes) for part, processes in parts.items()}, time.perf_counter()
-    await asyncio.sleep(IDLE_S)
+    await asyncio.sleep(idle_s)
     elapsed_s = time.perf_counter() - began
     return [
         Usage(

@@ -10,25 +10,28 @@ import asyncio
 import json
 import shutil
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import msgspec
 import numpy as np
 import psutil
 
 from bench import servers, streams
+from bench.figures import percentile
 from bench.load import Plan, Target, bodies, drive
 from bench.peers.contestants import DYNAMO, RELAY, SUPERVISOR, Contestant
 from bench.peers.environments import RECIPES, Environment
-from bench.peers.loads import Scale
+from bench.peers.loads import PACE_MS, Scale
 from bench.peers.records import Streamed
 
-PACE_MS: Final = 8.0
-CLIENTS: Final = 16  # for the time to first token
+FIRST_RATE: Final = (
+    40.0  # requests/s for the time to first token: with answers of so many tokens, some 16 are under way
+)
+FIRST_TOKENS: Final = 48
+_TURNS: Final = 3  # through it and past it
 _SCENARIO: Final = """
 layout = "1b"
 [hardware]
@@ -69,8 +72,7 @@ async def loaded(front: Front, key: str, scale: Scale, repetition: int) -> Strea
     """Of one that runs. Raises ``ServerError`` if it doesn't answer."""
     async with Target(f"http://127.0.0.1:{front.port}") as through:
         per_token = await _events_per_token(through)
-        targets = [target for target in (through, front.direct) if target is not None]
-        ttfts = [await _ttft_s(target, scale, number) for number, target in enumerate(targets)]
+        ttfts = await _ttfts_s([target for target in (through, front.direct) if target is not None], scale)
         async with streams.load(front.port, scale.streams, _ANSWER_TOKENS, _VOCABULARY) as clients:
             await asyncio.sleep(scale.settle_s)
             before, seen, began = front.process.cpu_times(), sum(one.events for one in clients), time.perf_counter()
@@ -103,21 +105,36 @@ async def _events_per_token(target: Target) -> float | None:
     return (len(one.gaps_s) + 1) / one.tokens
 
 
-async def _ttft_s(target: Target, scale: Scale, number: int) -> tuple[float, ...]:
-    """p50 and p99 with 16 clients at once, of short answers; nothing if a request failed. No ``number`` has prompts of another's."""
-    plan = Plan(
-        model="bench",
-        requests=max(scale.requests_min, 10 * CLIENTS),
-        prompt_tokens=_PROMPT_TOKENS,
-        output_tokens=16,
-        concurrency=CLIENTS,
-        vocabulary=_VOCABULARY,
-        seed=2 * number,
-    )
-    await drive(target, msgspec.structs.replace(plan, requests=2 * CLIENTS, seed=2 * number + 1))
-    summary, _ = await drive(target, plan)
-    p50_s, p99_s = summary.ttft_p50_s, summary.ttft_p99_s
-    return () if summary.errors or p50_s is None or p99_s is None else (p50_s, p99_s)
+async def _ttfts_s(targets: Sequence[Target], scale: Scale) -> list[tuple[float, ...]]:
+    """p50 and p99 of each, whose turns alternate; nothing if a request failed. No prompt comes twice.
+
+    Requests come by chance: those of clients that ask again when they have been answered would come at an engine's own pace, and what is
+    added would hide between two of its steps.
+    """
+    found: list[list[float]] = [[] for _ in targets]
+    failed = [False for _ in targets]
+    for turn in range(1 + _TURNS):  # the first one is for warming
+        for place, target in enumerate(targets):
+            plan = Plan(
+                model="bench",
+                requests=scale.first_requests,
+                prompt_tokens=_PROMPT_TOKENS,
+                output_tokens=FIRST_TOKENS,
+                rate=FIRST_RATE,
+                vocabulary=_VOCABULARY,
+                seed=turn * len(targets) + place + 1,
+            )
+            summary, results = await drive(target, plan)
+            if not turn:
+                continue
+            found[place] += [one.ttft_s for one in results if one.ttft_s is not None]
+            failed[place] |= summary.errors > 0
+    return [
+        ()
+        if failed[place]
+        else tuple(value for share in (0.5, 0.99) if (value := percentile(ttfts, share)) is not None)
+        for place, ttfts in enumerate(found)
+    ]
 
 
 @asynccontextmanager

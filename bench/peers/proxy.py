@@ -116,9 +116,12 @@ class Proxy:
 
 
 async def _pass(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    while piece := await reader.read(_PIECE_BYTES):
-        writer.write(piece)
-    writer.close()
+    """To the end of either; the client hears of it."""
+    try:
+        while piece := await reader.read(_PIECE_BYTES):
+            writer.write(piece)
+    finally:
+        writer.close()
 
 
 async def _serve(options: argparse.Namespace) -> None:

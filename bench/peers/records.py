@@ -15,7 +15,9 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
     scale: Scale
     kv_cache_bytes: int
     machine: dict[str, str]
-    version: int = 1
+    sources: str = ""  # a digest of the appliance's, and of the bench's
+    versions: dict[str, str] = {}
+    version: int = 2
 
 
 class Measured(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,6 +28,7 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
     load: Load
     rate: float | None  # requests per second that were offered; None: a closed loop
     summary: Summary
+    ttfts_s: tuple[float, ...] = ()  # of the good requests
     handoff_bytes_s: float | None = None  # while bytes were copied; None: nobody told
 
 
@@ -51,7 +54,7 @@ class Streamed(msgspec.Struct, frozen=True, kw_only=True):
     cpu_us_per_event: float  # of the frontend's process
     memory_bytes: int  # PSS
     errors: int
-    ttft_through_s: tuple[float, ...] = ()  # p50, p99 with 16 clients, through it
+    ttft_through_s: tuple[float, ...] = ()  # p50, p99 with some 16 answers under way, through it
     ttft_direct_s: tuple[float, ...] = ()  # of the engine without it
 
 

@@ -24,6 +24,7 @@ import psutil
 from rich.progress import Progress
 
 from bench import measure
+from bench.diagnosis.kept import judges
 from bench.load import drive, progress_bar
 from bench.peers import frontends, loads
 from bench.peers.contestants import CONTESTANTS, TUNED, Contestant, Kind, chosen, turns
@@ -37,6 +38,9 @@ from bench.run import cancel_at_sigterm, make_model
 from bench.servers import KV_CACHE_BYTES, MODEL_NAME, ServerError
 
 _SETTLE_S: Final = 1.0
+_CALIBRATES_S: Final = 5.0  # after a start: the appliance makes steps of known sizes, for three of them
+_TRIES: Final = 2  # to start one, or to measure it to the end
+_ROOMS: Final = ("appliance", "web", "bench")
 _WHY_CHARACTERS: Final = 600
 _FAILURES: Final = (
     ServerError,
@@ -68,13 +72,12 @@ class Bench:
         model = await make_model(directory / "model")
         for repetition in range(self._scale.repetitions):
             for one in self._standing(repetition):
-                await self._serve(one, loads.closed(one, self._scale), repetition, directory, model)
-        self._store.keep_rates(loads.capacities(_held(self._store.measured())))
+                await self._serve(one, loads.closed(one, self._scale, repetition), repetition, directory, model)
+        self._store.keep_rates(loads.capacities(_held(self._store.measured()), self._scale))
         for repetition in range(self._scale.repetitions):
             for one in self._standing(repetition):
-                await self._serve(
-                    one, loads.opened(one, self._scale, self._store.rates()), repetition, directory, model
-                )
+                asked = loads.opened(one, self._scale, self._store.rates(), repetition)
+                await self._serve(one, asked, repetition, directory, model)
         for repetition in range(self._scale.repetitions):
             for one in self._standing(repetition):
                 await self._stream(one, repetition, directory, model)
@@ -115,31 +118,43 @@ class Bench:
     async def _serve(
         self, one: Contestant, all_loads: Sequence[Load], repetition: int, directory: Path, model: Path
     ) -> None:
-        """Whatever of these loads is not there yet."""
-        missing = [load for load in all_loads if not self._store.has(one, load, repetition)]
-        if not missing:
-            return
-        self._starts += 1
-        self._say(f"{repetition + 1}: {one.title}: starting")
-        try:
-            async with running(one, directory, model, self._starts) as it:
-                for load in missing:
-                    await self._load(it, load, all_loads, repetition)
-                if not self._store.has_start(one, repetition):
-                    await self._rest(it, repetition)
-        except _FAILURES as error:
-            self._give_up(one, f"not started, or ended: {error}")
-        self.save()
+        """Whatever of these loads is not there yet. What fails is tried once more."""
+        for left in reversed(range(_TRIES)):
+            missing = [load for load in all_loads if not self._store.has(one, load, repetition)]
+            if not missing and (not all_loads or self._store.has_start(one, repetition)):
+                return
+            self._starts += 1
+            self._say(f"{repetition + 1}: {one.title}: starting")
+            try:
+                async with running(one, directory, model, self._starts) as it:
+                    await self._all(it, missing, repetition)
+            except _FAILURES as error:
+                if left:
+                    self._say(f"{one.title}: once more: {error}")
+                else:
+                    self._give_up(one, f"not started, or ended: {error}")
+            self.save()
 
-    async def _load(self, it: Running, load: Load, all_loads: Sequence[Load], repetition: int) -> None:
-        one = it.contestant
-        number = loads.seed(all_loads, load, repetition)
+    async def _all(self, it: Running, missing: Sequence[Load], repetition: int) -> None:
+        await asyncio.sleep(_CALIBRATES_S)
+        for plan in loads.first(self._scale, MODEL_NAME):
+            await drive(it.target, plan)
+        for load in missing:
+            await self._load(it, load, repetition)
+        if not self._store.has_start(it.contestant, repetition):
+            await self._rest(it, repetition)
+
+    async def _load(self, it: Running, load: Load, repetition: int) -> None:
+        """Raises ``ServerError`` where nobody answers any more: that is no figure."""
+        one, number = it.contestant, loads.seed(load, self._scale, repetition)
         plan = loads.plan(load, self._scale, MODEL_NAME, number, self._store.rates())
         self._say(f"{repetition + 1}: {one.title}: {load.title.lower()}", total=plan.requests)
         await drive(it.target, loads.warming(plan, self._scale))
         before = await it.transferred()
-        summary, _ = await drive(it.target, plan, lambda _: self._progress.advance(self._task))
+        summary, results = await drive(it.target, plan, lambda _: self._progress.advance(self._task))
         await asyncio.sleep(_SETTLE_S)
+        if (ended := it.ended()) or summary.errors == summary.n:
+            raise ServerError(ended or f"none of {summary.n} requests was answered: {summary.first_error}")
         self._store.keep(
             Measured(
                 contestant=one.key,
@@ -147,7 +162,8 @@ class Bench:
                 load=load,
                 rate=plan.rate,
                 summary=summary,
-                handoff_bytes_s=await it.handoff_bytes_s(before, plan.requests),
+                ttfts_s=tuple(one.ttft_s for one in results if one.ok and one.ttft_s is not None),
+                handoff_bytes_s=await _handed_over(it, before, plan.requests),
             )
         )
 
@@ -187,9 +203,19 @@ class Bench:
             sys.stderr.flush()
 
 
+async def _handed_over(it: Running, before: tuple[float, float] | None, requests: int) -> float | None:
+    """A load that was measured is not lost for want of this."""
+    try:
+        return await it.handoff_bytes_s(before, requests)
+    except (*_FAILURES, TimeoutError, KeyError):
+        return None
+
+
 def _held(measured: Sequence[Measured]) -> list[tuple[Load, float]]:
-    """By the peer whose capacity open loops are shares of."""
-    return [(one.load, one.summary.requests_s) for one in measured if one.contestant == TUNED.key]
+    """By the peer whose capacity open loops are shares of, where it answered everything."""
+    return [
+        (one.load, one.summary.requests_s) for one in measured if one.contestant == TUNED.key and not one.summary.errors
+    ]
 
 
 def versions() -> dict[str, dict[str, str]]:
@@ -200,7 +226,13 @@ def versions() -> dict[str, dict[str, str]]:
 
 async def bench(store: Store, scale: Scale, contestants: Sequence[Contestant]) -> tuple[str, dict[str, str]]:
     """The Markdown, and who failed. Raises ``OtherResultsError``, ``ServerError`` if even the model can't be made."""
-    setup = Setup(scale=scale, kv_cache_bytes=KV_CACHE_BYTES, machine=measure.machine())
+    setup = Setup(
+        scale=scale,
+        kv_cache_bytes=KV_CACHE_BYTES,
+        machine=measure.machine(),
+        sources=judges(_ROOMS)[:16],
+        versions=measure.versions(),
+    )
     setup = store.open(setup)
     with tempfile.TemporaryDirectory(prefix="peers-") as directory, progress_bar() as progress:
         one = Bench(store, setup, contestants, progress)

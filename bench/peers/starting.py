@@ -26,6 +26,9 @@ from bench.servers import MODEL_NAME, Server, ServerError, Serving
 
 _START_S: Final = 600.0  # a bound, not a budget: how long it took is in the table
 _TRANSFER: Final = {"kv_connector": "NixlConnector", "kv_role": "kv_both", "kv_buffer_device": "cpu"}
+_AS_OURS: Final = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "TORCH_COMPILE_DISABLE": "1"}
+_AS_OURS_ARGUMENTS: Final = ("--distributed-executor-backend", "uni")
+_AT_REST_S: Final = 20.0
 _BYTES: Final = "vllm:nixl_bytes_transferred_sum"
 _SECONDS: Final = "vllm:nixl_xfer_time_seconds_sum"
 
@@ -45,7 +48,12 @@ class Running:
             parts = await measure.parts_of(self.servers["appliance"])
         else:
             parts = {name: measure.family(server) for name, server in self.servers.items()}
-        return await measure.at_rest(self.contestant.key, parts)
+        return await measure.at_rest(self.contestant.key, parts, _AT_REST_S)
+
+    def ended(self) -> str | None:
+        """Which part of it has ended, with what."""
+        over = (one for one in self.servers.values() if one.returncode is not None)
+        return next((f"{one.name} ended with {one.returncode}:\n{one.log[-1000:]}" for one in over), None)
 
     async def transferred(self) -> tuple[float, float] | None:
         """Bytes and seconds of all hand-offs so far, as NIXL's decode engine tells; None for all others."""
@@ -54,7 +62,7 @@ class Running:
         return nixl_totals((await self.servers["decode"].read("/metrics")).decode())
 
     async def handoff_bytes_s(self, before: tuple[float, float] | None, requests: int) -> float | None:
-        """While bytes were copied, over the last ``requests`` requests."""
+        """Over the last ``requests`` requests. Of ours while bytes were copied; of NIXL's until its engine has seen that they are there."""
         if before is not None and (after := await self.transferred()) is not None:
             moved, took_s = after[0] - before[0], after[1] - before[1]
         elif self.contestant.kind is Kind.APPLIANCE:
@@ -82,10 +90,33 @@ def seats(contestant: Contestant, cores: Sequence[int]) -> list[tuple[int, ...]]
     return [share(mine, number, contestant.engines) for number in range(contestant.engines)]
 
 
-def engine_environment(seat: Sequence[int], cores: Sequence[int]) -> dict[str, str]:
-    """An engine on all cores is left to the kernel; one on some computes on these."""
+def engine_environment(contestant: Contestant, seat: Sequence[int], cores: Sequence[int]) -> dict[str, str]:
+    """As our own engines have it: the worker inside EngineCore, nothing compiled. An engine on all cores is left to the kernel; one on
+    some is put there by ``seated``, or, as it comes, computes there.
+    """
     found = servers.vllm_environment(len(seat))
+    if not contestant.as_it_comes:
+        return found | _AS_OURS
     return found if len(seat) == len(cores) else {**found, "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, seat))}
+
+
+def engine_command(contestant: Contestant, path: Path, model: Path) -> list[str]:
+    """See ``engine_environment``."""
+    return servers.vllm_command(path, model) + list(() if contestant.as_it_comes else _AS_OURS_ARGUMENTS)
+
+
+def seated(contestant: Contestant, engines: Iterable[tuple[Server, Sequence[int]]]) -> None:
+    """Every thread of each engine on its own cores, as the appliance's are.
+
+    vLLM's NIXL connector puts the computing thread of any CPU engine on the last core, so that without this two engines share one and
+    leave the other idle. As it comes, it stays so.
+    """
+    if contestant.as_it_comes:
+        return
+    for server, seat in engines:
+        for process in measure.family(server):
+            for thread in process.threads():
+                os.sched_setaffinity(thread.id, seat)
 
 
 @asynccontextmanager
@@ -116,12 +147,13 @@ async def _vllm(contestant: Contestant, directory: Path, model: Path, number: in
         engines = {}
         for place, seat in enumerate(seats(contestant, cores)):
             path = directory / f"{contestant.key}-{number}-{place}.sock"
-            command, environment = servers.vllm_command(path, model), engine_environment(seat, cores)
+            command, environment = engine_command(contestant, path, model), engine_environment(contestant, seat, cores)
             process = servers.process(
                 f"{contestant.title}, engine {place}", command, environment, _engine(path), path.with_suffix(".log")
             )
             engines[f"e{place}"] = await stack.enter_async_context(process)
         await _ready(engines.values())
+        seated(contestant, zip(engines.values(), seats(contestant, cores), strict=True))
         target = Turns([server.target for server in engines.values()]) if len(engines) > 1 else engines["e0"].target
         yield Running(
             contestant=contestant,
@@ -140,13 +172,14 @@ async def _nixl(contestant: Contestant, directory: Path, model: Path, number: in
         parts, paths = {}, {}
         for role, seat in zip(("prefill", "decode"), seats(contestant, cores), strict=True):
             path = paths[role] = directory / f"{contestant.key}-{number}-{role}.sock"
-            environment = {**engine_environment(seat, cores), **_nixl_environment(contestant)}
-            command = [*servers.vllm_command(path, model), "--kv-transfer-config", json.dumps(_TRANSFER)]
+            environment = {**engine_environment(contestant, seat, cores), **_nixl_environment(contestant)}
+            command = [*engine_command(contestant, path, model), "--kv-transfer-config", json.dumps(_TRANSFER)]
             process = servers.process(
                 f"{contestant.title}, {role}", command, environment, _engine(path), path.with_suffix(".log"), python
             )
             parts[role] = await stack.enter_async_context(process)
         await _ready(parts.values())
+        seated(contestant, zip(parts.values(), seats(contestant, cores), strict=True))
         proxy = await stack.enter_async_context(_proxy(directory / f"proxy-{number}.log", paths))
         await _ready([proxy])
         yield Running(

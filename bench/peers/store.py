@@ -36,7 +36,8 @@ class Store:
         there = msgspec.json.decode(path.read_bytes(), type=Setup)
         if _lasting(there) != _lasting(setup):
             raise OtherResultsError(
-                f"{self.directory} has results of another scale or machine, which can't stand beside these: name another with --out"
+                f"{self.directory} has results of another scale or machine, or of other sources, which can't stand beside these: "
+                "name another with --out"
             )
         return there
 
