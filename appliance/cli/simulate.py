@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, wait
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import active_children, get_context
 from pathlib import Path
@@ -27,7 +27,6 @@ from appliance.simulator.scenario import Loaded, Scenario, load
 _BARS: Final = " ▁▂▃▄▅▆▇█"
 _ALL_BARS, _FEW_BARS = 60, 20
 _WIDE, _NARROW = 122, 78  # characters that the whole table takes, and the narrow one
-_LOOK_S: Final = 0.5
 _DASH: Final = "—"
 
 
@@ -79,7 +78,7 @@ def _run_all(loaded: Loaded, layouts: Sequence[str]) -> list[Result]:
             waiting = _submit(pool, loaded, layouts)
             for one in waiting:
                 one.add_done_callback(lambda _: bar.advance(task))
-            return [_result(one) for one in waiting]
+            return [one.result() for one in waiting]
         except BrokenProcessPool as error:
             raise NotNowError("a process that simulated was ended, perhaps for want of memory") from error
         except BaseException:
@@ -94,13 +93,6 @@ def _submit(pool: ProcessPoolExecutor, loaded: Loaded, layouts: Sequence[str]) -
         return [pool.submit(run, loaded, one) for one in layouts]
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _result(one: Future[Result]) -> Result:
-    """Waited for in short turns: between these Ctrl-C is heard, whichever thread the kernel tells of it."""
-    while not one.done():
-        wait((one,), _LOOK_S)
-    return one.result()
 
 
 def _end(pool: ProcessPoolExecutor) -> None:

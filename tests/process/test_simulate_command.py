@@ -20,7 +20,9 @@ SCENARIO = Path(__file__).parents[2] / "examples" / "scenarios" / "gpt-oss-120b-
 def running() -> Iterator[tuple[subprocess.Popen[str], list[psutil.Process]]]:
     """It, and the processes that simulate for it, which have begun what would take them minutes."""
     command = [sys.executable, "-m", "appliance", "simulate", "--scenario", str(SCENARIO), "--duration", "20000"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=_hears_ctrl_c
+    )
     children: list[psutil.Process] = []
     deadline = time.monotonic() + 60
     while not children and time.monotonic() < deadline:
@@ -31,6 +33,11 @@ def running() -> Iterator[tuple[subprocess.Popen[str], list[psutil.Process]]]:
     yield process, children
     process.kill()
     process.communicate()
+
+
+def _hears_ctrl_c() -> None:
+    """Also where a shell runs these tests in the background, and has them ignore it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def test_ctrl_c_ends_it_at_once_and_without_a_traceback(
