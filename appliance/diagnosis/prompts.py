@@ -17,7 +17,6 @@ _SATURATED: Final = 0.9  # of the time
 _PINNED: Final = 0.8  # of the token budget
 _FULLER: Final = 1.15  # see ``records.EngineSnapshot.fuller``
 _BEHIND: Final = 0.5  # of the wait of those that are late
-_LONG: Final = 8  # times the usual prompt
 _FULL: Final = 0.95  # of KV
 _HELD: Final = 0.7  # of the KV in use
 _IDLE: Final = 0.3
@@ -156,30 +155,25 @@ def _threshold(engine: Engine) -> str:
 
 def long_steps(signs: Signs) -> Finding | None:
     """Where engines do both, tokens wait for each step of a very long prompt that their engine computes meanwhile."""
-    usual = signs.prompt_tokens_before
-    found = [
-        engine
-        for engine in signs.prefill
-        if engine.decodes and usual and signs.is_behind(engine) and engine.outstanding_most >= _LONG * usual
-    ]
-    if not found or usual is None:
+    found = [one for one in signs.prefill if one.decodes and signs.is_behind(one) and one.longest_prompt]
+    if not found:
         return None
-    worst = max(found, key=lambda engine: engine.outstanding_most)
+    worst = max(found, key=lambda engine: engine.longest_prompt)
     return Finding(
         cause="long_prompt_blocking",
         stage="prefill",
         sentence=(
-            f"{do(found, 'computes', 'compute')} very long prompts, of {worst.outstanding_most:,.0f} tokens where {usual:,.0f} are usual: "
+            f"{do(found, 'computes', 'compute')} a few very long prompts, of up to {worst.longest_prompt:,.0f} tokens: "
             f"whoever waits for the next token there waits for whole steps of them."
         ),
         confidence=0.75,
         engines=first(worst, found),
         evidence=(
             Evidence(
-                measured=worst.outstanding_most,
-                expected=usual,
+                measured=worst.longest_prompt,
+                expected=signs.prompt_tokens_before,
                 unit="tokens",
-                sentence=f"{worst.name} had {worst.outstanding_most:,.0f} prompt tokens before it; "
+                sentence=f"{worst.name} computed a prompt of {worst.longest_prompt:,.0f} tokens; "
                 f"{ms(worst.itl_s)} pass from token to token.",
             ),
         ),

@@ -55,7 +55,9 @@ class Engine(msgspec.Struct, frozen=True, kw_only=True):
     preemptions_s: float
     itl_s: float  # mean; 0 where it decodes nothing
     itl_now_s: float  # over a shorter time
-    outstanding_most: float  # prompt tokens, in the time over which its pace is told
+    longest_prompt: (
+        float  # tokens, in the time over which its pace is told; 0 without one many times as long as is usual
+    )
     hits: float | None  # of the prefix cache
     hits_before: float | None  # at its best
     found_s: float | None  # prompt tokens per second that it finds there
@@ -285,7 +287,7 @@ def _engine(now: EngineSnapshot, past: Sequence[tuple[float, EngineSnapshot]], t
         full=bool(slots) and _of_all(mine, "running") >= 0.95 * (slots or 1),
         preemptions_s=max(0, (now.preemptions or 0) - (first.preemptions or 0)) / seconds,
         itl_s=_pace(pacing) or 0.0,
-        outstanding_most=max((float(found.outstanding_prompt_tokens) for found in pacing), default=0.0),
+        longest_prompt=max((float(found.long_prompt_tokens or 0) for found in pacing), default=0.0),
         itl_now_s=_pace(mine if now.role is not Role.BOTH else trending) or 0.0,
         hits=_mean([value for found in mine if (value := found.prefix_hit_rate) is not None]),
         hits_before=_high([value for found in older if (value := found.prefix_hit_rate) is not None]),

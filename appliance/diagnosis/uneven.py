@@ -44,7 +44,8 @@ def _skew(signs: Signs, *, by_weight: bool) -> Finding | None:
         rest = statistics.median(loads[engine.name] for engine in others)
         usual = statistics.median(engine.now.weight for engine in others)
         heavier = most.now.weight >= _UNEVEN * usual
-        if loads[most.name] < max(_UNEVEN * rest, _LEAST_LOAD) or ((rest > 0.7 or by_weight) and not heavier):
+        least = 0.0 if heavier and signs.is_behind(most) else _LEAST_LOAD
+        if loads[most.name] < max(_UNEVEN * rest, least) or ((rest > 0.7 or by_weight) and not heavier):
             continue
         return _uneven(most, pool, loads[most.name], rest, stage, usual if heavier else None)
     return None

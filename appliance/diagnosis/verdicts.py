@@ -88,7 +88,9 @@ class Diagnoser:
             return _UNKNOWN_FOR_S if self._said is None else 2 * _UNKNOWN_FOR_S
         if self._said is None:
             return _SEEN_FOR_S
-        return _MOVED_FOR_S if self._said[0] == key[0] else _CHANGED_FOR_S
+        if self._said[0] == key[0]:
+            return _MOVED_FOR_S
+        return _SEEN_FOR_S if key[0] in _CERTAIN else _CHANGED_FOR_S
 
     def _is_well(self, judgement: Judgement, snapshot: NodeSnapshot) -> Verdict:
         self._well_since = snapshot.uptime_s if self._well_since is None else self._well_since
@@ -106,6 +108,10 @@ _NOTHING: Final[Key] = ("", "")
 
 _SAME: Final = {"pool_imbalance": "saturated", "prefill_saturated": "saturated", "decode_saturated": "saturated"}
 """Whether others have little to do meanwhile changes what to do, and is no other bottleneck."""
+
+
+_CERTAIN: Final = ("engine_hung", "engine_crashed")
+"""What is seen of processes, and not told from times."""
 
 
 _SHARED: Final = ("prefill_budget_small", "long_prompt_blocking", "handoff_decode_admission")

@@ -87,6 +87,9 @@ class EngineSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     leased_blocks: int | None = None
     api_delay_s: float | None = None  # in its API process: from a first token, or a prompt's KV, to the answer; mean
     intake_s: float | None = None  # from when a decode leg was sent to it until it did something about it; mean
+    long_prompt_tokens: int | None = (
+        None  # of the longest prompt, of those many times as long as is usual, that it computed lately
+    )
     host: HostReading | None = None
     calibration: CalibrationSnapshot | None = None
 

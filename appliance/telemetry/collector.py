@@ -37,6 +37,7 @@ from appliance.telemetry.calibration import compared
 from appliance.telemetry.engines import engine_snapshot
 from appliance.telemetry.host import CpuShare, own_memory_bytes, session_memory_bytes
 from appliance.telemetry.knees import Knees
+from appliance.telemetry.lately import OfEngine
 from appliance.telemetry.leaks import Leaks
 from appliance.telemetry.links import Links
 from appliance.telemetry.series import Series
@@ -269,13 +270,13 @@ class Collector:
     def snapshot(self, now_ns: int) -> NodeSnapshot:
         """How the node is now."""
         begun = self._timelines.begun
-        delays, intakes = begun.api_delays(now_ns), begun.api_intakes(now_ns)
+        told = begun.of_engines(now_ns)
         views = self._node.views()
         there = {view.name for view in views}
         self._series = {name: series for name, series in self._series.items() if name in there}
         percentiles = self._timelines.percentiles()
         reason = self._router.not_ready()
-        engines = tuple(self._engine(view, now_ns, delays.get(view.name), intakes.get(view.name)) for view in views)
+        engines = tuple(self._engine(view, now_ns, told.get(view.name)) for view in views)
         ledger = self._timelines.named(self._ledger.snapshot(now_ns))
         return NodeSnapshot(
             time=self._unix_s(),
@@ -308,9 +309,7 @@ class Collector:
             recent=tuple(self._timelines.recent(_NEWEST, now_ns)),
         )
 
-    def _engine(
-        self, view: EngineView, now_ns: int, api_delay_s: float | None, intake_s: float | None
-    ) -> EngineSnapshot:
+    def _engine(self, view: EngineView, now_ns: int, told: OfEngine | None) -> EngineSnapshot:
         return engine_snapshot(
             view,
             self._living(view),
@@ -319,8 +318,7 @@ class Collector:
             outstanding=self._router.outstanding_prompt_tokens(view.name),
             memory_bytes=self._memory.get(view.pid) if view.pid else None,
             itl_target_s=self._config.slo.itl_s,
-            api_delay_s=api_delay_s,
-            intake_s=intake_s,
+            told=told,
             host=self._hardware.host(view) if self._hardware is not None else None,
         )
 

@@ -8,6 +8,7 @@ import msgspec
 
 from appliance.channel import Step
 from appliance.records import EngineSnapshot, EngineState, EngineView, HostReading
+from appliance.telemetry.lately import OfEngine
 from appliance.telemetry.series import Load, Rates, Series
 
 _IN_SERVICE: Final = (EngineState.READY, EngineState.DRAINING, EngineState.SUSPECT)  # their rates mean something
@@ -22,11 +23,10 @@ def engine_snapshot(
     outstanding: int,
     memory_bytes: int | None,
     itl_target_s: float = 1.0,
-    api_delay_s: float | None = None,
-    intake_s: float | None = None,
+    told: OfEngine | None = None,
     host: HostReading | None = None,
 ) -> EngineSnapshot:
-    """A view and what that life has reported. Without reports, readings are None, not 0."""
+    """A view, what that life has reported, and what requests tell of it. Without reports, readings are None, not 0."""
     last = series.last if series else None
     rates = series.rates(now_ns) if series and view.state in _IN_SERVICE else None
     load = series.load(now_ns, itl_target_s) if series and view.state in _IN_SERVICE else None
@@ -64,16 +64,15 @@ def engine_snapshot(
         max_running=core.max_running if core else None,
         token_budget=core.max_batched_tokens if core else None,
         leased_blocks=last.leased if last else None,
-        api_delay_s=api_delay_s,
-        intake_s=intake_s,
         host=host,
         calibration=series.calibrated if series else None,
         **_figures(rates),
         **_figures(load),
+        **_figures(told),
     )
 
 
-def _figures(found: Rates | Load | None) -> dict[str, Any]:
+def _figures(found: Rates | Load | OfEngine | None) -> dict[str, Any]:
     """Whose names are those of the snapshot's fields."""
     return msgspec.structs.asdict(found) if found is not None else {}
 

@@ -25,6 +25,14 @@ _KEPT: Final = 300  # of them, the newest: enough for a mean
 _MOST_ENDED: Final = 3000  # they are counted: a thousand per second
 
 
+class OfEngine(msgspec.Struct, kw_only=True):
+    """What requests' times tell of one engine; see ``records.EngineSnapshot``."""
+
+    api_delay_s: float | None = None
+    intake_s: float | None = None
+    long_prompt_tokens: int | None = None
+
+
 class Begun:
     """Told of each, in order of time."""
 
@@ -97,6 +105,26 @@ class Begun:
         engine = trace.prefill_engine or trace.decode_engine
         spells = [_prefill(one, now_ns) for one in self._long if engine == (one.prefill_engine or one.decode_engine)]
         return min(end - begin, sum(max(0, min(end, until) - max(begin, since)) for since, until in spells))
+
+    def of_engines(self, now_ns: int) -> dict[str, OfEngine]:
+        """By name, of those of which there is something to tell."""
+        found: dict[str, OfEngine] = {}
+        for engine, delay_s in self.api_delays(now_ns).items():
+            found.setdefault(engine, OfEngine()).api_delay_s = delay_s
+        for engine, intake_s in self.api_intakes(now_ns).items():
+            found.setdefault(engine, OfEngine()).intake_s = intake_s
+        for engine, tokens in self.long_prompts(now_ns).items():
+            found.setdefault(engine, OfEngine()).long_prompt_tokens = tokens
+        return found
+
+    def long_prompts(self, now_ns: int) -> dict[str, int]:
+        """By engine, tokens of the longest prompt that it computed, of those many times as long as is usual."""
+        found: dict[str, int] = {}
+        for trace in self._long:
+            engine = trace.prefill_engine or trace.decode_engine
+            if engine and trace.prompt_tokens and now_ns - _prefill(trace, now_ns)[1] <= _WINDOW_NS:
+                found[engine] = max(found.get(engine, 0), trace.prompt_tokens)
+        return found
 
     def api_delays(self, now_ns: int) -> dict[str, float]:
         """By engine, mean seconds in its API process: from a first token, or from a prompt's KV, to the answer that tells of it."""

@@ -232,6 +232,52 @@ def said(snapshots: list[NodeSnapshot]) -> str:
     return " ".join([finding.sentence, finding.action.sentence, *(one.sentence for one in finding.evidence)])
 
 
+def behind(**of_the_first: Any) -> list[NodeSnapshot]:
+    """Two engines that do both, of which the first decodes most and is late with its tokens; neither is near full."""
+    engines = []
+    for name, running, itl_s, changes in (("e0", 12, 0.08, of_the_first), ("e1", 2, 0.03, {})):
+        engine = made.engine(name, Role.BOTH, busy=0.8, slowdown=1.0, running=running, max_running=256, waiting=0)
+        figures = {"kv_usage": running / 100, "itl_s": itl_s, "output_tokens_s": running / itl_s, "fetching": 0}
+        figures |= {"outstanding_prompt_tokens": 2000 if name == "e0" else 100}
+        engines.append(replace(engine, **{**figures, **changes}))
+    queue = QueueSnapshot(depth=0, capacity=1024, oldest_s=None)
+    return [replace(made.node(tuple(engines), 0, queue=queue), time=at_s, uptime_s=at_s) for at_s in (100.0, 100.5)]
+
+
+def test_many_short_prompts_before_an_engine_are_no_long_one() -> None:
+    assert cause(behind()) != "long_prompt_blocking"
+    one = behind(long_prompt_tokens=2000)
+    assert cause(one) == "long_prompt_blocking"
+    assert "of up to 2,000 tokens" in said(one)
+
+
+def test_routing_that_makes_an_engine_late_is_named_though_it_is_far_from_full() -> None:
+    assert cause(behind(weight=8.0)) == "routing_skew"
+    assert cause(behind()) == "decode_saturated", "nobody prefers it"
+    as_much = {"running": 2, "kv_usage": 0.02, "outstanding_prompt_tokens": 100}
+    assert cause(behind(weight=8.0, **as_much)) != "routing_skew", "it has no more than the other"
+
+
+def test_an_engine_that_is_gone_takes_the_place_of_what_was_said_at_once() -> None:
+    """Others must be seen for longer, as times go up and down."""
+
+    def said_after_s(then: NodeSnapshot) -> float:
+        diagnose = Diagnoser(0.95)
+        for n in range(5):
+            before = diagnose(late(100 + n / 2))
+        assert before.cause == "prefill_saturated"
+        for n in range(20):
+            at_s = 102.5 + n / 2
+            if diagnose(replace(then, time=at_s, uptime_s=at_s)).cause != "prefill_saturated":
+                return at_s - 102.5
+        raise AssertionError
+
+    gone = late(0.0)
+    hung = replace(gone.engines[0], state=EngineState.SUSPECT, last_step_age_s=2.0)
+    assert said_after_s(replace(gone, engines=(hung, *gone.engines[1:]))) == 1.0
+    assert said_after_s(late(0.0, slowdown=1.6)) == 2.5
+
+
 def test_an_engine_that_is_out_of_quota_is_starved_though_its_threads_wait_little() -> None:
     throttled = window(host=HostReading(core_delay=0.02, throttled=0.2))
     assert cause(throttled) == "prefill_straggler_cpu"

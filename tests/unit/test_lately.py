@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from appliance.channel import FirstToken, HandoffEnded, LeaseGranted
+from appliance.channel import FirstToken, HandoffEnded, LeaseGranted, Scheduled
 from appliance.telemetry.timeline import Timelines
 
 MS = 1_000_000
@@ -49,6 +49,25 @@ def test_from_a_prompts_kv_to_the_word_that_it_is_there_is_the_api_process_of_th
     timelines.fold("e1", FirstToken(request="k", at_ns=300 * MS))
     trace.first_byte(310 * MS)
     assert timelines.begun.api_delays(S) == {"e0": pytest.approx(0.08), "e1": pytest.approx(0.01)}
+
+
+def test_long_prompts_are_those_many_times_as_long_as_usual_that_an_engine_computes_or_just_has() -> None:
+    timelines = Timelines(40)
+    for number in range(20):
+        trace = timelines.begin(f"r{number}", "/v1/completions", True, number * MS)
+        trace.dispatched("whole", "e0", f"k{number}", number * MS)
+        timelines.fold("e0", Scheduled(request=f"k{number}", phase="prefill", at_ns=number * MS, prompt_tokens=100))
+        trace.first_byte(number * MS)
+    timelines.begun.lately(S, 1.0)  # what is usual is known from then on
+    for engine, tokens in (("e0", 700), ("e1", 900), ("e1", 2000)):
+        trace = timelines.begin(f"{tokens}", "/v1/completions", True, S)
+        trace.dispatched("whole", engine, f"{tokens}", S)
+        timelines.fold(engine, Scheduled(request=f"{tokens}", phase="prefill", at_ns=S, prompt_tokens=tokens))
+        if tokens == 2000:
+            trace.first_byte(2 * S)
+    assert timelines.begun.long_prompts(3 * S) == {"e1": 2000}
+    assert timelines.begun.of_engines(3 * S)["e1"].long_prompt_tokens == 2000
+    assert timelines.begun.long_prompts(30 * S) == {"e1": 900}, "which it still computes"
 
 
 def test_until_its_engine_does_something_a_decode_leg_is_in_its_api_process() -> None:
