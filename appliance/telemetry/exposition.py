@@ -95,6 +95,11 @@ _ENGINE_GAUGES: Final[tuple[tuple[str, str, _Read], ...]] = (
     ("decode_room_ratio", "Times what it decodes now that it could decode in time, predicted.", lambda e: e.room),
     ("kv_blocks_leased", "KV blocks that are held for others, as the engine tells.", lambda e: e.leased_blocks),
     ("api_delay_seconds", "From a first token to its bytes, mean.", lambda e: e.api_delay_s),
+    (
+        "long_prompt_tokens",
+        "Of the longest prompt, of those many times as long as is usual, that it computed lately.",
+        lambda e: e.long_prompt_tokens,
+    ),
     ("intake_seconds", "From a decode leg's dispatch to what its engine does about it, mean.", lambda e: e.intake_s),
     (
         "core_delay_ratio",

@@ -169,6 +169,7 @@ def test_no_record_of_a_snapshot_has_room_for_text_or_an_address() -> None:
     }
     assert {name for name in names if "prompt" in name} <= {
         "prompt_tokens", "prompt_tokens_s", "outstanding_prompt_tokens", "step_prompt_tokens",
+        "long_prompt_tokens",
     }  # fmt: skip
 
 
