@@ -78,12 +78,19 @@ def mistakes(scored: Sequence[Scored], alarms: Sequence[Alarm]) -> list[str]:
     """Each one."""
     wrong = [row for row in scored if row.impactful and not row.cause_right]
     lines = ["", "What was wrong:", ""] if wrong else []
-    lines += [f"- {row.node}, {row.name}, seed {row.seed}, {row.lost:.0%} lost: said {row.said}" for row in wrong]
+    lines += [
+        f"- {row.node}, {row.name}, seed {row.seed}, {row.lost:.0%} lost{_for_s(row)}: said {row.said}" for row in wrong
+    ]
     lines += [
         f"- {'false alarm' if alarm.is_false else f'{alarm.missed:.0%} missed the targets'}: {alarm.sentence}"
         for alarm in alarms
     ]
     return lines
+
+
+def _for_s(row: Scored) -> str:
+    """An injection may hurt nobody before its last seconds."""
+    return "" if row.hurt_s is None else f" in its last {row.hurt_s:.0f} s"
 
 
 def calm(hours: float, alarms: Sequence[Alarm], unit: str) -> list[str]:

@@ -43,6 +43,7 @@ class Scored(msgspec.Struct, frozen=True, kw_only=True):
     evidence: tuple[str, ...] = ()
     advice: str
     impact_s: float | None  # from the onset
+    hurt_s: float | None = None  # from the impact to the end of the injection
     diagnosed_s: float | None  # until the right one was said first
     cleared_s: float | None  # from its end until nothing was said any more
     held_on_s: float | None = None
@@ -155,6 +156,7 @@ def judged(played: Seen, onset_s: float, end_s: float, *, lost: float) -> Scored
         evidence=said.evidence if said else (),
         advice=said.advice if said else "",
         impact_s=None if impact_s is None else impact_s - onset_s,
+        hurt_s=None if impact_s is None else max(0.0, end_s - impact_s),
         diagnosed_s=None if first is None else first - onset_s,
         cleared_s=None if well is None else max(0.0, well - end_s),
         flaps=max(0, len(over) - 2),

@@ -192,6 +192,7 @@ def test_clients_are_hurt_by_late_slow_and_failed_answers() -> None:
 def test_the_report_tells_what_was_right_what_was_wrong_and_what_chance_would_do() -> None:
     right = score(played(0.4, (WELL, RIGHT, OVER)))
     wrong = replace(right, seed=8, cause_right=False, said="bottleneck e0 frontend_bound", cause="frontend_bound")
+    wrong = replace(wrong, hurt_s=2.4)
     told = markdown(
         Report(
             seeds="0 to 1",
@@ -203,7 +204,7 @@ def test_the_report_tells_what_was_right_what_was_wrong_and_what_chance_would_do
         )
     )
     assert "| engine and cause | 1 | 2 | 50.0% |" in told
-    assert "seed 8, 60% lost: said bottleneck e0 frontend_bound" in told
+    assert "seed 8, 60% lost in its last 2 s: said bottleneck e0 frontend_bound" in told
     assert "left out: quota: no" in told
     assert "of which 2 cost at least a tenth" in told
     assert "would be right in 50%" in told
