@@ -627,7 +627,8 @@ def test_those_who_wait_too_long_already_are_hurt_before_anything_comes() -> Non
 
 def mixed(at_s: float, brief: int, missed: float, itl_s: float = 0.02) -> NodeSnapshot:
     """One engine that does both, and answers that ended."""
-    lately = Lately(first_tokens=20, ttft_late=0.0, ended=brief, brief=brief, brief_missed=missed)
+    good = 1 - missed if brief else None
+    lately = Lately(first_tokens=20, ttft_late=0.0, ended=brief, good=good, brief=brief, brief_missed=missed)
     engine = made.engine("e0", made.Role.BOTH, itl_s=itl_s, output_tokens_s=500.0, running=9, busy=0.6)
     return replace(made.node((engine,), 0, lately=lately), time=at_s, uptime_s=at_s)
 
@@ -652,6 +653,22 @@ def test_answers_may_miss_the_pace_of_a_slow_engine_that_is_in_time_on_average()
     assert cause(scattered(0.044)) == "decode_straggler_cpu"
     assert judge(scattered(0.02), 0.95).finding is None, "it is far from the target"
     assert judge(scattered(0.044, ttft_late=0.4), 0.95).finding is None, "they miss the first token"
+
+
+def test_a_burst_of_seconds_in_which_nothing_is_wrong_is_not_told_of() -> None:
+    """Of a few requests some are late, but over ten seconds no more than may be. Much to do is no fault; a slow engine is one."""
+
+    def burst(ttft_late: float, slowdown: float) -> str | None:
+        def told(n: int) -> NodeSnapshot:
+            lately = Lately(first_tokens=40, ttft_late=ttft_late if n == 20 else 0.0, ended=40, good=1.0)
+            return replace(late(100 + n / 2, slowdown=slowdown), lately=lately, overdue=0)
+
+        finding = judge([told(n) for n in range(21)], 0.95).finding
+        return finding and finding.cause
+
+    assert burst(0.2, 1.0) is None, "a twentieth of those of ten seconds"
+    assert burst(0.5, 1.0) == "prefill_saturated"
+    assert burst(0.2, 1.6) == "prefill_straggler_cpu"
 
 
 def test_an_outage_in_which_thousands_fail_is_still_judged() -> None:
