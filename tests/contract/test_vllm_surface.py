@@ -6,6 +6,7 @@ import inspect
 import multiprocessing.context
 import multiprocessing.popen_fork
 import multiprocessing.popen_spawn_posix
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 import vllm
 from tqdm.std import TqdmDefaultWriteLock
 from vllm.config import SchedulerConfig
+from vllm.distributed.device_communicators import shm_broadcast
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorBase_V1,
     KVConnectorTransferResults,
@@ -33,7 +35,7 @@ from vllm.v1.request import RequestStatus
 from vllm.v1.sample.logits_processor import STR_POOLING_REJECTS_LOGITSPROCS, STR_SPEC_DEC_REJECTS_LOGITSPROCS
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
-from appliance.engine import pulse
+from appliance.engine import mends, pulse
 from appliance.engine.kv.connector import ApplianceConnector
 from appliance.engine.recorder import RecordingAsyncScheduler, RecordingScheduler
 from appliance.router.wire import Answer, engine_died
@@ -174,6 +176,17 @@ def test_tqdm_makes_no_lock_where_one_was_chosen(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(TqdmDefaultWriteLock, "mp_lock", None, raising=False)
     TqdmDefaultWriteLock.create_mp_lock()
     assert TqdmDefaultWriteLock.mp_lock is None
+
+
+def test_a_rank_that_waits_calls_what_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``engine/mends.py``: when this fails, see whether vLLM still yields in a loop."""
+    naps: list[float] = []
+    monkeypatch.setattr(shm_broadcast, "sched_yield", shm_broadcast.sched_yield)  # put back afterwards
+    monkeypatch.setattr(mends.time, "sleep", naps.append)
+    mends.wait_for_ranks_asleep()
+    reader = SimpleNamespace(is_reader=True, last_read=time.monotonic(), busy_loop_s=60.0)
+    shm_broadcast.SpinCondition.wait(reader, timeout_ms=None)
+    assert naps == [mends._NAP_S]
 
 
 def test_multiprocessing_spawns_by_what_the_spare_replaces() -> None:

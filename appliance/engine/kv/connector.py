@@ -26,7 +26,7 @@ from appliance.engine.kv.transport import open_transport
 from appliance.engine.kv.worker import WorkerHalf
 from appliance.engine.life import entitle, tell_stacks
 from appliance.engine.link import Link, process_link
-from appliance.engine.mends import keep_generators_from_discarded_samples
+from appliance.engine.mends import keep_generators_from_discarded_samples, wait_for_ranks_asleep
 from appliance.engine.resume import force
 
 if TYPE_CHECKING:
@@ -71,7 +71,8 @@ class ApplianceConnector(KVConnectorBase_V1, SupportsHMA):
         self._link = link_of(vllm_config, role)
         self._worker: WorkerHalf | None = None
         self._scheduler: SchedulerHalf | None = None
-        if role == KVConnectorRole.WORKER and current_platform.is_cpu():
+        if current_platform.is_cpu():
+            wait_for_ranks_asleep()
             keep_generators_from_discarded_samples()
         if _apart(vllm_config, role):
             entitle(f"{self._settings.engine} rank {vllm_config.parallel_config.rank}")
