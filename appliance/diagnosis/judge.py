@@ -10,7 +10,7 @@ from typing import Final
 
 import msgspec
 
-from appliance.diagnosis import crowded, frontends, gone, layout, links, prompts, signs, stragglers, uneven
+from appliance.diagnosis import bursts, crowded, frontends, gone, layout, links, prompts, signs, stragglers, uneven
 from appliance.diagnosis.finding import Finding
 from appliance.diagnosis.impact import ALLOWED, impact
 from appliance.diagnosis.lasting import lasts
@@ -38,17 +38,6 @@ TESTS: Final[tuple[Test, ...]] = (
     crowded.decode_saturated,
     layout.not_worth_it,
 )
-
-
-_OF_LOAD: Final = (
-    "prefill_saturated",
-    "decode_saturated",
-    "pool_imbalance",
-    "routing_skew",
-    "disaggregation_not_worth_it",
-)
-"""Nothing is wrong with any engine: traffic comes and goes, and what a burst of seconds costs is within what targets allow."""
-_PLAINLY: Final = 1.5  # times what may be late
 
 
 class Judgement(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,8 +71,8 @@ def judge(window: Sequence[NodeSnapshot], share: float, *, standing: Verdict | N
         found.insert(0, missed)
     if missing is not None:  # what happens now, before what was given up long ago
         found.insert(len(found) if gone.is_old(read) else 0, missing)
-    if standing is None and _is_a_burst(found, read, share):
-        return Judgement(hurt=None)
+    if (standing is None or not found) and bursts.is_slight(window, read, found, share):
+        return Judgement(hurt=None, lasts=standing is not None and lasts(standing, read))
     return Judgement(hurt=hurt, finding=found[0] if found else None, next=found[1] if len(found) > 1 else None)
 
 
@@ -91,13 +80,6 @@ def _yields(finding: Finding, found: Sequence[Finding]) -> bool:
     """An engine that is slow for no reason, while its cache misses: it makes steps that nobody has seen yet, and may not be slow at all."""
     missing = {name for one in found if one.cause == "cache_miss_storm" for name in one.engines}
     return bool(missing) and finding.confidence == stragglers.UNEXPLAINED and set(finding.engines) <= missing
-
-
-def _is_a_burst(found: Sequence[Finding], read: Signs, share: float) -> bool:
-    """So far no more is late, over ten seconds, than targets allow, and nothing is known but that there is much to do."""
-    allowed, missed = max(ALLOWED, 1 - share), read.missed_for_long
-    ordinary = not found or found[0].cause in _OF_LOAD
-    return ordinary and read.failing <= allowed and missed is not None and missed <= _PLAINLY * allowed
 
 
 def _explains(finding: Finding, read: Signs, share: float) -> bool:

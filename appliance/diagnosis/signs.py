@@ -33,7 +33,6 @@ _SEVERAL: Final = 3  # readings
 _A_FEW: Final = 8  # that are enough to see that it is over
 _MANY: Final = 200  # of which a small share tells something, too
 _FEW_S: Final = 30.0  # that are looked through for as many
-_LONG_S: Final = 10.0
 _HARDLY_ANY: Final = 0.5  # requests that wait in an engine, or for KV
 _ROOMY: Final = 0.9  # of its KV
 _AT: Final = 0.985  # of the target: where engines are on average, answers are on both sides of
@@ -121,7 +120,6 @@ class Signs(msgspec.Struct, frozen=True, kw_only=True):
     answers: tuple[tuple[int, float], ...]  # the same of brief answers that ended, and the share that missed a target
     missed: float  # share of the answers of the last seconds, of more where there were few
     missed_now: float  # of fewer: to see that it is over
-    missed_for_long: float | None  # share of the requests of the last ten seconds; None where there were none
     waits_too_long: bool  # the oldest in the queue is over the target already
     itl_late: float  # share of output tokens, of engines whose tokens take longer than the target in the mean: one gap is no pace
     itl_late_now: float  # over a shorter time: to see that it is over
@@ -186,7 +184,6 @@ def read(window: Sequence[NodeSnapshot]) -> Signs:
         answers=answers,
         missed=_share_late(answers, _ENOUGH),
         missed_now=_share_late(answers, _A_FEW),
-        missed_for_long=_missed(window),
         waits_too_long=(now.queue.oldest_s or 0.0) > now.slo_ttft_s,
         itl_late=_late([(one, one.itl_s > _limit_s(one, now, _AT) and is_late(one)) for one in engines]),
         itl_late_now=_late([(one, is_late(one)) for one in engines]),
@@ -238,44 +235,6 @@ def _spells(
         if count:
             found.append((count, late / count))
     return tuple(found)
-
-
-def _missed(window: Sequence[NodeSnapshot]) -> float | None:
-    """The largest of three shares, over the last ten seconds or so: of first tokens that were late, or still are to come and are late
-    already; of answers that missed a target; and of tokens by engines whose pace is slower than the target.
-    """
-    now, spells = window[-1], _apart(window)
-    told = [one.lately for one in spells if one.lately is not None]
-    ended = [one for one in told if one.good is not None]
-    paces: dict[str, list[tuple[float, float]]] = {}  # tokens, and how far apart
-    limits: dict[str, float] = {}
-    for engine in (engine for one in spells for engine in one.engines):
-        if engine.output_tokens_s and engine.itl_s is not None:
-            paces.setdefault(engine.name, []).append((engine.output_tokens_s, engine.itl_s))
-            limits[engine.name] = (1.0 if engine.role is Role.BOTH else _AT) * now.slo_itl_s
-    overdue = float(now.overdue or 0)
-    tokens = {name: sum(count for count, _ in found) for name, found in paces.items()}
-    behind = [n for n, found in paces.items() if sum(count * itl_s for count, itl_s in found) > limits[n] * tokens[n]]
-    shares = (
-        (
-            overdue + sum(one.first_tokens * (one.ttft_late or 0.0) for one in told),
-            overdue + sum(one.first_tokens for one in told),
-        ),
-        (sum(one.ended * (1 - (one.good or 0.0)) for one in ended), float(sum(one.ended for one in ended))),
-        (sum(tokens[name] for name in behind), sum(tokens.values())),
-    )
-    return max((part / whole for part, whole in shares if whole), default=None)
-
-
-def _apart(window: Sequence[NodeSnapshot]) -> list[NodeSnapshot]:
-    """Those of the last ten seconds or so between which requests are not told of twice; the latest first."""
-    found: list[NodeSnapshot] = []
-    for one in reversed(window):
-        if window[-1].uptime_s - one.uptime_s > _LONG_S - LATELY_S:
-            break
-        if not found or found[-1].uptime_s - one.uptime_s >= LATELY_S:
-            found.append(one)
-    return found
 
 
 def _share_late(firsts: Sequence[tuple[int, float]], enough: int) -> float:

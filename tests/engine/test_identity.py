@@ -6,6 +6,7 @@ import asyncio
 import random
 import tempfile
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +128,11 @@ class Sides:
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def sides(random_model: Path) -> AsyncIterator[Sides]:
     with tempfile.TemporaryDirectory(prefix="pd-") as name:
-        async with aggregated(Path(name), random_model) as whole, appliance(Path(name), random_model) as split:
+        async with AsyncExitStack() as both:
+            split, whole = await asyncio.gather(
+                both.enter_async_context(appliance(Path(name), random_model)),
+                both.enter_async_context(aggregated(Path(name), random_model)),
+            )
             yield Sides(split, whole)
 
 

@@ -661,7 +661,7 @@ def test_a_burst_of_seconds_in_which_nothing_is_wrong_is_not_told_of() -> None:
     def burst(ttft_late: float, slowdown: float) -> str | None:
         def told(n: int) -> NodeSnapshot:
             lately = Lately(first_tokens=40, ttft_late=ttft_late if n == 20 else 0.0, ended=40, good=1.0)
-            return replace(late(100 + n / 2, slowdown=slowdown), lately=lately, overdue=0)
+            return replace(late(100 + n / 2, depth=0, slowdown=slowdown), lately=lately, overdue=0)
 
         finding = judge([told(n) for n in range(21)], 0.95).finding
         return finding and finding.cause
@@ -669,6 +669,20 @@ def test_a_burst_of_seconds_in_which_nothing_is_wrong_is_not_told_of() -> None:
     assert burst(0.2, 1.0) is None, "a twentieth of those of ten seconds"
     assert burst(0.5, 1.0) == "prefill_saturated"
     assert burst(0.2, 1.6) == "prefill_straggler_cpu"
+
+
+def test_a_burst_that_is_over_is_not_told_of() -> None:
+    """Few requests come, so that those of half a minute are looked at; the latest were in time again."""
+
+    def told(late_until: int) -> str | None:
+        def one(n: int) -> NodeSnapshot:
+            lately = Lately(first_tokens=4, ttft_late=1.0 if n <= late_until else 0.0)
+            return replace(late(100 + n / 2, depth=0), lately=lately, overdue=0)
+
+        return judge([one(n) for n in range(21)], 0.95).hurt
+
+    assert (told(20) or "").startswith("100% of the first tokens come later than")
+    assert told(14) is None
 
 
 def test_an_outage_in_which_thousands_fail_is_still_judged() -> None:
