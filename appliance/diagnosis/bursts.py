@@ -7,7 +7,7 @@ from typing import Final, TypeAlias
 
 from appliance.diagnosis.finding import Finding
 from appliance.diagnosis.impact import ALLOWED
-from appliance.diagnosis.signs import Signs
+from appliance.diagnosis.signs import AT, Signs
 from appliance.records import LATELY_S, NodeSnapshot, Role
 
 _OF_LOAD: Final = (
@@ -21,7 +21,6 @@ _OF_LOAD: Final = (
 _LONG_S: Final = 10.0
 _PLAINLY: Final = 1.5  # times the share that may miss the targets, over that time
 _ANSWER_S: Final = 20.0  # over which paces are looked at, about as long as many answers take
-_AT: Final = 0.985  # of the target, where engines only decode: answers are on both sides of their mean
 _MORE: Final = 1.2  # times the target, where they also prefill: their pace comes and goes, and evens out over an answer
 _Part: TypeAlias = tuple[float, float]  # so many, of so many
 
@@ -78,7 +77,7 @@ def _slow(now: NodeSnapshot, snapshots: Sequence[NodeSnapshot], more: float) -> 
     for engine in (engine for one in snapshots for engine in one.engines):
         if engine.output_tokens_s and engine.itl_s is not None:
             paces.setdefault(engine.name, []).append((engine.output_tokens_s, engine.itl_s))
-            limits[engine.name] = (more if engine.role is Role.BOTH else _AT) * now.slo_itl_s
+            limits[engine.name] = (more if engine.role is Role.BOTH else AT) * now.slo_itl_s
     tokens = {name: sum(count for count, _ in told) for name, told in paces.items()}
     slow = [name for name, told in paces.items() if sum(count * s for count, s in told) > limits[name] * tokens[name]]
     return sum(tokens[name] for name in slow), sum(tokens.values())

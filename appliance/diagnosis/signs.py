@@ -35,7 +35,7 @@ _MANY: Final = 200  # of which a small share tells something, too
 _FEW_S: Final = 30.0  # that are looked through for as many
 _HARDLY_ANY: Final = 0.5  # requests that wait in an engine, or for KV
 _ROOMY: Final = 0.9  # of its KV
-_AT: Final = 0.985  # of the target: where engines are on average, answers are on both sides of
+AT: Final = 0.985  # of the target: where engines are on average, answers are on both sides of
 _STILL: Final = 0.96  # the same, to see that it is over
 
 
@@ -139,7 +139,7 @@ class Signs(msgspec.Struct, frozen=True, kw_only=True):
 
     def is_behind(self, engine: Engine) -> bool:
         """Its tokens come later than the target, or so little earlier that those of many answers do."""
-        return engine.itl_s > _limit_s(engine, self.now, _AT)
+        return engine.itl_s > _limit_s(engine, self.now, AT)
 
     @property
     def prefill(self) -> list[Engine]:
@@ -185,7 +185,7 @@ def read(window: Sequence[NodeSnapshot]) -> Signs:
         missed=_share_late(answers, _ENOUGH),
         missed_now=_share_late(answers, _A_FEW),
         waits_too_long=(now.queue.oldest_s or 0.0) > now.slo_ttft_s,
-        itl_late=_late([(one, one.itl_s > _limit_s(one, now, _AT) and is_late(one)) for one in engines]),
+        itl_late=_late([(one, one.itl_s > _limit_s(one, now, AT) and is_late(one)) for one in engines]),
         itl_late_now=_late([(one, is_late(one)) for one in engines]),
         failing=failed / ended if ended > 0 else 0.0,
         failed=failed,

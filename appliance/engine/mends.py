@@ -13,13 +13,12 @@ from tqdm.std import TqdmDefaultWriteLock
 from vllm.distributed.device_communicators import shm_broadcast
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
+_NAP_S: Final = 5e-5
+
 
 def keep_tqdm_in_one_process() -> None:
     """Have tqdm make no lock between processes: vLLM ends its processes by force, and the lock's semaphore stays in /dev/shm."""
     TqdmDefaultWriteLock.mp_lock = None
-
-
-_NAP_S: Final = 5e-5
 
 
 def wait_for_ranks_asleep() -> None:

@@ -73,7 +73,8 @@ class ApplianceConnector(KVConnectorBase_V1, SupportsHMA):
         self._scheduler: SchedulerHalf | None = None
         if current_platform.is_cpu():
             wait_for_ranks_asleep()
-            keep_generators_from_discarded_samples()
+            if role == KVConnectorRole.WORKER:
+                keep_generators_from_discarded_samples()
         if _apart(vllm_config, role):
             entitle(f"{self._settings.engine} rank {vllm_config.parallel_config.rank}")
             tell_stacks()
