@@ -9,6 +9,7 @@ from appliance.diagnosis.signs import Signs
 from appliance.records import Action, Evidence, Order, OrderKind
 from appliance.remedies.catalogue import advise
 
+_MOST: Final = 0.5  # of the time to the first token
 _RISES: Final = 0.10  # points of the requests that meet both targets: less is not worth a change
 
 
@@ -17,7 +18,7 @@ def not_worth_it(signs: Signs) -> Finding | None:
     better = signs.now.better
     if better is None or not better.aggregated or better.good_rises < _RISES:
         return None
-    stage = "decode" if signs.itl_late > signs.ttft_late else "prefill"
+    stage = "decode" if _is_of_decoding(signs) else "prefill"
     pool = signs.decode if stage == "decode" else signs.prefill
     return Finding(
         cause="disaggregation_not_worth_it",
@@ -36,6 +37,11 @@ def not_worth_it(signs: Signs) -> Finding | None:
         action=change(signs) or Action(sentence=f"Use the layout {better.layout}."),
         gain=better.good_rises,
     )
+
+
+def _is_of_decoding(signs: Signs) -> bool:
+    """What is late: tokens, answers though not their beginning, or first tokens that waited elsewhere than for their prefill."""
+    return signs.itl_late > signs.ttft_late or signs.is_of_pace or signs.waits_after_prefill > _MOST
 
 
 def change(signs: Signs) -> Action | None:

@@ -6,6 +6,7 @@ request, and what is beyond the noise of a figure. They were chosen on the tunin
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from appliance.diagnosis import advice, layout
@@ -17,6 +18,8 @@ _SATURATED: Final = 0.9  # of the time
 _PINNED: Final = 0.8  # of the token budget
 _FULLER: Final = 1.15  # see ``records.EngineSnapshot.fuller``
 _BEHIND: Final = 0.5  # of the wait of those that are late
+_LATE: Final = 0.5  # of the target of first tokens
+_MOST: Final = 0.5  # of the prompt tokens that an engine is to compute
 _FULL: Final = 0.95  # of KV
 _HELD: Final = 0.7  # of the KV in use
 _IDLE: Final = 0.3
@@ -113,11 +116,12 @@ def long_prompts(signs: Signs) -> Finding | None:
     """There is time for all, but short prompts wait behind a few that are many times as long."""
     pool = signs.prefill
     busy = sum(one.busy_before for one in pool) / max(1, len(pool))
-    if not pool or signs.behind_long < _BEHIND or busy >= _SATURATED:
+    held_up = _held_up(pool, signs.now.slo_ttft_s)
+    if not pool or (signs.behind_long < _BEHIND and not held_up) or busy >= _SATURATED:
         return None
-    worst = max(pool, key=lambda engine: engine.outstanding)
+    worst = max(held_up or pool, key=lambda engine: engine.outstanding)
     lately = signs.now.lately
-    length = lately.long_tokens or 0.0 if lately else 0.0
+    length = worst.longest_prompt or (lately.long_tokens or 0.0 if lately else 0.0)
     return Finding(
         cause="long_prompt_blocking",
         stage="prefill",
@@ -129,6 +133,13 @@ def long_prompts(signs: Signs) -> Finding | None:
         engines=first(worst, pool),
         evidence=(
             Evidence(
+                measured=length,
+                expected=signs.prompt_tokens_before,
+                unit="tokens",
+                sentence=f"{worst.name} computed a prompt of {length:,.0f} tokens, of {worst.outstanding:,.0f} that it is to compute.",
+            )
+            if held_up
+            else Evidence(
                 measured=signs.behind_long,
                 expected=0.0,
                 unit="of their wait",
@@ -146,6 +157,19 @@ def long_prompts(signs: Signs) -> Finding | None:
             setting=_threshold(worst),
         ),
     )
+
+
+def _held_up(pool: Sequence[Engine], target_s: float) -> list[Engine]:
+    """Engines that are busy with a prompt so long that all behind it are late, where no other one is busy without."""
+    busy = [engine for engine in pool if engine.busy >= _SATURATED]
+    held = [engine for engine in busy if _takes_long(engine, target_s)]
+    return held if len(held) == len(busy) else []
+
+
+def _takes_long(engine: Engine, target_s: float) -> bool:
+    """It is most of what the engine is to compute, and takes it long, at the rate that it computes at."""
+    longest = engine.longest_prompt
+    return longest > 0 and longest >= max(_MOST * engine.outstanding, _LATE * target_s * engine.prompt_tokens_s)
 
 
 def _threshold(engine: Engine) -> str:

@@ -21,7 +21,7 @@ from appliance.records import (
 )
 
 WINDOW_S: Final = 90.0
-_TREND_S: Final = 6.0  # in which a queue has to grow
+TREND_S: Final = 6.0  # in which a queue has to grow
 _ANSWER_S: Final = 15.0  # the same of engines that do both: an answer makes up for the prompts in between
 _LATELY_S: Final = 1.6  # over which gauges are averaged
 _BEFORE_S: Final = 10.0  # ago, and earlier: how it was before what happens now
@@ -37,6 +37,8 @@ _HARDLY_ANY: Final = 0.5  # requests that wait in an engine, or for KV
 _ROOMY: Final = 0.9  # of its KV
 AT: Final = 0.985  # of the target: where engines are on average, answers are on both sides of
 _STILL: Final = 0.96  # the same, to see that it is over
+_SOME_MISSED: Final = 0.02  # of the answers
+_AFTER: Final = ("handoff_wait", "transfer", "decode_wait", "first_step")
 
 
 class Engine(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,6 +52,7 @@ class Engine(msgspec.Struct, frozen=True, kw_only=True):
     waiting: float
     running: float
     fetching: float
+    gathers_s: float  # requests per second by which those in it become more, over the last seconds
     busy_before: float  # over the last half minute
     full: bool  # as many run as there are places
     preemptions_s: float
@@ -125,6 +128,7 @@ class Signs(msgspec.Struct, frozen=True, kw_only=True):
     itl_late_now: float  # over a shorter time: to see that it is over
     failing: float  # share of requests that failed, and not for what clients had asked
     failed: int
+    ended_s: float  # requests per second, over the last seconds
     arrivals_s: float
     arrivals_before_s: float | None
     queue: float
@@ -140,6 +144,16 @@ class Signs(msgspec.Struct, frozen=True, kw_only=True):
     def is_behind(self, engine: Engine) -> bool:
         """Its tokens come later than the target, or so little earlier that those of many answers do."""
         return engine.itl_s > _limit_s(engine, self.now, AT)
+
+    @property
+    def is_of_pace(self) -> bool:
+        """Answers miss their targets, and it is not their first tokens that do."""
+        return self.missed > _SOME_MISSED and self.missed > 2 * self.ttft_late
+
+    @property
+    def waits_after_prefill(self) -> float:
+        """Share of the time to the first token, from when a prompt's KV is there until a decode engine has made a step."""
+        return sum(self.stages.get(name, 0.0) for name in _AFTER) / (sum(self.stages.values()) or 1.0)
 
     @property
     def prefill(self) -> list[Engine]:
@@ -161,7 +175,7 @@ def read(window: Sequence[NodeSnapshot]) -> Signs:
     """Of at least one snapshot, oldest first."""
     now = window[-1]
     lately = [one for one in window if now.uptime_s - one.uptime_s <= _LATELY_S]
-    trend = [one for one in window if now.uptime_s - one.uptime_s <= _TREND_S]
+    trend = [one for one in window if now.uptime_s - one.uptime_s <= TREND_S]
     before = [one for one in window if now.uptime_s - one.uptime_s >= _BEFORE_S]
     seconds = max(1e-3, now.uptime_s - trend[0].uptime_s)
     told = [one.lately for one in lately if one.lately is not None and one.lately.first_tokens]
@@ -189,6 +203,7 @@ def read(window: Sequence[NodeSnapshot]) -> Signs:
         itl_late_now=_late([(one, is_late(one)) for one in engines]),
         failing=failed / ended if ended > 0 else 0.0,
         failed=failed,
+        ended_s=ended / seconds,
         arrivals_s=(now.requests.total - trend[0].requests.total) / seconds,
         arrivals_before_s=_rate([one for one in before if now.uptime_s - one.uptime_s <= _USUAL_S]),
         queue=_mean([float(one.queue.depth) for one in lately]) or 0.0,
@@ -266,7 +281,7 @@ def _past(window: Sequence[NodeSnapshot]) -> dict[str, list[tuple[float, EngineS
 
 def _engine(now: EngineSnapshot, past: Sequence[tuple[float, EngineSnapshot]], trend: Sequence[NodeSnapshot]) -> Engine:
     mine = [one for ago_s, one in past if ago_s <= _LATELY_S]
-    trending = [one for ago_s, one in past if ago_s <= _TREND_S]
+    trending = [one for ago_s, one in past if ago_s <= TREND_S]
     pacing = [one for ago_s, one in past if ago_s <= _ANSWER_S] if now.role is Role.BOTH else trending
     older = [one for ago_s, one in past if ago_s >= _BEFORE_S]
     older_than_few = [one for ago_s, one in past if _BEFORE_S <= ago_s <= _USUAL_S]
@@ -284,6 +299,7 @@ def _engine(now: EngineSnapshot, past: Sequence[tuple[float, EngineSnapshot]], t
         waiting=_of_all(mine, "waiting"),
         running=_of_all(mine, "running"),
         fetching=_of_all(mine, "fetching"),
+        gathers_s=_slope([(-ago_s, _inside(one)) for ago_s, one in past if ago_s <= TREND_S]),
         full=bool(slots) and _of_all(mine, "running") >= 0.95 * (slots or 1),
         preemptions_s=max(0, (now.preemptions or 0) - (first.preemptions or 0)) / seconds,
         itl_s=_pace(pacing) or 0.0,
@@ -318,6 +334,11 @@ def _core_delay(host: HostReading) -> float:
     """For which others had its core. Where there is only one, its own API process has it now and then, and nothing is wrong with that."""
     own = (host.api_busy or 0.0) - (host.api_starved or 0.0) if host.cores == 1 else 0.0
     return max(0.0, (host.core_delay or 0.0) - max(0.0, own))
+
+
+def _inside(engine: EngineSnapshot) -> float:
+    """Requests that it works on, or that wait there."""
+    return float((engine.running or 0) + (engine.waiting or 0) + (engine.fetching or 0))
 
 
 def _found(engine: EngineSnapshot) -> float | None:

@@ -13,8 +13,7 @@ from typing import Final
 
 from appliance.diagnosis import advice, uneven
 from appliance.diagnosis.finding import Finding, first
-from appliance.diagnosis.impact import ALLOWED
-from appliance.diagnosis.signs import Engine, Signs
+from appliance.diagnosis.signs import TREND_S, Engine, Signs
 from appliance.records import Evidence
 
 _SLOW: Final = 1.08  # times what steps take: beyond noise and drift, where GPUs or cores tell of a reason
@@ -26,6 +25,8 @@ UNEXPLAINED: Final = 0.6  # confidence in an engine that is slow for no reason t
 _WORKING: Final = 0.2
 _ALL_OF_THE_TIME: Final = 0.9
 _CLEARLY_MORE: Final = 1.1
+_CLEARLY_MORE_ANSWERS: Final = 1.5
+_BY_CHANCE: Final = 3  # answers: so few end in some seconds, or do not, for no reason
 _STARVED: Final = 0.08  # of the time waiting for a core
 _THROTTLED: Final = 0.1  # of the time without any, for a quota that is used up
 _LEAST_SHARE: Final = 0.05  # of its core, that is told from none
@@ -59,6 +60,8 @@ def _slow_ones(signs: Signs) -> list[Engine]:
     ]
     if found and _too_much_anyway(signs):
         found = [engine for engine in found if not engine.prefills]
+    if found and _too_many_to_decode(signs):
+        found = [engine for engine in found if engine.prefills or not _has_no_room(engine)]
     return found
 
 
@@ -192,8 +195,7 @@ def _matters(engine: Engine, signs: Signs) -> bool:
 
 def _paces_scatter(engine: Engine, signs: Signs) -> bool:
     """Its tokens are in time on average, and those of many answers are not; and it is not first tokens that these miss."""
-    of_pace = signs.missed > ALLOWED and signs.missed > 2 * signs.ttft_late
-    return of_pace and engine.itl_s > _NEARLY * signs.now.slo_itl_s
+    return signs.is_of_pace and engine.itl_s > _NEARLY * signs.now.slo_itl_s
 
 
 def _has_too_much(engine: Engine, skewed: Finding | None) -> bool:
@@ -212,6 +214,20 @@ def _too_much_anyway(signs: Signs) -> bool:
     found = [engine.hits for engine in pool if engine.hits is not None]
     computed = 1 - (sum(found) / len(found) if found else 0.0)
     return signs.arrivals_s * signs.prompt_tokens * computed > _CLEARLY_MORE * could > 0
+
+
+def _too_many_to_decode(signs: Signs) -> bool:
+    """More requests come than engines could finish, were none of them slow."""
+    pool = [engine for engine in signs.decode if not engine.prefills]
+    if not pool:
+        return False
+    ended = signs.ended_s * TREND_S
+    could = (ended + _BY_CHANCE) * max(max(1.0, _times(engine)) for engine in pool)
+    return ended + TREND_S * sum(engine.gathers_s for engine in pool) > _CLEARLY_MORE_ANSWERS * could
+
+
+def _has_no_room(engine: Engine) -> bool:
+    return engine.full or engine.kv >= _NEARLY_FULL
 
 
 def _waits_for_decoding(signs: Signs) -> bool:

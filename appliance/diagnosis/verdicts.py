@@ -57,7 +57,7 @@ class Diagnoser:
         self._see(key)
         if key == self._said and self._verdict is not None:
             return self._again(judgement, self._verdict)
-        if self._seen[key] < self._needed_s(key):
+        if self._seen[key] < self._needed_s(key, judgement.finding):
             return self._verdict or _ok(snapshot.time)
         self._said = key
         return _said(judgement, snapshot.time - self._seen[key])
@@ -83,14 +83,16 @@ class Diagnoser:
         if key is not None:
             self._seen.setdefault(key, 0.0)
 
-    def _needed_s(self, key: Key) -> float:
-        if key == _NOTHING:
+    def _needed_s(self, key: Key, finding: Finding | None) -> float:
+        if finding is None:
             return _UNKNOWN_FOR_S if self._said is None else 2 * _UNKNOWN_FOR_S
-        if self._said is None:
-            return _SEEN_FOR_S
-        if self._said[0] == key[0]:
+        if self._said is not None and self._said[0] == key[0]:
             return _MOVED_FOR_S
-        return _SEEN_FOR_S if key[0] in _CERTAIN else _CHANGED_FOR_S
+        if finding.cause in _OF_PROCESSES:
+            return 0.0 if finding.confidence >= _CERTAIN else _SEEN_FOR_S
+        if finding.cause in _OF_THE_PLAN:
+            return _UNKNOWN_FOR_S
+        return _SEEN_FOR_S if self._said is None else _CHANGED_FOR_S
 
     def _is_well(self, judgement: Judgement, snapshot: NodeSnapshot) -> Verdict:
         self._well_since = snapshot.uptime_s if self._well_since is None else self._well_since
@@ -110,8 +112,13 @@ _SAME: Final = {"pool_imbalance": "saturated", "prefill_saturated": "saturated",
 """Whether others have little to do meanwhile changes what to do, and is no other bottleneck."""
 
 
-_CERTAIN: Final = ("engine_hung", "engine_crashed")
+_OF_PROCESSES: Final = ("engine_hung", "engine_crashed")
 """What is seen of processes, and not told from times."""
+_CERTAIN: Final = 0.99  # confidence: that a process has ended need not be seen for a while
+
+
+_OF_THE_PLAN: Final = ("disaggregation_not_worth_it",)
+"""What is predicted of the traffic, and just as true a while ago: it waits for a cause that can be seen."""
 
 
 _SHARED: Final = ("prefill_budget_small", "long_prompt_blocking", "handoff_decode_admission")

@@ -251,6 +251,48 @@ def test_many_short_prompts_before_an_engine_are_no_long_one() -> None:
     assert "of up to 2,000 tokens" in said(one)
 
 
+def test_a_very_long_prompt_is_named_while_it_is_computed_and_not_when_those_behind_it_are_done() -> None:
+    def computes(long_tokens: int, of_another: float = 0.3, tokens_s: float = 1000.0) -> list[NodeSnapshot]:
+        found = []
+        for at_s in (90.0, 100.0, 101.0):
+            now = at_s >= 100
+            first = made.engine("e0", busy=1.0 if now else 0.3, slowdown=1.0, waiting=0, token_budget=8192)
+            figures = {"long_prompt_tokens": long_tokens if now else None, "outstanding_prompt_tokens": 4000}
+            figures |= {"prompt_tokens_s": tokens_s}
+            engines = (replace(first, **figures), made.engine("e2", busy=of_another), *late(at_s).engines[1:])
+            found.append(replace(late(at_s, depth=20 if now else 0), engines=engines))
+        return found
+
+    assert cause(computes(3600)) == "long_prompt_blocking"
+    assert "e0 computed a prompt of 3,600 tokens, of 4,000 that it is to compute." in said(computes(3600))
+    assert cause(computes(1000)) != "long_prompt_blocking", "it is a small part of what there is to do"
+    assert cause(computes(3600, tokens_s=20_000.0)) != "long_prompt_blocking", "it is computed in no time"
+    assert cause(computes(3600, of_another=1.0)) == "prefill_saturated", "others are as busy without one"
+    assert cause(window(slowdown=1.0)) == "prefill_saturated"
+
+
+def test_an_engine_that_is_out_of_room_is_so_before_it_is_a_little_slow() -> None:
+    """More come than it could finish, were it as quick as such engines are."""
+
+    def full(comes_s: float, slowdown: float = 1.4) -> str:
+        found = []
+        for n in range(13):
+            at_s = 100 + n / 2
+            waiting = round(comes_s * n / 2)
+            figures = {"kv_usage": 0.97, "waiting": waiting, "slowdown": slowdown, "running": 12, "preemptions": n}
+            decode = made.engine("e1", Role.DECODE, busy=0.99, max_running=64, host=HostReading(core_delay=0.12))
+            engines = (made.engine("e0", busy=0.5), replace(decode, **figures))
+            lately = Lately(first_tokens=30, ttft_late=1.0, ttft_s=3.0)
+            counts = RequestCounts(total=n * 8, ok=n)  # two per second
+            node = made.node(engines, 0, lately=lately, requests=counts)
+            found.append(replace(node, time=at_s, uptime_s=at_s))
+        return cause(found)
+
+    assert full(10.0) == "decode_kv_full"
+    assert full(0.5) == "decode_straggler_cpu", "so many it would finish"
+    assert full(10.0, slowdown=5.0) == "decode_straggler_cpu"
+
+
 def test_routing_that_makes_an_engine_late_is_named_though_it_is_far_from_full() -> None:
     assert cause(behind(weight=8.0)) == "routing_skew"
     assert cause(behind()) == "decode_saturated", "nobody prefers it"
@@ -275,6 +317,8 @@ def test_an_engine_that_is_gone_takes_the_place_of_what_was_said_at_once() -> No
     gone = late(0.0)
     hung = replace(gone.engines[0], state=EngineState.SUSPECT, last_step_age_s=2.0)
     assert said_after_s(replace(gone, engines=(hung, *gone.engines[1:]))) == 1.0
+    ended = replace(gone.engines[0], state=EngineState.BACKOFF, cause="killed (SIGKILL)")
+    assert said_after_s(replace(gone, engines=(ended, *gone.engines[1:]))) == 0.0, "it is certain"
     assert said_after_s(late(0.0, slowdown=1.6)) == 2.5
 
 
@@ -856,8 +900,34 @@ def test_an_engine_told_to_start_again_has_not_crashed() -> None:
     assert found.cause == "engine_crashed"
 
 
+BETTER = Better(layout="2b", load_falls=0.3, good_rises=0.4, rate_grows=0.5, aggregated=True)
+
+
+@pytest.mark.parametrize(
+    ("lately", "engine"),
+    [
+        (Lately(first_tokens=40, ttft_late=0.5, stages=(Stage("prefill_wait", 2.0), Stage("decode_wait", 0.1))), "e0"),
+        (Lately(first_tokens=40, ttft_late=0.5, stages=(Stage("prefill_wait", 0.1), Stage("handoff_wait", 2.0))), "e1"),
+        (Lately(first_tokens=40, ttft_late=0.0, ended=40, good=0.5, brief=40, brief_missed=0.5), "e1"),
+        (Lately(first_tokens=40, ttft_late=0.5, ended=40, good=0.5, brief=40, brief_missed=0.5), "e0"),
+    ],
+)
+def test_what_splitting_costs_is_told_of_the_engines_that_make_answers_late(lately: Lately, engine: str) -> None:
+    engines = (made.engine("e0", busy=0.5, waiting=0), made.engine("e1", Role.DECODE, busy=0.5, running=3))
+    snapshot = replace(made.node(engines, 0, lately=lately), better=BETTER)
+    assert (finding := judge([snapshot], 0.95).finding) is not None
+    assert (finding.cause, finding.engines) == ("disaggregation_not_worth_it", (engine,))
+
+
+def test_what_is_predicted_of_a_layout_waits_for_a_cause_that_can_be_seen() -> None:
+    diagnose = Diagnoser(0.95)
+    idle = replace(late(100.0, busy=0.5), better=BETTER)
+    states = [diagnose(replace(idle, time=100 + n / 2, uptime_s=100 + n / 2)).state for n in range(9)]
+    assert states == ["ok"] * 8 + ["bottleneck"]
+
+
 def test_a_layout_that_is_predicted_to_be_better_is_what_to_do() -> None:
-    better = Better(layout="2b", load_falls=0.3, good_rises=0.4, rate_grows=0.5, aggregated=True)
+    better = BETTER
     finding = judge([replace(late(100.0, busy=0.5), better=better)], 0.95).finding
     assert finding is not None
     assert (finding.cause, finding.action.call) == (

@@ -108,7 +108,7 @@ class Node:
 
     def __init__(self, server: Server, traffic: Traffic, look: Look, capacity: Capacity) -> None:
         self._server, self._traffic, self._look, self._capacity = server, traffic, look, capacity
-        self._told_of: set[str] = set()  # incidents
+        self._told_of: set[tuple[str, int]] = set()  # incidents, each with how much had been said of it
 
     async def warm(self) -> None:
         """Usual traffic, until it is known what steps take. What was kept of earlier nodes is not this one's."""
@@ -137,11 +137,11 @@ class Node:
         return self._played(case, did, end_s, said, clients)
 
     async def incidents(self) -> list[bytes]:
-        """The bundles of those that were opened since the last time, for whoever wants to see what the node saw."""
-        found = [one["id"] for one in await self._server.json("/api/incidents")]
-        new = [id for id in found if id not in self._told_of]
+        """The bundles of those that were opened since the last time, or went on, for whoever wants to see what the node saw."""
+        found = [(one["id"], len(one["verdicts"])) for one in await self._server.json("/api/incidents")]
+        new = [one for one in found if one not in self._told_of]
         self._told_of.update(new)
-        return [await self._server.read(f"/api/incidents/{id}/bundle") for id in reversed(new)]
+        return [await self._server.read(f"/api/incidents/{id}/bundle") for id, _ in reversed(new)]
 
     async def watch(self, case: Case) -> Played:
         """Nothing is done, for as long as the case says."""
