@@ -30,7 +30,7 @@ from appliance.channel import Fault, Frames, Step, Up, encode
 from appliance.cli.forecast import Forecast
 from appliance.config import Config
 from appliance.costs.fitted import CopyModel, StepModel
-from appliance.diagnosis import signs
+from appliance.diagnosis.readings import WINDOW_S
 from appliance.diagnosis.verdicts import Diagnoser
 from appliance.incidents.keeper import Incidents
 from appliance.records import EngineView, GpuSnapshot, HostReading, NodeSnapshot, Verdict
@@ -117,17 +117,17 @@ class Supervisor:
         )
         for plan in engines:  # which they said when nobody heard it
             self._hear(plan.name, self._node.views()[0].epoch, words.ready(plan.settings))
-        seconds = signs.WINDOW_S + MEASURED_S
+        seconds = WINDOW_S + MEASURED_S
         feed(self._clock, self._node, list(arrivals(NODE.traffic, 1, seconds, BLOCK_TOKENS, MODELS)))
         if hurt:
-            at_ns = self._origin_ns + int((signs.WINDOW_S - BEFORE_S) * 1e9)
+            at_ns = self._origin_ns + int((WINDOW_S - BEFORE_S) * 1e9)
             self._clock.at(at_ns, lambda: self._node.fault(SLOW_ENGINE, SLOW))
 
     def run(self) -> Iterator[NodeSnapshot]:
         """All ticks, of which the last ``MEASURED_S`` count."""
-        for number in range(1, int((signs.WINDOW_S + MEASURED_S) / TICK_S) + 1):
+        for number in range(1, int((WINDOW_S + MEASURED_S) / TICK_S) + 1):
             self._clock.run(self._origin_ns + int(number * TICK_S * 1e9))
-            self._spent.counts = number * TICK_S > signs.WINDOW_S
+            self._spent.counts = number * TICK_S > WINDOW_S
             yield self._tick()
 
     def _tick(self) -> NodeSnapshot:
@@ -178,7 +178,7 @@ class Replayed:
     async def updates(self) -> AsyncIterator[NodeSnapshot]:
         """See ``Collector.updates``; it ends."""
         for snapshot in self._snapshots:
-            self._spent.counts = snapshot.uptime_s > signs.WINDOW_S
+            self._spent.counts = snapshot.uptime_s > WINDOW_S
             with self._spent.on(self._what):
                 yield snapshot
         self._over.set()

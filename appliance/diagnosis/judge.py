@@ -10,7 +10,7 @@ from typing import Final
 
 import msgspec
 
-from appliance.diagnosis import bursts, crowded, frontends, gone, layout, links, prompts, signs, stragglers, uneven
+from appliance.diagnosis import bursts, crowded, frontends, gone, layout, links, prompts, readings, stragglers, uneven
 from appliance.diagnosis.finding import Finding
 from appliance.diagnosis.impact import ALLOWED, impact
 from appliance.diagnosis.lasting import lasts
@@ -59,7 +59,7 @@ def judge(window: Sequence[NodeSnapshot], share: float, *, standing: Verdict | N
         share: of requests that must meet the targets.
         standing: the verdict that does, if one does; less keeps it up than it takes to come to it.
     """
-    read = signs.read(window)
+    read = readings.read(window)
     missing, hurt = gone.down(read), impact(read, share, standing is not None, stragglers.plain(read))
     if hurt is None and missing is None:
         return Judgement(hurt=None, lasts=standing is not None and lasts(standing, read))

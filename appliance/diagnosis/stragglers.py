@@ -70,7 +70,7 @@ def _told(worst: Engine, found: Sequence[Engine], signs: Signs) -> Finding:
     starved = is_starved(worst)
     kind = "cpu" if not trouble and (starved or not worst.now.gpus) else "gpu"
     why = trouble or _why_starved(worst) or "nothing that its GPUs or its cores tell explains it"
-    known = worst.now.slowdown is not None
+    known = worst.now.slowdown is not None and worst.slowdown >= _times(worst)
     slower = (
         f"takes {worst.slowdown:.1f} times as long for its steps as it should"
         if known
@@ -170,14 +170,16 @@ def _is_slow(engine: Engine, others: Sequence[Engine]) -> bool:
     if not reason:
         return engine.slowdown > SLOW_FOR_NO_REASON * usual
     least = _SLOW if engine.gpu_trouble is not None else _SLOW_FOR_WANT_OF_CORES
-    return engine.slowdown > least * (usual if usual < _SLOW else 1.0)  # all may be slow together, and excuse nobody
+    return _times(engine) > least * (usual if usual < _SLOW else 1.0)  # all may be slow together, and excuse nobody
 
 
 def _times(engine: Engine) -> float:
-    """That its steps take as long as they should."""
-    if engine.now.slowdown is not None:
-        return engine.slowdown
-    return _SLOWER if engine.gpu_trouble is not None else _for_want_of_cores(engine)
+    """That its steps take as long as they should. What is computed on cores takes at least as long as it is kept from them."""
+    for_want = _for_want_of_cores(engine)
+    if engine.now.slowdown is None:
+        return _SLOWER if engine.gpu_trouble is not None else for_want
+    on_cores = not engine.now.gpus and for_want > SLOW_FOR_NO_REASON
+    return max(engine.slowdown, for_want) if on_cores else engine.slowdown
 
 
 def _for_want_of_cores(engine: Engine) -> float:
@@ -210,7 +212,7 @@ def _too_much_anyway(signs: Signs) -> bool:
     pool = signs.prefill
     if not pool or signs.prompt_tokens is None or min(engine.busy for engine in pool) < _ALL_OF_THE_TIME:
         return False
-    could = sum(engine.prompt_tokens_s * max(1.0, engine.slowdown) for engine in pool)
+    could = sum(engine.prompt_tokens_s * max(1.0, _times(engine)) for engine in pool)
     found = [engine.hits for engine in pool if engine.hits is not None]
     computed = 1 - (sum(found) / len(found) if found else 0.0)
     return signs.arrivals_s * signs.prompt_tokens * computed > _CLEARLY_MORE * could > 0

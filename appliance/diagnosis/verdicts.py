@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import deque
 from typing import Final
 
-from appliance.diagnosis import signs
 from appliance.diagnosis.finding import Finding
 from appliance.diagnosis.judge import Judgement, judge
+from appliance.diagnosis.readings import WINDOW_S
 from appliance.records import NodeSnapshot, Verdict
 
 _SEEN_FOR_S: Final = 1.0  # the same cause of the same engine, until it is said
@@ -43,7 +43,7 @@ class Diagnoser:
             self._window.clear()  # it is of another node, or another life of it
         self._tick_s = min(now - self._window[-1].uptime_s, _SEEN_FOR_S) if self._window else 0.0
         self._window.append(snapshot)
-        while now - self._window[0].uptime_s > signs.WINDOW_S:
+        while now - self._window[0].uptime_s > WINDOW_S:
             self._window.popleft()
         judgement = judge(self._window, self._share, standing=self._verdict if self._said is not None else None)
         self._verdict = self._steady(judgement, snapshot)
@@ -60,6 +60,7 @@ class Diagnoser:
         if self._seen[key] < self._needed_s(key, judgement.finding):
             return self._verdict or _ok(snapshot.time)
         self._said = key
+        self._seen = {key: self._seen[key]}  # to come back, others must be seen for as long again
         return _said(judgement, snapshot.time - self._seen[key])
 
     def _again(self, judgement: Judgement, verdict: Verdict) -> Verdict:

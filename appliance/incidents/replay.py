@@ -9,7 +9,7 @@ from typing import Final
 import msgspec
 from msgspec.structs import replace
 
-from appliance.diagnosis.signs import WINDOW_S
+from appliance.diagnosis.readings import WINDOW_S
 from appliance.diagnosis.verdicts import Diagnoser
 from appliance.incidents.bundle import Bundle
 from appliance.records import NodeSnapshot, Verdict

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from appliance.diagnosis import signs
+from appliance.diagnosis import readings
 from appliance.records import NodeSnapshot
 
 sys.path.append(str(Path(__file__).parents[1] / "browser"))
@@ -24,12 +24,12 @@ def node(at_s: float, epoch: int, kv: float, hits: float | None = None) -> NodeS
 
 def test_what_an_engine_was_in_an_earlier_life_says_nothing_of_it() -> None:
     window = [node(at_s, 1, kv=0.9) for at_s in (10.0, 10.5)] + [node(at_s, 2, kv=0.2) for at_s in (11.0, 11.5)]
-    found = {engine.name: engine for engine in signs.read(window).engines}
+    found = {engine.name: engine for engine in readings.read(window).engines}
     assert found["e0"].kv == 0.2
     assert found["e1"].kv == 0.1
 
 
 def test_each_figure_is_of_its_own_time() -> None:
     window = [node(float(at_s), 1, kv=0.8 if at_s < 28 else 0.4, hits=0.7 if at_s < 15 else 0.2) for at_s in range(30)]
-    (e0, _) = signs.read(window).engines
+    (e0, _) = readings.read(window).engines
     assert (e0.kv, e0.hits, e0.hits_before) == (0.4, 0.2, 0.7)
