@@ -1,8 +1,9 @@
 """The engine's end of the engine channel: one connection per process, shared by all of our code in it.
 
 Sending happens on the caller's thread and never blocks: what the socket does not take waits in a buffer, and steps and heartbeats are
-dropped once that is full. A thread of our own reads what the supervisor says, and beats once a second. It touches none of vLLM's
-state: handlers that need the main loop leave their work where it looks (see ``pulse.py``).
+dropped once that is full. While requests run, steps are held back for a moment, so that one write serves several. A thread of our own
+reads what the supervisor says, and beats once a second. It touches none of vLLM's state: handlers that need the main loop leave their
+work where it looks (see ``pulse.py``).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from appliance.errors import ChannelError
 
 BEAT_S: Final = 1.0
 _TELEMETRY_LIMIT_BYTES: Final = 1 << 20  # steps are dropped beyond this; what leases depend on is not
+_HELD_NS: Final = 30_000_000  # nobody looks at steps more often
 _CONNECT_TIMEOUT_S: Final = 5.0
 _FORSAKEN_S: Final = 10.0
 _AT_ONCE: Final = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
@@ -42,6 +44,8 @@ class Link:
         self._socket = _connect(path)
         self._lock = threading.Lock()
         self._pending = bytearray()
+        self._steps: list[Callable[[], Step]] = []  # that are held back
+        self._held_since_ns = 0
         self._handlers: list[Handler] = []
         self._beats: list[Callable[[], None]] = []
         self._held: list[Down] = []  # came before anybody listened
@@ -65,13 +69,38 @@ class Link:
         """Send without blocking, in order. A step or heartbeat that finds the buffer full is dropped and counted."""
         frame = encode(message)
         with self._lock:
-            if not self._pending:  # as always, unless the supervisor is slow
-                self._pending += frame[self._write(frame) :]
-            elif len(self._pending) > _TELEMETRY_LIMIT_BYTES and isinstance(message, Step | StepBegan | Heartbeat):
-                self.dropped_steps += 1
-            else:
-                self._pending += frame
-                self._flush()
+            self._let_go()
+            self._put(frame, int(isinstance(message, Step | StepBegan | Heartbeat)))
+
+    def hold(self, step: Callable[[], Step], end_ns: int, last: bool) -> None:
+        """Send a step with those that follow it, before anything else is, and once steps have been held for ``_HELD_NS``.
+
+        Args:
+            step: makes it. That is done for several together, too, when Python's code for it is in the core's cache.
+            end_ns: of the step.
+            last: none follows.
+        """
+        with self._lock:
+            if not self._steps:
+                self._held_since_ns = end_ns
+            self._steps.append(step)
+            if last or end_ns - self._held_since_ns >= _HELD_NS:
+                self._let_go()
+
+    def _let_go(self) -> None:
+        if self._steps:
+            held, self._steps = self._steps, []
+            self._put(b"".join([encode(step()) for step in held]), len(held))
+
+    def _put(self, frames: bytes, telemetry: int) -> None:
+        """``telemetry``: how many of them may be dropped."""
+        if not self._pending:  # as always, unless the supervisor is slow
+            self._pending += frames[self._write(frames) :]
+        elif len(self._pending) > _TELEMETRY_LIMIT_BYTES and telemetry:
+            self.dropped_steps += telemetry
+        else:
+            self._pending += frames
+            self._flush()
 
     def _flush(self) -> None:
         del self._pending[: self._write(self._pending)]
@@ -130,6 +159,8 @@ class Link:
             handler(message)
 
     def _beat(self) -> None:
+        with self._lock:
+            self._let_go()
         for callback in self._beats:
             callback()
 

@@ -7,6 +7,7 @@ that vLLM's configuration asks for. What they override is held by ``tests/contra
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
@@ -22,7 +23,7 @@ from appliance.engine.link import BEAT_S
 from appliance.engine.resume import Tee
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterator, Mapping
 
     from vllm.config import VllmConfig
     from vllm.v1.core.sched.output import SchedulerOutput
@@ -95,10 +96,15 @@ class Batch:
         self.prompt_tokens, self.decode_tokens = prompt_tokens, decode_tokens
         self.context_tokens, self.sequences, self.attended = context_tokens, sequences, attended
 
-    def given(self, outputs: Iterable[EngineCoreOutput]) -> int | None:
+    def given(self, outputs: Mapping[int, EngineCoreOutputs]) -> int | None:
         """Tokens that those were given that decode; None where that is one each."""
         ids = self.decoding
-        return None if ids is None else sum(len(one.new_token_ids) for one in outputs if one.request_id in ids)
+        return None if ids is None else sum(len(one.new_token_ids) for one in _each(outputs) if one.request_id in ids)
+
+
+def _each(outputs: Mapping[int, EngineCoreOutputs]) -> Iterator[EngineCoreOutput]:
+    """Of all of vLLM's clients."""
+    return (one for group in outputs.values() for one in group.outputs)
 
 
 class StepRecorder:
@@ -149,12 +155,11 @@ class StepRecorder:
         batch = self._batches.pop(id(scheduler_output), None)
         end_ns = time.monotonic_ns()
         if batch is not None and scheduler_output.total_num_scheduled_tokens > 0:
-            self._say_step(batch, end_ns, batch.given(one for group in outputs.values() for one in group.outputs))
+            self._say_step(batch, end_ns, batch.given(outputs))
         self._last_end_ns = end_ns
         if self._tokenless:
             self._say_first_tokens(outputs, end_ns)
-        said = self._tee.take((one for group in outputs.values() for one in group.outputs), self.requests)
-        if said is not None:
+        if self._tee.listens and (said := self._tee.take(_each(outputs), self.requests)) is not None:
             self._link.send(said)
         return outputs
 
@@ -233,26 +238,42 @@ class StepRecorder:
     def _say_step(self, batch: Batch, end_ns: int, decoded: int | None) -> None:
         self._last_sign_ns = end_ns
         running, waiting = self._counts()
-        self._link.send(
-            Step(
-                start_ns=self._step_start_ns(batch),
-                end_ns=end_ns,
-                prompt_tokens=batch.prompt_tokens,
-                decode_tokens=batch.decode_tokens,
-                context_tokens=batch.context_tokens,
-                attended=batch.attended,
-                running=running,
-                waiting=waiting,
-                fetching=self.connector.scheduler_half.fetching,
-                kv_free=self.kv_cache_manager.block_pool.get_num_free_blocks(),
-                leased=self.connector.scheduler_half.leased_blocks,
-                preemptions=self._preemptions,
-                prefix_queries=self._prefix_queries,
-                prefix_hits=self._prefix_hits,
-                sequences=None if batch.sequences == batch.decode_tokens else batch.sequences,
-                decoded=decoded,
-                dropped=self._link.dropped_steps,
-            )
+        kv_free, half = self.kv_cache_manager.block_pool.get_num_free_blocks(), self.connector.scheduler_half
+        now = (running, waiting, half.fetching, kv_free, half.leased_blocks)
+        so_far = (self._preemptions, self._prefix_queries, self._prefix_hits)
+        step = partial(self._step, self._step_start_ns(batch), end_ns, batch, decoded, now, so_far)
+        self._link.hold(step, end_ns, last=not running)
+
+    def _step(
+        self,
+        start_ns: int,
+        end_ns: int,
+        batch: Batch,
+        decoded: int | None,
+        now: tuple[int, int, int, int, int],
+        so_far: tuple[int, int, int],
+    ) -> Step:
+        """``now``: running, waiting, fetching, free blocks, leased ones. ``so_far``: preemptions, prefix queries and hits."""
+        running, waiting, fetching, kv_free, leased = now
+        preemptions, prefix_queries, prefix_hits = so_far
+        return Step(
+            start_ns=start_ns,
+            end_ns=end_ns,
+            prompt_tokens=batch.prompt_tokens,
+            decode_tokens=batch.decode_tokens,
+            context_tokens=batch.context_tokens,
+            attended=batch.attended,
+            running=running,
+            waiting=waiting,
+            fetching=fetching,
+            kv_free=kv_free,
+            leased=leased,
+            preemptions=preemptions,
+            prefix_queries=prefix_queries,
+            prefix_hits=prefix_hits,
+            sequences=None if batch.sequences == batch.decode_tokens else batch.sequences,
+            decoded=decoded,
+            dropped=self._link.dropped_steps,
         )
 
     def _say_scheduled(self, request: Request) -> None:
@@ -269,7 +290,7 @@ class StepRecorder:
             self._tokenless[request.request_id] = params.request
 
     def _say_first_tokens(self, outputs: dict[int, EngineCoreOutputs], now_ns: int) -> None:
-        made = {one.request_id for group in outputs.values() for one in group.outputs if one.new_token_ids}
+        made = {one.request_id for one in _each(outputs) if one.new_token_ids}
         for request_id in [known for known in self._tokenless if known in made or known not in self.requests]:
             key = self._tokenless.pop(request_id)
             if request_id in made:  # else it was aborted

@@ -51,15 +51,18 @@ class Tee:
     def __init__(self) -> None:
         self._known: dict[str, tuple[str, int]] = {}  # vLLM's id → the router's key, and which sequence
 
+    @property
+    def listens(self) -> bool:
+        """Somebody has asked."""
+        return bool(self._known)
+
     def begin(self, request: Request) -> None:
         params = read(request.kv_transfer_params)
         if isinstance(params, Ticket | Whole) and params.tee:
             self._known[request.request_id] = (params.request, sequence_of(request.request_id, params.tee))
 
     def take(self, outputs: Iterable[EngineCoreOutput], requests: dict[str, Request]) -> OutputTokens | None:
-        """What a step has brought; None if nobody asked. ``requests`` are those that EngineCore still has."""
-        if not self._known:
-            return None
+        """What a step has brought; None if that is nothing. ``requests`` are those that EngineCore still has."""
         items = [
             (*self._known[one.request_id], tuple(one.new_token_ids))
             for one in outputs

@@ -175,18 +175,53 @@ async def test_the_engines_end_speaks_and_hears(tmp_path: Path) -> None:
         assert [message.lease for message in heard if isinstance(message, Release)] == ["early", "late"]
 
 
+def step(end_ms: int, running: int = 1) -> Step:
+    return Step(
+        start_ns=0, end_ns=end_ms * 1_000_000, prompt_tokens=1, decode_tokens=1, context_tokens=1, running=running, waiting=0,
+        fetching=0, kv_free=1, leased=0, preemptions=0, prefix_queries=0, prefix_hits=0,
+    )  # fmt: skip
+
+
+async def test_steps_are_held_for_a_moment_in_which_others_follow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("appliance.engine.link.BEAT_S", 60.0)
+    async with listening(tmp_path / "channel") as ears:
+        link = await asyncio.to_thread(Link, str(tmp_path / "channel"), HELLO)
+        assert await ears.next() == ("open", HELLO)
+
+        async def held() -> bool:
+            await asyncio.sleep(0.05)
+            return ears.events.empty()
+
+        link.hold(lambda: step(0), 0, last=False)
+        link.hold(lambda: step(20), 20_000_000, last=False)
+        assert await held()
+        link.hold(lambda: step(40), 40_000_000, last=False)
+        assert [await ears.next() for _ in range(3)] == [("message", step(at_ms)) for at_ms in (0, 20, 40)]
+        link.hold(lambda: step(50), 50_000_000, last=False)
+        link.send(PROGRESS)
+        assert [await ears.next() for _ in range(2)] == [("message", step(50)), ("message", PROGRESS)], "in order"
+        link.hold(lambda: step(60, running=0), 60_000_000, last=True)
+        assert await ears.next() == ("message", step(60, running=0)), "nothing follows"
+
+
+async def test_a_step_that_none_follows_is_sent_with_the_next_beat(tmp_path: Path) -> None:
+    async with listening(tmp_path / "channel") as ears:
+        link = await asyncio.to_thread(Link, str(tmp_path / "channel"), HELLO)
+        assert await ears.next() == ("open", HELLO)
+        link.hold(lambda: step(0), 0, last=False)
+        assert await ears.next() == ("message", step(0))
+
+
 def test_a_supervisor_that_does_not_read_costs_steps_but_never_blocks(tmp_path: Path) -> None:
     path = str(tmp_path / "channel")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         listener.bind(path)
         listener.listen()
         link = Link(path, HELLO)
-        step = Step(
-            start_ns=0, end_ns=1, prompt_tokens=1, decode_tokens=1, context_tokens=1, running=1, waiting=0, fetching=0,
-            kv_free=1, leased=0, preemptions=0, prefix_queries=0, prefix_hits=0,
-        )  # fmt: skip
         for _ in range(40_000):
-            link.send(step)
+            link.send(step(0))
         assert link.dropped_steps > 0
         link.send(Progress(stage="not telemetry", fraction=1.0))
         connection, _ = listener.accept()

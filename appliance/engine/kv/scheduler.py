@@ -83,8 +83,9 @@ class SchedulerHalf:
             ended = self._book.end(release.lease, all_consumers=release.reason != "released")
             if ended is not None:
                 self._free(ended, release.reason, now_ns)
-        for ended in self._book.expired(now_ns):
-            self._free(ended, "expired", now_ns)
+        if len(self._book):
+            for ended in self._book.expired(now_ns):
+                self._free(ended, "expired", now_ns)
 
     def finished(self, request: Request, block_ids: tuple[list[int], ...]) -> dict[str, Any] | None:
         """A request is over. What its answer says about its KV: a ticket, if it was to be kept and is whole."""
