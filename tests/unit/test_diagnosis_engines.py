@@ -261,13 +261,12 @@ def test_what_has_ended_is_told_from_what_hangs(state: EngineState, reason: str 
     assert cause(gone) == expected
 
 
-def test_a_slow_engine_is_not_what_holds_back_more_than_it_could_do_at_its_best() -> None:
-    """It computes 1,000 tokens/s and could do twice as many."""
-
-    def asked(tokens_s: float) -> list[NodeSnapshot]:
-        lately = Lately(first_tokens=30, ttft_late=0.5, ttft_s=1.0, prompt_tokens=100.0)
-        slow = {"slowdown": 2.0, "prompt_tokens_s": 1000.0, "host": HostReading(core_delay=0.5)}
-        return [
+def asked(tokens_s: float, **of_the_engine: Any) -> str:
+    """The cause, where so many prompt tokens are asked for of one engine that prefills, which computes 1,000 tokens/s."""
+    lately = Lately(first_tokens=30, ttft_late=0.5, ttft_s=1.0, prompt_tokens=100.0)
+    slow = {"prompt_tokens_s": 1000.0, "host": HostReading(core_delay=0.5), **of_the_engine}
+    return cause(
+        [
             replace(
                 one,
                 lately=lately,
@@ -276,33 +275,28 @@ def test_a_slow_engine_is_not_what_holds_back_more_than_it_could_do_at_its_best(
             )
             for one in window()
         ]
+    )
 
-    assert cause(asked(1600)) == "prefill_straggler_cpu"
-    assert cause(asked(3000)) == "prefill_saturated"
+
+def test_a_slow_engine_is_not_what_holds_back_more_than_it_could_do_at_its_best() -> None:
+    """It could compute twice as many."""
+    assert asked(1600, slowdown=2.0) == "prefill_straggler_cpu"
+    assert asked(3000, slowdown=2.0) == "prefill_saturated"
 
 
 @pytest.mark.parametrize("slowdown", [None, 1.1])
 def test_an_engine_on_cores_is_at_least_as_slow_as_it_is_kept_from_them(slowdown: float | None) -> None:
     """A queue makes steps larger than any that were seen, so that what they should take is not known, or hardly."""
-
-    def asked(tokens_s: float, gpus: tuple[str, ...] = ()) -> list[NodeSnapshot]:
-        lately = Lately(first_tokens=30, ttft_late=0.5, ttft_s=1.0, prompt_tokens=100.0)
-        slow = {"slowdown": slowdown, "prompt_tokens_s": 1000.0, "host": HostReading(core_delay=0.5), "gpus": gpus}
-        return [
-            replace(
-                one,
-                lately=lately,
-                engines=(replace(one.engines[0], **slow), *one.engines[1:]),
-                requests=RequestCounts(total=round(tokens_s / 100 * one.uptime_s)),
-            )
-            for one in window()
-        ]
-
-    assert cause(asked(1600)) == "prefill_straggler_cpu"
-    assert "is slow, by what its cores say: its main loop waits for a core 50% of the time" in said(asked(1600))
-    assert cause(asked(3000)) == "prefill_saturated"
+    assert asked(1600, slowdown=slowdown) == "prefill_straggler_cpu"
+    assert asked(3000, slowdown=slowdown) == "prefill_saturated"
     on_a_gpu = "prefill_straggler_cpu" if slowdown is None else "prefill_saturated"
-    assert cause(asked(1600, gpus=("GPU-0",))) == on_a_gpu, "there steps go on meanwhile"
+    assert asked(1600, slowdown=slowdown, gpus=("GPU-0",)) == on_a_gpu, "there steps go on meanwhile"
+
+
+def test_how_slow_an_engine_is_is_said_by_its_cores_where_its_steps_do_not_tell() -> None:
+    cores = "is slow, by what its cores say: its main loop waits for a core 50% of the time"
+    assert cores in said(window(slowdown=1.1, host=HostReading(core_delay=0.5)))
+    assert cores not in said(window(slowdown=2.5, host=HostReading(core_delay=0.5)))
 
 
 def supervised(cpu_share: float | None, loop_delay_ms: float | None) -> list[NodeSnapshot]:
