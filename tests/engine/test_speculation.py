@@ -92,7 +92,7 @@ async def test_of_a_batch_prompts_and_what_decodes_are_told_apart(speculates: bo
     assert (batch.prompt_tokens, batch.decode_tokens, batch.sequences) == (74, 9, 2)
     assert batch.context_tokens == 64 + 25 + 14
     said = [output("prompt", 7), output("drafts", 1, 2, 3), output("again", 4)]
-    assert batch.given(said) == (4 if speculates else None)
+    assert batch.given({0: SimpleNamespace(outputs=said)}) == (4 if speculates else None)
 
 
 async def test_a_batch_that_goes_on_is_what_counting_makes_of_it() -> None:
