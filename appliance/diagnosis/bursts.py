@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from typing import Final, TypeAlias
 
 from appliance.diagnosis.finding import Finding
-from appliance.diagnosis.impact import ALLOWED
-from appliance.diagnosis.signs import AT, Signs
+from appliance.diagnosis.signs import ALLOWED, AT, Signs
 from appliance.records import LATELY_S, NodeSnapshot, Role
 
 _OF_LOAD: Final = (

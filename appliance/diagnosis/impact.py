@@ -8,14 +8,13 @@ from __future__ import annotations
 import math
 from typing import Final
 
-from appliance.diagnosis.signs import Signs
+from appliance.diagnosis.signs import ALLOWED, Signs
 
 _ENOUGH: Final = 500
 _SOME: Final = 3  # of which one alone tells nothing
 _HELD: Final = 0.25  # of the target of first tokens
 _CHANCE: Final = 2e-4
 _CHANCE_WHERE_SLOW: Final = 0.02
-ALLOWED: Final = 0.02  # to be late, whatever is asked for
 _GROWING: Final = 0.3  # requests per second, by which a queue grows
 
 

@@ -12,9 +12,9 @@ import msgspec
 
 from appliance.diagnosis import bursts, crowded, frontends, gone, layout, links, prompts, readings, stragglers, uneven
 from appliance.diagnosis.finding import Finding
-from appliance.diagnosis.impact import ALLOWED, impact
+from appliance.diagnosis.impact import impact
 from appliance.diagnosis.lasting import lasts
-from appliance.diagnosis.signs import Signs
+from appliance.diagnosis.signs import ALLOWED, Signs
 from appliance.diagnosis.starting import starting
 from appliance.records import NodeSnapshot, Verdict
 
