@@ -89,10 +89,11 @@ def test_a_fault_is_logged_once_and_readings_come_back(caplog: pytest.LogCapture
 
 def test_from_the_driver_to_the_snapshot_a_reading_finds_its_engine_and_who_else_is_there() -> None:
     """The whole way: of two processes, one leads an engine's session."""
-    ours, stranger = (
-        subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(600)"], start_new_session=True)
-        for _ in range(2)
-    )
+    waiting = [sys.executable, "-S", "-c", "import time; print(flush=True); time.sleep(600)"]
+    ours, stranger = (subprocess.Popen(waiting, stdout=subprocess.PIPE, start_new_session=True) for _ in range(2))
+    for process in (ours, stranger):
+        assert process.stdout is not None
+        assert process.stdout.readline(), "it has its own name only once it runs what it was started for"
     view = EngineView(
         name="e0", role=Role.BOTH, state=EngineState.READY, epoch=1, socket="", pid=ours.pid, gpus=("GPU-0",)
     )
@@ -105,7 +106,7 @@ def test_from_the_driver_to_the_snapshot_a_reading_finds_its_engine_and_who_else
     finally:
         for process in (ours, stranger):
             process.kill()
-            process.wait()
+            process.communicate()
     assert (gpu.uuid, gpu.engine, gpu.power_w) == ("GPU-0", "e0", 640.5)
     [other] = gpu.others or ()
     assert (other.pid, other.memory_bytes) == (stranger.pid, 2 * GIB)
