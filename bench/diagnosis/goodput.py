@@ -29,7 +29,7 @@ class Clients:
         self._ttft_s, self._itl_s = ttft_s, itl_s
         self.good, self.asked, self.missed = [0] * (seconds + 1), [0] * (seconds + 1), [0] * (seconds + 1)
         self.hurt_s: list[float] = []
-        self.waited_s: list[tuple[float, float]] = []  # of those that were late: from the target to the first token
+        self.bad_s: list[tuple[float, float]] = []  # from the target to a late first token; from there on, if slow
 
     def come(self, at_s: float) -> None:
         self.asked[min(int(at_s), len(self.asked) - 1)] += 1
@@ -39,9 +39,11 @@ class Clients:
         slow = one.ok and (one.pace_s or 0.0) > self._itl_s
         if late:
             self.hurt_s.append(one.arrived_s + self._ttft_s)
-            self.waited_s.append((one.arrived_s + self._ttft_s, one.arrived_s + (one.ttft_s or 0.0)))
+            self.bad_s.append((one.arrived_s + self._ttft_s, one.arrived_s + (one.ttft_s or 0.0)))
         elif slow or not one.ok:
             self.hurt_s.append(one.ended_s)
+        if slow:
+            self.bad_s.append((one.arrived_s + (one.ttft_s or 0.0), one.ended_s))
         kept = self.missed if late or slow or not one.ok else self.good
         kept[min(int(one.arrived_s), len(kept) - 1)] += 1
 
@@ -56,11 +58,11 @@ class Clients:
         return None
 
     def recovered_s(self, over_s: float) -> float:
-        """From when on less than a tenth of those who came within a few seconds missed the targets, and no more wait for longer."""
+        """From when on less than a tenth of those who came within a few seconds miss the targets, and no more wait or get tokens slowly."""
         found = over_s
         for second in range(int(over_s), len(self.asked)):
             lately = slice(max(0, second + 1 - int(_IMPACT_S)), second + 1)
-            wait = sum(late_s <= second + 1 < first_s for late_s, first_s in self.waited_s)
-            if max(sum(self.missed[lately]), wait) >= max(_FEW, _SHARE * sum(self.asked[lately])):
+            still = sum(since_s <= second + 1 < until_s for since_s, until_s in self.bad_s)
+            if max(sum(self.missed[lately]), still) >= max(_FEW, _SHARE * sum(self.asked[lately])):
                 found = second + 1.0
         return found

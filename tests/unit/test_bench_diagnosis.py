@@ -156,3 +156,13 @@ def test_clients_are_well_again_when_nobody_waits_who_came_before_the_end() -> N
         clients.answered(Answer(arrived_s=at_s, ended_s=at_s + ttft_s, ttft_s=ttft_s))
     assert clients.recovered_s(25.0) == 34.0, "a few wait until 35.4 s, too few to tell"
     assert clients.recovered_s(40.0) == 40.0
+
+
+def test_clients_are_not_well_while_those_who_came_before_the_end_get_their_tokens_too_slowly() -> None:
+    clients = Clients(1.0, 0.05, 60)
+    for number in range(600):
+        at_s, slow = number * 0.1, 200 <= number < 250
+        clients.come(at_s)
+        pace_s, tokens = (0.2, 100) if slow else (0.03, 10)
+        clients.answered(Answer(arrived_s=at_s, ended_s=at_s + 0.1 + pace_s * tokens, ttft_s=0.1, pace_s=pace_s))
+    assert clients.recovered_s(30.0) == 44.0, "ten have not got their last tokens yet; at 45 s all have"
