@@ -80,7 +80,7 @@ def _waiting(engine: Engine) -> tuple[Evidence, ...]:
         measured=engine.api_delay_s,
         expected=0.005,
         unit="s",
-        sentence=f"From what the engine has made to its answer it takes {ms(engine.api_delay_s)}.",
+        sentence=f"Tokens take {ms(engine.api_delay_s)} from the engine's main loop to the answer.",
     )
     way_in = Evidence(
         measured=engine.intake_s,

@@ -44,11 +44,15 @@ def down(signs: Signs) -> Finding | None:
                 measured=engine.now.last_step_age_s or engine.now.in_state_s,
                 expected=1.0,
                 unit="s",
-                sentence=f"{engine.name} {_SINCE[state]} for {engine.now.in_state_s:.0f} s.",
+                sentence=f"{engine.name} {_SINCE[state]} for {_time(engine.now.in_state_s)}.",
             ),
         ),
         action=_back(engine),
     )
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds >= 1 else "less than a second"
 
 
 def is_old(signs: Signs) -> bool:

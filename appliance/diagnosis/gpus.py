@@ -84,7 +84,7 @@ def _was_held(gpu: GpuSnapshot, before: GpuSnapshot, seconds: float, slowest_mhz
 def _errors(gpu: GpuSnapshot, before: GpuSnapshot) -> str | None:
     grown = (gpu.ecc_corrected or 0) - (before.ecc_corrected or 0)
     if grown > 0 and (gpu.ecc_uncorrected or gpu.xids):
-        return f"has had {grown:,} memory errors corrected within seconds, and {gpu.ecc_uncorrected or 0} that could not be"
+        return f"has had {grown:,} memory errors corrected in the last seconds, and {gpu.ecc_uncorrected or 0} that could not be corrected"
     return None
 
 

@@ -37,7 +37,7 @@ def impact(read: Signs, share: float, standing: bool, slow: bool = False) -> str
         return f"{ttft_late:.0%} of the first tokens come later than {now.slo_ttft_s:g} s"
     if itl_late > (1 if standing else 2) * allowed:
         pace_s = max(engine.itl_now_s if standing else engine.itl_s for engine in read.engines)
-        return f"{itl_late:.0%} of the tokens come {pace_s * 1e3:.1f} ms after each other, where {now.slo_itl_s * 1e3:g} ms is the target"
+        return _of_pace(itl_late, pace_s, now.slo_itl_s)
     missed = read.missed_now if standing else read.missed
     if missed > allowed and (
         standing or any(_beyond_chance(share, count, allowed, chance) for count, share in read.answers)
@@ -52,6 +52,13 @@ def impact(read: Signs, share: float, standing: bool, slow: bool = False) -> str
     if read.queue_growth_s > _GROWING and (now.queue.oldest_s or 0.0) > now.slo_ttft_s / 2:  # soon it will be too late
         return f"the queue grows by {read.queue_growth_s:.1f} requests per second"
     return None
+
+
+def _of_pace(late: float, pace_s: float, target_s: float) -> str:
+    pace, target = f"{pace_s * 1e3:.1f} ms after each other", f"{target_s * 1e3:g} ms"
+    if pace_s > target_s:
+        return f"{late:.0%} of the tokens come {pace}, where {target} is the target"
+    return f"tokens come {pace} in the mean, where {target} is the target: about half of the answers miss it"
 
 
 def _beyond_chance(late: float, count: int, allowed: float, chance: float) -> bool:

@@ -40,8 +40,8 @@ def slow_link(signs: Signs) -> Finding | None:
         cause="handoff_link_slow",
         stage="handoff",
         sentence=(
-            f"KV from {worst.producer} to {worst.consumer} is copied{rate}, {_times(worst.slowdown or 1.0)} as slowly as over links "
-            "that are well" + (f"; all links of {common} are slow." if several else ".")
+            f"KV from {worst.producer} to {worst.consumer} is copied{rate}, {_times(worst.slowdown or 1.0)} as slowly as over "
+            "healthy links" + (f"; all links of {common} are slow." if several else ".")
         ),
         confidence=0.9,
         engines=(common,) if several else (worst.consumer, worst.producer),

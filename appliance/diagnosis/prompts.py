@@ -15,6 +15,7 @@ from appliance.diagnosis.signs import Engine, Signs
 from appliance.records import Action, Evidence
 
 _SATURATED: Final = 0.9  # of the time
+_ALWAYS: Final = 0.995  # of the time, as it is said
 _PINNED: Final = 0.8  # of the token budget
 _FULLER: Final = 1.15  # see ``records.EngineSnapshot.fuller``
 _BEHIND: Final = 0.5  # of the wait of those that are late
@@ -50,7 +51,7 @@ def prefill_saturated(signs: Signs) -> Finding | None:
                 measured=min(engine.busy for engine in pool),
                 expected=0.75,
                 unit="of the time",
-                sentence=f"Each engine that prefills is busy at least {min(engine.busy for engine in pool):.0%} of the time.",
+                sentence=_busy(pool),
             ),
             Evidence(
                 measured=wait,
@@ -112,6 +113,12 @@ def _is_pinched(engine: Engine) -> bool:
     return bool(budget and tokens and tokens >= _PINNED * budget and (engine.now.fuller or 1.0) >= _FULLER)
 
 
+def _busy(pool: Sequence[Engine]) -> str:
+    least = min(engine.busy for engine in pool)
+    how = "all of the time" if least >= _ALWAYS else f"at least {least:.0%} of the time"
+    return f"Each engine that prefills is busy {how}."
+
+
 def long_prompts(signs: Signs) -> Finding | None:
     """There is time for all, but short prompts wait behind a few that are many times as long."""
     pool = signs.prefill
@@ -127,7 +134,7 @@ def long_prompts(signs: Signs) -> Finding | None:
         stage="prefill",
         sentence=(
             f"Prompts wait behind a few very long ones, of {length:,.0f} tokens. {do(pool, 'is', 'are')} not busy all of the time: "
-            f"there would be time for all."
+            f"there would be time for all prompts."
         ),
         confidence=0.75,
         engines=first(worst, pool),
@@ -136,7 +143,7 @@ def long_prompts(signs: Signs) -> Finding | None:
                 measured=length,
                 expected=signs.prompt_tokens_before,
                 unit="tokens",
-                sentence=f"{worst.name} computed a prompt of {length:,.0f} tokens, of {worst.outstanding:,.0f} that it is to compute.",
+                sentence=f"{worst.name} computed a prompt of {length:,.0f} tokens; it has {worst.outstanding:,.0f} to compute.",
             )
             if held_up
             else Evidence(

@@ -66,7 +66,7 @@ def _meanwhile(found: Sequence[Finding], signs: Signs) -> str:
 def _of_start(engine: Engine) -> Evidence:
     now = engine.now
     doing = f" ({now.stage})" if now.stage else ""
-    done = "" if now.progress is None else f", {now.progress:.0%} of its start"
+    done = "" if now.progress is None else f"; {now.progress:.0%} of its start is done"
     return Evidence(
         measured=now.progress if now.progress is not None else now.in_state_s,
         expected=None,

@@ -105,7 +105,7 @@ def cache(signs: Signs) -> Finding | None:
         stage="prefill",
         sentence=(
             f"{do(fell, 'finds', 'find')} {hits:.0%} of prompts in the prefix cache where {usual:.0%} is usual: "
-            "no more is asked than before, and there is more to compute."
+            "no more is asked than before, but there is more to compute."
         ),
         confidence=0.85,
         engines=first(worst, fell),

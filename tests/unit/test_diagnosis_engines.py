@@ -35,7 +35,7 @@ def test_an_engine_that_starts_is_named_where_the_others_can_not_do_without_it()
     assert (finding.cause, finding.engines, finding.stage) == ("engine_starting", ("e2",), "prefill")
     assert finding.sentence.startswith("e2 is still starting, and the others do not suffice without it. e0 prefills")
     assert [one.sentence for one in finding.evidence] == [
-        "e2 has been starting for 10 s (loading weights), 25% of its start."
+        "e2 has been starting for 10 s (loading weights); 25% of its start is done."
     ]
     assert finding.action.sentence == "Wait: by its progress, e2 is ready in about 30 s."
     assert judgement.next is not None

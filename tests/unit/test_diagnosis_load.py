@@ -106,7 +106,7 @@ def test_a_very_long_prompt_is_named_while_it_is_computed_and_not_when_those_beh
         return found
 
     assert cause(computes(3600)) == "long_prompt_blocking"
-    assert "e0 computed a prompt of 3,600 tokens, of 4,000 that it is to compute." in said(computes(3600))
+    assert "e0 computed a prompt of 3,600 tokens; it has 4,000 to compute." in said(computes(3600))
     assert cause(computes(1000)) != "long_prompt_blocking", "it is a small part of what there is to do"
     assert cause(computes(3600, tokens_s=20_000.0)) != "long_prompt_blocking", "it is computed in no time"
     assert cause(computes(3600, of_another=1.0)) == "prefill_saturated", "others are as busy without one"
