@@ -1,6 +1,6 @@
 # pd-appliance: `make serve` and `make test` each do all set-up on a fresh machine.
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint format bench gpu-check bench-streams bench-diagnosis bench-knee bench-split chaos wheel clean setup setup-test bench-diagnosis-cpu bench-cost bench-charts pictures bench-viewers bench-peers bench-compare
+.PHONY: help serve test lint format bench gpu-check bench-streams bench-diagnosis bench-knee bench-split chaos wheel clean setup setup-test bench-diagnosis-cpu bench-cost bench-charts pictures bench-viewers bench-peers bench-compare cuda-contract
 
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest -q
@@ -82,8 +82,12 @@ chaos: setup-test  ## faults under load, every answer checked; ARGS="--minutes 3
 gpu-check: setup-test  ## what only a machine with an NVIDIA GPU can prove: CUDA IPC between processes, NVML; writes gpu-check.md
 	$(BIN)/python -m bench.gpu_check $(ARGS)
 
+cuda-contract:  ## contract tests against vLLM's CUDA build, which is told that there are GPUs; installs 8 GB into .venv-cuda
+	@VENV=.venv-cuda CUDA_BUILD=1 requirements/setup.sh test
+	.venv-cuda/bin/python -m pytest -q -p tests.contract.claimed_gpus tests/contract $(ARGS)
+
 wheel: setup-test  ## build the wheel into dist/
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation -w dist .
 
 clean:  ## remove what set-up and tests have made
-	rm -rf .venv .peers .setup.lock node_modules static/vendor dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-cuda .peers .setup.lock node_modules static/vendor dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

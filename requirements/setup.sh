@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Everything that `make serve` (setup.sh serve) and `make test` (setup.sh test) need, on a machine with Python 3.11 and make.
 # Each step leaves a stamp in .venv, named after what it depends on: a second run does nothing and needs no network.
-# Where there is an NVIDIA GPU whose driver runs it, vLLM's CUDA build is installed, else its CPU build; CPU=1 takes that in any case.
+# Where there is an NVIDIA GPU whose driver runs it, vLLM's CUDA build is installed, else its CPU build; CPU=1 takes that in any case, CUDA_BUILD=1 the other.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 purpose=${1:-serve}
 here=$PWD
-venv=.venv
+venv=${VENV:-.venv}
 python=$venv/bin/python
 TORCH=2.13.0
 CUDA=13 # that the locked torch is built with, where it is for GPUs
@@ -70,6 +70,8 @@ cuda_of_driver() { # the newest CUDA that the driver of this machine's GPUs runs
 }
 
 choose_build() {
+    build=cuda
+    [ -z "${CUDA_BUILD:-}" ] || return 0
     build=cpu
     [ -z "${CPU:-}" ] || return 0
     cuda=$(cuda_of_driver)
@@ -90,20 +92,9 @@ settle_build() { # both builds are the same files: one can't be put over the oth
     make_venv
 }
 
-install_cuda() { # not locked, as the CPU build is: pip looks for what vLLM needs
-    list=requirements/cuda.txt
-    key=$(digest "$list")
-    done_before cuda "$key" && return
-    say "installing vLLM for NVIDIA GPUs, torch with CUDA $CUDA, and the supervisor (some 4 GB; ten minutes)"
-    no_deps='' pip_install 180 -r "$list" ||
-        fail "pip could not install $list: is there a network, and room on the disk? A second run goes on from here"
-    say "installed $list after $SECONDS s"
-    stamp cuda "$key"
-}
-
 install_vllm() {
     if [ "$build" = cuda ]; then
-        install_cuda
+        install_locked cuda "vLLM for NVIDIA GPUs, torch with CUDA $CUDA, and the supervisor (some 4 GB; ten minutes)"
         return
     fi
     install_torch
@@ -130,7 +121,7 @@ show_progress() { # how many: reads what pip says; one line that counts on a ter
 pip_install() { # how many, then what pip takes
     count=$1
     shift
-    "$python" -m pip install --disable-pip-version-check --no-input ${no_deps---no-deps} --progress-bar off "$@" 2>&1 |
+    "$python" -m pip install --disable-pip-version-check --no-input --no-deps --progress-bar off "$@" 2>&1 |
         tee "$log" | show_progress "$count"
 }
 
