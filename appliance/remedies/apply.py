@@ -232,7 +232,7 @@ def _after_restart(remedy: Remedy, node: NodeSnapshot) -> Remedy:
     """Of an earlier run: engines, roles and weights are those of the configuration since."""
     if remedy.state is RemedyState.SETTLING:
         remedy = replace(remedy, state=RemedyState.UNKNOWN, brought=_ENDED)
-    holds = remedy.over is not None or remedy.undo is None or not catalogue.changes(remedy.order, node)
+    holds = remedy.over is not None or remedy.undo is None or not catalogue.resets(remedy.order, node)
     return remedy if holds else replace(remedy, over=catalogue.reset(remedy.order))
 
 

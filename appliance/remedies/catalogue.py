@@ -102,7 +102,13 @@ def changes(order: Order, node: NodeSnapshot) -> bool:
         return order.role is not engine.role
     if order.kind is OrderKind.WEIGHT:
         return order.weight != engine.weight
-    return (order.kind is OrderKind.DRAIN) == (engine.state is not EngineState.DRAINING)
+    rests = engine.state is EngineState.DRAINING
+    return not rests if order.kind is OrderKind.DRAIN else rests or bool(restarted(order, node))
+
+
+def resets(order: Order, node: NodeSnapshot) -> bool:
+    """Whether a start of the appliance has undone it, of a node as it is since. All engines take work then, or will."""
+    return order.kind is not OrderKind.RESUME and changes(order, node)
 
 
 def overlap(earlier: Remedy, later: Remedy) -> bool:

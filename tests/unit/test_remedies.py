@@ -369,6 +369,43 @@ def test_a_restart_ends_a_drain_and_what_is_begun_on_it_meanwhile_ends_the_resta
     assert scene.of(restarted).over == f"{resumed} changed the same"
 
 
+GIVEN_UP = (EngineState.FAILED, EngineState.BACKOFF, EngineState.STOPPED)
+
+
+@pytest.mark.parametrize("state", GIVEN_UP)
+def test_an_engine_that_was_given_up_and_is_resumed_is_waited_for_and_what_it_brought_is_said(
+    state: EngineState,
+) -> None:
+    scene = Scene()
+    scene.live(0, 20, late=0.5, state=state)
+    given = scene.remedies.apply(Order(kind=OrderKind.RESUME, engine="e0"), "cli")
+    assert (given.sentence, given.restarts, given.undo) == ("e0 is tried again", ("e0",), None)
+    scene.live(20, 40, late=0.5, state=EngineState.STARTING, epoch=2)
+    assert scene.of(given.id).state is RemedyState.SETTLING, "it is not back yet"
+    scene.live(40, 42 + int(trial.SETTLES_S + trial.AFTER_S), epoch=2)
+    assert scene.of(given.id).state is RemedyState.SETTLED
+    assert scene.of(given.id).brought == "first tokens later than 2 s: 50% → 0%"
+
+
+@pytest.mark.parametrize("state", GIVEN_UP)
+def test_a_drain_is_over_when_its_engine_has_died_and_is_resumed(state: EngineState) -> None:
+    scene = Scene()
+    drained = scene.remedies.apply(Order(kind=OrderKind.DRAIN, engine="e0"), "api").id
+    scene.now = node(0.0, state=state)
+    resumed = scene.remedies.apply(Order(kind=OrderKind.RESUME, engine="e0"), "api").id
+    assert scene.of(drained).over == f"{resumed} changed the same"
+
+
+@pytest.mark.parametrize("state", [EngineState.STARTING, EngineState.READY, *GIVEN_UP])
+def test_a_start_of_the_appliance_undoes_no_resume_however_far_the_engine_is(state: EngineState) -> None:
+    before, after = Scene(), Scene()
+    before.now = node(0.0, state=EngineState.DRAINING)
+    resumed = before.remedies.apply(Order(kind=OrderKind.RESUME, engine="e0"), "api").id
+    after.now = node(86_400.0, state=state)
+    after.remedies.recall(left(before))
+    assert after.of(resumed).over is None, "all engines take work then"
+
+
 def test_what_the_verdict_advises_is_given_with_what_it_should_bring() -> None:
     scene = Scene()
     advised = catalogue.advise("Give e0 less.", HALF)
