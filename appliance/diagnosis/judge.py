@@ -18,6 +18,7 @@ from appliance.diagnosis.signs import ALLOWED, Signs
 from appliance.diagnosis.starting import starting
 from appliance.records import NodeSnapshot, Verdict
 
+MISSING: Final = "an engine is missing"  # in the place of who is hurt, where nobody is
 Test = Callable[[Signs], Finding | None]
 TESTS: Final[tuple[Test, ...]] = (
     frontends.supervisor,
@@ -43,6 +44,7 @@ TESTS: Final[tuple[Test, ...]] = (
 class Judgement(msgspec.Struct, frozen=True, kw_only=True):
     """``hurt``: in words, who suffers; None if nobody does. ``finding``: why; None if that can't be told.
 
+    Where nobody is hurt, ``finding`` is an engine that was given up long ago.
     ``lasts``: nobody is hurt, and the cause that was said is there all the same.
     """
 
@@ -61,19 +63,24 @@ def judge(window: Sequence[NodeSnapshot], share: float, *, standing: Verdict | N
     """
     read = readings.read(window)
     missing, hurt = gone.down(read), impact(read, share, standing is not None, stragglers.plain(read))
-    if hurt is None and missing is None:
-        return Judgement(hurt=None, lasts=standing is not None and lasts(standing, read))
+    old = missing is not None and gone.is_old(read)
+    if hurt is None and (missing is None or old):
+        return _well(read, missing, standing)
     if hurt is None:
-        return Judgement(hurt="an engine is missing", finding=missing)
+        return Judgement(hurt=MISSING, finding=missing)
     holding = [finding for test in TESTS if (finding := test(read)) is not None and _explains(finding, read, share)]
     found = sorted(holding, key=lambda finding: _yields(finding, holding))
     if (missed := starting(read, found)) is not None:
         found.insert(0, missed)
     if missing is not None:  # what happens now, before what was given up long ago
-        found.insert(len(found) if gone.is_old(read) else 0, missing)
+        found.insert(len(found) if old else 0, missing)
     if (standing is None or not found) and bursts.is_slight(window, read, found, share):
-        return Judgement(hurt=None, lasts=standing is not None and lasts(standing, read))
+        return _well(read, missing, standing)
     return Judgement(hurt=hurt, finding=found[0] if found else None, next=found[1] if len(found) > 1 else None)
+
+
+def _well(read: Signs, missing: Finding | None, standing: Verdict | None) -> Judgement:
+    return Judgement(hurt=None, finding=missing, lasts=standing is not None and lasts(standing, read))
 
 
 def _yields(finding: Finding, found: Sequence[Finding]) -> bool:

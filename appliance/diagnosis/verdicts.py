@@ -6,7 +6,7 @@ from collections import deque
 from typing import Final
 
 from appliance.diagnosis.finding import Finding
-from appliance.diagnosis.judge import Judgement, judge
+from appliance.diagnosis.judge import MISSING, Judgement, judge
 from appliance.diagnosis.readings import WINDOW_S
 from appliance.records import NodeSnapshot, Verdict
 
@@ -32,8 +32,8 @@ class Diagnoser:
         self._verdict: Verdict | None = None
         self._said: Key | None = None
         self._seen: dict[Key, float] = {}  # for how long each has been seen; what is not seen fades
-        self._form: tuple[str | None, str | None] = (None, None)
-        self._form_seen = self._tick_s = 0.0
+        self._unseen_s = 0.0  # for how long it was other causes that were seen
+        self._otherwise_s = self._tick_s = 0.0
         self._well_since: float | None = None
 
     def __call__(self, snapshot: NodeSnapshot) -> Verdict:
@@ -56,22 +56,23 @@ class Diagnoser:
         key = _key(judgement.finding)
         self._see(key)
         if key == self._said and self._verdict is not None:
+            self._unseen_s = 0.0
             return self._again(judgement, self._verdict)
-        if self._seen[key] < self._needed_s(key, judgement.finding):
+        self._unseen_s += self._tick_s
+        stale = self._said is not None and self._unseen_s >= _MOST_S  # others took turns, none of them for long
+        if not stale and self._seen[key] < self._needed_s(key, judgement.finding):
             return self._verdict or _ok(snapshot.time)
-        self._said = key
+        self._said, self._unseen_s = key, 0.0
         self._seen = {key: self._seen[key]}  # to come back, others must be seen for as long again
         return _said(judgement, snapshot.time - self._seen[key])
 
     def _again(self, judgement: Judgement, verdict: Verdict) -> Verdict:
         """The same bottleneck. Which of several engines has most of it, or whether others are idle, is told anew only when it lasts."""
-        form = _form(judgement.finding)
-        if form != self._form:
-            self._form, self._form_seen = form, 0.0
-        elif form != (verdict.cause, verdict.engine):
-            self._form_seen += self._tick_s
-        if form != (verdict.cause, verdict.engine) and self._form_seen < _MOVED_FOR_S:
+        same = _form(judgement.finding) == (verdict.cause, verdict.engine)
+        self._otherwise_s = 0.0 if same else self._otherwise_s + self._tick_s
+        if not same and self._otherwise_s < _MOVED_FOR_S:
             return verdict
+        self._otherwise_s = 0.0
         return _said(judgement, verdict.since)
 
     def _see(self, key: Key | None) -> None:
@@ -102,8 +103,15 @@ class Diagnoser:
             if snapshot.uptime_s - self._well_since < (_WELL_STILL_S if judgement.lasts else _WELL_FOR_S):
                 return self._verdict
             self._said, self._seen = None, {}
-            return _ok(snapshot.time)
-        return self._verdict or _ok(snapshot.time)
+        return self._rest(judgement, snapshot.time)
+
+    def _rest(self, judgement: Judgement, time: float) -> Verdict:
+        """Nobody is hurt. An engine that was given up long ago is still missing: that is said, and makes nothing else be said sooner."""
+        before, missing = self._verdict, judgement.finding
+        same = before is not None and (before.cause, before.engine) == _form(missing)
+        if before is not None and same and (missing is not None or before.state == "ok"):
+            return before if missing is None else _said(judgement, before.since)
+        return _ok(time) if missing is None else _said(judgement, time)
 
 
 _NOTHING: Final[Key] = ("", "")
@@ -149,7 +157,7 @@ def _ok(now: float) -> Verdict:
 
 
 def _said(judgement: Judgement, since: float) -> Verdict:
-    finding, hurt = judgement.finding, judgement.hurt or ""
+    finding, hurt = judgement.finding, judgement.hurt or MISSING
     if finding is None:
         return Verdict(
             state="unknown",
