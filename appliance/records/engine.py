@@ -53,6 +53,7 @@ class EngineSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     in_state_s: float = 0.0
     restarts: int = 0
     cause: str | None = None  # why it last ended or could not start, with the remedy
+    restarting: bool = False  # it drains in order to be started again
     in_flight: int = 0  # legs the router has open on it
     outstanding_prompt_tokens: int = 0  # of those legs, not yet prefilled
     running: int | None = None
@@ -145,6 +146,7 @@ class EngineView(msgspec.Struct, frozen=True, kw_only=True):
     since_ns: int = 0  # CLOCK_MONOTONIC of the last change of state
     restarts: int = 0
     cause: str | None = None
+    restarting: bool = False  # it drains in order to be started again
     peers: tuple[str, ...] = ()  # engines whose KV this one has mapped on every rank, in their current epoch
     peer_errors: tuple[str, ...] = ()
     weight: float = 1.0  # how much of the work it is given, against its like

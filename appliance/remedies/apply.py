@@ -215,7 +215,14 @@ def present(latest: NodeSnapshot, views: Iterable[EngineView], topology: str) ->
     """The latest snapshot, with what can be ordered as it is now."""
     known = {engine.name: engine for engine in latest.engines}
     engines = tuple(  # one that has just begun has no snapshot yet
-        replace(known[view.name], role=view.role, state=view.state, weight=view.weight, epoch=view.epoch)
+        replace(
+            known[view.name],
+            role=view.role,
+            state=view.state,
+            weight=view.weight,
+            epoch=view.epoch,
+            restarting=view.restarting,
+        )
         for view in views
         if view.name in known
     )

@@ -86,7 +86,8 @@ def undo(order: Order, node: NodeSnapshot) -> Order | None:
     if order.kind is OrderKind.DRAIN:
         return Order(kind=OrderKind.RESUME, engine=order.engine)
     if order.kind is OrderKind.RESUME and engine.state is EngineState.DRAINING:
-        return Order(kind=OrderKind.DRAIN, engine=order.engine)
+        kind = OrderKind.RESTART if engine.restarting else OrderKind.DRAIN
+        return Order(kind=kind, engine=order.engine)
     return None
 
 
@@ -181,7 +182,11 @@ def _drain(order: Order, node: NodeSnapshot) -> str:
 
 
 def _resume(order: Order, node: NodeSnapshot) -> str:
-    return f"{order.engine} is tried again" if restarted(order, node) else f"{order.engine} takes work again"
+    if restarted(order, node):
+        return f"{order.engine} is tried again"
+    engine = of(node, order.engine)
+    instead = " instead of being started again" if engine is not None and engine.restarting else ""
+    return f"{order.engine} takes work again{instead}"
 
 
 def _restart(order: Order, node: NodeSnapshot) -> str:

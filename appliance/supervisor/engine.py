@@ -92,6 +92,7 @@ class Engine:
             since_ns=life.since_ns,
             restarts=life.restarts,
             cause=life.cause,
+            restarting=life.restarting,
             peers=acquaintances.peers(self.key),
             peer_errors=acquaintances.errors(self.key),
             weight=self.weight,

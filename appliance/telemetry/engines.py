@@ -46,6 +46,7 @@ def engine_snapshot(
         in_state_s=(now_ns - view.since_ns) * 1e-9 if view.since_ns else 0.0,
         restarts=view.restarts,
         cause=view.cause,
+        restarting=view.restarting,
         in_flight=in_flight,
         outstanding_prompt_tokens=outstanding,
         running=last.running if last else None,

@@ -170,6 +170,7 @@ ELSEWHERE = {
     "cores",
     "stage",
     "cause",
+    "restarting",
     "host",
     "calibration",
 }  # labels, or told otherwise

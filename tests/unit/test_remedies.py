@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from appliance.config import Config
 from appliance.errors import ActionError
 from appliance.records import (
     Action,
@@ -30,6 +31,13 @@ from appliance.records import (
 )
 from appliance.remedies import catalogue, trial
 from appliance.remedies.apply import Remedies, present
+from appliance.supervisor import lifecycle
+from appliance.supervisor.acquaintance import Acquaintances
+from appliance.supervisor.engine import Engine
+from appliance.supervisor.lifecycle import Life
+from appliance.supervisor.specs import resolve_model, specs
+from appliance.supervisor.topology import parse
+from appliance.telemetry.engines import engine_snapshot
 
 sys.path.append(str(Path(__file__).parents[1] / "browser"))
 import page_states as made
@@ -118,6 +126,40 @@ def test_the_way_back_is_how_it_was() -> None:
     assert catalogue.undo(drain, now) == Order(kind=OrderKind.RESUME, engine="e0")
     assert catalogue.undo(drain, node(0, state=EngineState.SUSPECT)) == Order(kind=OrderKind.RESUME, engine="e0")
     assert catalogue.undo(replace(drain, kind=OrderKind.RESUME), node(0, state=EngineState.DRAINING)) == drain
+
+
+def test_the_way_back_of_one_that_was_to_be_started_again_is_that_it_is() -> None:
+    now, order = node(0, state=EngineState.DRAINING), Order(kind=OrderKind.RESUME, engine="e0")
+    waits = replace(now, engines=(replace(now.engines[0], restarting=True), now.engines[1]))
+    assert catalogue.undo(order, waits) == replace(order, kind=OrderKind.RESTART)
+    assert catalogue.words(order, waits) == "e0 takes work again instead of being started again"
+    assert catalogue.words(order, now) == "e0 takes work again"
+
+
+@pytest.mark.parametrize(
+    ("told", "state", "back"),
+    [
+        ((lifecycle.Drain(),), EngineState.DRAINING, OrderKind.DRAIN),
+        ((lifecycle.Restart(),), EngineState.DRAINING, OrderKind.RESTART),
+        ((lifecycle.Drain(), lifecycle.Restart()), EngineState.DRAINING, OrderKind.RESTART),
+        ((lifecycle.Restart(), lifecycle.Resume(), lifecycle.Drain()), EngineState.DRAINING, OrderKind.DRAIN),
+        ((lifecycle.Restart(), lifecycle.Resume()), EngineState.READY, None),
+    ],
+)
+def test_it_is_known_whether_an_engine_that_drains_is_to_be_started_again(
+    told: Sequence[lifecycle.Event], state: EngineState, back: OrderKind | None
+) -> None:
+    engine = Engine(specs(Config(), parse("1b"), resolve_model(Config()), [0])[0])
+    engine.life = Life(state=EngineState.READY, epoch=1)
+    for event in told:
+        engine.life, _ = lifecycle.step(engine.life, event, 1)
+    view = engine.view("", Acquaintances())
+    seen = engine_snapshot(view, None, 2, in_flight=0, outstanding=0, memory_bytes=None)
+    assert seen.restarting == view.restarting
+    now = present(node(0), [view], "1b")
+    assert now.engines[0].state is state
+    way = catalogue.undo(Order(kind=OrderKind.RESUME, engine="e0"), now)
+    assert (way and way.kind) == back
 
 
 def test_the_way_back_from_a_topology_is_each_engine_s_own_role_whatever_that_is_called() -> None:
