@@ -175,8 +175,9 @@ def _wait(trace: Trace) -> tuple[int, int]:
 
 
 def _prefill(trace: Trace, now_ns: int) -> tuple[int, int]:
-    """While an engine computed its prompt."""
+    """While an engine computed its prompt; of one that was given up before that was done, until it was."""
     marks = trace.marks
-    begun = now_ns if marks.scheduled is None else marks.scheduled
-    done = marks.kept or marks.made or marks.first_token or now_ns
+    until = now_ns if trace.total_ns is None else marks.arrived + trace.total_ns
+    begun = until if marks.scheduled is None else marks.scheduled
+    done = marks.kept or marks.made or marks.first_token or until
     return begun, max(begun, done)

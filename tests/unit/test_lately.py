@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from appliance.channel import FirstToken, HandoffEnded, LeaseGranted, Scheduled
-from appliance.telemetry.timeline import Timelines
+from appliance.telemetry.timeline import Timelines, Trace
 
 MS = 1_000_000
 S = 1000 * MS
@@ -68,6 +68,42 @@ def test_long_prompts_are_those_many_times_as_long_as_usual_that_an_engine_compu
     assert timelines.begun.long_prompts(3 * S) == {"e1": 2000}
     assert timelines.begun.of_engines(3 * S)["e1"].long_prompt_tokens == 2000
     assert timelines.begun.long_prompts(30 * S) == {"e1": 900}, "which it still computes"
+
+
+def scheduled(timelines: Timelines, number: int, tokens: int, arrived_ns: int, at_ns: int) -> Trace:
+    """One that e0 begins with then."""
+    trace = timelines.begin(f"r{number}", "/v1/completions", True, arrived_ns)
+    trace.dispatched("whole", "e0", f"k{number}", arrived_ns)
+    timelines.fold("e0", Scheduled(request=f"k{number}", phase="prefill", at_ns=at_ns, prompt_tokens=tokens))
+    return trace
+
+
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize(("outcome", "status"), [("cancelled", 499), ("failed", 502)])
+def test_a_long_prompt_that_was_given_up_is_no_longer_computed(outcome: str, status: int, again: bool) -> None:
+    timelines = Timelines(40)
+    for number in range(20):
+        scheduled(timelines, number, 100, number * MS, number * MS).first_byte(number * MS)
+    timelines.begun.lately(S, 1.0)
+    long = scheduled(timelines, 20, 2000, S, S)
+    assert timelines.begun.long_prompts(60 * S) == {"e0": 2000}, "it is under way"
+    if again:
+        long.dispatched("whole", "e0", "another", 61 * S)  # and no engine begins with that
+    long.finish(outcome, status, 62 * S)
+    assert timelines.begun.long_prompts(64 * S) == {"e0": 2000}, "which it just has"
+    assert timelines.begun.long_prompts(90 * S) == {}
+    scheduled(timelines, 21, 100, 90 * S, 93 * S).first_byte(94 * S)
+    assert timelines.begun.lately(94 * S, 1.0).behind_long == 0, "nobody waits for it"
+
+
+def test_who_waited_while_a_long_prompt_was_computed_until_it_was_given_up_waited_for_it_so_long() -> None:
+    timelines = Timelines(40)
+    for number in range(20):
+        scheduled(timelines, number, 100, number * MS, number * MS).first_byte(number * MS)
+    timelines.begun.lately(S, 1.0)
+    scheduled(timelines, 20, 2000, S, S).finish("cancelled", 499, 60 * S)
+    scheduled(timelines, 21, 100, 58 * S, 62 * S).first_byte(63 * S)
+    assert timelines.begun.lately(63 * S, 1.0).behind_long == pytest.approx(0.5)
 
 
 def test_until_its_engine_does_something_a_decode_leg_is_in_its_api_process() -> None:
