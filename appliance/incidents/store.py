@@ -95,30 +95,31 @@ class Store:
 
     async def flush(self) -> bool:
         """Write what has been put. False if that failed, and all of it is still to be written."""
-        self._dirty.clear()
-        batch = self._waiting()
-        if batch == Batch():
-            return True
-        over = bool(batch.remedies) or any(one.state is IncidentState.CLOSED for one in batch.incidents)
-        try:
-            await self._run(lambda: self._write(batch, over))
-        except Failure as error:
-            self._dirty.set()
-            self._complain(error)
-            return False
-        except Exception:  # a fault of ours, that another try would not mend, must not end the node
-            _log.exception("what was to be kept of incidents is lost")
-        self._written(batch)
+        async with self._turn:  # whoever has it may be writing what waits now
+            self._dirty.clear()
+            batch = self._waiting()
+            if batch == Batch():
+                return True
+            over = bool(batch.remedies) or any(one.state is IncidentState.CLOSED for one in batch.incidents)
+            try:
+                await self._in_turn(lambda: self._write(batch, over))
+            except Failure as error:
+                self._dirty.set()
+                self._complain(error)
+                return False
+            except Exception:  # a fault of ours, that another try would not mend, must not end the node
+                _log.exception("what was to be kept of incidents is lost")
+            self._written(batch)
         if self._said[0]:
             _log.warning("incidents are kept in %s again", self._directory)
             self._said = ("", 0.0)
         return True
 
     async def settle(self, within_s: float) -> None:
-        """Write what waits, if that can be done in time."""
+        """Write what waits. If that can't be done in so many seconds, it goes on, and nobody waits for it."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(within_s):
-                await self.flush()
+                await asyncio.shield(asyncio.ensure_future(self.flush()))  # as in ``run``
 
     @property
     def writes(self) -> bool:
@@ -126,12 +127,13 @@ class Store:
         return not self._said[0]
 
     async def close(self, within_s: float) -> None:
-        """Write what is left, if that can be done in time. Nothing is kept any more."""
+        """Write what is left, if that can be done in so many seconds. Nothing is kept any more."""
+        deadline = asyncio.get_running_loop().time() + within_s
         await self.settle(within_s)
         self._closed = True
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(within_s), self._turn:  # whoever writes still: the file is another's after this
-                pass
+            async with asyncio.timeout_at(deadline), self._turn:
+                pass  # whoever is still at it is done: the file is another's after this
         if self._mutex.acquire(
             blocking=False
         ):  # else a thread still waits for the disk, and the process's end closes it
@@ -224,11 +226,15 @@ class Store:
     async def _run(self, what: Callable[[], T]) -> T:
         """One after the other."""
         async with self._turn:
-            if self._closed:
-                raise IncidentError("the appliance ends")
-            if self._mutex.locked():
-                raise IncidentError(_SILENT)  # nobody waits for that thread any more, and no second one shall hang
-            return await statefile.beside(lambda: self._alone(what))
+            return await self._in_turn(what)
+
+    async def _in_turn(self, what: Callable[[], T]) -> T:
+        """For who has the turn."""
+        if self._closed:
+            raise IncidentError("the appliance ends")
+        if self._mutex.locked():
+            raise IncidentError(_SILENT)  # nobody waits for that thread any more, and no second one shall hang
+        return await statefile.beside(lambda: self._alone(what))
 
     def _alone(self, what: Callable[[], T]) -> T:
         with self._mutex:

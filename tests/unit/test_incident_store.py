@@ -302,6 +302,97 @@ class Hung:
         monkeypatch.setattr(store, "_READ_S", 0.2)
 
 
+class Slow:
+    """A disk whose writes wait until they are told to go on; the first ``failing`` of them fail then."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, failing: int = 0) -> None:
+        self.answers, self._under_way = threading.Event(), threading.Event()
+        self._failing = failing
+        really = database.Database.write
+
+        def write(of: database.Database, batch: Batch, now: float) -> None:
+            self._under_way.set()
+            self.answers.wait()
+            if self._failing:
+                self._failing -= 1
+                raise sqlite3.OperationalError("disk I/O error")
+            really(of, batch, now)
+
+        monkeypatch.setattr(database.Database, "write", write)
+
+    async def under_way(self) -> None:
+        """Until a write is."""
+        assert await asyncio.to_thread(self._under_way.wait, 5)
+
+
+def changes_in(directory: Path) -> list[str]:
+    with reading(directory) as found:
+        return [one.sentence for one in found.changes(0)]
+
+
+async def test_what_is_being_written_is_not_written_again_by_who_asks_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = Slow(monkeypatch)
+    async with kept(tmp_path) as now:
+        now.put_changes([change(-20)])
+        writing = asyncio.create_task(now.flush())
+        await disk.under_way()
+        now.put_changes([change(-10)])
+        settling = asyncio.create_task(now.settle(5.0))
+        await asyncio.sleep(0)
+        disk.answers.set()
+        await settling
+        assert await writing
+        assert changes_in(tmp_path) == ["at -20", "at -10"], "the later one as well"
+    assert changes_in(tmp_path) == ["at -20", "at -10"]
+
+
+async def test_what_is_being_written_when_the_time_for_it_is_up_is_not_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = Slow(monkeypatch)
+    async with kept(tmp_path) as now:
+        now.put_changes([change()])
+        await now.settle(0.05)
+        await disk.under_way()
+        disk.answers.set()
+        for thread in threading.enumerate():
+            if thread.name == "statefile":
+                await asyncio.to_thread(thread.join, 5)
+        await now.settle(5.0)
+    assert changes_in(tmp_path) == ["at 0.0"]
+
+
+async def test_what_a_write_under_way_fails_to_keep_is_kept_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = Slow(monkeypatch, failing=1)
+    async with kept(tmp_path) as now:
+        now.put_changes([change()])
+        first, second = asyncio.create_task(now.flush()), asyncio.create_task(now.flush())
+        await disk.under_way()
+        disk.answers.set()
+        assert (await first, await second) == (False, True)
+    assert changes_in(tmp_path) == ["at 0.0"]
+
+
+async def test_the_end_has_one_limit_whoever_writes_still(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = Slow(monkeypatch)
+    now = Store(tmp_path, IncidentsConfig(), "ended")
+    await now.open(0)
+    now.put_changes([change()])
+    writing = asyncio.create_task(now.flush())
+    await disk.under_way()
+    try:
+        async with asyncio.timeout(1.8):
+            await now.close(1.0)
+    finally:
+        disk.answers.set()
+    assert await writing
+    assert changes_in(tmp_path) == ["at 0.0"]
+
+
 async def test_a_disk_that_never_answers_holds_up_nobody(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
