@@ -120,6 +120,7 @@ class Collector:
         self.better: Callable[[], Better | None] = lambda: None
         """A layout that would serve the traffic better; told by whoever plans."""
         self._diagnose = diagnose
+        self._undiagnosed = False  # at the last tick, because of a fault
         self._notes = notes
         self._model_for = models
         self._models: dict[str, StepModel] = {}
@@ -265,7 +266,19 @@ class Collector:
     def diagnosed(self, now_ns: int) -> NodeSnapshot:
         """How the node is now, and what holds it back. ``run`` publishes one at each tick."""
         snapshot = self.snapshot(now_ns)
-        return msgspec.structs.replace(snapshot, verdict=self._diagnose(snapshot))
+        return msgspec.structs.replace(snapshot, verdict=self._verdict(snapshot))
+
+    def _verdict(self, snapshot: NodeSnapshot) -> Verdict | None:
+        """A fault in the diagnosing costs the verdict alone; it is logged once, until it works again."""
+        try:
+            verdict = self._diagnose(snapshot)
+        except Exception:
+            if not self._undiagnosed:
+                _log.exception("what holds the node back can't be told")
+            self._undiagnosed = True
+            return None
+        self._undiagnosed = False
+        return verdict
 
     def snapshot(self, now_ns: int) -> NodeSnapshot:
         """How the node is now."""

@@ -16,7 +16,17 @@ import pytest
 
 from appliance.channel import CoreReady, Heartbeat, Step
 from appliance.config import Config, TelemetryConfig
-from appliance.records import EngineSnapshot, EngineState, EngineView, Pair, QueueSnapshot, RequestCounts, Role
+from appliance.records import (
+    EngineSnapshot,
+    EngineState,
+    EngineView,
+    NodeSnapshot,
+    Pair,
+    QueueSnapshot,
+    RequestCounts,
+    Role,
+    Verdict,
+)
 from appliance.telemetry import collector as module
 from appliance.telemetry import host
 from appliance.telemetry.collector import Collector, engine_snapshot
@@ -317,6 +327,30 @@ async def test_each_tick_is_told_beginning_with_the_latest(house: House) -> None
     assert first.uptime_s < second.uptime_s < third.uptime_s
     assert third.supervisor.loop_delay_ms is not None
     assert third.supervisor.loop_delay_ms >= 0
+
+
+async def test_a_fault_in_the_diagnosing_costs_the_verdict_alone_and_is_logged_once(
+    house: House, caplog: pytest.LogCaptureFixture
+) -> None:
+    well = Verdict(state="ok", summary="All is well.", since=0.0)
+    fails = iter((False, True, True, False, True, True))
+
+    def diagnose(_: NodeSnapshot) -> Verdict:
+        if next(fails):
+            raise ZeroDivisionError
+        return well
+
+    house.collector._diagnose = diagnose
+    found, logged = [], []
+    for number in range(6):
+        house.collector._tick(NOW + number * S, 0.0)
+        found.append(house.collector.latest())
+        logged.append(len(caplog.records))
+    assert [one.verdict for one in found] == [well, None, None, well, None, None]
+    assert len({one.uptime_s for one in found}) == 6, "each is a new one"
+    assert logged == [0, 1, 1, 1, 2, 2], "again once it has worked in between"
+    assert caplog.records[0].exc_info is not None
+    assert "what holds the node back can't be told" in caplog.text
 
 
 async def test_a_slow_reader_skips_to_the_newest_and_then_waits(house: House) -> None:
