@@ -20,6 +20,7 @@ T = TypeVar("T")
 UNKNOWN_S: Final = 10.0  # somebody is hurt and nothing tells why, until that is an incident
 WELL_S: Final = 10.0  # until it is over
 REOPENED_S: Final = 60.0  # the same thing, so soon after it was over, is the same incident
+OTHER_S: Final = 60.0  # something else that stands for so long is an incident of its own
 BEFORE_S: Final = 600.0  # changes so long before belong to it
 STOPPED: Final = "open when the appliance ended"
 _WELL: Final = "requests are answered within their targets again"
@@ -29,6 +30,11 @@ _MOST: Final = 200  # verdicts, and changes, of one incident
 _CHANGES: Final = 500  # remembered
 _GONE: Final = ("engine_crashed", "engine_hung")
 _SATURATED: Final = ("pool_imbalance", "prefill_saturated", "decode_saturated")
+_SHARED: Final = (
+    "prefill_budget_small",
+    "long_prompt_blocking",
+    "handoff_decode_admission",
+)  # by all engines of a role
 
 Thing = tuple[str, str]
 
@@ -61,6 +67,7 @@ class Tracker:
         self._changes: deque[Change] = deque(changes, maxlen=_CHANGES)
         self._impact = Impact()
         self._spell: _Spell | None = None  # the last one, open or over
+        self._next: _Next | None = None  # while something else stands than what was told of the open one
         self._unknown_from: float | None = None  # uptimes
         self._well_from: tuple[float, float] | None = None  # with Unix time
         self._closed_at: float | None = None
@@ -111,8 +118,10 @@ class Tracker:
             closed = self._spell.incident.closed or 0.0
             self._spell.reopen([one for one in self._changes if one.time > closed])
         else:
-            self._spell = self._new(snapshot, verdict)
+            self._spell = self._new(snapshot, min(verdict.since, snapshot.time))  # it has been seen for a while by now
+            self._name(self._spell)
         self._spell.fold(snapshot, verdict, severity, self._impact)
+        self._spell.told()
         return [Event(EventKind.OPENED, self._spell.incident)]
 
     def _is_back(self, snapshot: NodeSnapshot, verdict: Verdict) -> bool:
@@ -134,6 +143,8 @@ class Tracker:
     ) -> list[Event]:
         before = spell.incident
         spell.note(changes)
+        if (passed := self._pass_on(spell, snapshot, verdict, severity, changes)) is not None:
+            return passed
         if verdict.state == "ok":
             self._well_from = self._well_from or (snapshot.uptime_s, snapshot.time)
             spell.fold(snapshot, verdict, None, self._impact)
@@ -146,17 +157,49 @@ class Tracker:
         spell.fold(snapshot, verdict, severity, self._impact)
         return [Event(EventKind.UPDATED, spell.incident)] if _differs(before, spell.incident) else []
 
+    def _pass_on(
+        self,
+        spell: _Spell,
+        snapshot: NodeSnapshot,
+        verdict: Verdict,
+        severity: float | None,
+        changes: Sequence[Change],
+    ) -> list[Event] | None:
+        """Something else has stood so long that it is an incident of its own, from when it was first said; None until then."""
+        if verdict.state != "ok" and spell.is_still(thing(verdict)):
+            self._next = None
+            return None
+        if self._next is None:
+            if verdict.state != "bottleneck":
+                return None
+            self._next = _Next(self._new(snapshot, snapshot.time), spell.incident)
+        else:
+            self._next.spell.note(changes)
+        following, before = self._next.spell, self._next.before
+        following.fold(snapshot, verdict, severity if verdict.state != "ok" else None, self._impact)
+        if verdict.state != "bottleneck" or following.longest_s < OTHER_S:
+            return None
+        spell.incident = before
+        closed = self._close(spell, snapshot, following.incident.opened, _OTHER)
+        self._name(following)
+        following.told()
+        self._spell = following
+        return [closed, Event(EventKind.OPENED, following.incident)]
+
     def _close(self, spell: _Spell, snapshot: NodeSnapshot, time: float, ended: str) -> Event:
-        self._closed_at, self._well_from = snapshot.uptime_s, None
+        self._closed_at, self._well_from, self._next = snapshot.uptime_s, None, None
         spell.close(time, ended)
         return Event(EventKind.CLOSED, spell.incident)
 
-    def _new(self, snapshot: NodeSnapshot, verdict: Verdict) -> _Spell:
-        opened = min(verdict.since, snapshot.time)  # it has been seen for a while by now
-        id = new_id(opened, self._taken, run=self._run)
+    def _name(self, spell: _Spell) -> None:
+        id = new_id(spell.incident.opened, self._taken, run=self._run)
         self._taken.add(id)
+        spell.incident = replace(spell.incident, id=id)
+
+    def _new(self, snapshot: NodeSnapshot, opened: float) -> _Spell:
+        """Without an id yet."""
         incident = Incident(
-            id=id,
+            id="",
             opened=opened,
             changes=tuple(one for one in self._changes if abs(opened - one.time) <= BEFORE_S)[-_MOST:],
             simulated=snapshot.simulated,
@@ -182,6 +225,22 @@ class _Spell:
         self._before = before
         self._seen_at: float | None = None  # uptime
         self._standing: Thing | None = None
+        self._told: Thing = _UNKNOWN
+
+    @property
+    def longest_s(self) -> float:
+        """For how long that has stood which has stood the longest, of what is known."""
+        return max((stood_s for one, stood_s in self.stood.items() if one != _UNKNOWN), default=0.0)
+
+    def told(self) -> None:
+        """Its owner is told what it is said to be now."""
+        self._told = self._main()
+
+    def is_still(self, what: Thing) -> bool:
+        """It is what its owner was told. Where nothing was known, what comes to be known is that, too."""
+        if self._told == _UNKNOWN:
+            self._told = what
+        return what == self._told or (what[0] == self._told[0] and what[0] in _SHARED)
 
     def reopen(self, changes: Sequence[Change]) -> None:
         """``changes``: since it was closed."""
@@ -262,6 +321,13 @@ class _Spell:
         gone = [one for one in known if one[0] in _GONE]
         longest_s = max(self.stood[one] for one in known)
         return gone[0] if gone else next(one for one in known if self.stood[one] >= longest_s / 2)
+
+
+class _Next(msgspec.Struct, frozen=True):
+    """What may become an incident of its own: all since the open one's was last said; ``before``: the open one until then."""
+
+    spell: _Spell
+    before: Incident
 
 
 _OK: Final[Thing] = ("ok", "")

@@ -9,7 +9,7 @@ from incident_scenes import NOON, OK, UNKNOWN, Life, bottleneck, made, snapshot,
 from msgspec.structs import replace
 
 from appliance.incidents.impact import late_shares
-from appliance.incidents.tracker import STOPPED, EventKind, Tracker
+from appliance.incidents.tracker import OTHER_S, STOPPED, EventKind, Tracker
 from appliance.records import (
     Action,
     Change,
@@ -96,6 +96,89 @@ def test_an_engine_that_was_gone_explains_what_followed() -> None:
     saturated = bottleneck("prefill_saturated", "e0")
     life = Life().live(6, crash).live(60, saturated).live(20)
     assert (life.last.cause, life.last.engine) == ("engine_crashed", "e1")
+
+
+def test_another_thing_that_stands_for_long_is_an_incident_of_its_own() -> None:
+    """With no moment of well-being in between."""
+    crash = bottleneck("engine_crashed", "e7")
+    life = Life().live(5).live(60, crash, late=0.8).live(3600, HOT, late=0.2, total=40, failed=4).live(3600, FULL)
+    life.live(20)
+    one, two, three = (event.incident for event in life.events if event.kind is EventKind.CLOSED)
+    assert told(life.events) == [(kind, each.id) for each in (one, two, three) for kind in ("opened", "closed")]
+    assert [(each.cause, each.engine) for each in (one, two, three)] == [
+        ("engine_crashed", "e7"),
+        ("prefill_straggler_gpu", "e0"),
+        ("decode_kv_full", "e1"),
+    ]
+    assert (one.opened, one.closed, one.ended) == (NOON + 5, NOON + 65, "something else holds the node back")
+    assert (two.opened, two.closed, three.opened) == (NOON + 65, NOON + 3665, NOON + 3665), (
+        "none is open beside another"
+    )
+    assert [said.cause for said in one.verdicts] == ["engine_crashed"], "as it was until then"
+    assert (one.severity, two.severity) == (0.8, 0.2)
+
+
+def test_failures_belong_to_the_incident_in_which_they_were() -> None:
+    life = Life().live(5, total=100).live(30, HOT, total=100).live(1, HOT, total=120, failed=10)
+    life.live(30, FULL, total=120, failed=10).live(40, FULL, total=150, failed=13).live(20, total=150, failed=13)
+    one, two = (event.incident for event in life.events if event.kind is EventKind.CLOSED)
+    assert [(each.cause, each.failed) for each in (one, two)] == [("prefill_straggler_gpu", 10), ("decode_kv_full", 3)]
+
+
+def test_what_its_owner_was_told_counts_and_not_what_it_has_come_to_be_called() -> None:
+    """A first cause may stand for seconds only, and the next for hours: of that nobody had been told."""
+    life = Life().live(5, HOT).live(61, FULL)
+    assert [(event.kind.value, event.incident.cause) for event in life.events[-2:]] == [
+        ("closed", "prefill_straggler_gpu"),
+        ("opened", "decode_kv_full"),
+    ]
+
+
+def test_another_thing_for_less_than_a_minute_is_part_of_it() -> None:
+    life = Life().live(60, HOT)
+    for _ in range(20):
+        life.live(OTHER_S - 5, FULL).live(5, HOT)
+    assert told(life.events) == [("opened", life.last.id)]
+    assert len({event.incident.id for event in life.live(20).events}) == 1
+
+
+def test_what_takes_turns_with_others_is_told_too_once_the_first_is_gone() -> None:
+    skew = bottleneck("routing_skew", "e2")
+    life = Life().live(60, HOT)
+    for _ in range(3):
+        life.live(25, FULL).live(5, UNKNOWN).live(25, skew).live(5)
+    assert [kind for kind, _ in told(life.events)] == ["opened", "closed", "opened"]
+    assert (life.tracker.open.cause, life.tracker.open.opened) == ("decode_kv_full", NOON + 60)  # type: ignore[union-attr]
+
+
+def test_what_is_not_known_and_what_explains_it_are_one() -> None:
+    life = Life().live(200, UNKNOWN, late=0.2).live(200, HOT, late=0.2).live(200, UNKNOWN, late=0.2)
+    assert [kind for kind, _ in told(life.events)] == ["opened"]
+    life.live(90, FULL)
+    assert [kind for kind, _ in told(life.events)] == ["opened", "closed", "opened"]
+
+
+def test_which_engine_has_most_of_what_all_of_a_role_have_is_no_other_thing() -> None:
+    life = Life()
+    for engine in ("e0", "e1", "e0"):
+        life.live(200, bottleneck("prefill_budget_small", engine))
+    assert told(life.events) == [("opened", life.last.id)]
+
+
+def test_what_is_over_before_it_has_stood_for_long_is_over_with_the_first() -> None:
+    life = Life().live(20, HOT).live(50, FULL).live(30).live(50, FULL)
+    id = life.events[0].incident.id
+    assert told(life.events) == [("opened", id), ("closed", id), ("opened", id)], "and both may be back"
+    life.live(600, FULL)
+    assert len(told(life.events)) == 3, "its owner was told of it when it was opened again"
+
+
+def test_changes_while_something_else_takes_its_place_are_of_that() -> None:
+    gone = (made.engine("e0", state=EngineState.DRAINING), made.engine("e1", made.Role.DECODE))
+    life = Life().live(20, HOT).live(30, FULL).live(40, FULL, engines=gone)
+    closed = next(event.incident for event in life.events if event.kind is EventKind.CLOSED)
+    assert ChangeKind.DRAINED not in [one.kind for one in closed.changes]
+    assert ChangeKind.DRAINED in [one.kind for one in life.tracker.open.changes]  # type: ignore[union-attr]
 
 
 def test_words_and_evidence_are_of_the_worst_moment_and_advice_of_the_last() -> None:
