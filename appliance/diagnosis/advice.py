@@ -19,16 +19,19 @@ _SETTLED_S: Final = 40.0  # until then a node has only begun: caches are cold, a
 
 
 def less_work(engine: Engine, signs: Signs, times: float, until: str) -> Action:
-    """Of an engine that takes so many times as long as it should: as much as others have room for."""
+    """Of an engine that takes so many times as long as it should: as much as others have room for. Prompts go by speed: they are done
+    soonest then, however much there is to do.
+    """
     like = _like(engine, signs)
     if not like:
         return _without(engine, until)
     bears = min(1.0, engine.now.room) if engine.decodes and engine.now.room is not None else 1 / times
-    if _spare(like) < 1 - bears:
+    spare, by_speed = _spare(like), not any(one.decodes for one in (engine, *like))
+    if not by_speed and spare < 1 - bears:
         return Action(
             sentence=f"{_upper(until)}, or send fewer requests: other engines have no room for the work of {engine.name}."
         )
-    if bears < _NOTHING:
+    if bears < _NOTHING and (spare >= 1 or not by_speed):
         return no_work(engine, signs, until)
     weight = max(_LEAST_WEIGHT, round(_weight(engine, like, bears), 2))
     if engine.now.weight <= 1.1 * weight:
@@ -59,9 +62,16 @@ def no_work(engine: Engine, signs: Signs, until: str) -> Action:
 
 
 def _spare(engines: Sequence[Engine]) -> float:
-    """How much of an engine's work others could take on, all together; what is not known may do."""
-    rooms = [engine.now.room for engine in engines if engine.decodes]
-    return sum(1.0 if room is None else max(0.0, min(room, _MOST) - 1) for room in rooms) if rooms else 1.0
+    """How much of an engine's work others could take on, all together."""
+    return sum(max(0.0, min(_room(engine), _MOST) - 1) for engine in engines)
+
+
+def _room(engine: Engine) -> float:
+    """Times what it does now that it could do in time. Of decoding that is predicted; what is not known may do."""
+    if engine.decodes:
+        return _MOST if engine.now.room is None else engine.now.room
+    used = max(load(engine, "prefill"), engine.kv)
+    return _ROOM / used if used > 0 else _MOST
 
 
 def off_link(ends: Sequence[Engine], signs: Signs) -> Action:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Final, TypeAlias
 
@@ -24,18 +25,21 @@ _MORE: Final = 1.2  # times the target, where they also prefill: their pace come
 _Part: TypeAlias = tuple[float, float]  # so many, of so many
 
 
-def is_slight(window: Sequence[NodeSnapshot], read: Signs, found: Sequence[Finding], share: float) -> bool:
+def is_slight(
+    window: Sequence[NodeSnapshot], read: Signs, found: Sequence[Finding], share: float, over_s: float = -math.inf
+) -> bool:
     """Nothing is known but that there is much to do, and who comes now is served in time, or few of those of the last ten seconds were not.
 
     Args:
         window: snapshots, oldest first.
         read: what they tell.
         share: of requests that must meet the targets.
+        over_s: ``uptime_s`` when the last verdict ended: who was late before then was told of, and is not told of twice.
     """
     allowed = max(ALLOWED, 1 - share)
     if read.failing > allowed or (found and found[0].cause not in _OF_LOAD):
         return False
-    lately, for_long = _missed_lately(window[-1]), _missed_for_long(window)
+    lately, for_long = _missed_lately(window[-1]), _missed_for_long(window, over_s)
     over = _is_empty(window[-1]) if lately is None else lately <= allowed
     return over or (for_long is not None and for_long <= _PLAINLY * allowed)
 
@@ -51,22 +55,26 @@ def _missed_lately(now: NodeSnapshot) -> float | None:
     return _largest(_late(now, [now]), _slow(now, [now], 1.0), brief)
 
 
-def _missed_for_long(window: Sequence[NodeSnapshot]) -> float | None:
-    """The same of the last ten seconds, of the pace of twenty, and of all answers."""
-    now = window[-1]
-    spells = _apart(window)
-    told = [one.lately for one in spells if one.lately is not None and one.lately.good is not None]
-    answers = sum(one.ended * (1 - (one.good or 0.0)) for one in told), float(sum(one.ended for one in told))
-    paces = [one for one in window if now.uptime_s - one.uptime_s <= _ANSWER_S]
-    return _largest(_late(now, spells), _slow(now, paces, _MORE), answers)
+def _missed_for_long(window: Sequence[NodeSnapshot], over_s: float) -> float | None:
+    """The same of the last ten seconds, of the pace of twenty, and of all answers. Late are those after ``over_s``."""
+    now, spells = window[-1], _apart(window)
+    told = [(one, one.lately) for one in spells if one.lately is not None and one.lately.good is not None]
+    missed = sum(lately.ended * (1 - (lately.good or 0.0)) for one, lately in told if _is_after(one, over_s))
+    answers = missed, float(sum(lately.ended for _, lately in told))
+    paces = [one for one in window if one.uptime_s >= max(over_s, now.uptime_s - _ANSWER_S)]
+    return _largest(_late(now, spells, over_s), _slow(now, paces, _MORE), answers)
 
 
-def _late(now: NodeSnapshot, spells: Sequence[NodeSnapshot]) -> _Part:
+def _late(now: NodeSnapshot, spells: Sequence[NodeSnapshot], over_s: float = -math.inf) -> _Part:
     """Of first tokens: those that still are to come and are late already count, too."""
-    told = [one.lately for one in spells if one.lately is not None]
+    told = [(one, one.lately) for one in spells if one.lately is not None]
     overdue = float(now.overdue or 0)
-    late = sum(one.first_tokens * (one.ttft_late or 0.0) for one in told)
-    return overdue + late, overdue + sum(one.first_tokens for one in told)
+    late = sum(lately.first_tokens * (lately.ttft_late or 0.0) for one, lately in told if _is_after(one, over_s))
+    return overdue + late, overdue + sum(lately.first_tokens for _, lately in told)
+
+
+def _is_after(spell: NodeSnapshot, over_s: float) -> bool:
+    return spell.uptime_s - LATELY_S >= over_s
 
 
 def _slow(now: NodeSnapshot, snapshots: Sequence[NodeSnapshot], more: float) -> _Part:

@@ -5,6 +5,7 @@ The order of the tests matters: an engine that is not there, or a link that is s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -54,12 +55,15 @@ class Judgement(msgspec.Struct, frozen=True, kw_only=True):
     lasts: bool = False
 
 
-def judge(window: Sequence[NodeSnapshot], share: float, *, standing: Verdict | None = None) -> Judgement:
+def judge(
+    window: Sequence[NodeSnapshot], share: float, *, standing: Verdict | None = None, over_s: float = -math.inf
+) -> Judgement:
     """Of snapshots, oldest first.
 
     Args:
         share: of requests that must meet the targets.
         standing: the verdict that does, if one does; less keeps it up than it takes to come to it.
+        over_s: ``uptime_s`` when the last one ended.
     """
     read = readings.read(window)
     missing, hurt = gone.down(read), impact(read, share, standing is not None, stragglers.plain(read))
@@ -74,7 +78,7 @@ def judge(window: Sequence[NodeSnapshot], share: float, *, standing: Verdict | N
         found.insert(0, missed)
     if missing is not None:  # what happens now, before what was given up long ago
         found.insert(len(found) if old else 0, missing)
-    if (standing is None or not found) and bursts.is_slight(window, read, found, share):
+    if (standing is None or not found) and bursts.is_slight(window, read, found, share, over_s):
         return _well(read, missing, standing)
     return Judgement(hurt=hurt, finding=found[0] if found else None, next=found[1] if len(found) > 1 else None)
 

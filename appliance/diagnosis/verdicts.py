@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from typing import Final
 
@@ -35,17 +36,20 @@ class Diagnoser:
         self._unseen_s = 0.0  # for how long it was other causes that were seen
         self._otherwise_s = self._tick_s = 0.0
         self._well_since: float | None = None
+        self._over_s = -math.inf  # when the last verdict ended
 
     def __call__(self, snapshot: NodeSnapshot) -> Verdict:
         """The verdict as of this snapshot."""
         now = snapshot.uptime_s
         if self._window and now < self._window[-1].uptime_s:
             self._window.clear()  # it is of another node, or another life of it
+            self._over_s = -math.inf
         self._tick_s = min(now - self._window[-1].uptime_s, _SEEN_FOR_S) if self._window else 0.0
         self._window.append(snapshot)
         while now - self._window[0].uptime_s > WINDOW_S:
             self._window.popleft()
-        judgement = judge(self._window, self._share, standing=self._verdict if self._said is not None else None)
+        standing = self._verdict if self._said is not None else None
+        judgement = judge(self._window, self._share, standing=standing, over_s=self._over_s)
         self._verdict = self._steady(judgement, snapshot)
         return self._verdict
 
@@ -102,7 +106,7 @@ class Diagnoser:
         if self._said is not None and self._verdict is not None:
             if snapshot.uptime_s - self._well_since < (_WELL_STILL_S if judgement.lasts else _WELL_FOR_S):
                 return self._verdict
-            self._said, self._seen = None, {}
+            self._said, self._seen, self._over_s = None, {}, snapshot.uptime_s
         return self._rest(judgement, snapshot.time)
 
     def _rest(self, judgement: Judgement, time: float) -> Verdict:

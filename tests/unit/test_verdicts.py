@@ -62,6 +62,28 @@ def test_an_engine_that_was_given_up_long_ago_makes_nothing_else_be_said_sooner(
     assert follow(missing) == [("bottleneck", "engine_crashed", "e2")]
 
 
+def loaded(tick: int, late: float) -> NodeSnapshot:
+    """Prefill has all that it can do, and a share of two thousand first tokens comes late."""
+    queue = QueueSnapshot(depth=3, capacity=1024, oldest_s=0.1)
+    engines = (
+        made.engine("e0", busy=1.0 if late else 0.5, slowdown=1.0, waiting=3),
+        made.engine("e1", Role.DECODE, busy=0.5),
+    )
+    lately = Lately(first_tokens=2000, ttft_late=late, ttft_s=0.5, ended=2000, good=1 - late)
+    at_s = 100 + tick * TICK_S
+    return replace(made.node(engines, 0, queue=queue, lately=lately), time=at_s, uptime_s=at_s)
+
+
+@pytest.mark.parametrize(("again", "ticks_long", "verdicts_said"), [(0.09, 8, 1), (0.4, 14, 2)])
+def test_who_was_late_before_a_verdict_ended_is_not_told_of_twice(
+    again: float, ticks_long: int, verdicts_said: int
+) -> None:
+    """Lateness comes back a second after: so little of it is within targets, and much of it is said five seconds later."""
+    shares = [0.5] * 20 + [0.0] * 6 + [again] * ticks_long + [0.0] * 30
+    found = follow([loaded(n, share) for n, share in enumerate(shares)])
+    assert [state for state, *_ in found] == ["ok", "bottleneck"] * verdicts_said + ["ok"]
+
+
 def finding(cause: str, engine: str, tick: int) -> Finding:
     action = Action(sentence=f"Do something about {engine}.")
     return Finding(
