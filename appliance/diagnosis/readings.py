@@ -38,7 +38,7 @@ def read(window: Sequence[NodeSnapshot]) -> Signs:
     latest = told[-1] if told else None
     firsts, answers = _first_tokens(window), _brief_answers(window)
     ended = _ended(now) - _ended(trend[0])
-    failed = _failed(now) - _failed(trend[0])
+    failed = now.requests.failed_here - trend[0].requests.failed_here
 
     def is_late(engine: Engine) -> bool:
         return engine.itl_now_s > limit_s(engine, now, _STILL)
@@ -114,12 +114,7 @@ def _share_late(firsts: Sequence[tuple[int, float]], enough: int) -> float:
 
 
 def _ended(snapshot: NodeSnapshot) -> int:
-    counts = snapshot.requests
-    return counts.ok + counts.failed - counts.refused
-
-
-def _failed(snapshot: NodeSnapshot) -> int:
-    return snapshot.requests.failed - snapshot.requests.refused
+    return snapshot.requests.ok + snapshot.requests.failed_here
 
 
 def _past(window: Sequence[NodeSnapshot]) -> dict[str, list[tuple[float, EngineSnapshot]]]:

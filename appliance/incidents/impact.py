@@ -30,13 +30,13 @@ class Impact:
 
     def at(self, time: float) -> tuple[float, int]:
         """What had come late and what had failed at a time, as far as it is remembered."""
-        known = [(late, one.requests.failed) for one, late in self._past if one.time <= time]
-        first = (self._past[0][1], self._past[0][0].requests.failed)
+        known = [(late, one.requests.failed_here) for one, late in self._past if one.time <= time]
+        first = (self._past[0][1], self._past[0][0].requests.failed_here)
         return known[-1] if known else first
 
     def _failing(self, now: NodeSnapshot) -> list[float]:
         before = next(one for one, _ in self._past if now.uptime_s - one.uptime_s <= _FAILING_S)
-        failed = now.requests.failed - before.requests.failed
+        failed = now.requests.failed_here - before.requests.failed_here
         ended = failed + now.requests.ok - before.requests.ok
         return [failed / ended] if ended > 0 else []
 

@@ -271,7 +271,7 @@ class _Spell:
         self.incident = replace(
             self.incident,
             late=round(impact.late - late),
-            failed=max(0, snapshot.requests.failed - failed),
+            failed=max(0, snapshot.requests.failed_here - failed),
             severity=max((one for one in (self.incident.severity, severity) if one is not None), default=None),
         )
         if verdict.state != "ok":

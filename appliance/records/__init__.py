@@ -38,7 +38,7 @@ from appliance.records.node import (
 )
 from appliance.records.plan import Better, Demand, Plan, Plans, Predicted
 from appliance.records.remedy import Condition, Moved, Order, OrderKind, Remedy, RemedyState
-from appliance.records.request import STAGES, Leg, Pieces, Stage, Timeline
+from appliance.records.request import STAGES, Leg, Pieces, Stage, Timeline, is_clients_own
 from appliance.records.verdict import GAINS_REQUESTS, Action, Evidence, Verdict
 
 __all__ = [
@@ -98,6 +98,7 @@ __all__ = [
     "Timeline",
     "Unexplained",
     "Verdict",
+    "is_clients_own",
     "new_id",
     "new_run",
 ]

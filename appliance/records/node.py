@@ -98,10 +98,15 @@ class RequestCounts(msgspec.Struct, frozen=True, kw_only=True):
     total: int = 0
     ok: int = 0
     failed: int = 0
-    refused: int = 0  # of these, for what the client had asked, or how often (4xx)
+    refused: int = 0  # of these, for what the client had asked (``is_clients_own``)
     cancelled: int = 0
     split: int = 0  # a decode leg was sent; however it ended
     retried: int = 0
+
+    @property
+    def failed_here(self) -> int:
+        """Those that failed, but for the refused: what the node has failed to do."""
+        return self.failed - self.refused
 
 
 class SupervisorSnapshot(msgspec.Struct, frozen=True, kw_only=True):

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
+
+_NO_ROOM: Final = 429
 
 
 class Stage(msgspec.Struct, frozen=True):
@@ -22,6 +26,11 @@ STAGES = (
     "first_step",  # scheduled until the first token: of a stream, until it leaves the supervisor
 )
 """Stages before the first token, in order. Their durations sum to TTFT. An unsplit request has no hand-off stages."""
+
+
+def is_clients_own(status: int | None) -> bool:
+    """A request was refused for what its client had asked (4xx). That there was no room for it (429) is the node's own failure."""
+    return status is not None and 400 <= status < 500 and status != _NO_ROOM
 
 
 class Pieces(msgspec.Struct, frozen=True, kw_only=True):

@@ -134,7 +134,7 @@ def condition(snapshots: Sequence[NodeSnapshot]) -> Condition | None:
         ttft_s=_mean([one.ttft_s for one in lately], counts),
         output_tokens_s=sum(rate for _, rate in tokens) / len(snapshots),
         queue=sum(one.queue.depth for one in snapshots) / len(snapshots),
-        failed=max(0, _failed(last) - _failed(first)),
+        failed=max(0, last.requests.failed_here - first.requests.failed_here),
     )
 
 
@@ -209,11 +209,6 @@ def _other_traffic(before: Condition | None, after: Condition | None) -> str | N
 
 def _is_asked(of: Condition) -> bool:
     return bool(of.requests or of.first_tokens or of.output_tokens_s or of.queue)
-
-
-def _failed(node: NodeSnapshot) -> int:
-    """Requests, but not those that were refused for what they asked."""
-    return node.requests.failed - node.requests.refused
 
 
 def _mean(values: Sequence[float | None], weights: Sequence[float]) -> float | None:

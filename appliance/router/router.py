@@ -13,7 +13,7 @@ import msgspec
 from appliance.channel import CANARY, HandoffEnded, OutputTokens, Up
 from appliance.config import RouterConfig
 from appliance.errors import RequestError
-from appliance.records import EngineView, Pair, QueueSnapshot, RequestCounts
+from appliance.records import EngineView, Pair, QueueSnapshot, RequestCounts, is_clients_own
 from appliance.router import legs, policy, routes, wire
 from appliance.router.calibration import Calibration
 from appliance.router.canary import Canary
@@ -158,9 +158,9 @@ class Router:
         try:
             plan = legs.plan(route, request.body)
             timeout_s = wire.timeout_s(request.headers, self._desk.config.request_timeout_s)
-        except RequestError:
+        except RequestError as error:
             self._totals.failed += 1
-            self._totals.refused += 1
+            self._totals.refused += is_clients_own(error.status)
             raise
         trace = self._timelines.begin(request.id, route.path, plan.stream, time.monotonic_ns())
         exchange = Exchange(self._desk, plan, request, reply, trace, timeout_s)
@@ -191,7 +191,7 @@ class Router:
         totals = self._totals
         totals.ok += trace.outcome == "ok"
         totals.failed += trace.outcome == "failed"
-        totals.refused += trace.outcome == "failed" and 400 <= (trace.status or 0) < 500
+        totals.refused += trace.outcome == "failed" and is_clients_own(trace.status)
         totals.cancelled += trace.outcome == "cancelled"
         totals.split += trace.split
         totals.retried += trace.attempts > 1

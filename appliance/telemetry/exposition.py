@@ -167,7 +167,11 @@ _NODE_GAUGES: Final[tuple[tuple[str, str, _ReadNode], ...]] = (
 )
 _NODE_COUNTERS: Final[tuple[tuple[str, str, _ReadNode], ...]] = (
     ("requests_received", "Requests that have come.", lambda s: s.requests.total),
-    ("requests_refused", "Requests answered with a 4xx, among those that failed.", lambda s: s.requests.refused),
+    (
+        "requests_refused",
+        "Requests answered with a 4xx but 429, among those that failed.",
+        lambda s: s.requests.refused,
+    ),
     ("requests_split", "Requests prefilled and decoded on different engines.", lambda s: s.requests.split),
     ("requests_retried", "Requests that needed more than one attempt.", lambda s: s.requests.retried),
     ("leases_granted", "Leases on KV blocks, granted.", lambda s: s.ledger.granted),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from appliance.records import BRIEF_S, LATELY_S, STAGES, Lately, Stage
+from appliance.records import BRIEF_S, LATELY_S, STAGES, Lately, Stage, is_clients_own
 
 if TYPE_CHECKING:
     from appliance.telemetry.timeline import Trace
@@ -20,7 +20,6 @@ _LONG: Final = 8  # times the usual prompt
 _LONG_KEPT: Final = 64
 _FEW_ARE_LONG: Final = 0.9  # of prompts are not
 _ENOUGH: Final = 20  # prompts, to say which length is usual
-_TOO_MANY: Final = 429  # refused for want of room: that is the node's
 _KEPT: Final = 300  # of them, the newest: enough for a mean
 _MOST_ENDED: Final = 3000  # they are counted: a thousand per second
 
@@ -55,8 +54,7 @@ class Begun:
 
     def ended(self, trace: Trace, now_ns: int) -> None:
         """Who left, and who was refused for what he had asked, says nothing of the node."""
-        mistaken = trace.status is not None and 400 <= trace.status < 500 and trace.status != _TOO_MANY
-        if trace.outcome != "cancelled" and not mistaken:
+        if trace.outcome != "cancelled" and not is_clients_own(trace.status):
             self._ended.append((now_ns, trace))
 
     def lately(self, now_ns: int, ttft_target_s: float, itl_target_s: float = math.inf) -> Lately:

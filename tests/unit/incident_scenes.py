@@ -36,14 +36,15 @@ def snapshot(
     late: float | None = None,
     total: int = 0,
     failed: int = 0,
+    refused: int = 0,
     clock_s: float | None = None,
     **more: Any,
 ) -> NodeSnapshot:
-    """``clock_s``: what the clock on the wall says, if not what it should. A verdict stands since this very moment."""
+    """``refused``: of those that failed. ``clock_s``: of the clock on the wall, if not as it should be. A verdict stands since now."""
     now = NOON + (uptime_s if clock_s is None else clock_s)
     engines = more.pop("engines", (made.engine("e0"), made.engine("e1", Role.DECODE)))
     lately = None if late is None else Lately(first_tokens=30, ttft_late=late, ttft_s=1.0)
-    requests = RequestCounts(total=total, ok=total - failed, failed=failed)
+    requests = RequestCounts(total=total, ok=total - failed, failed=failed, refused=refused)
     node = made.node(engines, 0, requests=requests, lately=more.pop("lately", lately), **more)
     verdict = None if verdict is None else replace(verdict, since=now)
     return replace(node, time=now, uptime_s=uptime_s, verdict=verdict)

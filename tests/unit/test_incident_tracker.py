@@ -220,6 +220,20 @@ def test_failures_are_counted_from_before_it_was_said() -> None:
     assert (life.last.opened, life.last.failed, life.last.severity) == (NOON + 10, 19, 1.0)
 
 
+def test_what_clients_ask_wrongly_makes_no_incident_worse() -> None:
+    """One client that asks for what can't be, again and again, while first tokens of others are a little late."""
+    life = Life()
+    for number in range(40):
+        verdict = HOT if number >= 10 else OK
+        failed, refused = 50 * number, 48 * number
+        life.see(snapshot(life.now_s, verdict, late=0.06, total=100 * number, failed=failed, refused=refused))
+        life.now_s += 0.5
+    one = life.tracker.open
+    assert one is not None
+    assert one.severity == 0.06, "and of the 52 in a tick that could be answered, two failed"
+    assert one.failed == 2 * 29, "since it began"
+
+
 def test_what_changed_in_the_ten_minutes_before_and_since_stands_on_it() -> None:
     old = Change(time=NOON - 700, kind=ChangeKind.ROLE, sentence="Long ago.")
     kept = Change(time=NOON - 100, kind=ChangeKind.STARTED, sentence="Before the last restart.")

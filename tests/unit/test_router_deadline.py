@@ -84,6 +84,7 @@ async def test_who_waits_too_long_for_an_engine_is_shed(short: Path) -> None:
             await built.ask(ASK)
         assert (caught.value.status, caught.value.code) == (429, "queue_timeout")
         assert caught.value.retry_after_s is not None
+        assert (built.router.counts().failed, built.router.counts().refused) == (1, 0)
         built["e0"].hold.set()
         await task
         await until(built.idle)

@@ -70,6 +70,8 @@ async def test_a_full_queue_is_429(short: Path) -> None:
         with pytest.raises(RequestError) as caught:
             await built.ask(ASK)
         assert (caught.value.status, caught.value.retry_after_s) == (429, 5.0)
+        counts = built.router.counts()
+        assert (counts.failed, counts.refused, counts.failed_here) == (1, 0, 1), "the node had no room for it"
         built["e0"].hold.set()
         await asyncio.gather(*tasks)
 
