@@ -102,7 +102,7 @@ class Store:
                 return True
             over = bool(batch.remedies) or any(one.state is IncidentState.CLOSED for one in batch.incidents)
             try:
-                await self._in_turn(lambda: self._write(batch, over))
+                await self._in_turn(lambda: self._use(lambda kept: kept.write(batch, time.time())))
             except Failure as error:
                 self._dirty.set()
                 self._complain(error)
@@ -110,10 +110,22 @@ class Store:
             except Exception:  # a fault of ours, that another try would not mend, must not end the node
                 _log.exception("what was to be kept of incidents is lost")
             self._written(batch)
-        if self._said[0]:
-            _log.warning("incidents are kept in %s again", self._directory)
-            self._said = ("", 0.0)
+            if self._said[0]:
+                _log.warning("incidents are kept in %s again", self._directory)
+                self._said = ("", 0.0)
+            if over:
+                await self._prune()
         return True
+
+    async def _prune(self) -> None:
+        """Forget what is too old, or too much; where that fails it is done the next time, and nothing is written twice for it."""
+        keep, keep_days = self._config.keep, self._config.keep_days
+        try:
+            await self._in_turn(lambda: self._use(lambda kept: kept.prune(keep, keep_days, self._now())))
+        except Failure as error:
+            self._complain(error)
+        except Exception:
+            _log.exception("what is too old of incidents could not be forgotten")
 
     async def settle(self, within_s: float) -> None:
         """Write what waits. If that can't be done in so many seconds, it goes on, and nobody waits for it."""
@@ -193,7 +205,8 @@ class Store:
         """The snapshots around it, as ``frames.snapshots`` reads them."""
         waiting = [chunk for chunk in self._chunks if chunk.incident == id]
         on_disk = await self._read(lambda kept: kept.chunks(id), list[bytes]())
-        return [*on_disk, *(frames.joined(chunk.frames) for chunk in waiting)]
+        held = (frames.joined(chunk.frames) for chunk in waiting)
+        return [*on_disk, *(one for one in held if one not in on_disk)]  # meanwhile they may have been written
 
     async def chunk(self, id: str, uptime_s: float) -> bytes | None:
         """That one of them in which this moment is, or what was seen last before it; the first one if that was before all of them."""
@@ -261,15 +274,13 @@ class Store:
         began, began_s = self._began
         return min(time.time(), began + time.monotonic() - began_s)
 
-    def _write(self, batch: Batch, prune: bool) -> None:
+    def _use(self, what: Callable[[Database], None]) -> None:
         if self._database is None:
             self._open()
         kept = self._database
         assert kept is not None
         try:
-            kept.write(batch, time.time())
-            if prune:
-                kept.prune(self._config.keep, self._config.keep_days, self._now())
+            what(kept)
         except sqlite3.DatabaseError as error:
             if not statefile.is_ruined(error):
                 raise

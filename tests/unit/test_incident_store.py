@@ -377,6 +377,23 @@ async def test_what_a_write_under_way_fails_to_keep_is_kept_by_the_next(
     assert changes_in(tmp_path) == ["at 0.0"]
 
 
+async def test_what_is_written_is_not_written_again_because_what_is_old_could_not_be_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object) -> None:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    monkeypatch.setattr(database.Database, "prune", refuse)
+    async with kept(tmp_path) as now:
+        now.put(incident(1))
+        now.put_changes([change(-20)])
+        assert await now.flush()
+        now.put_changes([change(-10)])
+        assert await now.flush()
+    assert changes_in(tmp_path) == ["at -20", "at -10"]
+    assert "disk I/O error" in caplog.text
+
+
 async def test_the_end_has_one_limit_whoever_writes_still(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     disk = Slow(monkeypatch)
     now = Store(tmp_path, IncidentsConfig(), "ended")
