@@ -19,14 +19,13 @@ _SETTLED_S: Final = 40.0  # until then a node has only begun: caches are cold, a
 
 
 def less_work(engine: Engine, signs: Signs, times: float, until: str) -> Action:
-    """Of an engine that takes so many times as long as it should: as much as others have room for. Prompts go by speed: they are done
-    soonest then, however much there is to do.
-    """
+    """Of an engine that takes so many times as long as it should: as much as others have room for, and of prompts by its speed."""
     like = _like(engine, signs)
     if not like:
         return _without(engine, until)
     bears = min(1.0, engine.now.room) if engine.decodes and engine.now.room is not None else 1 / times
-    spare, by_speed = _spare(like), not any(one.decodes for one in (engine, *like))
+    by_speed = not any(one.decodes for one in (engine, *like))  # prompts are done soonest then, however many there are
+    spare = _spare(like)
     if not by_speed and spare < 1 - bears:
         return Action(
             sentence=f"{_upper(until)}, or send fewer requests: other engines have no room for the work of {engine.name}."

@@ -17,6 +17,8 @@ from appliance.records import (
     Lately,
     LinkSnapshot,
     NodeSnapshot,
+    Order,
+    OrderKind,
     QueueSnapshot,
     RequestCounts,
     Role,
@@ -50,6 +52,47 @@ def test_an_engine_gets_less_of_the_work_where_others_can_take_it_and_has_it_not
     assert (found.call, found.order and found.order.weight) == ('POST /api/engines/e0/weight {"weight": 0.5}', 0.5)
     assert (again := action(0.5)) is not None
     assert (again.order, "as little of the work as it can do" in again.sentence) == (None, True)
+
+
+def two_and_two(slowdown: float = 1.0, link: float = 1.0, **like: Any) -> NodeSnapshot:
+    """First tokens are late, and decoders have no room for more. e0 prefills so slowly, the link from it to e2 is so slow, and e1 is so."""
+    decode = made.engine("e2", Role.DECODE, busy=0.9, slowdown=1.0, running=50, max_running=64, room=1.0, kv_usage=0.6)
+    engines = (
+        made.engine("e0", busy=0.97, slowdown=slowdown, waiting=2, token_budget=8192),
+        made.engine("e1", **{"busy": 0.3, "slowdown": 1.0, "token_budget": 8192, **like}),
+        decode,
+        replace(decode, name="e3"),
+    )
+    links = (LinkSnapshot(producer="e0", consumer="e2", handoffs_s=2.0, bytes_s=1e9, slowdown=link),)
+    stages = (Stage("handoff_wait", 0.5), Stage("transfer", 1.5), Stage("prefill", 0.5))
+    lately = Lately(first_tokens=30, ttft_late=0.6, ttft_s=2.9, stages=stages)
+    node = made.node(engines, 0, topology="2p2d", lately=lately, links=links)
+    return replace(node, time=100.0, uptime_s=100.0)
+
+
+def advised(snapshot: NodeSnapshot) -> Action:
+    finding = judge([snapshot], 0.95).finding
+    assert finding is not None
+    return finding.action
+
+
+@pytest.mark.parametrize(
+    "like",
+    [{"busy": 0.97}, {"busy": 0.5}, {"outstanding_prompt_tokens": 16_000}, {"kv_usage": 0.5}],
+)  # fmt: skip
+def test_an_engine_that_prefills_is_not_done_without_for_a_slow_link_unless_others_can_take_its_prompts(
+    like: dict[str, Any],
+) -> None:
+    action = advised(two_and_two(link=4.0))
+    assert action.order == Order(kind=OrderKind.DRAIN, engine="e0"), "e1 can do twice what it does"
+    action = advised(two_and_two(link=4.0, **like))
+    assert (action.order, "no room for the work of" in action.sentence) == (None, True)
+
+
+def test_an_engine_that_hardly_prefills_any_more_gets_work_by_its_speed_where_others_can_not_take_all() -> None:
+    assert advised(two_and_two(slowdown=8.0)).order == Order(kind=OrderKind.DRAIN, engine="e0")
+    order = advised(two_and_two(slowdown=8.0, busy=0.97)).order
+    assert order == Order(kind=OrderKind.WEIGHT, engine="e0", weight=0.12)
 
 
 def test_only_an_engine_that_can_be_spared_gets_another_role() -> None:
