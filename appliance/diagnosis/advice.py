@@ -15,6 +15,7 @@ _LEAST_WEIGHT: Final = 0.05
 _NOTHING: Final = 0.15  # of its work: an engine that can do no more can as well do nothing
 _MOST: Final = 2.0  # times what it does that an engine is trusted with
 _ROOM: Final = 0.75  # of its capacity, that an engine should be loaded at most
+_KV: Final = 0.9  # of KV, beyond which requests wait for room or are preempted
 _SETTLED_S: Final = 40.0  # until then a node has only begun: caches are cold, and nothing is usual
 
 
@@ -68,7 +69,7 @@ def _spare(engines: Sequence[Engine]) -> float:
 def _room(engine: Engine) -> float:
     """Times what it does now that it could do in time. Of decoding that is predicted; what is not known may do."""
     if engine.decodes:
-        return _MOST if engine.now.room is None else engine.now.room
+        return min(_MOST if engine.now.room is None else engine.now.room, _KV / engine.kv if engine.kv > 0 else _MOST)
     used = max(load(engine, "prefill"), engine.kv)
     return _ROOM / used if used > 0 else _MOST
 

@@ -11,7 +11,7 @@ from typing import Final
 from appliance.diagnosis import advice
 from appliance.diagnosis.finding import Finding, first, ms, share
 from appliance.diagnosis.signs import Engine, Signs
-from appliance.records import LINKS_S, MOST_TIMES, Evidence
+from appliance.records import LINKS_S, MOST_TIMES, Evidence, LinkSnapshot
 
 _SLOW_LINK: Final = 1.5
 _STUCK: Final = 3  # requests, whose KV does not come
@@ -30,7 +30,6 @@ def slow_link(signs: Signs) -> Finding | None:
     worst = max(slow, key=lambda link: link.slowdown or 0.0)
     if copying * (1 - 1 / (worst.slowdown or 1.0)) < _FELT * sum(signs.stages.values()):
         return None
-    rate = "" if worst.bytes_s is None else f" at {worst.bytes_s / 1e9:.1f} GB/s"
     ends = [name for link in slow for name in (link.producer, link.consumer)]
     common = max(sorted(set(ends)), key=ends.count)
     several = len(slow) > 1 and ends.count(common) == len(slow)
@@ -39,10 +38,8 @@ def slow_link(signs: Signs) -> Finding | None:
     return Finding(
         cause="handoff_link_slow",
         stage="handoff",
-        sentence=(
-            f"KV from {worst.producer} to {worst.consumer} is copied{rate}, {_times(worst.slowdown or 1.0)} as slowly as over "
-            "healthy links" + (f"; all links of {common} are slow." if several else ".")
-        ),
+        sentence=f"KV from {worst.producer} to {worst.consumer} is copied {_how_slowly(worst, signs)}"
+        + (f"; all links of {common} are slow." if several else "."),
         confidence=0.9,
         engines=(common,) if several else (worst.consumer, worst.producer),
         link=(worst.producer, worst.consumer),
@@ -64,6 +61,14 @@ def slow_link(signs: Signs) -> Finding | None:
         action=advice.off_link(ends_of, signs),
         gain=share(moving * (1 - 1 / (worst.slowdown or 1.0)), sum(signs.stages.values())),
     )
+
+
+def _how_slowly(worst: LinkSnapshot, signs: Signs) -> str:
+    """By rates, where they are known: how many times as long copies take is a mean of which none counts for more than so much."""
+    well = [link.bytes_s for link in signs.now.links if link.bytes_s and (link.slowdown or 1.0) <= _SLOW_LINK]
+    if worst.bytes_s is None or not well or max(well) < _SLOW_LINK * worst.bytes_s:
+        return f"{_times(worst.slowdown or 1.0)} as slowly as over healthy links"
+    return f"at {worst.bytes_s / 1e9:.1f} GB/s, where another link has {max(well) / 1e9:.1f}"
 
 
 def _times(slowdown: float) -> str:

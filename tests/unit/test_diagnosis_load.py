@@ -95,6 +95,26 @@ def test_an_engine_that_hardly_prefills_any_more_gets_work_by_its_speed_where_ot
     assert order == Order(kind=OrderKind.WEIGHT, engine="e0", weight=0.12)
 
 
+def test_a_slow_link_is_told_by_its_rate_beside_that_of_another() -> None:
+    node = two_and_two(link=7.5)
+    assert "is copied 7.5 times as slowly as over healthy links." in said([node])
+    well = LinkSnapshot(producer="e1", consumer="e2", handoffs_s=2.0, bytes_s=300e9, slowdown=1.0)
+    node = replace(node, links=(*node.links, well))
+    assert "is copied at 1.0 GB/s, where another link has 300.0." in said([node])
+
+
+@pytest.mark.parametrize(("kv", "spared"), [(0.3, True), (0.7, False)])
+def test_engines_that_decode_take_over_only_what_their_kv_has_room_for(kv: float, spared: bool) -> None:
+    """e1 decodes four times as slowly as it should; e2 is fast enough for twice of what it has."""
+    figures = {"busy": 0.9, "running": 20, "max_running": 64, "output_tokens_s": 400.0}
+    slow = made.engine("e1", Role.DECODE, slowdown=4.0, itl_s=0.12, room=0.2, kv_usage=kv, **figures)
+    like = made.engine("e2", Role.DECODE, slowdown=1.0, itl_s=0.03, room=2.0, kv_usage=kv, **figures)
+    node = made.node((made.engine("e0", busy=0.3, slowdown=1.0), slow, like), 0, topology="1p2d")
+    action = advised(replace(node, time=100.0, uptime_s=100.0))
+    assert (action.order is not None) == spared, action.sentence
+    assert ("no room for the work of e1" in action.sentence) != spared
+
+
 def test_only_an_engine_that_can_be_spared_gets_another_role() -> None:
     def action(running: int, room: float) -> Action | None:
         others = [
