@@ -11,6 +11,7 @@ from web import flow, words
 from web.contexts import Context
 
 _USES: Final = {Role.PREFILL: "prefill", Role.DECODE: "decode", Role.BOTH: "prefill and decode"}
+_REFUSED: Final = "this is refused unless it is forced, from the command line or the API"
 _DOWN: Final = (EngineState.BACKOFF, EngineState.FAILED)
 
 
@@ -53,7 +54,7 @@ def _use(engine: EngineSnapshot, role: Role, snapshot: NodeSnapshot) -> OrderCon
         what = f"{engine.name} is used for prefill and decode from now on; nothing restarts."
     return OrderContext(
         label=f"Use it for {_USES[role]}…",
-        what=what + _alone(engine, snapshot, left=role),
+        what=what + _alone(engine, snapshot, _REFUSED, left=role),
         order=_order(Order(kind=OrderKind.ROLE, engine=engine.name, role=role)),
         call=f'POST /api/engines/{engine.name}/role {{"role": "{role.value}"}}',
     )
@@ -61,11 +62,12 @@ def _use(engine: EngineSnapshot, role: Role, snapshot: NodeSnapshot) -> OrderCon
 
 def _service(engine: EngineSnapshot, snapshot: NodeSnapshot) -> tuple[OrderContext, ...]:
     name, begun = engine.name, words.several(engine.in_flight, "request") if engine.in_flight else "nothing"
-    drain = f"{name} takes no new work; what it has begun it finishes ({begun} now)." + _alone(engine, snapshot)
+    refused = _alone(engine, snapshot, _REFUSED)
+    drain = f"{name} takes no new work; what it has begun it finishes ({begun} now).{refused}"
     resume = f"{name} is tried again." if engine.state in _DOWN else f"{name} takes work again."
     restart = (
         f"{name} takes no new work, finishes what it has begun ({begun} now), and is started again."
-        f"{_alone(engine, snapshot)} Its KV and prefix cache are lost."
+        f"{_alone(engine, snapshot, 'requests will wait')} Its KV and prefix cache are lost."
     )
     found = {OrderKind.DRAIN: ("Drain…", drain), OrderKind.RESUME: ("Resume…", resume)}
     kinds = [OrderKind.DRAIN] if engine.state in (EngineState.READY, EngineState.SUSPECT) else []
@@ -84,15 +86,15 @@ def _service(engine: EngineSnapshot, snapshot: NodeSnapshot) -> tuple[OrderConte
     )
 
 
-def _alone(engine: EngineSnapshot, snapshot: NodeSnapshot, left: Role | None = None) -> str:
-    """What nobody would do then, where it is the only one. ``left``: the role that it keeps or gets."""
+def _alone(engine: EngineSnapshot, snapshot: NodeSnapshot, then: str, left: Role | None = None) -> str:
+    """What nobody would do then, where it is the only one, and what comes of that. ``left``: the role that it keeps or gets."""
     others = [other for other in snapshot.engines if other.name != engine.name and other.state is EngineState.READY]
     missing = []
     if engine.role.prefills and not (left and left.prefills) and not any(other.role.prefills for other in others):
         missing.append("prefills")
     if engine.role.decodes and not (left and left.decodes) and not any(other.role.decodes for other in others):
         missing.append("decodes")
-    return f" No other engine {' or '.join(missing)}: requests will wait." if missing else ""
+    return f" No other engine {' or '.join(missing)}: {then}." if missing else ""
 
 
 def _order(order: Order) -> str:

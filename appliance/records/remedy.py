@@ -31,7 +31,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     weight: float | None = None
     topology: str | None = None
     roles: dict[str, Role] | None = None  # of a topology: by engine, where it matters which one does what
-    force: bool = False  # even if no engine takes requests then
+    force: bool = False  # even if no engine takes requests then, or none of a role that one has now
 
 
 class Moved(msgspec.Struct, frozen=True):

@@ -34,7 +34,7 @@ _log = logging.getLogger("pd-appliance")
 class Hands(Protocol):
     """What does it. Each returns at once, and raises ``ActionError`` where it can't be done.
 
-    ``force``: even if no engine takes requests then.
+    ``force``: even if no engine takes requests then, or none of a role that one has now.
     """
 
     def drain(self, name: str, *, force: bool = False) -> None: ...

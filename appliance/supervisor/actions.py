@@ -75,14 +75,16 @@ class EngineActions:
         self._deadlines: dict[Key, float] = {}  # of restarts that wait; the latest order's counts
 
     def drain(self, name: str, *, force: bool = False) -> None:
-        """Take no new work on an engine. Raises ``ActionError``, also for the last one that takes any, unless it is forced."""
+        """Take no new work on an engine. Raises ``ActionError``, for the last one that takes any, or of a role, unless it is forced."""
         self._not_amid_a_change()
         engine = self._engine_in(name, "drain", _SERVING)
         others = [other for other in self._engines.values() if other is not engine]
-        if self._takes_work(engine) and not force and not any(map(self._takes_work, others)):
-            raise ActionError(
-                f"{name} is the only engine that takes requests: all would be refused. Let another one take them first, or force it"
-            )
+        if self._takes_work(engine) and not force:
+            if not any(map(self._takes_work, others)):
+                raise ActionError(
+                    f"{name} is the only engine that takes requests: all would be refused. Let another one take them first, or force it"
+                )
+            self._check_left({name: None})
         self._post(engine, Drain(), None)
         self._told_to_rest[name] = engine.life
 
@@ -203,22 +205,29 @@ class EngineActions:
     def _relabel(self, wanted: Mapping[str, Role], force: bool) -> None:
         """Raises ``ActionError`` where engines that take requests do something now that none would do then."""
         if not force:
-            for verb, does in _DOES.items():
-                self._check_left(verb, does, wanted)
+            self._check_left(wanted)
         for name, role in wanted.items():
             self._engines[name].role = role
 
-    def _check_left(self, verb: str, does: Callable[[Role], bool], wanted: Mapping[str, Role]) -> None:
+    def _check_left(self, wanted: Mapping[str, Role | None]) -> None:
+        """``wanted``: what engines do then; None: nothing more. Raises ``ActionError``."""
+        for verb, does in _DOES.items():
+            self._check_left_for(verb, does, wanted)
+
+    def _check_left_for(self, verb: str, does: Callable[[Role], bool], wanted: Mapping[str, Role | None]) -> None:
         engines = self._engines.values()
         now = [engine for engine in engines if does(engine.role)]
-        then = [engine for engine in engines if does(wanted.get(engine.spec.name, engine.role))]
+        roles = [(engine, wanted.get(engine.spec.name, engine.role)) for engine in engines]
+        then = [engine for engine, role in roles if role is not None and does(role)]
         taking = [engine for engine in now if self._takes_work(engine)]
         if not now or (any(map(self._takes_work, then)) if taking else then):
             return
         names = ", ".join(engine.spec.name for engine in taking or now)
-        others = "; ".join(f"{engine.spec.name} is {engine.life.state}" for engine in then)
+        rests = EngineState.DRAINING  # one that is still ready has just been told so
+        states = [rests if engine.life.state is EngineState.READY else engine.life.state for engine in then]
+        others = "; ".join(f"{engine.spec.name} is {state}" for engine, state in zip(then, states, strict=True))
         only = (
-            f"{names} {'is' if ',' not in names else 'are'} the only engine{'s' if ',' in names else ''} that {verb}s"
+            f"{names} are the only engines that {verb}" if "," in names else f"{names} is the only engine that {verb}s"
         )
         raise ActionError(f"{only}{f' now ({others})' if others else ''}: let another one {verb} first, or force it")
 

@@ -166,7 +166,7 @@ def test_an_order_is_asked_for_first_and_what_came_of_it_is_shown(open_page: Ope
     page = open_page("busy", path="/engines/e0")
     asked = page.get_by_role("dialog")
     page.get_by_role("button", name="Drain…").click()
-    expect(asked).to_contain_text("No other engine prefills: requests will wait.")
+    expect(asked).to_contain_text("No other engine prefills: this is refused unless it is forced")
     asked.get_by_role("button", name="Leave it").click()
     assert served.node.asked == []
     page.get_by_role("button", name="Use it for decode…").click()

@@ -49,7 +49,7 @@ async def test_an_engine_that_drains_gets_nothing_new_and_answers_what_it_has(se
     expected = said(await server.post("/v1/completions", body()))
     running = asyncio.create_task(server.post("/v1/completions", body()))
     await asyncio.sleep(0.1)
-    assert (await server.post("/api/engines/e1/drain", {})).status == 202
+    assert (await server.post("/api/engines/e1/drain", {"force": True})).status == 202
     await until(server, "e1", state="draining")
     other = await server.post("/v1/completions", body())
     assert (said(other), other.headers["x-decode-engine"]) == (expected, "e0")

@@ -84,7 +84,7 @@ def _is(node: dict[str, Any], layout: str, engines: int) -> bool:
 
 
 async def test_a_drained_engine_is_left_out_and_comes_back(server: Server) -> None:
-    assert (await server.post("/api/engines/e1/drain", {})).status == 202
+    assert (await server.post("/api/engines/e1/drain", {"force": True})).status == 202
     async with asyncio.timeout(10):
         while (await server.node())["engines"][1]["state"] != "draining":
             await asyncio.sleep(0.05)

@@ -236,7 +236,7 @@ async def test_an_engine_that_goes_on_in_time_is_no_longer_suspect() -> None:
 
 
 async def test_draining_and_resuming() -> None:
-    async with node() as scene:
+    async with node("2b") as scene:
         await scene.all_ready()
         scene.node.actions.drain("e0")
         await scene.until(lambda: scene.engine("e0").state is EngineState.DRAINING)
@@ -246,6 +246,29 @@ async def test_draining_and_resuming() -> None:
         await scene.until(lambda: scene.engine("e0").state is EngineState.READY)
         with pytest.raises(ActionError, match="there is no engine 'e7': there are e0, e1"):
             scene.node.actions.resume("e7")
+
+
+async def test_the_last_engine_that_prefills_or_decodes_drains_only_if_that_is_forced() -> None:
+    async with node("2p1d") as scene:
+        await scene.all_ready()
+        actions = scene.node.actions
+        with pytest.raises(ActionError, match="e2 is the only engine that decodes: let another one decode first, or"):
+            actions.drain("e2")
+        actions.drain("e0")
+        with pytest.raises(ActionError, match=r"e1 is the only engine that prefills now \(e0 is draining\)"):
+            actions.drain("e1")  # before the node has got to the first
+        await scene.until(lambda: scene.engine("e0").state is EngineState.DRAINING)
+        with pytest.raises(ActionError, match=r"e1 is the only engine that prefills now \(e0 is draining\): let"):
+            actions.drain("e1")
+        actions.role("e2", Role.BOTH)
+        actions.drain("e1")
+        await scene.until(lambda: scene.engine("e1").state is EngineState.DRAINING)
+        for name in ("e0", "e1"):
+            actions.resume(name)
+        await scene.all_ready()
+        actions.role("e2", Role.DECODE)
+        actions.drain("e2", force=True)
+        await scene.until(lambda: scene.engine("e2").state is EngineState.DRAINING)
 
 
 async def test_roles_change_while_all_goes_on() -> None:

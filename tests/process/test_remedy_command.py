@@ -45,7 +45,8 @@ def test_what_was_done_is_still_told_after_a_restart_of_the_appliance(short: Pat
         assert re.search(r"^r\S+ .* e1's weight in routing: 1 → 0.5  \[by cli\]$", said, re.MULTILINE)
         [weighted] = listed(first)
         remedy(first, "topology", "1p1d")
-        assert "is the only engine that takes requests" not in remedy(first, "drain", "e0")
+        assert "e0 is the only engine that prefills" in remedy(first, "drain", "e0")
+        assert "takes no new work" in remedy(first, "drain", "e0", "--force")
         assert "e1 is the only engine that takes requests" in remedy(first, "drain", "e1")
         first.until(lambda: len(listed(first)) == 3, 5)
         if end == signal.SIGKILL:  # what was put is written at once, but not before it is put

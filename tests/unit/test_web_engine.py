@@ -76,9 +76,11 @@ def test_orders_say_what_nobody_would_do_then() -> None:
     snapshot = made.busy(0)
     said = {one.label: one for one in engine_orders.orders(snapshot.engines[0], snapshot).orders}
     assert set(said) == {"Use it for decode…", "Use it for prefill and decode…", "Drain…", "Restart…"}
-    assert said["Use it for decode…"].what.endswith("No other engine prefills: requests will wait.")
+    refused = "No other engine prefills: this is refused unless it is forced, from the command line or the API."
+    assert said["Use it for decode…"].what.endswith(refused)
     assert "No other" not in said["Use it for prefill and decode…"].what
-    assert "No other engine prefills" in said["Drain…"].what
+    assert said["Drain…"].what.endswith(refused)
+    assert "No other engine prefills: requests will wait." in said["Restart…"].what, "that is soon over"
     order = msgspec.json.decode(said["Use it for decode…"].order, type=Order)
     assert (order.engine, order.role) == ("e0", Role.DECODE)
     large = made.large(0)
