@@ -74,8 +74,8 @@ class ActionRoutes:
         return self._give(request, Order(**msgspec.structs.asdict(await told(request, OrderBody))))
 
     async def undo(self, request: Request) -> Response:
-        await told(request, NoBody)
-        return _answer(tried(lambda: self._actions.undo(request.path_params["id"], _by(request))))
+        asked, id = await told(request, PlainBody), request.path_params["id"]
+        return _answer(tried(lambda: self._actions.undo(id, _by(request), force=asked.force)))
 
     async def remedies(self, request: Request) -> Response:
         """Newest first; ``?limit=`` of them."""
@@ -103,7 +103,7 @@ class OrderBody(Order, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class PlainBody(msgspec.Struct, forbid_unknown_fields=True):
-    """The body of ``/api/engines/{name}/drain`` and its like, which need none."""
+    """The body of ``/api/engines/{name}/drain`` and its like, and of undo, which need none."""
 
     force: bool = False
 

@@ -70,8 +70,8 @@ class Actions(Protocol):
         """Give an order. ``by``: api, cli or page."""
         ...
 
-    def undo(self, id: str, by: str) -> Remedy:
-        """Take a remedy back."""
+    def undo(self, id: str, by: str, *, force: bool = False) -> Remedy:
+        """Take a remedy back. ``force``: even if the order that does would be refused."""
         ...
 
     def remedies(self) -> Sequence[Remedy]:

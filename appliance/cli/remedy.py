@@ -20,7 +20,7 @@ Url = Annotated[str, typer.Option(help="Of the node.")]
 Wait = Annotated[
     bool, typer.Option("--wait/--no-wait", help="Until it is known what it brought: half a minute or more.")
 ]
-Force = Annotated[bool, typer.Option("--force", help="Even if no engine takes requests then.")]
+Force = Annotated[bool, typer.Option("--force", help="Even if no engine takes requests then, or none of a role.")]
 Name = Annotated[str, typer.Argument(help="e0, e1, …")]
 _LOOK_S: Final = 1.0
 
@@ -115,9 +115,15 @@ def topology(
 
 
 @app.command()
-def undo(id: Annotated[str, typer.Argument(help="r261126-1432, …")], wait: Wait = False, url: Url = URL) -> None:
+def undo(
+    id: Annotated[str, typer.Argument(help="r261126-1432, …")],
+    force: Force = False,
+    wait: Wait = False,
+    url: Url = URL,
+) -> None:
     """Take a remedy back."""
-    _follow(url, ask(url, "POST", "api", "remedies", id, "undo"), wait)
+    body = {"force": True} if force else None
+    _follow(url, ask(url, "POST", "api", "remedies", id, "undo", body=body), wait)
 
 
 def text(remedy: Remedy) -> str:

@@ -97,8 +97,8 @@ class Remedies:
         """Give an order. Raises ``ActionError`` where it can't be done, and nothing is changed then."""
         return self._apply(order, by, None)
 
-    def undo(self, id: str, by: str) -> Remedy:
-        """Take a remedy back: an order like any other. Raises ``ActionError``."""
+    def undo(self, id: str, by: str, *, force: bool = False) -> Remedy:
+        """Take a remedy back: an order like any other. ``force``: even if that order would be refused. Raises ``ActionError``."""
         remedy = self._remedies.get(id)
         if remedy is None:
             raise ActionError(f"there is no remedy {quoted(id)}, or it is no longer kept", unknown=True)
@@ -106,7 +106,7 @@ class Remedies:
             raise ActionError(f"{id} does not hold any more: {remedy.over}")
         if remedy.undo is None:
             raise ActionError(f"{id} can't be taken back: {remedy.sentence}")
-        return self._apply(remedy.undo, by, id)
+        return self._apply(catalogue.forced(remedy.undo) if force else remedy.undo, by, id)
 
     def close(self) -> None:
         """The appliance ends: an order would only disturb what is finished now."""

@@ -91,6 +91,11 @@ def undo(order: Order, node: NodeSnapshot) -> Order | None:
     return None
 
 
+def forced(order: Order) -> Order:
+    """The same by force; what is never refused for want of it needs none."""
+    return msgspec.structs.replace(order, force=True) if order.kind in _FORCED else order
+
+
 def changes(order: Order, node: NodeSnapshot) -> bool:
     """Whether a node that is like this becomes another one by it."""
     engine = of(node, order.engine)

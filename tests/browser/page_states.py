@@ -561,7 +561,7 @@ class NoActions:
     def apply(self, order: Order, by: str) -> Remedy:
         raise AssertionError
 
-    def undo(self, id: str, by: str) -> Remedy:
+    def undo(self, id: str, by: str, *, force: bool = False) -> Remedy:
         raise AssertionError
 
 
@@ -625,7 +625,7 @@ class FakeNode:
         self._asked(f"weight {weight:g}", name)
 
     def role(self, name: str, role: Role, *, force: bool = False) -> None:
-        self._asked(f"role {role.value}", name)
+        self._asked(f"{'forced ' if force else ''}role {role.value}", name)
 
     def relabel(self, layout: str, roles: Mapping[str, Role] | None = None, *, force: bool = False) -> Moved:
         self.asked.append(f"topology {layout}")

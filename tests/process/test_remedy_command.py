@@ -63,6 +63,15 @@ def test_what_was_done_is_still_told_after_a_restart_of_the_appliance(short: Pat
         assert "1p1d → 2b; nothing restarts" in remedy(second, "undo", topology["id"])
 
 
+def test_a_way_back_that_is_refused_can_be_forced(short: Path) -> None:
+    with node(short, *SIM, "--topology", "1p1d") as there:
+        remedy(there, "role", "e0", "both")
+        [first] = listed(there)
+        remedy(there, "role", "e1", "prefill")
+        assert "let another one decode first, or force it" in remedy(there, "undo", first["id"])
+        assert "e0 prefills and decodes → prefills" in remedy(there, "undo", first["id"], "--force")
+
+
 def asked(where: Node) -> dict[str, Any]:
     with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(f"{where.url}/api/node", timeout=30) as told:
         found: dict[str, Any] = json.loads(told.read())

@@ -585,6 +585,13 @@ def test_what_a_verdict_advises_is_applied_as_it_stands_and_taken_back(client: T
     assert client.post("/api/remedies/r9/undo").status_code == 404
 
 
+def test_the_way_back_is_forced_where_that_has_a_meaning(client: TestClient, node: FakeNode) -> None:
+    for order in ({"kind": "role", "engine": "e1", "role": "both"}, {"kind": "drain", "engine": "e1"}):
+        given = client.post("/api/remedies", json=order).json()["remedy"]["id"]
+        assert client.post(f"/api/remedies/{given}/undo", json={"force": True}).status_code == 202
+    assert node.asked == ["role both e1", "forced role decode e1", "drain e1", "resume e1"]
+
+
 @pytest.mark.parametrize(
     ("order", "said"),
     [
