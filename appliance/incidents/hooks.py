@@ -8,7 +8,8 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -22,8 +23,8 @@ from appliance.incidents.attendant import NOT_ENDED
 from appliance.incidents.tracker import EventKind
 from appliance.records import Incident
 
-_AT_ONCE: Final = 4
-_WAITING: Final = 64  # notices; beyond that, new ones are not told
+_WAITING: Final = 64  # notices for one of the two; beyond that, new ones are not told
+_LEAST_S: Final = 1.0  # for one notice when the appliance ends, however many wait
 _PAUSES_S: Final = (1.0, 4.0, 15.0)  # between tries of the webhook
 _ANSWER_S: Final = 10.0  # for one try
 _KEPT_BYTES: Final = 4000  # of what a command says, the end
@@ -37,7 +38,7 @@ _log = logging.getLogger("pd-appliance.incidents")
 
 
 class Hooks:
-    """``tell`` returns at once. Notices of one incident come in order."""
+    """``tell`` returns at once. Command and webhook don't wait for each other; each is told in the order of events."""
 
     def __init__(
         self, config: IncidentsConfig, environment: Mapping[str, str], pauses_s: Sequence[float] = _PAUSES_S
@@ -45,71 +46,114 @@ class Hooks:
         self._config = config
         self._environment = environment
         self._pauses_s = tuple(pauses_s)
-        self._places = asyncio.Semaphore(_AT_ONCE)
-        self._last: dict[str, asyncio.Task[None]] = {}
-        self._running: set[asyncio.Task[None]] = set()
-        self.untold = 0  # notices that did not arrive
+        self._channels: list[_Channel] = []
+        if config.command:
+            self._channels.append(_Channel("[incidents] command", self._run_command))
+        if config.webhook:
+            self._channels.append(_Channel(f"[incidents] webhook at {origin(config.webhook)}", self._post))
+
+    @property
+    def untold(self) -> int:
+        """Notices that did not arrive: one that neither of the two took counts twice."""
+        return sum(channel.untold for channel in self._channels)
 
     def tell(self, event: EventKind, incident: Incident) -> None:
         """An incident has been opened or closed."""
-        if not (self._config.command or self._config.webhook):
-            return
-        if len(self._running) >= _WAITING:
-            self.untold += 1
-            _log.error("%s: nobody is told that it was %s, for %d notices wait", incident.id, event, _WAITING)
-            return
-        task = asyncio.create_task(self._tell(event, incident, self._last.get(incident.id)))
-        self._last[incident.id] = task
-        self._running.add(task)
-        task.add_done_callback(lambda done: self._over(incident.id, done))
+        for channel in self._channels:
+            channel.tell(event, incident)
 
     async def finish(self, within_s: float, hurry: asyncio.Event) -> None:
         """Until all have been told, or time is up, or somebody is in a hurry: what runs then is ended."""
-        hurried = asyncio.create_task(hurry.wait())
-        told = asyncio.create_task(self._all_told())
-        await asyncio.wait({told, hurried}, timeout=within_s, return_when=asyncio.FIRST_COMPLETED)
-        left = set(self._running)
-        if left:
-            self.untold += len(left)
-            _log.error("%d notices of incidents are given up: the appliance ends", len(left))
-        for task in (*left, told, hurried):
-            task.cancel()
-        await asyncio.gather(*left, told, hurried, return_exceptions=True)
+        await asyncio.gather(*(channel.finish(within_s, hurry) for channel in self._channels))
 
-    async def _all_told(self) -> None:
-        while self._running:
-            await asyncio.wait(set(self._running))
+    async def _run_command(self, event: EventKind, incident: Incident) -> str | None:
+        environment = {**_passed_on(self._environment), **variables(event, incident)}
+        return await run_command(
+            self._config.command, _body(event, incident), environment, self._config.command_timeout_s
+        )
 
-    def _over(self, id: str, task: asyncio.Task[None]) -> None:
-        self._running.discard(task)
-        if self._last.get(id) is task:
-            del self._last[id]
-        if not task.cancelled() and task.exception() is not None:
+    async def _post(self, event: EventKind, incident: Incident) -> str | None:
+        return await post(self._config.webhook, _body(event, incident), self._pauses_s)
+
+
+class _Channel:
+    """The command, or the webhook: told of one event after the other by a task that is there while some wait."""
+
+    def __init__(self, name: str, send: Callable[[EventKind, Incident], Awaitable[str | None]]) -> None:
+        """``name``: for the log. ``send``: None if it was told, else why not."""
+        self._name = name
+        self._send = send
+        self._waiting: deque[tuple[EventKind, Incident]] = deque()  # the first is being told
+        self._worker: asyncio.Task[None] | None = None
+        self._end_s: float | None = None  # when the appliance ends, by the loop's clock
+        self._limit: asyncio.Timeout | None = None  # of the one that is being told
+        self._given_up: list[str] = []
+        self.untold = 0
+
+    def tell(self, event: EventKind, incident: Incident) -> None:
+        """Once those before have been told."""
+        if len(self._waiting) >= _WAITING:
             self.untold += 1
-            _log.error("telling of incident %s failed", id, exc_info=task.exception())
+            _log.error("%s, not told that %s was %s: %d notices wait", self._name, incident.id, event, _WAITING)
+            return
+        self._waiting.append((event, incident))
+        if self._worker is None or self._worker.done():
+            self._worker = asyncio.create_task(self._work())
 
-    async def _tell(self, event: EventKind, incident: Incident, before: asyncio.Task[None] | None) -> None:
-        if before is not None:
-            await asyncio.wait({before})
-        body = msgspec.json.encode(notice(event, incident))
-        async with self._places:
-            if self._config.command:
-                environment = {**_passed_on(self._environment), **variables(event, incident)}
-                why = await run_command(self._config.command, body, environment, self._config.command_timeout_s)
+    async def finish(self, within_s: float, hurry: asyncio.Event) -> None:
+        """Each that waits gets its part of the time, and what the others leave of theirs."""
+        if self._worker is None:
+            return
+        self._end_in(within_s)
+        hurried = asyncio.create_task(hurry.wait())
+        await asyncio.wait({self._worker, hurried}, return_when=asyncio.FIRST_COMPLETED)
+        if hurry.is_set():
+            self._end_in(0.0)
+        hurried.cancel()
+        await asyncio.wait({self._worker, hurried})
+        lost = self._given_up + [f"{incident.id} was {event}" for event, incident in self._waiting]
+        if lost:
+            self.untold += len(lost)
+            said = "1 notice is" if len(lost) == 1 else f"{len(lost)} notices are"
+            _log.error("%s: %s given up, for the appliance ends: %s", self._name, said, ", ".join(lost))
+
+    def _end_in(self, within_s: float) -> None:
+        self._end_s = asyncio.get_running_loop().time() + within_s
+        if self._limit is not None and not self._limit.expired():
+            self._limit.reschedule(self._until())
+
+    def _until(self) -> float | None:
+        """How long the first may take: while there is no end, as long as it likes."""
+        if self._end_s is None:
+            return None
+        now_s = asyncio.get_running_loop().time()
+        return min(self._end_s, now_s + max((self._end_s - now_s) / len(self._waiting), _LEAST_S))
+
+    async def _work(self) -> None:
+        clock = asyncio.get_running_loop().time
+        while self._waiting and (self._end_s is None or clock() < self._end_s):
+            event, incident = self._waiting[0]
+            try:
+                async with asyncio.timeout_at(self._until()) as self._limit:
+                    why = await self._send(event, incident)
                 if why is not None:
                     self.untold += 1
-                    _log.error("[incidents] command, told that %s was %s: %s", incident.id, event, why)
-            if self._config.webhook:
-                why = await post(self._config.webhook, body, self._pauses_s)
-                if why is not None:
-                    self.untold += 1
-                    where = origin(self._config.webhook)
-                    _log.error(
-                        "[incidents] webhook at %s was not told that %s was %s: %s", where, incident.id, event, why
-                    )
+                    _log.error("%s, told that %s was %s: %s", self._name, incident.id, event, why)
+            except TimeoutError:
+                self._given_up.append(f"{incident.id} was {event}")
+            except Exception:
+                self.untold += 1
+                _log.exception("%s: telling that %s was %s failed", self._name, incident.id, event)
+            finally:
+                self._limit = None
+            self._waiting.popleft()
 
 
 # ---- what is told
+
+
+def _body(event: EventKind, incident: Incident) -> bytes:
+    return msgspec.json.encode(notice(event, incident))
 
 
 def notice(event: EventKind, incident: Incident) -> dict[str, Any]:
@@ -269,5 +313,8 @@ async def _post(session: aiohttp.ClientSession, url: str, body: bytes) -> tuple[
 
 def origin(url: str) -> str:
     """Scheme, host and port: the rest of a webhook's address is often a secret."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.hostname or ''}{f':{parts.port}' if parts.port else ''}"
+    try:
+        parts = urlsplit(url)
+        return f"{parts.scheme}://{parts.hostname or ''}{f':{parts.port}' if parts.port else ''}"
+    except ValueError:
+        return "an address that is none"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -221,27 +222,24 @@ def eventually(condition: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
-async def test_never_more_than_a_few_at_once(tmp_path: Path) -> None:
-    script = f"""
-import os, time
-mine = os.path.join({str(tmp_path)!r}, str(os.getpid()))
-open(mine + ".on", "w").close()
-count = len([name for name in os.listdir({str(tmp_path)!r}) if name.endswith(".on")])
-open(mine + "." + str(count), "w").close()
-time.sleep(1)
-os.remove(mine + ".on")
-"""
-    events = [(EventKind.OPENED, Incident(id=f"i{number}", opened=0.0)) for number in range(12)]
-    await told(IncidentsConfig(command=python(script)), *events)
-    counts = [int(path.suffix[1:]) for path in tmp_path.iterdir()]
-    assert len(counts) == 12
-    assert 1 < max(counts) <= 4, "how many start within a second is the machine's affair"
+def logging_to(path: Path, before: str = "") -> tuple[str, ...]:
+    """A command that writes down what it was told of."""
+    line = 'echo "$PD_APPLIANCE_INCIDENT $PD_APPLIANCE_EVENT"'
+    return ("/bin/sh", "-c", f"{before} {line} >> {path}")
+
+
+async def test_one_at_a_time_and_in_the_order_of_events(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    events = [(EventKind.OPENED, Incident(id=f"i{number}", opened=0.0)) for number in range(6)]
+    before = f"mkdir {tmp_path}/on || exit 1; case $PD_APPLIANCE_INCIDENT in i0) sleep 0.5;; esac; rmdir {tmp_path}/on;"
+    assert await told(IncidentsConfig(command=logging_to(log, before)), *events) == 0
+    assert log.read_text().splitlines() == [f"i{number} opened" for number in range(6)]
 
 
 async def test_too_many_that_wait_are_not_told_and_that_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     events = [(EventKind.OPENED, Incident(id=f"i{number}", opened=0.0)) for number in range(70)]
     await told(IncidentsConfig(command=("/no/such/command",)), *events)
-    assert sum("nobody is told" in record.getMessage() for record in caplog.records) == 6
+    assert sum("64 notices wait" in record.getMessage() for record in caplog.records) == 6
 
 
 async def test_at_the_end_of_the_appliance_what_still_runs_is_ended(caplog: pytest.LogCaptureFixture) -> None:
@@ -249,7 +247,7 @@ async def test_at_the_end_of_the_appliance_what_still_runs_is_ended(caplog: pyte
     began = time.monotonic()
     assert await told(slow, OPENED, CLOSED, within_s=0.5) == 2
     assert time.monotonic() - began < 10
-    assert "2 notices of incidents are given up" in caplog.text
+    assert "[incidents] command: 2 notices are given up" in caplog.text
     made = Hooks(slow, os.environ)
     made.tell(*OPENED)
     hurry = asyncio.Event()
@@ -260,10 +258,25 @@ async def test_at_the_end_of_the_appliance_what_still_runs_is_ended(caplog: pyte
     assert not psutil.Process().children(recursive=True)
 
 
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
+def test_at_the_end_one_that_hangs_leaves_time_for_those_after_it(
+    run: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = tmp_path / "log"
+    command = logging_to(log, "case $PD_APPLIANCE_EVENT in opened) sleep 60;; esac;")
+    began = time.monotonic()
+    assert run(told(IncidentsConfig(command=command), OPENED, CLOSED, within_s=6.0)) == 1
+    assert time.monotonic() - began < 15
+    assert log.read_text() == "261126-1432 closed\n"
+    [record] = caplog.records
+    assert "command: 1 notice is given up, for the appliance ends: 261126-1432 was opened" in record.getMessage()
+
+
 async def test_without_either_nothing_is_done() -> None:
     made = Hooks(IncidentsConfig(), os.environ)
     made.tell(*OPENED)
-    assert not made._running
+    assert len(asyncio.all_tasks()) == 1
+    await made.finish(1.0, asyncio.Event())
 
 
 # ---- the webhook
@@ -362,6 +375,54 @@ async def test_a_command_that_fails_does_not_keep_the_webhook_from_being_told() 
     async with hooked.served() as url:
         await told(IncidentsConfig(webhook=url, command=("/no/such/command",)), OPENED)
     assert len(hooked.got) == 1
+
+
+@pytest.fixture
+def silent() -> Iterator[str]:
+    """The address of one that accepts and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/{SECRET}"
+
+
+async def test_a_webhook_that_hangs_delays_no_command(
+    silent: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = tmp_path / "log"
+    made = Hooks(IncidentsConfig(webhook=silent, command=logging_to(log)), os.environ)
+    for event in (OPENED, CLOSED, OPENED):
+        made.tell(*event)
+    async with asyncio.timeout(8):  # less than one try of the webhook takes
+        while not log.exists() or log.read_text().count("\n") < 3:
+            await asyncio.sleep(0.05)
+    assert [line.split()[1] for line in log.read_text().splitlines()] == ["opened", "closed", "opened"]
+    await made.finish(0.5, asyncio.Event())
+    assert made.untold == 3
+    [record] = caplog.records
+    assert f"webhook at {origin(silent)}: 3 notices are given up" in record.getMessage()
+    assert SECRET not in caplog.text
+    assert len(asyncio.all_tasks()) == 1, "nothing is left but this"
+
+
+async def test_a_command_that_hangs_delays_no_webhook(caplog: pytest.LogCaptureFixture) -> None:
+    hooked = Hooked()
+    async with hooked.served() as url:
+        assert await told(IncidentsConfig(webhook=url, command=("/bin/sleep", "60")), OPENED, CLOSED, within_s=1.0) == 2
+    assert [one["event"] for one in hooked.got] == ["opened", "closed"]
+    [record] = caplog.records
+    assert "[incidents] command: 2 notices are given up" in record.getMessage()
+
+
+async def test_at_the_end_the_command_is_told_beside_a_webhook_that_hangs(silent: str, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    assert await told(IncidentsConfig(webhook=silent, command=logging_to(log)), OPENED, CLOSED, within_s=6.0) == 2
+    assert log.read_text() == "261126-1432 opened\n261126-1432 closed\n"
+
+
+async def test_at_the_end_a_try_that_hangs_leaves_time_for_the_notices_after_it() -> None:
+    hooked = Hooked(1, 200)
+    async with hooked.served() as url:
+        assert await told(IncidentsConfig(webhook=url), OPENED, CLOSED, within_s=4.0) == 1
+    assert [one["event"] for one in hooked.got] == ["opened", "closed"]
 
 
 def test_an_address_that_is_none_is_refused_at_the_start_and_not_repeated(tmp_path: Path) -> None:
