@@ -19,6 +19,7 @@ from web.ports import Actions
 T = TypeVar("T")
 _MOST: Final = 1000
 _LARGEST_BYTES: Final = 64 << 10  # an order is some words
+_WHOSE: Final = "of any order; no setting changes it"
 _PLAIN: Final = (OrderKind.DRAIN, OrderKind.RESUME, OrderKind.RESTART)
 
 
@@ -133,7 +134,7 @@ async def told(request: Request, kind: type[T]) -> T:
     """What an order says. Raises ``RequestError``: 400 that names what is wrong, 413, 408."""
     try:
         with bodies.Room(_LARGEST_BYTES).share() as share:
-            body = await bodies.read(request.headers, request.receive, _LARGEST_BYTES, share)
+            body = await bodies.read(request.headers, request.receive, _LARGEST_BYTES, share, _WHOSE)
         return msgspec.json.decode(body or b"{}", type=kind)
     except bodies.ClientLeft:
         raise RequestError(400, "the body broke off", code="invalid_body") from None

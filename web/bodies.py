@@ -62,29 +62,29 @@ class Share:
         self.size_bytes += size_bytes
 
 
-async def read(headers: Mapping[str, str], receive: Receive, limit_bytes: int, share: Share) -> bytes:
-    """The whole body.
+async def read(headers: Mapping[str, str], receive: Receive, limit_bytes: int, share: Share, whose: str) -> bytes:
+    """The whole body. ``whose``: whose limit it is, for who is over it.
 
     Raises ``ClientLeft``, and ``RequestError``: 413 as soon as it is known to be too large, whatever Content-Length said;
     408 where it takes too long; 503 where all bodies together are too large.
     """
     declared = headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > limit_bytes:
-        raise _too_large(limit_bytes)
+        raise _too_large(limit_bytes, whose)
     try:
         async with asyncio.timeout(_WHOLE_S):
-            return await _all(receive, limit_bytes, share)
+            return await _all(receive, limit_bytes, share, whose)
     except TimeoutError as error:
         raise _too_slow(f"The request's body was not complete after {_WHOLE_S:.0f} s.") from error
 
 
-async def _all(receive: Receive, limit_bytes: int, share: Share) -> bytes:
+async def _all(receive: Receive, limit_bytes: int, share: Share, whose: str) -> bytes:
     body = bytearray()  # not a list of chunks: of small ones each would cost ten times its size
     more = True
     while more:
         chunk, more = await _chunk(receive)
         if len(body) + len(chunk) > limit_bytes:
-            raise _too_large(limit_bytes)
+            raise _too_large(limit_bytes, whose)
         share.grow(len(chunk))
         if not more and not body:
             return chunk
@@ -103,8 +103,8 @@ async def _chunk(receive: Receive) -> tuple[bytes, bool]:
     return message.get("body", b""), message.get("more_body", False)
 
 
-def _too_large(limit_bytes: int) -> RequestError:
-    message = f"The request's body is over the limit of {limit_bytes:,} bytes ([server] max_body_bytes)."
+def _too_large(limit_bytes: int, whose: str) -> RequestError:
+    message = f"The request's body is over the limit of {limit_bytes:,} bytes ({whose})."
     return RequestError(413, message, code="request_too_large")
 
 

@@ -21,6 +21,7 @@ from web.ports import Inference, InferenceRequest
 
 _log = logging.getLogger(__name__)
 Headers = Sequence[tuple[bytes, bytes]]
+_SETTING: Final = "[server] max_body_bytes"
 _ID: Final = re.compile(r"(?!\.\.?\Z)[A-Za-z0-9._:-]{1,128}")  # it stands in paths, where dots mean other places
 
 
@@ -67,7 +68,7 @@ class OpenAI:
         reply = AsgiReply(send, self._mark)
         try:
             with self._room.share() as share:
-                body = await bodies.read(headers, receive, self._max_body_bytes, share)
+                body = await bodies.read(headers, receive, self._max_body_bytes, share, _SETTING)
                 await self._serve(_request(request_id, headers, scope, body), reply, receive)
         except bodies.ClientLeft:
             return

@@ -211,7 +211,8 @@ def test_closed_streams_end(client: TestClient, site: Site, path: str) -> None:
 
 def test_v1_goes_to_the_router(client: TestClient) -> None:
     assert client.post("/v1/chat/completions", content=b"{}").text == "POST /v1/chat/completions"
-    assert client.post("/v1/completions", content=b"x" * 1001).status_code == 413
+    answer = client.post("/v1/completions", content=b"x" * 1001)
+    assert (answer.status_code, "([server] max_body_bytes)" in answer.json()["error"]["message"]) == (413, True)
 
 
 # ---- errors, looked at
@@ -447,6 +448,12 @@ def test_an_order_that_may_be_a_slip_is_none(
 ) -> None:
     assert client.post(path, json=body).status_code == status
     assert node.asked == []
+
+
+def test_an_order_that_is_too_long_is_told_of_the_limit_of_orders(client: TestClient) -> None:
+    answer = client.post("/api/engines/e0/drain", content=b" " * 70_000)
+    said = "The request's body is over the limit of 65,536 bytes (of any order; no setting changes it)."
+    assert (answer.status_code, answer.json()["error"]["message"]) == (413, said)
 
 
 def test_what_can_not_be_done_is_said(client: TestClient, node: FakeNode) -> None:
