@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Final, TypeVar
+from collections.abc import Callable, Iterator
+from enum import Enum
+from typing import Any, Final, TypeVar, get_args, get_type_hints
 
 import msgspec
 from starlette.requests import Request
@@ -139,7 +140,24 @@ async def told(request: Request, kind: type[T]) -> T:
     except bodies.ClientLeft:
         raise RequestError(400, "the body broke off", code="invalid_body") from None
     except ValueError as error:
-        raise RequestError(400, f"the body can't be read: {cut(str(error))}", code="invalid_body") from None
+        said = f"the body can't be read: {cut(str(error))}{_instead(str(error), kind)}"
+        raise RequestError(400, said, code="invalid_body") from None
+
+
+def _instead(said: str, kind: type[Any]) -> str:
+    """What would be right, of a field that has one of some values."""
+    field = said.rpartition("`$.")[2].strip("`[].")
+    if not said.startswith("Invalid enum value") or (hint := get_type_hints(kind).get(field)) is None:
+        return ""
+    return f"; what would be right: {', '.join(repr(value) for value in _values(hint))}"
+
+
+def _values(hint: Any) -> Iterator[Any]:
+    """Of enums in it."""
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        yield from (one.value for one in hint)
+    for inner in get_args(hint):
+        yield from _values(inner)
 
 
 def tried(do: Callable[[], T]) -> T:

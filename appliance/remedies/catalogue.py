@@ -28,10 +28,10 @@ _CONFIGURED: Final[Mapping[OrderKind, str]] = {
 def check(order: Order) -> None:
     """Raises ``ActionError`` for an order that lacks something, or says something that has no meaning in it."""
     needed = _NEEDS.get(order.kind)
-    if needed and getattr(order, needed) is None:
-        raise ActionError(f"order {order.kind.value!r} needs {needed!r}", invalid=True)
-    if order.engine is None and order.kind not in (OrderKind.RESTART, OrderKind.TOPOLOGY):
-        raise ActionError(f"order {order.kind.value!r} needs 'engine'", invalid=True)
+    of_engine = order.kind not in (OrderKind.RESTART, OrderKind.TOPOLOGY)
+    needs = ("engine" if of_engine else None, needed)
+    if missing := [repr(name) for name in needs if name and getattr(order, name) is None]:
+        raise ActionError(f"order {order.kind.value!r} needs {' and '.join(missing)}", invalid=True)
     if order.engine is not None and order.kind is OrderKind.TOPOLOGY:
         raise ActionError("order 'topology' is of the whole node: leave 'engine' out", invalid=True)
     for value in _VALUES:

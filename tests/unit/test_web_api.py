@@ -604,11 +604,18 @@ def test_the_way_back_is_forced_where_that_has_a_meaning(client: TestClient, nod
     [
         ({"kind": "weight", "engine": "e1"}, "needs 'weight'"),
         ({"kind": "drain"}, "needs 'engine'"),
+        ({"kind": "weight"}, "needs 'engine' and 'weight'"),
+        ({"kind": "role", "role": "both"}, "needs 'engine'"),
+        ({"kind": "topology"}, "needs 'topology'"),
         ({"kind": "drain", "engine": "e1", "weight": 2}, "has no 'weight'"),
         ({"kind": "topology", "topology": "2b", "engine": "e1"}, "leave 'engine' out"),
         ({"kind": "weight", "engine": "e1", "weight": 1, "force": True}, "can't be forced"),
         ({"kind": "role", "engine": "e1", "role": "both", "roles": {"e1": "both"}}, "has no 'roles'"),
-        ({"kind": "dance", "engine": "e1"}, "dance"),
+        ({"kind": "dance", "engine": "e1"}, "'dance'"),
+        ({"kind": "dance"}, "right: 'role', 'weight', 'drain', 'resume', 'restart', 'topology'"),
+        ({"kind": "role", "engine": "e1", "role": "prefil"}, "right: 'prefill', 'decode', 'both'"),
+        ({"kind": "topology", "topology": "2b", "roles": {"e1": "prefil"}}, "right: 'prefill', 'decode', 'both'"),
+        ({"kind": "role", "engine": "e1", "role": "x" * 1000 + "`$.kind"}, "right: 'prefill', 'decode', 'both'"),
     ],
 )
 def test_an_order_that_makes_no_sense_is_refused(
