@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import sys
 import time
@@ -11,7 +10,22 @@ from typing import Final
 import typer
 
 from appliance import __version__
-from appliance.cli import check, diagnose, incidents, plan, remedy, serve, service, sim, simulate, top, tune, why
+from appliance.cli import (
+    check,
+    diagnose,
+    incidents,
+    output,
+    plan,
+    remedy,
+    serve,
+    service,
+    sim,
+    simulate,
+    top,
+    tune,
+    why,
+)
+from appliance.cli.output import Unwritable
 from appliance.errors import ApplianceError, NoEngineError, NotNowError
 from appliance.supervisor import notify
 
@@ -46,33 +60,42 @@ def _options(version: bool = typer.Option(False, "--version", help="Print the ve
 
 
 def main() -> None:
-    """Run a command. What we refuse is one line, never a traceback."""
-    _say_what_can_be_said()
+    """Run a command. What we refuse is one line, never a traceback; so is what can't be written."""
+    output.prepare()
+    try:
+        code = _code()
+        sys.stdout.flush()
+    except Unwritable as error:
+        output.give_up()
+        _complain(error)
+        code = EXIT_CONFIGURATION
+    sys.exit(code)
+
+
+def _code() -> int | str | None:
+    """What the command ends with."""
     try:
         app()
+    except SystemExit as ended:
+        return ended.code
     except NoEngineError as error:
         _complain(error)
-        sys.exit(EXIT_NO_ENGINE)
+        return EXIT_NO_ENGINE
     except NotNowError as error:
         _complain(error)
         if notify.is_service(
             os.environ
         ):  # which starts it again, some times: with a pause in between, or all of them come too early
             time.sleep(_PAUSE_S)
-            sys.exit(EXIT_LATER)
-        sys.exit(EXIT_CONFIGURATION)
+            return EXIT_LATER
+        return EXIT_CONFIGURATION
     except ApplianceError as error:
         _complain(error)
-        sys.exit(EXIT_CONFIGURATION)
+        return EXIT_CONFIGURATION
+    return None
 
 
-def _say_what_can_be_said() -> None:
-    """Where the locale has no dash and no bar, a question mark stands for it."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # there may be none
-            stream.reconfigure(errors="replace")
-
-
-def _complain(error: ApplianceError) -> None:
+def _complain(error: ApplianceError | Unwritable) -> None:
     sys.stderr.write(f"pd-appliance: {error}\n")
+    sys.stderr.flush()
     notify.complain(str(error))

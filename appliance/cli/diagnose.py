@@ -13,6 +13,7 @@ import typer
 
 from appliance.cli.ask import URL, answered, not_as_a_node, not_serving
 from appliance.cli.glyphs import visible
+from appliance.cli.output import unheard
 from appliance.diagnosis.because import clock
 from appliance.errors import ActionError
 from appliance.records import Verdict
@@ -56,7 +57,7 @@ def diagnose(
     found = look(url)
     _say(found, as_json, watch)
     with contextlib.suppress(KeyboardInterrupt):
-        while watch:
+        while watch and not unheard():
             time.sleep(_LOOK_S)
             found = _after(url, found, as_json)
     raise typer.Exit(found.exit_code)
@@ -73,9 +74,9 @@ def look(url: str) -> Look:
 
 
 def _after(url: str, said: Look, as_json: bool) -> Look:
-    """What is said next, if it is something else. A node that is started again is waited for."""
+    """What is said next, if it is something else. A node that is started again is waited for, as long as somebody listens."""
     lost = False
-    while True:
+    while not unheard():
         try:
             found = look(url)
         except ActionError as error:
@@ -87,6 +88,7 @@ def _after(url: str, said: Look, as_json: bool) -> Look:
             if lost or found.key != said.key:
                 _say(found, as_json, watched=True)
             return found
+    return said
 
 
 def text(found: Look) -> str:

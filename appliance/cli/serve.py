@@ -22,6 +22,7 @@ import uvloop
 
 from appliance import __version__
 from appliance.checks.machine import bound
+from appliance.cli import output
 from appliance.cli.announce import say
 from appliance.cli.cast import Cast
 from appliance.cli.cast import cast as _cast
@@ -72,9 +73,9 @@ def serve(
     loaded = load(config or config_path_default(), os.environ, given)
     cast = _cast(loaded, scenario, gpus)
     if dry_run:
-        for line in described(cast):
-            say(line)
+        sys.stdout.writelines(f"{line}\n" for line in described(cast))
         return
+    output.give_up()  # nobody need listen to a node that serves
     _tell_stacks()
     uvloop.run(Appliance(loaded.config, cast).run())
 

@@ -1,0 +1,113 @@
+"""What comes of a command whose output nobody can have."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from simulated_node import MODEL, ROOT, Node, node
+
+FULL = "pd-appliance: standard output can't be written to (No space left on device)\n"
+HELP = ("--help",)
+ASKING = [("diagnose",), ("top", "--once"), ("why",), ("incidents",), ("remedy", "list"), ("sim", "faults")]
+
+
+@pytest.fixture(scope="module")
+def there() -> Iterator[Node]:
+    arguments = ("--engine", "sim", "--model", str(MODEL), "--topology", "2b")
+    with (
+        tempfile.TemporaryDirectory(prefix="pd-", dir="/tmp") as directory,
+        node(Path(directory), *arguments) as found,
+    ):
+        yield found
+
+
+def begun(*arguments: str, **how: Any) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "appliance", *arguments],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        text=True,
+        **how,
+    )
+
+
+@pytest.mark.parametrize("arguments", [HELP, *ASKING], ids=" ".join)
+def test_output_that_can_not_be_written_is_one_line(there: Node, arguments: tuple[str, ...]) -> None:
+    url = () if arguments is HELP else ("--url", there.url)
+    with Path("/dev/full").open("w") as full, begun(*arguments, *url, stdout=full) as process:
+        _, said = process.communicate(timeout=60)
+    assert (process.returncode, said) == (2, FULL)
+
+
+def test_so_it_is_where_there_is_no_standard_output(there: Node) -> None:
+    shell = f"{sys.executable} -m appliance diagnose --url {there.url} >&-"
+    done = subprocess.run(["/bin/sh", "-c", shell], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (
+        2,
+        "pd-appliance: standard output is closed; open it, or send it to /dev/null\n",
+    )
+
+
+def test_what_can_not_be_complained_of_has_its_exit_code(there: Node) -> None:
+    for arguments, code in ((("diagnose", "--url", "http://127.0.0.1:1"), 2), (("diagnose", "--url", there.url), 0)):
+        with Path("/dev/full").open("w") as full:
+            done = subprocess.run(
+                [sys.executable, "-m", "appliance", *arguments],
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
+                stdout=subprocess.DEVNULL,
+                stderr=full,
+                timeout=60,
+                check=False,
+            )
+        assert done.returncode == code
+
+
+@pytest.mark.parametrize("arguments", ASKING, ids=" ".join)
+def test_a_reader_that_leaves_changes_nothing(there: Node, arguments: tuple[str, ...]) -> None:
+    """Not even the code of ``diagnose``, by which scripts go."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with begun(*arguments, "--url", there.url, stdout=writer) as process:
+        os.close(writer)
+        _, said = process.communicate(timeout=60)
+    assert (process.returncode, said) == (0, "")
+
+
+def test_a_watch_ends_when_nobody_reads_it(there: Node) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with begun("diagnose", "--watch", "--url", there.url, stdout=writer) as process:
+        os.close(writer)
+        _, said = process.communicate(timeout=60)
+    assert (process.returncode, said) == (0, "")
+
+
+def test_serving_depends_on_nobody_who_listens(short: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "appliance", "serve", "--engine", "sim", "--model", str(MODEL), "--port", "0"],
+            env={
+                **os.environ,
+                "PYTHONPATH": str(ROOT),
+                "RUNTIME_DIRECTORY": str(short / "run"),
+                "STATE_DIRECTORY": str(short / "state"),
+            },
+            stdout=full,
+            stderr=subprocess.PIPE,
+        )
+        try:
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(8)
+            process.terminate()
+            _, said = process.communicate(timeout=30)
+        finally:
+            process.kill()
+            process.wait()
+    assert (process.returncode, said) == (0, b"")
