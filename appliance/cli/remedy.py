@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import shlex
+import signal
 import sys
 import time
+from collections.abc import Iterator
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -12,8 +16,10 @@ import typer
 from rich.console import Console
 
 from appliance.cli.ask import URL, ask, read
+from appliance.cli.output import Unwritable
 from appliance.errors import ActionError
 from appliance.records import Order, OrderKind, Remedy, RemedyState, Role, Verdict
+from appliance.supervisor.actions import LEAST_WEIGHT, MOST_WEIGHT
 
 app = typer.Typer(help="Do something about a bottleneck, see what it brought, and take it back.", no_args_is_help=True)
 Url = Annotated[str, typer.Option(help="Of the node.")]
@@ -54,8 +60,10 @@ def advised(
         raise ActionError(
             "that is not done by an order while the node serves" + (f": {action.setting}" if action.setting else "")
         )
-    if yes or typer.confirm(f"{action.call}?"):
+    if yes or _confirmed(f"{action.call}?"):
         _give(url, action.order, wait)
+    else:
+        _say("Nothing was ordered.")
 
 
 @app.command()
@@ -78,6 +86,10 @@ def weight(
     url: Url = URL,
 ) -> None:
     """Give an engine more or less of the work than its like."""
+    if not LEAST_WEIGHT <= weight <= MOST_WEIGHT:  # nor nan, which no node can read
+        raise ActionError(
+            f"weight {weight:g} is not from {LEAST_WEIGHT:g} to {MOST_WEIGHT:g}; 1 is what every engine begins with"
+        )
     _give(url, Order(kind=OrderKind.WEIGHT, engine=engine, weight=weight), wait)
 
 
@@ -128,17 +140,37 @@ def undo(
 
 def text(remedy: Remedy) -> str:
     """For people."""
+    return "\n".join([*_ordered(remedy), *_brought(remedy), *_back(remedy)])
+
+
+def _ordered(remedy: Remedy) -> Iterator[str]:
     at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(remedy.time))
-    lines = [f"{remedy.id}  {at}  {remedy.sentence}  [by {remedy.by}]"]
-    lines += [f"    said then: {remedy.verdict}"] if remedy.verdict else []
-    lines += [f"    expected: {remedy.expected}"] if remedy.expected else []
-    lines.append(f"    brought: {remedy.brought or 'not known yet'}")
-    lines += [f"    but: {one}" for one in remedy.beside]
+    yield f"{remedy.id}  {at}  {remedy.sentence}  [by {remedy.by}]"
+    if remedy.verdict:
+        yield f"    said then: {remedy.verdict}"
+    if remedy.expected:
+        yield f"    expected: {remedy.expected}"
+
+
+def _brought(remedy: Remedy) -> Iterator[str]:
+    yield f"    brought: {remedy.brought or 'not known yet'}"
+    yield from (f"    but: {one}" for one in remedy.beside)
+
+
+def _back(remedy: Remedy) -> Iterator[str]:
     if remedy.over is not None:
-        lines.append(f"    does not hold any more: {remedy.over}")
+        yield f"    does not hold any more: {remedy.over}"
     elif remedy.undo is not None:
-        lines.append(f"    back: pd-appliance remedy undo {remedy.id}")
-    return "\n".join(lines)
+        yield f"    back: pd-appliance remedy undo {remedy.id}"
+
+
+def _confirmed(question: str) -> bool:
+    """Raises ``ActionError`` if nobody answers: input that ends, or Ctrl-C."""
+    try:
+        return typer.confirm(question)
+    except typer.Abort:
+        _say("")  # the question's line has no end
+        raise ActionError("nobody said yes, and nothing was ordered; --yes orders it without asking") from None
 
 
 def _give(url: str, order: Order, wait: bool) -> None:
@@ -147,19 +179,65 @@ def _give(url: str, order: Order, wait: bool) -> None:
 
 
 def _follow(url: str, answer: dict[str, Any], wait: bool) -> None:
+    """What was ordered, and the way back, are told before anything is waited for."""
     remedy = msgspec.convert(answer["remedy"], Remedy)
-    if wait:
-        with Console(stderr=True).status(f"{remedy.sentence}: what does it bring?"):
-            remedy = _settled(url, remedy)
-    _say(text(remedy))
+    try:
+        if not wait or remedy.state is not RemedyState.SETTLING:
+            _say(text(remedy))
+            return
+        with _held() as signals:
+            _say("\n".join([*_ordered(remedy), *_back(remedy)]))
+            with Console(stderr=True).status(f"{remedy.sentence}: what does it bring?"):
+                settled = _settled(url, remedy, signals)
+        _say("\n".join([*_brought(settled), *([] if settled.over is None else _back(settled))]))
+    except _Interrupted as interrupted:
+        sys.stderr.write(f"pd-appliance: it is no longer waited for, {_stands(url, remedy)}\n")
+        raise typer.Exit(interrupted.code) from None
+    except Unwritable as error:
+        raise Unwritable(f"{error}, {_stands(url, remedy)}") from error
 
 
-def _settled(url: str, remedy: Remedy) -> Remedy:
+def _settled(url: str, remedy: Remedy, signals: set[signal.Signals]) -> Remedy:
+    """Raises ``_Interrupted`` by these."""
     while remedy.state is RemedyState.SETTLING:
-        time.sleep(_LOOK_S)
+        if (sent := signal.sigtimedwait(signals, _LOOK_S)) is not None:
+            raise _Interrupted(sent.si_signo)
         remedy = read(url, Remedy, "api", "remedies", remedy.id)
     return remedy
 
 
+class _Interrupted(Exception):
+    """The wait, by a signal."""
+
+    def __init__(self, number: int) -> None:
+        self.code = 128 + number
+
+
+@contextlib.contextmanager
+def _held() -> Iterator[set[signal.Signals]]:
+    """Signals that would end us, and that are to be waited for instead: what is amid being written is written, and once.
+
+    One that has come is followed by no other: ``timeout`` sends two.
+    """
+    found = {one for one in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(one) is not signal.SIG_IGN}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, found)
+    interrupted = False
+    try:
+        yield found
+    except _Interrupted:
+        interrupted = True
+        raise
+    finally:
+        if not interrupted:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _stands(url: str, remedy: Remedy) -> str:
+    where = "" if url == URL else f" --url {shlex.quote(url)}"
+    back = "" if remedy.undo is None else f"; pd-appliance remedy undo {remedy.id}{where} takes it back"
+    return f"but the order stands: pd-appliance remedy list{where} says later what it brought{back}"
+
+
 def _say(text: str) -> None:
     sys.stdout.write(text + "\n")
+    sys.stdout.flush()

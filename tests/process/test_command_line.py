@@ -1,8 +1,11 @@
-"""What comes of a command whose output nobody can have."""
+"""What comes of a command whose output nobody can have, or that is interrupted while it waits."""
 
 from __future__ import annotations
 
 import os
+import re
+import select
+import signal
 import subprocess
 import sys
 import tempfile
@@ -11,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from simulated_node import MODEL, ROOT, Node, node
+from simulated_node import MODEL, ROOT, Node, command, node
 
 FULL = "pd-appliance: standard output can't be written to (No space left on device)\n"
 HELP = ("--help",)
@@ -87,6 +90,37 @@ def test_a_watch_ends_when_nobody_reads_it(there: Node) -> None:
         os.close(writer)
         _, said = process.communicate(timeout=60)
     assert (process.returncode, said) == (0, "")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_what_was_ordered_and_the_way_back_are_told_before_it_is_waited_for(there: Node, number: int) -> None:
+    """Also when the wait is ended, twice at once, as ``timeout`` does."""
+    arguments = ("remedy", "weight", "e0", "3" if number == signal.SIGINT else "2", "--wait", "--url", there.url)
+    with begun(*arguments, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        ready, _, _ = select.select([process.stdout], [], [], 20)
+        assert ready, "it is written at once, and not after half a minute"
+        found = re.search(
+            r"back: (pd-appliance remedy undo r\S+)", process.stdout.readline() + process.stdout.readline()
+        )
+        process.send_signal(number)
+        process.send_signal(number)
+        said, complaint = process.communicate(timeout=20)
+    assert found
+    assert process.returncode == 128 + number
+    assert said == ""
+    assert "the order stands" in complaint and f"{found[1]} --url {there.url} takes it back" in complaint
+    assert complaint.count("\n") == 1
+    assert command("remedy", "undo", found[1].split()[-1], "--url", there.url).returncode == 0
+
+
+def test_an_order_that_can_not_be_told_stands_and_can_be_taken_back(there: Node) -> None:
+    arguments = ("remedy", "weight", "e1", "2", "--url", there.url)
+    with Path("/dev/full").open("w") as full, begun(*arguments, stdout=full) as process:
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 2
+    found = re.search(r"but the order stands: .*; pd-appliance remedy undo (r\S+) --url", said)
+    assert found and command("remedy", "undo", found[1], "--url", there.url).returncode == 0
 
 
 def test_serving_depends_on_nobody_who_listens(short: Path) -> None:

@@ -247,3 +247,34 @@ def test_a_severity_that_is_no_number_is_refused_in_words() -> None:
     command = ["sim", "fault", "e0", "--kind", "clocks", "--severity", "nan"]
     with pytest.raises(ActionError, match="severity nan is not from 0 to 1"):
         CliRunner().invoke(app, command, catch_exceptions=False)
+
+
+# ---- orders
+
+
+ADVISED = {
+    **VERDICT, "state": "bottleneck", "cause": "prefill_skew", "engine": "e1", "summary": "e1 has too little to do.",
+    "action": {
+        "sentence": "Give e1 more.", "call": "POST /api/engines/e1/weight", "setting": None,
+        "order": {"kind": "weight", "engine": "e1", "weight": 2.0},
+    },
+}  # fmt: skip
+
+
+def test_an_order_that_nobody_confirms_is_not_given_and_that_is_said(node: Any) -> None:
+    node.answers["/api/diagnosis"] = (200, ADVISED)
+    done = CliRunner().invoke(app, ["remedy", "advised", "--url", url(node)], input="")
+    assert done.stdout.endswith("POST /api/engines/e1/weight? [y/N]: \n")
+    assert isinstance(done.exception, ActionError), "exit code 2"
+    assert "nothing was ordered; --yes orders it without asking" in str(done.exception)
+    done = CliRunner().invoke(app, ["remedy", "advised", "--url", url(node)], input="n\n")
+    assert (done.exit_code, done.stdout.splitlines()[-1]) == (0, "Nothing was ordered.")
+    assert not [one for one in node.asked if one.startswith("POST")]
+
+
+@pytest.mark.parametrize("weight", ["nan", "inf", "0", "101"])
+def test_a_weight_that_no_engine_can_have_is_refused_with_the_range(node: Any, weight: str) -> None:
+    done = CliRunner().invoke(app, ["remedy", "weight", "e0", weight, "--url", url(node)])
+    assert isinstance(done.exception, ActionError)
+    assert f"weight {weight} is not from 0.01 to 100" in str(done.exception)
+    assert node.asked == []
