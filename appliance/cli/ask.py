@@ -14,10 +14,11 @@ from urllib.parse import quote, urlsplit
 import msgspec
 
 from appliance import __version__
-from appliance.errors import ActionError
+from appliance.errors import ActionError, quoted
 
 URL: Final = "http://127.0.0.1:8000"
 _TIMEOUT_S: Final = 10.0
+_OURS: Final = ("api", "v1")  # where paths of a node begin
 T = TypeVar("T")
 
 
@@ -44,9 +45,38 @@ def read(url: str, kind: type[T], *path: str, query: str = "") -> T:
 
 
 def target(url: str, *path: str, query: str = "") -> str:
-    """The whole address; of a node that is named as ``host:port``, too."""
+    """The whole address; of a node that is named as ``host:port``, too. Raises ``ActionError`` for what can be no node's."""
+    return f"{_base(url)}/{'/'.join(quote(part, safe='') for part in path)}{query}"
+
+
+def _base(url: str) -> str:
+    """A proxy may have put a node below a path, and so there may be one."""
     base = url if "://" in url else f"http://{url}"
-    return f"{base.rstrip('/')}/{'/'.join(quote(part, safe='') for part in path)}{query}"
+    try:
+        parts = urlsplit(base)
+        host = parts.hostname
+    except ValueError as error:
+        raise _no_address(url, f"is no address ({error})") from error
+    if parts.scheme not in ("http", "https"):
+        raise _no_address(url, f"is of {parts.scheme or 'nothing'}, and nodes speak http or https")
+    if not host:
+        raise _no_address(url, "names no host" if url else "is empty")
+    try:
+        port = parts.port
+    except ValueError:
+        port = 0
+    if port == 0:
+        raise _no_address(url, f"has no port of a node ({parts.netloc.rpartition(':')[2]}): there are 1 to 65535")
+    path = parts.path.rstrip("/")
+    ours = next((number for number, part in enumerate(path.split("/")) if part in _OURS), None)
+    if ours is not None or parts.query or parts.fragment:
+        right = f"{parts.scheme}://{parts.netloc}{'/'.join(path.split('/')[:ours])}"
+        raise ActionError(f"--url {quoted(url)} says more than where the node is: write --url {right}", invalid=True)
+    return f"{parts.scheme}://{parts.netloc}{path}"
+
+
+def _no_address(url: str, why: str) -> ActionError:
+    return ActionError(f"--url {quoted(url)} {why}: write the node's address, as in {URL}", invalid=True)
 
 
 def not_serving(url: str) -> str | None:

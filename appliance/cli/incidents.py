@@ -152,7 +152,7 @@ def _asked(how: Callable[[], T]) -> T:
     try:
         return how()
     except ActionError as error:
-        if isinstance(error.__cause__, urllib.error.HTTPError):
+        if error.invalid or isinstance(error.__cause__, urllib.error.HTTPError):
             raise
         raise ActionError(f"{error}, or read a node's state directory with --state-dir") from error
 

@@ -32,6 +32,7 @@ def top(
     interval: Annotated[float, typer.Option(min=0.2, max=60.0, help="Seconds from one look to the next.")] = 1.0,
 ) -> None:
     """Show a node live: what holds it back, its engines, links and GPUs. q or Ctrl-C ends it."""
+    target(url, *_PATH)  # an address that can't be is refused before the screen is taken
     console = Console(highlight=False, soft_wrap=True)
     if once or not console.is_terminal or console.is_dumb_terminal:
         _print(console, url)

@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from appliance.cli import app
-from appliance.cli.ask import ask, fetch, is_here
+from appliance.cli.ask import ask, fetch, is_here, target
 from appliance.errors import ActionError
 
 VERDICT = {
@@ -179,6 +179,39 @@ def test_what_is_on_this_machine(host: str, here: bool) -> None:
 def test_a_node_can_be_named_without_a_scheme(node: Any) -> None:
     node.answers["/api/node"] = (200, {"a": 1})
     assert ask(f"127.0.0.1:{node.server_address[1]}", "GET", "api", "node") == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    ("address", "says"),
+    [
+        ("", "--url '' is empty: write the node's address, as in http://127.0.0.1:8000"),
+        ("http://", "'http://' names no host"),
+        ("http://:8000", "'http://:8000' names no host"),
+        ("http://127.0.0.1:99999", "has no port of a node (99999): there are 1 to 65535"),
+        ("127.0.0.1:99999", "has no port of a node (99999): there are 1 to 65535"),
+        ("http://127.0.0.1:0", "has no port of a node (0)"),
+        ("http://127.0.0.1:http", "has no port of a node (http)"),
+        ("ftp://127.0.0.1:8000", "is of ftp, and nodes speak http or https"),
+        ("http://[::1:8000", "is no address (Invalid IPv6 URL)"),
+        ("http://127.0.0.1:8000/api", "says more than where the node is: write --url http://127.0.0.1:8000"),
+        ("127.0.0.1:8000/v1/models", "write --url http://127.0.0.1:8000"),
+        ("https://gpus.example/node-1/api/node/", "write --url https://gpus.example/node-1"),
+        ("http://127.0.0.1:8000/?since=1", "write --url http://127.0.0.1:8000"),
+        ("http://127.0.0.1:8000/#top", "write --url http://127.0.0.1:8000"),
+    ],
+)
+@pytest.mark.parametrize("command", [("diagnose",), ("incidents",), ("top",), ("sim", "faults")], ids=" ".join)
+def test_what_can_be_no_nodes_address_is_refused_at_once(command: tuple[str, ...], address: str, says: str) -> None:
+    done = CliRunner().invoke(app, [*command, "--url", address])
+    assert isinstance(done.exception, ActionError)
+    assert says in str(done.exception)
+    assert "no node answers" not in str(done.exception) and "--state-dir" not in str(done.exception)
+
+
+def test_a_node_may_be_below_a_path() -> None:
+    assert target("https://gpus.example/node-1/", "api", "node") == "https://gpus.example/node-1/api/node"
+    assert target("http://[::1]:8000", "ready") == "http://[::1]:8000/ready"
+    assert target("gpu-7:8000", "ready", query="?a=1") == "http://gpu-7:8000/ready?a=1"
 
 
 def test_why_nobody_answers_is_told_in_the_systems_words() -> None:
