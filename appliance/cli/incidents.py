@@ -24,7 +24,8 @@ from appliance.incidents.replay import replay as replayed
 from appliance.records import Incident, IncidentState
 
 T = TypeVar("T")
-EXIT_DIFFERS: Final = 10
+EXIT_SAME, EXIT_DIFFERS, EXIT_UNKNOWN = 0, 10, 11
+_EXITS: Final = {True: EXIT_SAME, False: EXIT_DIFFERS, None: EXIT_UNKNOWN}
 app = typer.Typer(help="What held the node back, and what was seen around it.")
 Url = Annotated[str, typer.Option(help="Of the node.")]
 StateDir = Annotated[
@@ -108,14 +109,17 @@ def export(
 
 @app.command()
 def replay(file: Annotated[Path, typer.Argument(help="As export wrote it.")], as_json: Json = False) -> None:
-    """Run what was seen through the diagnoser again. Exit code: 0 it says the same, 10 it does not, 2 the file can't be read."""
+    """Run what was seen through the diagnoser again.
+
+    Exit code: 0 it says the same, 10 it does not, 11 too little was seen to judge, 2 the file can't be read.
+    """
     read = bundle.read(file)
     found = replayed(read)
     if as_json:
         _say(json.dumps({**msgspec.to_builtins(found), "agrees": found.agrees, "incident": read.incident.id}))
     else:
         _say(replay_text(read, found))
-    raise typer.Exit(EXIT_DIFFERS if found.agrees is False else 0)
+    raise typer.Exit(_EXITS[found.agrees])
 
 
 def table(incidents: Sequence[Incident], now: float) -> Table:

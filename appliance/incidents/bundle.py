@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import msgspec
 
+from appliance import __version__
 from appliance.errors import IncidentError
 from appliance.incidents import frames
 from appliance.records import Incident, NodeSnapshot
@@ -114,7 +115,7 @@ def read(path: Path) -> Bundle:
             with gzip.GzipFile(fileobj=file) as unpacked:
                 return _read(_lines(unpacked, path), path)
     except EOFError as error:
-        raise IncidentError(f"{path} is cut off: copy it again") from error
+        raise _cut_off(path) from error
     except (gzip.BadGzipFile, zlib.error) as error:
         raise IncidentError(f"{path} is damaged ({error}): copy it again") from error
     except OSError as error:
@@ -132,27 +133,54 @@ def _read(lines: Iterator[bytes], path: Path) -> Bundle:
             f"{path} has format {known.pd_appliance_incident}, and this version knows {FORMAT}: "
             f"it was written by pd-appliance {known.version}; use that version, or a later one"
         )
+    seen = _Seen(first)
     try:
         header = msgspec.json.decode(first, type=Header)
-        incident = msgspec.json.decode(next(lines, b""), type=_IncidentLine).incident
-        row = tuple(_snapshots(lines))
+        incident = msgspec.json.decode(seen.next(lines), type=_IncidentLine).incident
+        row = tuple(_snapshots(lines, seen))
     except _UNREADABLE as error:
-        raise IncidentError(
-            f"{path} has something that this version can't read ({error}): it is of pd-appliance {known.version}; use that"
-        ) from error
+        if not seen.last.endswith(b"\n") and not next(lines, b""):  # what is too long for a line goes on
+            raise _cut_off(path) from error
+        whose = (
+            "it says that this version has written it, and it has not: export it again"
+            if known.version == __version__
+            else f"it is of pd-appliance {known.version}; use that"
+        )
+        raise IncidentError(f"{path} has something that this version can't read ({error}): {whose}") from error
     if not all(abs(one) < _AGES_S for one in _times(incident, row)):
         raise IncidentError(f"{path} has times in it that no clock has said: it was not written by a pd-appliance")
+    if any(later.uptime_s <= earlier.uptime_s for earlier, later in itertools.pairwise(row)):
+        raise IncidentError(f"{path} has times in it that run backwards: it was not written by a pd-appliance")
+    if len(row) < header.snapshots and not seen.end:
+        raise _cut_off(path)
     if len(row) != header.snapshots:
         raise IncidentError(f"{path} has {len(row)} snapshots and should have {header.snapshots}: export it again")
     return Bundle(header, incident, row)
 
 
-def _snapshots(lines: Iterator[bytes]) -> Iterator[NodeSnapshot]:
+class _Seen:
+    """How far a file was read. ``end``: to the line that says how many there were."""
+
+    def __init__(self, first: bytes) -> None:
+        self.last = first
+        self.end = False
+
+    def next(self, lines: Iterator[bytes]) -> bytes:
+        self.last = next(lines, b"")
+        return self.last
+
+
+def _snapshots(lines: Iterator[bytes], seen: _Seen) -> Iterator[NodeSnapshot]:
     """To the very end, where gzip has its checksum."""
-    for line in lines:
+    while line := seen.next(lines):
         one = msgspec.json.decode(line, type=_Line)
+        seen.end = one.end is not None
         if one.snapshot is not None:
             yield one.snapshot
+
+
+def _cut_off(path: Path) -> IncidentError:
+    return IncidentError(f"{path} is cut off: copy or export it again")
 
 
 def _times(incident: Incident, row: Sequence[NodeSnapshot]) -> Iterator[float]:

@@ -157,6 +157,19 @@ def test_scripts_can_tell_that_the_diagnoser_has_changed_its_mind(tmp_path: Path
     assert "says something else than it said then" in done.stdout
 
 
+def test_scripts_can_tell_that_nothing_could_be_judged(tmp_path: Path) -> None:
+    life = diagnosed([crowded(100 + n * TICK_S, depth=0) for n in range(100)])
+    frames = tuple(Frame(one.uptime_s, packed(one, b"s" * 16)) for one in life)
+    made = open_to_write(tmp_path)
+    made.write(Batch(incidents=(ONE,), chunks=(Chunk(incident=ONE.id, since_s=0, until_s=1, frames=frames),)), NOON)
+    made.close()
+    ran("export", ONE.id, "-o", tmp_path / "a.pdi", "--state-dir", tmp_path)
+    done = ran("replay", tmp_path / "a.pdi")
+    assert (done.exit_code, "Too few snapshots in a row" in done.stdout) == (11, True)
+    done = ran("replay", tmp_path / "a.pdi", "--json")
+    assert (done.exit_code, json.loads(done.stdout)["agrees"]) == (11, None)
+
+
 def test_what_is_not_there_is_one_line(directory: Path, tmp_path: Path) -> None:
     for done, says in (
         (ran("show", "no-such", "--state-dir", directory), "there is no incident 'no-such'"),

@@ -255,9 +255,9 @@ HEADER |= {"slo_ttft_s": 2.0, "slo_itl_s": 0.05, "slo_share": 0.95}
             "is no incident",
         ),
         (compressed(b'{"pd_appliance_incident": 1, "version": "\xff"}'), "is no incident"),
-        (compressed(json.dumps(HEADER).encode() + b'\n{"incident": {"id": "\xff", "opened": 1}}'), "can't read"),
-        (packed(HEADER), "this version can't read"),
-        (packed(HEADER, {"incident": {"id": 7}}), "this version can't read"),
+        (compressed(json.dumps(HEADER).encode() + b'\n{"incident": {"id": "\xff", "opened": 1}}\n'), "can't read"),
+        (packed(HEADER, {"incident": {"id": 7}}), "says that this version has written it, and it has not"),
+        (packed({**HEADER, "version": "0.0.9"}, {"incident": {"id": 7}}), "it is of pd-appliance 0.0.9; use that"),
         (packed(HEADER, {"incident": {"id": "a", "opened": 1}}, {"snapshot": {"time": 1}}), "this version can't read"),
         (packed({**HEADER, "snapshots": 3}, {"incident": {"id": "a", "opened": 1}}, {"end": 0}), "has 0 snapshots"),
     ],
@@ -286,6 +286,24 @@ def test_a_file_that_is_cut_off_or_damaged_anywhere_is_refused(tmp_path: Path) -
         except IncidentError:
             refused += 1
     assert refused == len(range(20, len(whole), 97))
+
+
+def test_a_file_that_was_cut_and_packed_again_is_said_to_be_cut_off(tmp_path: Path) -> None:
+    """As by ``zcat | head``: gzip has nothing against it."""
+    whole = gzip.decompress(exported(tmp_path / "a.pdi", row(0, 10)).read_bytes())
+    header, incident, first, *_ = whole.splitlines(keepends=True)
+    cut = tmp_path / "cut.pdi"
+    for data in (
+        header,
+        header + incident,
+        header + incident[:-20],
+        header + incident + first,
+        header + incident + first[:200],
+        whole[: whole.rindex(b'{"snapshot"')],
+    ):
+        cut.write_bytes(gzip.compress(data))
+        with pytest.raises(IncidentError, match=r"cut\.pdi is cut off: copy or export it again"):
+            read(cut)
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
@@ -326,6 +344,19 @@ def test_times_that_no_clock_has_said_are_refused(tmp_path: Path, key: str, valu
     head = {**HEADER, "snapshots": len(life)}
     (tmp_path / "a.pdi").write_bytes(packed(head, {"incident": {"id": "a", "opened": 1}}, *lines, {"end": len(life)}))
     with pytest.raises(IncidentError, match="no clock has said"):
+        read(tmp_path / "a.pdi")
+
+
+@pytest.mark.parametrize("order", [slice(None, None, -1), [0, 1, 1, 2]], ids=["reversed", "twice"])
+def test_times_that_run_backwards_are_refused(tmp_path: Path, order: slice | list[int]) -> None:
+    """A diagnoser can't judge them, and no appliance has written them: not even one whose clock was set back."""
+    life = [replace(one, time=NOON - one.uptime_s) for one in row(0, 10)]
+    assert len(read(exported(tmp_path / "a.pdi", life)).snapshots) == 20
+    wrong = life[order] if isinstance(order, slice) else [life[number] for number in order]
+    lines = [{"snapshot": msgspec.to_builtins(one)} for one in wrong]
+    head = {**HEADER, "snapshots": len(wrong)}
+    (tmp_path / "a.pdi").write_bytes(packed(head, {"incident": {"id": "a", "opened": 1}}, *lines, {"end": len(wrong)}))
+    with pytest.raises(IncidentError, match="run backwards"):
         read(tmp_path / "a.pdi")
 
 
