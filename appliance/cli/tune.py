@@ -28,6 +28,7 @@ _SHARE: Final = 1 / 40  # of the time, that one prompt may take
 _IDS: Final = (5, 250)  # that every vocabulary has; at random, so that no prefix cache knows them
 _LOADS: Final = (0.3, 0.6, 0.8)
 _PROMPT: Final = 1000.0  # tokens, where the node has seen none lately
+_LONGEST: Final = 10_000_000  # tokens; no model takes so many, nor does infinity
 _BAR: Final = 44
 
 
@@ -69,7 +70,9 @@ def tune(
     seconds: Annotated[float, typer.Option(min=5, max=3600, help="The longest that it may take.")] = 90.0,
     prompt_tokens: Annotated[
         float | None,
-        typer.Option(min=1, help="Of the prompts that you expect; what the node has seen lately, else 1000."),
+        typer.Option(
+            min=1, max=_LONGEST, help="Of the prompts that you expect; what the node has seen lately, else 1000."
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:

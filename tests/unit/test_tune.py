@@ -162,3 +162,10 @@ def test_a_node_that_refuses_everything_or_has_nothing_ready(node: Node) -> None
     assert "too long" in str(done.exception)
     node.roles = ("decode",)
     assert "no engine that prefills is ready" in str(tune(node).exception)
+
+
+@pytest.mark.parametrize("tokens", ["inf", "nan", "0", "1e9"])
+def test_prompts_of_no_length_that_there_can_be_are_refused(node: Node, tokens: str) -> None:
+    done = tune(node, "--prompt-tokens", tokens)
+    assert (done.exit_code, node.bodies) == (2, [])
+    assert "--prompt-tokens" in done.output
