@@ -41,7 +41,7 @@ class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 class ServerConfig(Section, frozen=True, kw_only=True):
     host: str = "127.0.0.1"
     port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 8000  # 0 takes a free one
-    state_dir: str = ""  # empty: $STATE_DIRECTORY, else ~/.local/state/pd-appliance
+    state_dir: str = ""  # empty: see state_directory
     allowed_hosts: tuple[HostName, ...] = ()  # names to be called by besides localhost (web/door.py)
     max_body_bytes: Count = 16 << 20
     max_held_bytes: Count = 256 << 20  # of the bodies of all requests under way; beyond it, 503
@@ -178,9 +178,12 @@ def settings(section: type[msgspec.Struct] = Config, prefix: str = "") -> dict[s
 
 
 def state_directory(config: Config, environment: Mapping[str, str]) -> Path:
-    """Made if need be. Raises ``NotNowError`` if it can't be written to."""
+    """The one that is set, ``$STATE_DIRECTORY``, or ``pd-appliance`` in ``$XDG_STATE_HOME`` (``~/.local/state``).
+
+    Made if need be. Raises ``NotNowError`` if it can't be written to.
+    """
     given = config.server.state_dir or environment.get("STATE_DIRECTORY", "").split(":")[0]
-    path = Path(given).expanduser() if given else Path("~/.local/state/pd-appliance").expanduser()
+    path = Path(given).expanduser() if given else _state_home(environment) / "pd-appliance"
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
@@ -190,6 +193,12 @@ def state_directory(config: Config, environment: Mapping[str, str]) -> Path:
     if not os.access(path, os.W_OK):
         raise NotNowError(f"server.state_dir: {path} can't be written to; name one that can, or change its owner")
     return path
+
+
+def _state_home(environment: Mapping[str, str]) -> Path:
+    """The XDG Base Directory Specification has paths ignored that are not absolute."""
+    told = Path(environment.get("XDG_STATE_HOME", ""))
+    return told if told.is_absolute() else Path("~/.local/state").expanduser()
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -110,3 +110,18 @@ def test_the_state_directory_is_made_or_refused(tmp_path: Path) -> None:
     config = load(None, {}, {"server.state_dir": ("--state-dir", str(tmp_path / "file" / "x"))}).config
     with pytest.raises(ConfigError, match="can't be made"):
         state_directory(config, {})
+
+
+@pytest.mark.parametrize(
+    ("state_home", "directory"),
+    [(None, ".local/state"), ("", ".local/state"), ("not/absolute", ".local/state"), ("{home}/kept", "kept")],
+)
+def test_the_state_directory_is_where_xdg_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state_home: str | None, directory: str
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    environment = {} if state_home is None else {"XDG_STATE_HOME": state_home.format(home=tmp_path)}
+    assert state_directory(Config(), environment) == tmp_path / directory / "pd-appliance"
+    environment["STATE_DIRECTORY"] = str(tmp_path / "service")
+    assert state_directory(Config(), environment) == tmp_path / "service", "systemd's word goes before"
