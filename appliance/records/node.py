@@ -31,7 +31,7 @@ class QueueSnapshot(msgspec.Struct, frozen=True, kw_only=True):
 
     depth: int = 0
     capacity: int = 0
-    oldest_s: float | None = None
+    oldest_s: float | None = None  # that one has waited: since it came, or lost the engine that answered it
     in_flight: int = 0  # requests taken from the queue and not yet answered to the end
 
 

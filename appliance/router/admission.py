@@ -30,10 +30,10 @@ class Admission:
 
     async def to_go_on(self, avoid: Collection[str]) -> tuple[Choice, Leg]:
         """For a stream that has begun: where there is no engine, one may come back. Raises ``RequestError``."""
-        deadline = time.monotonic() + _PATIENCE_S
+        deadline, since_ns = time.monotonic() + _PATIENCE_S, time.monotonic_ns()  # until now it was being answered
         while True:
             try:
-                return await self._admitted(avoid, True, max(0.0, deadline - time.monotonic()))
+                return await self._admitted(avoid, True, max(0.0, deadline - time.monotonic()), since_ns)
             except RequestError as error:
                 if error.code != "no_engine_ready" or time.monotonic() > deadline:
                     raise
@@ -44,9 +44,11 @@ class Admission:
 
         Raises ``RequestError``: there is no engine, no room in the queue, or it has waited for too long.
         """
-        return await self._admitted(avoid, again, self._longest_s)
+        return await self._admitted(avoid, again, self._longest_s, self._arrived_ns)
 
-    async def _admitted(self, avoid: Collection[str], again: bool, longest_s: float) -> tuple[Choice, Leg]:
+    async def _admitted(
+        self, avoid: Collection[str], again: bool, longest_s: float, since_ns: int
+    ) -> tuple[Choice, Leg]:
         future: asyncio.Future[tuple[Choice, Leg]] = asyncio.get_running_loop().create_future()
         ticket = Ticket(
             self._plan.prompt_tokens,
@@ -57,7 +59,7 @@ class Admission:
             client=self._client,
         )
         try:
-            self._queue.put(ticket, self._arrived_ns, again=again)
+            self._queue.put(ticket, since_ns, again=again)
             async with asyncio.timeout(longest_s) as patience:
                 return await future
         except BaseException as error:

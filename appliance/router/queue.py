@@ -79,7 +79,7 @@ class Queue:
         """Let a ticket wait; it may be delivered before this returns.
 
         Args:
-            since_ns: when its request came; the same each time it is put.
+            since_ns: when its request came, the same each time it is put; or its stream lost its engine.
             again: it has waited before, and goes first.
 
         Raises ``RequestError``: 429 where the queue is full, 503 while draining. (No engine ready: ``refuse``.)
@@ -121,7 +121,7 @@ class Queue:
             self._pace.waits(len(self._waiting) > 0, self._clock_ns())
 
     def snapshot(self, now_ns: int, in_flight: int) -> QueueSnapshot:
-        """``oldest_s``: since the one of these that came first has come."""
+        """``oldest_s``: since the one of these that came first has come, or has lost its engine."""
         oldest_ns = min((ticket.since_ns for ticket in self._waiting), default=None)
         return QueueSnapshot(
             depth=len(self._waiting),

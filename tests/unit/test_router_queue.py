@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -12,6 +15,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 
 from appliance.errors import RequestError
 from appliance.records import EngineState, EngineView, Role
+from appliance.router.admission import Admission
 from appliance.router.loads import Leg, Loads
 from appliance.router.policy import _AHEAD, Choice
 from appliance.router.queue import Queue, Ticket
@@ -124,6 +128,26 @@ def test_what_is_put_again_has_waited_since_it_came() -> None:
     desk.queue.put(desk.ticket(10), 3_000_000_000)
     desk.queue.put(desk.ticket(10), 1_000_000_000, again=True)
     assert desk.queue.snapshot(8_000_000_000, in_flight=2).oldest_s == 7.0
+
+
+async def test_a_stream_that_lost_its_engine_has_waited_since_then() -> None:
+    desk = Desk()
+    desk.set_state(EngineState.SUSPECT)  # it may be back: who comes waits
+    plan: Any = SimpleNamespace(prompt_tokens=1, unsplit_reason=None)
+    arrived_ns = time.monotonic_ns() - 60 * 10**9
+    admission = Admission(desk.queue, plan, "somebody", arrived_ns, 10.0)
+    going_on = asyncio.create_task(admission.to_go_on(()))
+    await asyncio.sleep(0)
+    oldest_s = desk.queue.snapshot(time.monotonic_ns(), 0).oldest_s
+    assert oldest_s is not None
+    assert oldest_s < 5.0, "for most of the minute it was being answered"
+    beginning = asyncio.create_task(admission.to_begin((), again=True))
+    await asyncio.sleep(0)
+    assert (desk.queue.snapshot(time.monotonic_ns(), 0).oldest_s or 0.0) >= 60.0
+    for task in (going_on, beginning):
+        task.cancel()
+    await asyncio.gather(going_on, beginning, return_exceptions=True)
+    assert len(desk.queue) == 0
 
 
 def test_a_leg_that_ends_lets_the_next_one_in() -> None:
