@@ -12,6 +12,8 @@ from web.contexts import Context
 
 _USES: Final = {Role.PREFILL: "prefill", Role.DECODE: "decode", Role.BOTH: "prefill and decode"}
 _REFUSED: Final = "this is refused unless it is forced, from the command line or the API"
+_WHOLE: Final = "until it is ready again, the others do the whole of each request"
+_NOBODY: Final = "until it is ready again, requests are refused"
 _DOWN: Final = (EngineState.BACKOFF, EngineState.FAILED)
 
 
@@ -63,11 +65,12 @@ def _use(engine: EngineSnapshot, role: Role, snapshot: NodeSnapshot) -> OrderCon
 def _service(engine: EngineSnapshot, snapshot: NodeSnapshot) -> tuple[OrderContext, ...]:
     name, begun = engine.name, words.several(engine.in_flight, "request") if engine.in_flight else "nothing"
     refused = _alone(engine, snapshot, _REFUSED)
+    meanwhile = _WHOLE if _others(engine, snapshot) else _NOBODY
     drain = f"{name} takes no new work; what it has begun it finishes ({begun} now).{refused}"
     resume = f"{name} is tried again." if engine.state in _DOWN else f"{name} takes work again."
     restart = (
         f"{name} takes no new work, finishes what it has begun ({begun} now), and is started again."
-        f"{_alone(engine, snapshot, 'requests will wait')} Its KV and prefix cache are lost."
+        f"{_alone(engine, snapshot, meanwhile)} Its KV and prefix cache are lost."
     )
     found = {OrderKind.DRAIN: ("Drain…", drain), OrderKind.RESUME: ("Resume…", resume)}
     kinds = [OrderKind.DRAIN] if engine.state in (EngineState.READY, EngineState.SUSPECT) else []
@@ -88,13 +91,17 @@ def _service(engine: EngineSnapshot, snapshot: NodeSnapshot) -> tuple[OrderConte
 
 def _alone(engine: EngineSnapshot, snapshot: NodeSnapshot, then: str, left: Role | None = None) -> str:
     """What nobody would do then, where it is the only one, and what comes of that. ``left``: the role that it keeps or gets."""
-    others = [other for other in snapshot.engines if other.name != engine.name and other.state is EngineState.READY]
+    others = _others(engine, snapshot)
     missing = []
     if engine.role.prefills and not (left and left.prefills) and not any(other.role.prefills for other in others):
         missing.append("prefills")
     if engine.role.decodes and not (left and left.decodes) and not any(other.role.decodes for other in others):
         missing.append("decodes")
     return f" No other engine {' or '.join(missing)}: {then}." if missing else ""
+
+
+def _others(engine: EngineSnapshot, snapshot: NodeSnapshot) -> list[EngineSnapshot]:
+    return [other for other in snapshot.engines if other.name != engine.name and other.state is EngineState.READY]
 
 
 def _order(order: Order) -> str:

@@ -80,7 +80,11 @@ def test_orders_say_what_nobody_would_do_then() -> None:
     assert said["Use it for decode…"].what.endswith(refused)
     assert "No other" not in said["Use it for prefill and decode…"].what
     assert said["Drain…"].what.endswith(refused)
-    assert "No other engine prefills: requests will wait." in said["Restart…"].what, "that is soon over"
+    whole = "No other engine prefills: until it is ready again, the others do the whole of each request."
+    assert whole in said["Restart…"].what, "that is soon over, and not refused"
+    alone = made.node((made.engine("e0", Role.BOTH),), 0)
+    [restart] = [one for one in engine_orders.orders(alone.engines[0], alone).orders if one.label == "Restart…"]
+    assert "No other engine prefills or decodes: until it is ready again, requests are refused." in restart.what
     order = msgspec.json.decode(said["Use it for decode…"].order, type=Order)
     assert (order.engine, order.role) == ("e0", Role.DECODE)
     large = made.large(0)
