@@ -60,7 +60,7 @@ def kv_full(signs: Signs) -> Finding | None:
             ),
         ),
         action=advice.resume(signs, "decode")
-        or layout.change(signs)
+        or layout.change(signs, "decode")
         or advice.re_role(signs, "decode")
         or Action(
             sentence="Give decoding more KV: another decode engine, fp8 KV, or more memory.",
@@ -144,7 +144,7 @@ def decode_saturated(signs: Signs) -> Finding | None:
             ),
         ),
         action=advice.resume(signs, "decode")
-        or layout.change(signs)
+        or layout.change(signs, "decode")
         or advice.re_role(signs, "decode")
         or Action(
             sentence="Let fewer run at once, so that those that do are in time; or add an engine that decodes.",

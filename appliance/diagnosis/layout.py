@@ -44,10 +44,13 @@ def _is_of_decoding(signs: Signs) -> bool:
     return signs.itl_late > signs.ttft_late or signs.is_of_pace or signs.waits_after_prefill > _MOST
 
 
-def change(signs: Signs) -> Action | None:
-    """To the layout that is predicted to be clearly better, if there is one."""
+def change(signs: Signs, stage: str | None = None) -> Action | None:
+    """To the layout that is predicted to be clearly better, if there is one; where a stage lacks something, none with fewer engines for it.
+
+    What is predicted knows nothing of what a stage lacks now: of KV that has filled up, say.
+    """
     better = signs.now.better
-    if better is None:
+    if better is None or stage in better.fewer:
         return None
     return advise(
         f"Change the layout to {better.layout}: it is predicted to leave engines {better.load_falls:.0%} less loaded.",

@@ -61,7 +61,7 @@ def prefill_saturated(signs: Signs) -> Finding | None:
             ),
         ),
         action=advice.resume(signs, "prefill")
-        or layout.change(signs)
+        or layout.change(signs, "prefill")
         or advice.re_role(signs, "prefill")
         or Action(
             sentence="Send fewer requests, or add an engine that prefills: all that there are have as much as they can do."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -83,7 +84,16 @@ def advice(now: Plan, plans: Sequence[Plan]) -> Better | None:
         good_rises=after.good - before.good,
         rate_grows=after.most_rate_s / before.most_rate_s - 1 if before.most_rate_s > 0 else None,
         aggregated="b" in best.layout and "b" not in now.layout,
+        fewer=tuple(stage for stage, count in _doing(best.layout).items() if count < _doing(now.layout)[stage]),
     )
+
+
+def _doing(layout: str) -> dict[str, int]:
+    """How many engines prefill and decode, of a layout as ``named`` writes it."""
+    found = re.match(r"(?:(\d+)p)?(\d+)[bd]", layout)
+    assert found is not None
+    decode = int(found[2])
+    return {"prefill": int(found[1] or decode), "decode": decode}
 
 
 def _predicted(demand: Demand, targets: Targets, layout: Layout) -> Predicted:

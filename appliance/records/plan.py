@@ -67,6 +67,7 @@ class Better(msgspec.Struct, frozen=True, kw_only=True):
     good_rises: float  # points of the share that meets both targets
     rate_grows: float | None  # share of the highest rate; None where there was none
     aggregated: bool  # it does without splitting, and this one does not
+    fewer: tuple[str, ...] = ()  # of "prefill" and "decode", what fewer engines do in it than now
 
 
 class Plans(msgspec.Struct, frozen=True, kw_only=True):

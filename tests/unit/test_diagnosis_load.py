@@ -305,6 +305,28 @@ def test_what_splitting_costs_is_told_of_the_engines_that_make_answers_late(late
     assert (finding.cause, finding.engines) == ("disaggregation_not_worth_it", (engine,))
 
 
+@pytest.mark.parametrize(("fewer", "advised_to"), [(("decode",), None), (("prefill",), "1p3d"), ((), "1p3d")])
+def test_no_layout_takes_engines_from_where_kv_is_full(fewer: tuple[str, ...], advised_to: str | None) -> None:
+    decode = made.engine(
+        "e1",
+        Role.DECODE,
+        busy=0.9,
+        slowdown=1.0,
+        running=30,
+        max_running=64,
+        kv_usage=0.98,
+        waiting=9,
+    )
+    prefill = made.engine("e0", busy=0.5, slowdown=1.0, max_running=64, token_budget=8192)
+    queue = QueueSnapshot(depth=40, capacity=1024, oldest_s=5.0)
+    better = replace(BETTER, layout="1p3d", aggregated=False, fewer=fewer)
+    node = made.node((prefill, decode, replace(decode, name="e2")), 0, queue=queue, better=better)
+    finding = judge([replace(node, time=100.0, uptime_s=100.0)], 0.95).finding
+    assert finding is not None
+    assert finding.cause == "decode_kv_full"
+    assert (finding.action.order and finding.action.order.topology) == advised_to
+
+
 def test_a_layout_that_is_predicted_to_be_better_is_what_to_do() -> None:
     better = BETTER
     finding = judge([replace(late(100.0, busy=0.5), better=better)], 0.95).finding

@@ -234,6 +234,21 @@ def test_aggregated_engines_that_should_be_split_are_no_such_cause(better: str) 
     assert (found.layout, found.aggregated) == (better, False)
 
 
+@pytest.mark.parametrize(
+    ("now", "better", "fewer"),
+    [
+        ("2p2d@tp2", "3p1d@tp2", ("decode",)),
+        ("2p2d", "1p3d", ("prefill",)),
+        ("2p2d", "4b", ()),
+        ("4b", "3p1d", ("prefill", "decode")),
+    ],
+)
+def test_it_is_told_what_fewer_engines_do_then(now: str, better: str, fewer: tuple[str, ...]) -> None:
+    found = split.advice(plan(now, 5.0), [plan(now, 5.0), plan(better, 8.0)])
+    assert found is not None
+    assert found.fewer == fewer
+
+
 @pytest.mark.parametrize("better", [plan("4b", 5.4), plan("4b", 8.0, error=0.5)])
 def test_no_change_for_a_tenth_or_for_less_than_may_be_wrong(better: Plan) -> None:
     now = plan("2p2d", 5.0)
