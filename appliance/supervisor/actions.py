@@ -91,7 +91,12 @@ class EngineActions:
     def resume(self, name: str) -> None:
         """Take work again on an engine that drains; try one that was given up once more. Raises ``ActionError``."""
         self._not_amid_a_change()
-        self._post(self._engine_in(name, "resume", (EngineState.DRAINING, *GIVEN_UP)), Resume(), None)
+        engine = self._engine_in(name, "resume", (EngineState.DRAINING, *GIVEN_UP))
+        if engine.life.leaving:
+            raise ActionError(
+                f"{name} has been told to end and can't resume now: it is being started again, which needs no order"
+            )
+        self._post(engine, Resume(), None)
 
     def restart(self, name: str) -> None:
         """Start an engine again once what it has begun is finished. Raises ``ActionError``."""

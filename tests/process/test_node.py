@@ -341,6 +341,22 @@ async def test_a_restart_that_is_ordered_anew_has_all_of_its_time() -> None:
         await scene.until(lambda: scene.engine("e0").epoch == 2)
 
 
+async def test_an_engine_that_has_been_told_to_end_does_not_resume() -> None:
+    async with node() as scene:
+        await scene.all_ready()
+        pid = scene.engine("e0").pid
+        assert pid is not None
+        os.kill(pid, signal.SIGSTOP)  # it takes its time over ending
+        try:
+            scene.node.actions.restart("e0")
+            await scene.until(lambda: scene.node._engines["e0"].life.leaving)
+            with pytest.raises(ActionError, match="e0 has been told to end and can't resume now"):
+                scene.node.actions.resume("e0")
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        await scene.until(lambda: scene.engine("e0").epoch == 2 and scene.engine("e0").state is EngineState.READY)
+
+
 async def test_all_are_restarted_one_after_the_other() -> None:
     async with node() as scene:
         await scene.until(lambda: all(view.peers for view in scene.node.views()))
