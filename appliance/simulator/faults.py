@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from appliance.channel import Fault
 from appliance.errors import ConfigError, quoted
-from appliance.records import EngineView, Role
+from appliance.records import EngineView
 from appliance.simulator.engine import Engine
 from appliance.simulator.fabric import Shares
 from appliance.simulator.frontend import Frontend
@@ -31,6 +31,7 @@ KINDS: Final = {
 LASTING: Final = frozenset(KINDS) - {"hang", "crash"}
 """Those of the hardware or the node: a new life of the engine has them, too."""
 _LEAST: Final = 0.01  # share that is always left: nothing takes for ever
+_HEAVIEST: Final = 100.0  # that an engine may be
 _LEAST_LINK: Final = 0.001  # of a link: what falls back to the network is slower by far
 
 
@@ -102,7 +103,7 @@ class Faults:
 
 
 class Bias:
-    """What a router that prefers engines makes of their weights: less of those that do the same work, by so much.
+    """What a router that prefers engines makes of their weights: more than those that do the same work have, by so much.
 
     Weights are the owner's, too. Those that nobody has set otherwise meanwhile become again what they were.
     """
@@ -111,24 +112,15 @@ class Bias:
         self._made: dict[str, tuple[float, float]] = {}  # by engine: what it was, and what it was made
 
     def weights(self, engines: Sequence[EngineView], preferred: Mapping[str, float]) -> dict[str, float]:
-        """That are to be other ones than now. ``preferred``: by engine, by how much."""
-        roles = {engine.name: engine.role for engine in engines}
-        wanted = {}
-        for engine in engines:
-            shares = (_share(severity, roles[name], engine, name) for name, severity in preferred.items())
-            wanted[engine.name] = self._weight(engine, min(shares, default=1.0))
+        """That are to be other ones than now. ``preferred``: by engine, the share of its work that others are left with."""
+        wanted = {engine.name: self._weight(engine, preferred.get(engine.name, 0.0)) for engine in engines}
         return {engine.name: wanted[engine.name] for engine in engines if wanted[engine.name] != engine.weight}
 
-    def _weight(self, engine: EngineView, share: float) -> float:
+    def _weight(self, engine: EngineView, severity: float) -> float:
         own, made = self._made.pop(engine.name, (engine.weight, engine.weight))
         if engine.weight != made:
             own = engine.weight  # its owner's doing
-        if share >= 1:
+        if not severity:
             return own
-        self._made[engine.name] = own, max(_LEAST, round(own * share, 4))
+        self._made[engine.name] = own, min(_HEAVIEST, round(own / max(_LEAST, 1 - severity), 4))
         return self._made[engine.name][1]
-
-
-def _share(severity: float, preferred: Role, engine: EngineView, name: str) -> float:
-    alike = (engine.role.prefills and preferred.prefills) or (engine.role.decodes and preferred.decodes)
-    return max(_LEAST, 1 - severity) if alike and engine.name != name else 1.0

@@ -113,32 +113,27 @@ def test_a_fault_at_either_end_of_a_link_counts_and_ends_alone(house: House) -> 
 
 def test_a_preferred_engine_has_more_weight_than_its_like_and_no_engine_is_told(house: House) -> None:
     house.control.fault("e0", "skew", 0.75)
-    assert house.weights == {"e1": 0.25}
+    assert house.weights == {"e0": 4.0}
     house.control.fold("e0", READY)
     assert house.told == []
     house.control.mend("e0", "skew")
-    assert house.weights == {"e1": 1.0}
+    assert house.weights == {"e0": 1.0}
 
 
 def test_weights_that_an_owner_has_set_are_theirs_again_when_a_preference_ends(house: House) -> None:
-    house.weigh("e0", 3.0)
-    house.weigh("e1", 2.0)
+    house.weigh("e0", 2.0)
+    house.weigh("e1", 3.0)
     house.control.fault("e0", "skew", 0.75)
-    assert house.weights == {"e0": 3.0, "e1": 0.5}
+    assert house.weights == {"e0": 8.0, "e1": 3.0}
     house.control.fault("e0", "skew", 0.5)
-    assert house.weights["e1"] == 1.0, "of what was, and not of what was made of it"
+    assert house.weights["e0"] == 4.0, "of what was, and not of what was made of it"
     house.control.mend("e0")
-    assert house.weights == {"e0": 3.0, "e1": 2.0}
-    house.control.fault("e0", "skew", 0.75)
-    house.weigh("e1", 0.8)
+    assert house.weights == {"e0": 2.0, "e1": 3.0}
+    house.control.fault("e0", "skew", 1.0)
+    assert house.weights["e0"] == 100.0, "no engine may be heavier"
+    house.weigh("e0", 0.8)
     house.control.mend("e0")
-    assert house.weights == {"e0": 3.0, "e1": 0.8}, "set meanwhile: it stays"
-
-
-def test_a_preferred_engine_is_preferred_to_those_that_do_now_what_it_does(house: House) -> None:
-    house.views[2] = replace(house.views[2], role=Role.BOTH)
-    house.control.fault("e0", "skew", 0.75)
-    assert house.weights == {"e1": 0.25, "e2": 0.25}
+    assert house.weights == {"e0": 0.8, "e1": 3.0}, "set meanwhile: it stays"
 
 
 def test_what_passes_is_not_told_again(house: House) -> None:

@@ -159,19 +159,19 @@ def test_whoever_hangs_or_crashes_is_back_after_a_while_with_the_faults_of_its_h
 
 def test_an_engine_that_is_not_there_does_not_hang_and_comes_back_with_its_weight() -> None:
     made = house(Role.BOTH, Role.BOTH, asked=DECODE)
-    made.node.fault("e1", Fault(kind="skew", severity=0.9))
+    made.node.fault("e0", Fault(kind="skew", severity=0.9))
     made.node.fault("e0", Fault(kind="crash", severity=1.0))
     made.run(28)
     made.node.fault("e0", Fault(kind="hang", severity=1.0))
     made.run(10)
     view = made.node.views()[0]
-    assert (view.state, view.epoch, view.weight) == (EngineState.READY, 2, pytest.approx(0.1))
+    assert (view.state, view.epoch, view.weight) == (EngineState.READY, 2, pytest.approx(10.0))
 
 
 def test_a_preferred_engine_gets_most_of_the_work() -> None:
     made = house(Role.PREFILL, Role.PREFILL, Role.DECODE, asked=PREFILL, at_once=2)
     made.node.fault("e1", Fault(kind="skew", severity=0.9))
-    assert [view.weight for view in made.node.views()] == [pytest.approx(0.1), 1.0, 1.0]
+    assert [view.weight for view in made.node.views()] == [1.0, pytest.approx(10.0), 1.0]
     tokens = {"e0": 0, "e1": 0, "e2": 0}
 
     def take(name: str, epoch: int, message: Up) -> None:
