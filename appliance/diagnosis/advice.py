@@ -6,33 +6,44 @@ import statistics
 from collections.abc import Sequence
 from typing import Final
 
-from appliance.diagnosis.finding import load
+from msgspec.structs import replace
+
+from appliance.diagnosis.finding import load, names
 from appliance.diagnosis.signs import Engine, Signs
 from appliance.records import Action, Order, OrderKind, Role
 from appliance.remedies.catalogue import advise
 
 _LEAST_WEIGHT: Final = 0.05
 _NOTHING: Final = 0.15  # of its work: an engine that can do no more can as well do nothing
+_SOME: Final = 0.1  # of its work: less is not worth an order
 _MOST: Final = 2.0  # times what it does that an engine is trusted with
 _ROOM: Final = 0.75  # of its capacity, that an engine should be loaded at most
-_KV: Final = 0.9  # of KV, beyond which requests wait for room or are preempted
+_KV: Final = 0.8  # of KV, beyond which requests wait for room or are preempted before long
 _SETTLED_S: Final = 40.0  # until then a node has only begun: caches are cold, and nothing is usual
 
 
 def less_work(engine: Engine, signs: Signs, times: float, until: str) -> Action:
-    """Of an engine that takes so many times as long as it should: as much as others have room for, and of prompts by its speed."""
+    """Of an engine that takes so many times as long as it should: as much as others have room for, and of prompts by its speed.
+
+    Where others have no room for all of that, an engine of the other role that can be spared helps more.
+    """
     like = _like(engine, signs)
-    if not like:
+    if not like or not engine.takes:
         return _without(engine, until)
     bears = min(1.0, engine.now.room) if engine.decodes and engine.now.room is not None else 1 / times
-    by_speed = not any(one.decodes for one in (engine, *like))  # prompts are done soonest then, however many there are
     spare = _spare(like)
-    if not by_speed and spare < 1 - bears:
-        return Action(
-            sentence=f"{_upper(until)}, or send fewer requests: other engines have no room for the work of {engine.name}."
-        )
-    if bears < _NOTHING and (spare >= 1 or not by_speed):
-        return no_work(engine, signs, until)
+    if spare < 1 - bears and (more := re_role(signs, engine.stage)) is not None:
+        return replace(more, sentence=f"{_upper(until)}, and {more.sentence[:1].lower()}{more.sentence[1:]}")
+    if not any(one.decodes for one in (engine, *like)):  # prompts are done soonest then, however many there are
+        return no_work(engine, signs, until) if bears < _NOTHING and spare >= 1 else _weigh(engine, like, bears, until)
+    if spare < _SOME:
+        return _no_room(engine, f"{until}, or send fewer requests")
+    bears = max(bears, 1 - spare)
+    return no_work(engine, signs, until) if bears < _NOTHING else _weigh(engine, like, bears, until)
+
+
+def _weigh(engine: Engine, like: Sequence[Engine], bears: float, until: str) -> Action:
+    """``bears``: what it can do of the work that it has."""
     weight = max(_LEAST_WEIGHT, round(_weight(engine, like, bears), 2))
     if engine.now.weight <= 1.1 * weight:
         return Action(sentence=f"{_upper(until)}: {engine.name} has as little of the work as it can do in time.")
@@ -54,10 +65,10 @@ def _weight(engine: Engine, like: Sequence[Engine], bears: float) -> float:
 def no_work(engine: Engine, signs: Signs, until: str) -> Action:
     """For an engine that others can do without."""
     like = _like(engine, signs)
-    if not like:
+    if not like or not engine.takes:
         return _without(engine, until)
     if _spare(like) < 1:
-        return Action(sentence=f"{_upper(until)}: other engines have no room for the work of {engine.name}.")
+        return _no_room(engine, until)
     return advise(f"Take new work off {engine.name}, and {until}.", Order(kind=OrderKind.DRAIN, engine=engine.name))
 
 
@@ -69,7 +80,8 @@ def _spare(engines: Sequence[Engine]) -> float:
 def _room(engine: Engine) -> float:
     """Times what it does now that it could do in time. Of decoding that is predicted; what is not known may do."""
     if engine.decodes:
-        return min(_MOST if engine.now.room is None else engine.now.room, _KV / engine.kv if engine.kv > 0 else _MOST)
+        in_time = _MOST if engine.room is None else engine.room
+        return min(in_time, _KV / engine.kv_most if engine.kv_most > 0 else _MOST)
     used = max(load(engine, "prefill"), engine.kv)
     return _ROOM / used if used > 0 else _MOST
 
@@ -86,9 +98,9 @@ def resume(signs: Signs, stage: str) -> Action | None:
     """An engine that rests, and is missed."""
     for engine in signs.resting:
         if engine.prefills if stage == "prefill" else engine.decodes:
+            why = "instead of being started again: it" if engine.now.restarting else "again: it was told not to, and"
             return advise(
-                f"Let {engine.name} take work again: it was told not to, and is missed.",
-                Order(kind=OrderKind.RESUME, engine=engine.name),
+                f"Let {engine.name} take work {why} is missed.", Order(kind=OrderKind.RESUME, engine=engine.name)
             )
     return None
 
@@ -105,6 +117,27 @@ def even_out(engine: Engine, pool: Sequence[Engine], times: float) -> Action:
     return advise(
         f"Give {engine.name} a lower weight until the work is even.",
         Order(kind=OrderKind.WEIGHT, engine=engine.name, weight=weight),
+    )
+
+
+def spread(full: Engine, signs: Signs) -> Action | None:
+    """Where the KV of one decode engine is full, and others have room for what it can't hold."""
+    others = [engine for engine in signs.decode if engine is not full]
+    if not others:
+        return None
+    usual = _usual_weight(others)
+    have = statistics.median(engine.running + engine.waiting + engine.fetching for engine in others)
+    holds = full.running / max(have, full.running, 1.0)
+    if _spare(others) < 1 - holds or max(engine.kv for engine in others) > _KV:
+        return None
+    if full.now.weight > usual:
+        return even_out(full, [full, *others], 1.0)
+    weight = max(_LEAST_WEIGHT, round(usual * holds, 2))
+    if full.now.weight <= 1.1 * weight:
+        return Action(sentence=f"Wait: what comes goes to {names(others)}, and {full.name} works off what it has.")
+    return advise(
+        f"Give {full.name} less of the work: its KV holds fewer requests than {names(others)} {'has' if len(others) == 1 else 'have'}.",
+        Order(kind=OrderKind.WEIGHT, engine=full.name, weight=weight),
     )
 
 
@@ -127,13 +160,23 @@ def re_role(signs: Signs, stage: str) -> Action | None:
 
 def _takes_more(engine: Engine, stage: str, times: float) -> bool:
     """So many times what it has to do now, in time. Of decoding that has to be known."""
-    if stage == "decode" and (engine.now.room is None or engine.now.room < times / _ROOM):
+    if stage == "decode" and (engine.room is None or engine.room < times / _ROOM):
         return engine.running < 1
     return load(engine, stage) * times < _ROOM and engine.kv * times < _ROOM
 
 
 def _without(engine: Engine, until: str) -> Action:
-    return Action(sentence=f"{_upper(until)}: no other engine can take the work of {engine.name}.")
+    """Nothing can be ordered."""
+    why = (
+        f"no other engine can take the work of {engine.name}"
+        if engine.takes
+        else f"{engine.name} gets no new work any more"
+    )
+    return Action(sentence=f"{_upper(until)}: {why}.")
+
+
+def _no_room(engine: Engine, until: str) -> Action:
+    return Action(sentence=f"{_upper(until)}: other engines have no room for the work of {engine.name}.")
 
 
 def _upper(text: str) -> str:

@@ -60,7 +60,8 @@ def kv_full(signs: Signs) -> Finding | None:
             ),
         ),
         action=advice.resume(signs, "decode")
-        or layout.change(signs, "decode")
+        or (advice.spread(worst, signs) if len(found) == 1 else None)
+        or (layout.change(signs, "decode") if len(found) == len(signs.decode) else None)
         or advice.re_role(signs, "decode")
         or Action(
             sentence="Give decoding more KV: another decode engine, fp8 KV, or more memory.",

@@ -6,7 +6,7 @@ from typing import Final
 
 from appliance.diagnosis.finding import Finding
 from appliance.diagnosis.signs import Signs
-from appliance.records import Action, Evidence, Order, OrderKind
+from appliance.records import Action, Better, Evidence, Order, OrderKind
 from appliance.remedies.catalogue import advise
 
 _MOST: Final = 0.5  # of the time to the first token
@@ -15,7 +15,7 @@ _RISES: Final = 0.10  # points of the requests that meet both targets: less is n
 
 def not_worth_it(signs: Signs) -> Finding | None:
     """Engines that all do both would serve this traffic better than engines that share the work."""
-    better = signs.now.better
+    better = _better(signs)
     if better is None or not better.aggregated or better.good_rises < _RISES:
         return None
     stage = "decode" if _is_of_decoding(signs) else "prefill"
@@ -49,10 +49,16 @@ def change(signs: Signs, stage: str | None = None) -> Action | None:
 
     What is predicted knows nothing of what a stage lacks now: of KV that has filled up, say.
     """
-    better = signs.now.better
+    better = _better(signs)
     if better is None or stage in better.fewer:
         return None
     return advise(
         f"Change the layout to {better.layout}: it is predicted to leave engines {better.load_falls:.0%} less loaded.",
         Order(kind=OrderKind.TOPOLOGY, topology=better.layout),
     )
+
+
+def _better(signs: Signs) -> Better | None:
+    """What was predicted before the layout was changed to it is of no use any more."""
+    better = signs.now.better
+    return None if better is None or better.layout == signs.now.topology else better

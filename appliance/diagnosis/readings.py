@@ -134,6 +134,7 @@ def _engine(now: EngineSnapshot, past: Sequence[tuple[float, EngineSnapshot]], t
     mine = [one for ago_s, one in past if ago_s <= _LATELY_S]
     trending = [one for ago_s, one in past if ago_s <= TREND_S]
     pacing = [one for ago_s, one in past if ago_s <= _ANSWER_S] if now.role is Role.BOTH else trending
+    usual = [one for ago_s, one in past if ago_s <= _USUAL_S]
     older = [one for ago_s, one in past if ago_s >= _BEFORE_S]
     older_than_few = [one for ago_s, one in past if _BEFORE_S <= ago_s <= _USUAL_S]
     first = trending[0]
@@ -147,6 +148,7 @@ def _engine(now: EngineSnapshot, past: Sequence[tuple[float, EngineSnapshot]], t
         slowdown=now.slowdown if now.slowdown is not None else 1.0,
         slowdown_before=_lasting([one.slowdown for one in trending if one.slowdown is not None]),
         kv=_of_all(mine, "kv_usage"),
+        kv_most=_high([one.kv_usage for one in usual if one.kv_usage is not None]) or 0.0,
         waiting=_of_all(mine, "waiting"),
         running=_of_all(mine, "running"),
         fetching=_of_all(mine, "fetching"),
@@ -167,6 +169,7 @@ def _engine(now: EngineSnapshot, past: Sequence[tuple[float, EngineSnapshot]], t
         intake_s=_intake_s(now, mine),
         api_busy=_mean([one.api_busy or 0.0 for one in host]) or 0.0,
         api_starved=_mean([one.api_starved or 0.0 for one in host]) or 0.0,
+        room=_low([one.room for one in usual if one.room is not None]),
         outstanding=_of_all(mine, "outstanding_prompt_tokens"),
         prompt_tokens_s=now.prompt_tokens_s or 0.0,
         output_tokens_s=now.output_tokens_s or 0.0,
@@ -239,6 +242,11 @@ def _mean(values: Sequence[float]) -> float | None:
 def _high(values: Sequence[float]) -> float | None:
     """What nine of ten are below."""
     return sorted(values)[int(0.9 * (len(values) - 1))] if values else None
+
+
+def _low(values: Sequence[float]) -> float | None:
+    """What nine of ten are above."""
+    return -high if (high := _high([-value for value in values])) is not None else None
 
 
 def _slope(points: Sequence[tuple[float, float]]) -> float:

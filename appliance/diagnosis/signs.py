@@ -24,6 +24,7 @@ class Engine(msgspec.Struct, frozen=True, kw_only=True):
     slowdown: float  # 1.0 where it is not known
     slowdown_before: float  # mean over the last seconds; 1.0 where it is not known
     kv: float
+    kv_most: float  # of the last half minute
     waiting: float
     running: float
     fetching: float
@@ -49,6 +50,9 @@ class Engine(msgspec.Struct, frozen=True, kw_only=True):
     )
     api_busy: float
     api_starved: float  # of the time; part of ``api_busy``
+    room: (
+        float | None
+    )  # times what it decodes that it could decode in time, when it had least; None where it is not known
     outstanding: float  # prompt tokens
     prompt_tokens_s: float
     output_tokens_s: float

@@ -103,16 +103,74 @@ def test_a_slow_link_is_told_by_its_rate_beside_that_of_another() -> None:
     assert "is copied at 1.0 GB/s, where another link has 300.0." in said([node])
 
 
-@pytest.mark.parametrize(("kv", "spared"), [(0.3, True), (0.7, False)])
-def test_engines_that_decode_take_over_only_what_their_kv_has_room_for(kv: float, spared: bool) -> None:
-    """e1 decodes four times as slowly as it should; e2 is fast enough for twice of what it has."""
+@pytest.mark.parametrize(
+    ("kv", "room", "weight"),
+    [(0.3, 3.0, 0.11), (0.7, 3.0, 0.75), (0.3, 1.3, 0.54), (0.85, 3.0, None), (0.3, 1.05, None)],
+)
+def test_engines_that_decode_take_over_only_what_leaves_them_room(kv: float, room: float, weight: float | None) -> None:
+    """In their KV, and before their target: e1 can do a fifth of its work in time, and e2 could do so many times what it does."""
     figures = {"busy": 0.9, "running": 20, "max_running": 64, "output_tokens_s": 400.0}
     slow = made.engine("e1", Role.DECODE, slowdown=4.0, itl_s=0.12, room=0.2, kv_usage=kv, **figures)
-    like = made.engine("e2", Role.DECODE, slowdown=1.0, itl_s=0.03, room=2.0, kv_usage=kv, **figures)
+    like = made.engine("e2", Role.DECODE, slowdown=1.0, itl_s=0.03, room=room, kv_usage=kv, **figures)
     node = made.node((made.engine("e0", busy=0.3, slowdown=1.0), slow, like), 0, topology="1p2d")
     action = advised(replace(node, time=100.0, uptime_s=100.0))
-    assert (action.order is not None) == spared, action.sentence
-    assert ("no room for the work of e1" in action.sentence) != spared
+    assert (action.order and action.order.weight) == weight, action.sentence
+    assert ("no room for the work of e1" in action.sentence) == (weight is None)
+
+
+def test_what_others_could_do_is_what_they_could_when_they_had_least_room() -> None:
+    """Traffic comes and goes: e2 has had little until a moment ago."""
+
+    def node(at_s: float, room: float) -> NodeSnapshot:
+        figures = {"busy": 0.9, "running": 20, "max_running": 64, "output_tokens_s": 400.0, "kv_usage": 0.3}
+        slow = made.engine("e1", Role.DECODE, slowdown=4.0, itl_s=0.12, room=0.2, **figures)
+        like = made.engine("e2", Role.DECODE, slowdown=1.0, itl_s=0.03, room=room, **figures)
+        made_of = made.node((made.engine("e0", busy=0.3, slowdown=1.0), slow, like), 0, topology="1p2d")
+        return replace(made_of, time=at_s, uptime_s=at_s)
+
+    finding = judge([node(80.0 + n, 1.05 if n < 10 else 3.0) for n in range(21)], 0.95).finding
+    assert finding is not None and finding.action.order is None, finding
+    finding = judge([node(80.0 + n, 3.0) for n in range(21)], 0.95).finding
+    assert finding is not None and finding.action.order == Order(kind=OrderKind.WEIGHT, engine="e1", weight=0.11)
+
+
+@pytest.mark.parametrize(
+    ("others", "weight", "said_"),
+    [
+        ({"running": 60, "kv_usage": 0.4}, 0.33, "its KV holds fewer requests than e2 and e3 have."),
+        ({"running": 20, "kv_usage": 0.4}, None, "Wait: what comes goes to e2 and e3, and e1 works off what it has."),
+        ({"running": 60, "kv_usage": 0.7}, None, "Give decoding more KV"),
+    ],
+)
+def test_where_the_kv_of_one_engine_is_full_others_that_have_room_get_more_of_the_work(
+    others: dict[str, Any], weight: float | None, said_: str
+) -> None:
+    full = made.engine("e1", Role.DECODE, kv_usage=0.99, running=20, waiting=40, slowdown=1.0, max_running=256)
+    like = [made.engine(name, Role.DECODE, slowdown=1.0, max_running=256, **others) for name in ("e2", "e3")]
+    like = [replace(one, waiting=0, fetching=0) for one in like]
+    node = made.node((made.engine("e0", busy=0.3, slowdown=1.0), full, *like), 0, topology="1p3d")
+    lately = Lately(first_tokens=30, ttft_late=0.6, ttft_s=2.9, stages=(Stage("decode_wait", 2.5),))
+    finding = judge([replace(node, time=100.0, uptime_s=100.0, lately=lately)], 0.95).finding
+    assert finding is not None and finding.cause == "decode_kv_full"
+    assert (finding.action.order and finding.action.order.weight) == weight, finding.action.sentence
+    assert said_ in finding.action.sentence
+
+
+def test_what_takes_no_new_work_is_not_told_to_take_none() -> None:
+    node = two_and_two(slowdown=8.0)
+    resting = replace(node.engines[0], state=EngineState.DRAINING)
+    action = advised(replace(node, engines=(resting, *node.engines[1:])))
+    assert (action.order, "e0 gets no new work any more" in action.sentence) == (None, True)
+
+
+def test_where_others_have_no_room_for_a_slow_engines_work_one_of_the_other_role_helps_if_it_can_be_spared() -> None:
+    """e0 prefills so slowly that e1 can't take what it should; e2 and e3 hardly decode anything."""
+    node = two_and_two(slowdown=2.0, busy=0.97)
+    idle = [replace(one, running=0, kv_usage=0.1, room=None) for one in node.engines[2:]]
+    action = advised(replace(node, engines=(*node.engines[:2], *idle)))
+    assert action.order == Order(kind=OrderKind.ROLE, engine="e2", role=Role.PREFILL)
+    assert action.sentence.endswith(", and let e2 prefill instead of decode: it has little to do.")
+    assert advised(node).order == Order(kind=OrderKind.WEIGHT, engine="e0", weight=0.5)
 
 
 def test_only_an_engine_that_can_be_spared_gets_another_role() -> None:
