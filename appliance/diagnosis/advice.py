@@ -16,35 +16,38 @@ from appliance.remedies.catalogue import advise
 _LEAST_WEIGHT: Final = 0.05
 _NOTHING: Final = 0.15  # of its work: an engine that can do no more can as well do nothing
 _SOME: Final = 0.1  # of its work: less is not worth an order
-_MOST: Final = 2.0  # times what it does that an engine is trusted with
+_MOST: Final = 2.0  # times what it decodes that an engine is trusted with
 _ROOM: Final = 0.75  # of its capacity, that an engine should be loaded at most
 _KV: Final = 0.8  # of KV, beyond which requests wait for room or are preempted before long
+_MORE: Final = 1.3  # times what its weight is for: an engine that has so much has it from before
 _SETTLED_S: Final = 40.0  # until then a node has only begun: caches are cold, and nothing is usual
 
 
-def less_work(engine: Engine, signs: Signs, times: float, until: str) -> Action:
-    """Of an engine that takes so many times as long as it should: as much as others have room for, and of prompts by its speed.
+def less_work(engine: Engine, signs: Signs, stage: str, times: float, until: str) -> Action:
+    """Of an engine that takes so many times as long as it should, which is late with a stage: as much as others have room for, and of
+    prompts by its speed.
 
     Where others have no room for all of that, an engine of the other role that can be spared helps more.
     """
-    like = _like(engine, signs)
-    if not like or not engine.takes:
-        return _without(engine, until)
-    bears = min(1.0, engine.now.room) if engine.decodes and engine.now.room is not None else 1 / times
-    spare = _spare(like)
-    if spare < 1 - bears and (more := re_role(signs, engine.stage)) is not None:
+    like = _like(engine, signs) if engine.takes else []
+    in_time = engine.now.room if stage == "decode" else None
+    bears = 1 / times if in_time is None else min(1.0, in_time)
+    spare = _spare(engine, like)
+    if engine.takes and spare < 1 - bears and (more := re_role(signs, stage)) is not None:
         return replace(more, sentence=f"{_upper(until)}, and {more.sentence[:1].lower()}{more.sentence[1:]}")
-    if not any(one.decodes for one in (engine, *like)):  # prompts are done soonest then, however many there are
-        return no_work(engine, signs, until) if bears < _NOTHING and spare >= 1 else _weigh(engine, like, bears, until)
-    if spare < _SOME:
-        return _no_room(engine, f"{until}, or send fewer requests")
-    bears = max(bears, 1 - spare)
-    return no_work(engine, signs, until) if bears < _NOTHING else _weigh(engine, like, bears, until)
-
-
-def _weigh(engine: Engine, like: Sequence[Engine], bears: float, until: str) -> Action:
-    """``bears``: what it can do of the work that it has."""
-    weight = max(_LEAST_WEIGHT, round(_weight(engine, like, bears), 2))
+    if not like:
+        return _without(engine, until)
+    if any(one.decodes for one in (engine, *like)):  # prompts alone are done soonest by speed, however many there are
+        if spare < _SOME:
+            return _no_room(engine, f"{until}, or send fewer requests")
+        bears = max(bears, 1 - spare)
+    if bears < _NOTHING and spare >= 1:
+        return no_work(engine, signs, until)
+    if engine.now.weight < _usual_weight(like) and _has_more(engine, like):
+        return Action(
+            sentence=f"{_upper(until)}: {engine.name} gets less of the work already, and works off what it has."
+        )
+    weight = max(_LEAST_WEIGHT, round(_weight(engine, like, bears, in_time is not None), 2))
     if engine.now.weight <= 1.1 * weight:
         return Action(sentence=f"{_upper(until)}: {engine.name} has as little of the work as it can do in time.")
     return advise(
@@ -53,13 +56,19 @@ def _weigh(engine: Engine, like: Sequence[Engine], bears: float, until: str) -> 
     )
 
 
-def _weight(engine: Engine, like: Sequence[Engine], bears: float) -> float:
-    """Beside that of others. What decodes keeps that share of the work that it has, and others get the rest; prompts go by speed."""
+def _weight(engine: Engine, like: Sequence[Engine], bears: float, of_what_it_has: bool) -> float:
+    """Beside that of others. What it can do in time is told of the work that it has, of which others get the rest; else it is its speed."""
     usual = _usual_weight(like)
-    if not engine.decodes:
+    if not of_what_it_has:
         return usual * bears
     has = engine.now.weight / usual
     return usual * has * bears / (1 + has * (1 - bears) / len(like))
+
+
+def _has_more(engine: Engine, like: Sequence[Engine]) -> bool:
+    """Than its weight is for, by how much others have: new work goes to these, and what it has begun it keeps."""
+    others = statistics.median(_inside(one) / one.now.weight for one in like)
+    return engine.decodes and _inside(engine) / engine.now.weight > _MORE * others
 
 
 def no_work(engine: Engine, signs: Signs, until: str) -> Action:
@@ -67,40 +76,54 @@ def no_work(engine: Engine, signs: Signs, until: str) -> Action:
     like = _like(engine, signs)
     if not like or not engine.takes:
         return _without(engine, until)
-    if _spare(like) < 1:
+    if _spare(engine, like) < 1:
         return _no_room(engine, until)
     return advise(f"Take new work off {engine.name}, and {until}.", Order(kind=OrderKind.DRAIN, engine=engine.name))
 
 
-def _spare(engines: Sequence[Engine]) -> float:
+def _spare(engine: Engine, others: Sequence[Engine]) -> float:
     """How much of an engine's work others could take on, all together."""
-    return sum(max(0.0, min(_room(engine), _MOST) - 1) for engine in engines)
+    return sum(max(0.0, _takes_on(one, engine)) for one in others)
 
 
-def _room(engine: Engine) -> float:
-    """Times what it does now that it could do in time. Of decoding that is predicted; what is not known may do."""
-    if engine.decodes:
-        in_time = _MOST if engine.room is None else engine.room
-        return min(in_time, _KV / engine.kv_most if engine.kv_most > 0 else _MOST)
-    used = max(load(engine, "prefill"), engine.kv)
-    return _ROOM / used if used > 0 else _MOST
+def _takes_on(other: Engine, engine: Engine) -> float:
+    """How many times an engine's work another one could do besides its own. Of decoding that is predicted; what is not known may do."""
+    if not other.decodes:
+        used, work = max(load(other, "prefill"), other.kv), load(engine, "prefill") / max(1.0, engine.slowdown)
+        return (_ROOM - used) / work if work > 0 else _MOST
+    if other.prefills and other.outstanding >= (other.now.token_budget or 1):
+        return 0.0  # more prompts wait there than fit into a step
+    in_kv = _KV / other.kv_most if other.kv_most > 0 else _MOST
+    if other.room is None:
+        return min(_MOST, in_kv) - 1
+    return (min(_MOST, other.room, in_kv) - 1) * _inside(other) / max(1.0, _inside(engine))
+
+
+def _inside(engine: Engine) -> float:
+    """Requests that it works on, or that wait there."""
+    return engine.running + engine.waiting + engine.fetching
 
 
 def off_link(ends: Sequence[Engine], signs: Signs) -> Action:
     """No hand-offs over a link, by doing without one of its ends."""
-    found = [no_work(end, signs, "see to the link") for end in ends]
+    until = "see to the link"
+    if resting := [end for end in ends if not end.takes]:
+        return _without(resting[0], until)
+    found = [no_work(end, signs, until) for end in ends]
     return next(
         (one for one in found if one.order is not None), found[0] if found else Action(sentence="See to the link.")
     )
 
 
 def resume(signs: Signs, stage: str) -> Action | None:
-    """An engine that rests, and is missed."""
+    """An engine that rests, and is missed. One that waits to be started again comes back by itself, and an ill GPU helps nobody."""
     for engine in signs.resting:
+        if engine.now.restarting or engine.gpu_trouble:
+            continue
         if engine.prefills if stage == "prefill" else engine.decodes:
-            why = "instead of being started again: it" if engine.now.restarting else "again: it was told not to, and"
             return advise(
-                f"Let {engine.name} take work {why} is missed.", Order(kind=OrderKind.RESUME, engine=engine.name)
+                f"Let {engine.name} take work again: it was told not to, and is missed.",
+                Order(kind=OrderKind.RESUME, engine=engine.name),
             )
     return None
 
@@ -121,20 +144,17 @@ def even_out(engine: Engine, pool: Sequence[Engine], times: float) -> Action:
 
 
 def spread(full: Engine, signs: Signs) -> Action | None:
-    """Where the KV of one decode engine is full, and others have room for what it can't hold."""
+    """Where the KV of one decode engine is full because it holds fewer requests than others, who have room for the rest."""
     others = [engine for engine in signs.decode if engine is not full]
     if not others:
         return None
-    usual = _usual_weight(others)
-    have = statistics.median(engine.running + engine.waiting + engine.fetching for engine in others)
-    holds = full.running / max(have, full.running, 1.0)
-    if _spare(others) < 1 - holds or max(engine.kv for engine in others) > _KV:
-        return None
-    if full.now.weight > usual:
-        return even_out(full, [full, *others], 1.0)
-    weight = max(_LEAST_WEIGHT, round(usual * holds, 2))
-    if full.now.weight <= 1.1 * weight:
+    if _has_more(full, others) and max(engine.kv_most for engine in others) < _KV:
         return Action(sentence=f"Wait: what comes goes to {names(others)}, and {full.name} works off what it has.")
+    usual, have = _usual_weight(others), statistics.median(map(_inside, others))
+    holds = full.running / max(have, full.running, 1.0)
+    weight = max(_LEAST_WEIGHT, round(usual * holds, 2))
+    if full.now.weight <= 1.1 * weight or _spare(full, others) < 1 - holds:
+        return None
     return advise(
         f"Give {full.name} less of the work: its KV holds fewer requests than {names(others)} {'has' if len(others) == 1 else 'have'}.",
         Order(kind=OrderKind.WEIGHT, engine=full.name, weight=weight),
@@ -153,7 +173,7 @@ def re_role(signs: Signs, stage: str) -> Action | None:
     least = min(spare, key=lambda engine: load(engine, other_stage))
     role = Role.PREFILL if stage == "prefill" else Role.DECODE
     return advise(
-        f"Let {least.name} {role.value} instead of {other_stage}: it has little to do.",
+        f"Let {least.name} {role.value} instead of {other_stage}: {least.name} has little to do.",
         Order(kind=OrderKind.ROLE, engine=least.name, role=role),
     )
 
@@ -162,7 +182,7 @@ def _takes_more(engine: Engine, stage: str, times: float) -> bool:
     """So many times what it has to do now, in time. Of decoding that has to be known."""
     if stage == "decode" and (engine.room is None or engine.room < times / _ROOM):
         return engine.running < 1
-    return load(engine, stage) * times < _ROOM and engine.kv * times < _ROOM
+    return load(engine, stage) * times < _ROOM and engine.kv_most * times < _ROOM
 
 
 def _without(engine: Engine, until: str) -> Action:

@@ -34,7 +34,7 @@ def not_worth_it(signs: Signs) -> Finding | None:
                 sentence=f"{better.good_rises:.0%} more of the requests would meet the targets as {better.layout} (predicted).",
             ),
         ),
-        action=change(signs) or Action(sentence=f"Use the layout {better.layout}."),
+        action=_to(better),
         gain=better.good_rises,
     )
 
@@ -52,6 +52,10 @@ def change(signs: Signs, stage: str | None = None) -> Action | None:
     better = _better(signs)
     if better is None or stage in better.fewer:
         return None
+    return _to(better)
+
+
+def _to(better: Better) -> Action:
     return advise(
         f"Change the layout to {better.layout}: it is predicted to leave engines {better.load_falls:.0%} less loaded.",
         Order(kind=OrderKind.TOPOLOGY, topology=better.layout),

@@ -148,7 +148,7 @@ def _engine(now: EngineSnapshot, past: Sequence[tuple[float, EngineSnapshot]], t
         slowdown=now.slowdown if now.slowdown is not None else 1.0,
         slowdown_before=_lasting([one.slowdown for one in trending if one.slowdown is not None]),
         kv=_of_all(mine, "kv_usage"),
-        kv_most=_high([one.kv_usage for one in usual if one.kv_usage is not None]) or 0.0,
+        kv_most=-(_low([-one.kv_usage for one in usual if one.kv_usage is not None]) or 0.0),
         waiting=_of_all(mine, "waiting"),
         running=_of_all(mine, "running"),
         fetching=_of_all(mine, "fetching"),
@@ -245,8 +245,8 @@ def _high(values: Sequence[float]) -> float | None:
 
 
 def _low(values: Sequence[float]) -> float | None:
-    """What nine of ten are above."""
-    return -high if (high := _high([-value for value in values])) is not None else None
+    """What nine of ten are above; of a few the least."""
+    return sorted(values)[int(0.1 * (len(values) - 1))] if values else None
 
 
 def _slope(points: Sequence[tuple[float, float]]) -> float:

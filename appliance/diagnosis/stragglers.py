@@ -94,7 +94,7 @@ def _told(worst: Engine, found: Sequence[Engine], signs: Signs) -> Finding:
         confidence=UNEXPLAINED if not (trouble or starved) else 0.95 if known else 0.7,
         engines=first(worst, found),
         evidence=tuple(evidence),
-        action=advice.less_work(worst, signs, _times(worst), _until(worst)),
+        action=advice.less_work(worst, signs, stage, _times(worst), _until(worst)),
         gain=1 - 1 / worst.slowdown if known else None,
     )
 
@@ -102,10 +102,10 @@ def _told(worst: Engine, found: Sequence[Engine], signs: Signs) -> Finding:
 def _until(engine: Engine) -> str:
     """What is to be mended, in words."""
     if engine.gpu_trouble:
-        return f"see to its GPU ({engine.gpu_trouble})"
+        return f"see to the GPU of {engine.name} ({engine.gpu_trouble})"
     if is_starved(engine):
         return _relief(engine)
-    return f"look at what else runs on its {'GPU' if engine.now.gpus else 'cores'}"
+    return f"look at what else runs on the {'GPU' if engine.now.gpus else 'cores'} of {engine.name}"
 
 
 def _since(engine: Engine) -> str:
@@ -134,8 +134,8 @@ def _why_starved(engine: Engine) -> str | None:
 
 def _relief(engine: Engine) -> str:
     if engine.throttled >= _THROTTLED:
-        return "raise the CPU quota of its control group (CPUQuota= of its unit, --cpus of its container)"
-    return "give its processes cores of their own"
+        return f"raise the CPU quota of the control group of {engine.name} (CPUQuota= of its unit, --cpus of its container)"
+    return f"give the processes of {engine.name} cores of their own"
 
 
 def _of_cores(engine: Engine) -> list[Evidence]:

@@ -18,6 +18,7 @@ from appliance.records import Action, Evidence
 _UNEVEN: Final = 1.5
 _LEAST_LOAD: Final = 0.3  # of its capacity: less is never too much
 _HARDLY_ANY: Final = 0.01  # of its capacity
+_SLOW: Final = 1.3  # times what steps take
 _MORE: Final = 1.3  # times the requests that are usual
 _WARM_S: Final = 60.0  # from an engine's start
 _MISSED: Final = 0.15  # of the prompt tokens
@@ -44,11 +45,17 @@ def _skew(signs: Signs, *, by_weight: bool) -> Finding | None:
         rest = statistics.median(loads[engine.name] for engine in others)
         usual = statistics.median(engine.now.weight for engine in others)
         heavier = most.now.weight >= _UNEVEN * usual
+        if heavier and any(map(_is_slow, others)):  # and has less for that
+            continue
         least = 0.0 if heavier and signs.is_behind(most) else _LEAST_LOAD
         if loads[most.name] < max(_UNEVEN * rest, least) or ((rest > 0.7 or by_weight) and not heavier):
             continue
         return _uneven(most, pool, loads[most.name], rest, stage, usual if heavier else None)
     return None
+
+
+def _is_slow(engine: Engine) -> bool:
+    return engine.slowdown >= _SLOW or engine.gpu_trouble is not None
 
 
 def _uneven(

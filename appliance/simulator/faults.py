@@ -103,7 +103,7 @@ class Faults:
 
 
 class Bias:
-    """What a router that prefers engines makes of their weights: more than those that do the same work have, by so much.
+    """What a router that prefers engines makes of their weights: more than they had, by so much.
 
     Weights are the owner's, too. Those that nobody has set otherwise meanwhile become again what they were.
     """
@@ -112,7 +112,7 @@ class Bias:
         self._made: dict[str, tuple[float, float]] = {}  # by engine: what it was, and what it was made
 
     def weights(self, engines: Sequence[EngineView], preferred: Mapping[str, float]) -> dict[str, float]:
-        """That are to be other ones than now. ``preferred``: by engine, the share of its work that others are left with."""
+        """That are to be other ones than now. ``preferred``: by engine, the share of an even one that others lose beside it."""
         wanted = {engine.name: self._weight(engine, preferred.get(engine.name, 0.0)) for engine in engines}
         return {engine.name: wanted[engine.name] for engine in engines if wanted[engine.name] != engine.weight}
 

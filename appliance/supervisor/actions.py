@@ -92,7 +92,7 @@ class EngineActions:
         """Take work again on an engine that drains; try one that was given up once more. Raises ``ActionError``."""
         self._not_amid_a_change()
         engine = self._engine_in(name, "resume", (EngineState.DRAINING, *GIVEN_UP))
-        if engine.life.leaving:
+        if engine.life.state is EngineState.DRAINING and engine.life.leaving:
             raise ActionError(
                 f"{name} has been told to end and can't resume now: it is being started again, which needs no order"
             )

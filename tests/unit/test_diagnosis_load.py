@@ -54,11 +54,11 @@ def test_an_engine_gets_less_of_the_work_where_others_can_take_it_and_has_it_not
     assert (again.order, "as little of the work as it can do" in again.sentence) == (None, True)
 
 
-def two_and_two(slowdown: float = 1.0, link: float = 1.0, **like: Any) -> NodeSnapshot:
+def two_and_two(slowdown: float = 1.0, link: float = 1.0, its: float = 0.97, **like: Any) -> NodeSnapshot:
     """First tokens are late, and decoders have no room for more. e0 prefills so slowly, the link from it to e2 is so slow, and e1 is so."""
     decode = made.engine("e2", Role.DECODE, busy=0.9, slowdown=1.0, running=50, max_running=64, room=1.0, kv_usage=0.6)
     engines = (
-        made.engine("e0", busy=0.97, slowdown=slowdown, waiting=2, token_budget=8192),
+        made.engine("e0", busy=its, slowdown=slowdown, waiting=2, token_budget=8192),
         made.engine("e1", **{"busy": 0.3, "slowdown": 1.0, "token_budget": 8192, **like}),
         decode,
         replace(decode, name="e3"),
@@ -78,14 +78,14 @@ def advised(snapshot: NodeSnapshot) -> Action:
 
 @pytest.mark.parametrize(
     "like",
-    [{"busy": 0.97}, {"busy": 0.5}, {"outstanding_prompt_tokens": 16_000}, {"kv_usage": 0.5}],
+    [{"busy": 0.97}, {"busy": 0.5}, {"outstanding_prompt_tokens": 16_000}, {"kv_usage": 0.5}, {"its": 0.97}],
 )  # fmt: skip
 def test_an_engine_that_prefills_is_not_done_without_for_a_slow_link_unless_others_can_take_its_prompts(
     like: dict[str, Any],
 ) -> None:
-    action = advised(two_and_two(link=4.0))
-    assert action.order == Order(kind=OrderKind.DRAIN, engine="e0"), "e1 can do twice what it does"
-    action = advised(two_and_two(link=4.0, **like))
+    action = advised(two_and_two(link=4.0, its=0.35))
+    assert action.order == Order(kind=OrderKind.DRAIN, engine="e0"), "e1 can do as much besides its own"
+    action = advised(two_and_two(**{"link": 4.0, "its": 0.35, **like}))
     assert (action.order, "no room for the work of" in action.sentence) == (None, True)
 
 
@@ -103,35 +103,108 @@ def test_a_slow_link_is_told_by_its_rate_beside_that_of_another() -> None:
     assert "is copied at 1.0 GB/s, where another link has 300.0." in said([node])
 
 
-@pytest.mark.parametrize(
-    ("kv", "room", "weight"),
-    [(0.3, 3.0, 0.11), (0.7, 3.0, 0.75), (0.3, 1.3, 0.54), (0.85, 3.0, None), (0.3, 1.05, None)],
-)
-def test_engines_that_decode_take_over_only_what_leaves_them_room(kv: float, room: float, weight: float | None) -> None:
-    """In their KV, and before their target: e1 can do a fifth of its work in time, and e2 could do so many times what it does."""
-    figures = {"busy": 0.9, "running": 20, "max_running": 64, "output_tokens_s": 400.0}
-    slow = made.engine("e1", Role.DECODE, slowdown=4.0, itl_s=0.12, room=0.2, kv_usage=kv, **figures)
-    like = made.engine("e2", Role.DECODE, slowdown=1.0, itl_s=0.03, room=room, kv_usage=kv, **figures)
+def slow_decode(its: dict[str, Any] | None = None, **others: Any) -> NodeSnapshot:
+    """e1 can do a fifth of its work in time; e2 could do three times what it does."""
+    figures = {"busy": 0.9, "running": 20, "max_running": 64, "output_tokens_s": 400.0, "kv_usage": 0.3}
+    slow = made.engine("e1", Role.DECODE, **{**figures, "slowdown": 4.0, "itl_s": 0.12, "room": 0.2, **(its or {})})
+    like = made.engine("e2", Role.DECODE, **{**figures, "slowdown": 1.0, "itl_s": 0.03, "room": 3.0, **others})
+    slow, like = (replace(one, waiting=0, fetching=0) for one in (slow, like))
     node = made.node((made.engine("e0", busy=0.3, slowdown=1.0), slow, like), 0, topology="1p2d")
-    action = advised(replace(node, time=100.0, uptime_s=100.0))
+    return replace(node, time=100.0, uptime_s=100.0)
+
+
+@pytest.mark.parametrize(
+    ("others", "weight"),
+    [
+        ({}, 0.11),
+        ({"kv_usage": 0.7}, 0.75),
+        ({"room": 1.3}, 0.54),
+        ({"room": 1.9}, 0.11),
+        ({"running": 10}, 0.33),
+        ({"kv_usage": 0.78}, None),
+        ({"room": 1.05}, None),
+    ],
+)
+def test_engines_that_decode_take_over_only_what_leaves_them_room(others: dict[str, Any], weight: float | None) -> None:
+    """In their KV, and before their target; of twice the work of one that has half as much it is half."""
+    action = advised(slow_decode(**others))
     assert (action.order and action.order.weight) == weight, action.sentence
     assert ("no room for the work of e1" in action.sentence) == (weight is None)
 
 
+def test_work_that_hardly_can_be_done_is_taken_off_only_where_all_of_it_can_be_taken_over() -> None:
+    its = {"room": 0.05}
+    assert advised(slow_decode(its)).order == Order(kind=OrderKind.DRAIN, engine="e1")
+    order = advised(slow_decode(its, room=1.9)).order
+    assert order == Order(kind=OrderKind.WEIGHT, engine="e1", weight=0.05)
+
+
+def test_an_engine_that_still_has_what_it_had_before_it_got_less_is_waited_for() -> None:
+    action = advised(slow_decode({"weight": 0.54}, running=25))
+    assert (action.order, "works off what it has" in action.sentence) == (None, True)
+    order = advised(slow_decode({"weight": 0.54, "running": 11})).order
+    assert order is not None and order.weight == 0.08
+
+
+def test_a_slow_engine_that_has_got_less_work_is_no_reason_to_give_others_less() -> None:
+    node = slow_decode({"weight": 0.11, "itl_s": 0.03, "running": 2}, running=40)
+    prefill = replace(node.engines[0], busy=1.0, waiting=3, token_budget=8192)
+    queue = QueueSnapshot(depth=40, capacity=1024, oldest_s=5.0)
+    lately = Lately(first_tokens=30, ttft_late=0.6, ttft_s=2.9, stages=(Stage("queue", 2.5),))
+    node = replace(node, engines=(prefill, *node.engines[1:]), queue=queue, lately=lately)
+    assert cause([node]) == "prefill_saturated"
+    well = replace(node.engines[1], slowdown=1.0)
+    assert cause([replace(node, engines=(prefill, well, node.engines[2]))]) == "routing_skew", "for no reason"
+
+
+@pytest.mark.parametrize(
+    ("others", "its", "order"),
+    [
+        ({}, {}, Order(kind=OrderKind.WEIGHT, engine="e0", weight=0.5)),
+        ({"outstanding_prompt_tokens": 16_000}, {}, None),
+        ({}, {"weight": 0.5}, None),
+    ],
+)
+def test_an_engine_that_does_both_and_is_slow_to_prefill_gets_prompts_by_its_speed(
+    others: dict[str, Any], its: dict[str, Any], order: Order | None
+) -> None:
+    figures = {"busy": 1.0, "running": 20, "max_running": 64, "output_tokens_s": 400.0, "kv_usage": 0.3, "itl_s": 0.02}
+    slow = made.engine("e0", Role.BOTH, slowdown=2.0, room=1.5, token_budget=8192, **{**figures, **its})
+    like = made.engine("e1", Role.BOTH, slowdown=1.0, room=2.0, token_budget=8192, **{**figures, **others})
+    lately = Lately(first_tokens=30, ttft_late=0.6, ttft_s=2.9, stages=(Stage("prefill", 2.5),))
+    node = replace(made.node((slow, like), 0, topology="2b", lately=lately), time=100.0, uptime_s=100.0)
+    assert cause([node]).startswith("prefill_straggler")
+    assert advised(node).order == order, advised(node).sentence
+
+
+def test_the_only_engine_of_its_role_is_helped_by_one_of_the_other_that_can_be_spared() -> None:
+    node = slow_decode({"slowdown": 1.0, "running": 0, "room": None, "itl_s": None, "busy": 0.1}, running=0, room=None)
+    alone = replace(node.engines[0], busy=1.0, slowdown=3.0, waiting=3, token_budget=8192)
+    queue = QueueSnapshot(depth=40, capacity=1024, oldest_s=5.0)
+    node = replace(node, engines=(alone, *node.engines[1:]), queue=queue)
+    assert advised(node).order == Order(kind=OrderKind.ROLE, engine="e1", role=Role.PREFILL)
+
+
+def test_of_a_slow_link_only_one_end_is_done_without() -> None:
+    node = two_and_two(link=4.0, its=0.35)
+    resting = [replace(one, state=EngineState.DRAINING) if one.name == "e2" else one for one in node.engines]
+    action = advised(replace(node, engines=tuple(resting)))
+    assert (action.order, action.sentence) == (None, "See to the link: e2 gets no new work any more.")
+
+
 def test_what_others_could_do_is_what_they_could_when_they_had_least_room() -> None:
-    """Traffic comes and goes: e2 has had little until a moment ago."""
+    """Traffic comes and goes: e2 has had little to do, or little in its KV, until a moment ago."""
 
-    def node(at_s: float, room: float) -> NodeSnapshot:
-        figures = {"busy": 0.9, "running": 20, "max_running": 64, "output_tokens_s": 400.0, "kv_usage": 0.3}
-        slow = made.engine("e1", Role.DECODE, slowdown=4.0, itl_s=0.12, room=0.2, **figures)
-        like = made.engine("e2", Role.DECODE, slowdown=1.0, itl_s=0.03, room=room, **figures)
-        made_of = made.node((made.engine("e0", busy=0.3, slowdown=1.0), slow, like), 0, topology="1p2d")
-        return replace(made_of, time=at_s, uptime_s=at_s)
+    def order(**before: Any) -> Order | None:
+        long_ago = [replace(slow_decode(**before), time=80.0 + n, uptime_s=80.0 + n) for n in range(10)]
+        lately = [replace(slow_decode(), time=90.0 + n, uptime_s=90.0 + n) for n in range(11)]
+        finding = judge([*long_ago, *lately], 0.95).finding
+        assert finding is not None
+        return finding.action.order
 
-    finding = judge([node(80.0 + n, 1.05 if n < 10 else 3.0) for n in range(21)], 0.95).finding
-    assert finding is not None and finding.action.order is None, finding
-    finding = judge([node(80.0 + n, 3.0) for n in range(21)], 0.95).finding
-    assert finding is not None and finding.action.order == Order(kind=OrderKind.WEIGHT, engine="e1", weight=0.11)
+    assert order() == Order(kind=OrderKind.WEIGHT, engine="e1", weight=0.11)
+    assert order(room=1.05) is None
+    assert order(kv_usage=0.78) is None
 
 
 @pytest.mark.parametrize(
@@ -156,6 +229,35 @@ def test_where_the_kv_of_one_engine_is_full_others_that_have_room_get_more_of_th
     assert said_ in finding.action.sentence
 
 
+def test_an_engine_that_rests_is_asked_back_unless_it_comes_by_itself_or_is_ill() -> None:
+    hot = gpu(0, "e1", 600.0, "hw thermal slowdown")
+    full = made.engine("e2", Role.DECODE, kv_usage=0.99, running=20, waiting=40, slowdown=1.0, max_running=256)
+    resting = made.engine("e1", Role.DECODE, EngineState.DRAINING)
+    lately = Lately(first_tokens=30, ttft_late=0.6, ttft_s=2.9, stages=(Stage("decode_wait", 2.5),))
+    node = made.node((made.engine("e0", busy=0.3, slowdown=1.0), resting, full), 0, topology="1p2d", lately=lately)
+    node = replace(node, time=100.0, uptime_s=100.0)
+    assert advised(node).order == Order(kind=OrderKind.RESUME, engine="e1")
+    back = replace(node, engines=(node.engines[0], replace(resting, restarting=True), full))
+    assert advised(back).order is None
+    ill = replace(node, engines=(node.engines[0], replace(resting, gpus=("GPU-0",)), full), gpus=(hot,))
+    assert advised(ill).order is None
+
+
+def test_a_layout_that_the_node_has_by_now_is_not_advised_nor_where_only_one_engine_lacks_kv() -> None:
+    full = made.engine("e1", Role.DECODE, kv_usage=0.99, running=20, waiting=40, slowdown=1.0, max_running=256)
+    lately = Lately(first_tokens=30, ttft_late=0.6, ttft_s=2.9, stages=(Stage("decode_wait", 2.5),))
+    prefill = made.engine("e0", busy=0.3, slowdown=1.0)
+
+    def order(topology: str, *decode: Any) -> Order | None:
+        node = made.node((prefill, *decode), 0, topology=topology, lately=lately, better=BETTER)
+        return advised(replace(node, time=100.0, uptime_s=100.0)).order
+
+    other = replace(full, name="e2")
+    assert order("1p2d", full, other) == Order(kind=OrderKind.TOPOLOGY, topology="2b")
+    assert order("2b", full, other) is None
+    assert order("1p2d", full, replace(other, kv_usage=0.75, waiting=0)) is None
+
+
 def test_what_takes_no_new_work_is_not_told_to_take_none() -> None:
     node = two_and_two(slowdown=8.0)
     resting = replace(node.engines[0], state=EngineState.DRAINING)
@@ -169,7 +271,7 @@ def test_where_others_have_no_room_for_a_slow_engines_work_one_of_the_other_role
     idle = [replace(one, running=0, kv_usage=0.1, room=None) for one in node.engines[2:]]
     action = advised(replace(node, engines=(*node.engines[:2], *idle)))
     assert action.order == Order(kind=OrderKind.ROLE, engine="e2", role=Role.PREFILL)
-    assert action.sentence.endswith(", and let e2 prefill instead of decode: it has little to do.")
+    assert action.sentence.endswith(", and let e2 prefill instead of decode: e2 has little to do.")
     assert advised(node).order == Order(kind=OrderKind.WEIGHT, engine="e0", weight=0.5)
 
 

@@ -116,6 +116,9 @@ def test_a_preferred_engine_has_more_weight_than_its_like_and_no_engine_is_told(
     assert house.weights == {"e0": 4.0}
     house.control.fold("e0", READY)
     assert house.told == []
+    house.weigh("e0", 1.0)  # of an engine that is there for the first time
+    house.control.fold("e0", READY)
+    assert house.weights == {"e0": 4.0}
     house.control.mend("e0", "skew")
     assert house.weights == {"e0": 1.0}
 
