@@ -30,7 +30,7 @@ def less_work(engine: Engine, signs: Signs, stage: str, times: float, until: str
     Where others have no room for all of that, an engine of the other role that can be spared helps more.
     """
     like = _like(engine, signs) if engine.takes else []
-    in_time = engine.now.room if stage == "decode" else None
+    in_time = engine.room_now if stage == "decode" else None
     bears = 1 / times if in_time is None else min(1.0, in_time)
     spare = _spare(engine, like)
     if engine.takes and spare < 1 - bears and (more := re_role(signs, stage)) is not None:
@@ -93,10 +93,11 @@ def _takes_on(other: Engine, engine: Engine) -> float:
         return (_ROOM - used) / work if work > 0 else _MOST
     if other.prefills and other.outstanding >= (other.now.token_budget or 1):
         return 0.0  # more prompts wait there than fit into a step
-    in_kv = _KV / other.kv_most if other.kv_most > 0 else _MOST
+    in_kv = _KV / max(other.kv, other.kv_most) if other.kv_most > 0 else _MOST
     if other.room is None:
         return min(_MOST, in_kv) - 1
-    return (min(_MOST, other.room, in_kv) - 1) * _inside(other) / max(1.0, _inside(engine))
+    in_time = min(other.room, other.room_now or 0.0)
+    return (min(_MOST, in_time, in_kv) - 1) * _inside(other) / max(1.0, _inside(engine))
 
 
 def _inside(engine: Engine) -> float:

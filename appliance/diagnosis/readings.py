@@ -169,6 +169,7 @@ def _engine(now: EngineSnapshot, past: Sequence[tuple[float, EngineSnapshot]], t
         intake_s=_intake_s(now, mine),
         api_busy=_mean([one.api_busy or 0.0 for one in host]) or 0.0,
         api_starved=_mean([one.api_starved or 0.0 for one in host]) or 0.0,
+        room_now=_mean([one.room for one in pacing if one.room is not None]),
         room=_low([one.room for one in usual if one.room is not None]),
         outstanding=_of_all(mine, "outstanding_prompt_tokens"),
         prompt_tokens_s=now.prompt_tokens_s or 0.0,

@@ -50,9 +50,8 @@ class Engine(msgspec.Struct, frozen=True, kw_only=True):
     )
     api_busy: float
     api_starved: float  # of the time; part of ``api_busy``
-    room: (
-        float | None
-    )  # times what it decodes that it could decode in time, when it had least; None where it is not known
+    room_now: float | None  # times what it decodes that it could decode in time, over the spell that its pace is of
+    room: float | None  # the same, when it had least in the last half minute; None where it is not known
     outstanding: float  # prompt tokens
     prompt_tokens_s: float
     output_tokens_s: float

@@ -84,7 +84,9 @@ class EngineSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     fuller: float | None = None  # prompt tokens/s in full steps, times those in half-full ones; 1: more brings nothing
     itl_s: float | None = None  # from one step with decode tokens to the next, mean over their tokens
     itl_late: float | None = None  # share of these tokens whose step came later than the target
-    room: float | None = None  # times what it decodes now that it could decode in time, predicted; 1: just so much
+    room: float | None = (
+        None  # times what it decodes now that it could decode in time, by its KV, too; predicted; 1: just so much
+    )
     leased_blocks: int | None = None
     api_delay_s: float | None = None  # in its API process: from a first token, or a prompt's KV, to the answer; mean
     intake_s: float | None = None  # from when a decode leg was sent to it until it did something about it; mean

@@ -19,6 +19,7 @@ from appliance.telemetry.steps import Steps
 WINDOW_NS: Final = 5 * 1_000_000_000
 _MOST_STEPS: Final = 20_000
 _MOST_ROOM: Final = 4.0
+_FULL: Final = 0.6  # of KV, in the mean: it goes up and down, and where it runs out everybody waits
 _FADES: Final = 0.98  # from step to step
 _MOST_BEGUN: Final = 4  # with asynchronous scheduling there are two
 _DOUBTED_NS: Final = 120 * 1_000_000_000
@@ -153,7 +154,7 @@ class Series:
         return 2 * half[0] / whole[0] if whole and half else None
 
     def _room(self, made: Sequence[_Made], itl_s: float | None, target_s: float) -> float | None:
-        """How many times what it decodes now it could decode in time, by what steps of other sizes take; see ``_fits``."""
+        """How many times what it decodes now it could decode in time, by what steps of other sizes take and KV holds; see ``_fits``."""
         decoded = [one.step for one in made if one.step.decode_tokens]
         if not decoded or itl_s is None:
             return None
@@ -166,7 +167,13 @@ class Series:
             times = max(times, 1 / batch[1])  # of a single sequence at least
             return itl_s * (self._estimate_s(*(times * figure for figure in batch)) or now_s) / now_s
 
-        return _fits(itl_at, itl_s, target_s)
+        return _fits(itl_at, itl_s, target_s, self._holds(decoded))
+
+    def _holds(self, decoded: Sequence[Step]) -> float:
+        """How many times as large a batch KV has room for."""
+        blocks = self.core.kv_blocks if self.core is not None else 0
+        used = 1 - sum(step.kv_free for step in decoded) / len(decoded) / blocks if blocks else 0.0
+        return max(1.0, min(_MOST_ROOM, _FULL / used)) if used > 0 else _MOST_ROOM
 
     def _estimate_s(
         self, prompt_tokens: float, decode_tokens: float, context_tokens: float, attended: float = 0.0
@@ -273,15 +280,15 @@ def _batch(step: Step | StepBegan) -> tuple[int, int, int, int]:
     return step.prompt_tokens, step.decode_tokens, step.context_tokens, step.attended
 
 
-def _fits(itl_at: Callable[[float], float], itl_s: float, target_s: float) -> float:
-    """The largest rate, in times of the present one, at which tokens are in time; at most ``_MOST_ROOM``.
+def _fits(itl_at: Callable[[float], float], itl_s: float, target_s: float, most: float) -> float:
+    """The largest rate, in times of the present one, at which tokens are in time, of batches at most ``most`` times as large as now.
 
     ``itl_at``: of a batch so many times as large as now. A batch is as large as the rate times how long a request takes, so a batch that is
     k times as large and whose steps take m times as long means k / m times the rate.
     """
     if itl_at(0.0) > target_s:
         return 0.0
-    low, high = 0.0, _MOST_ROOM
+    low, high = 0.0, most
     for _ in range(12):  # halvings
         middle = (low + high) / 2
         low, high = (middle, high) if itl_at(middle) <= target_s else (low, middle)

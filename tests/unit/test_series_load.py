@@ -7,12 +7,15 @@ import random
 import msgspec
 import pytest
 
-from appliance.channel import Heartbeat, Step, StepBegan
+from appliance.channel import CoreReady, Heartbeat, Step, StepBegan
 from appliance.costs.fitted import StepModel
 from appliance.telemetry.series import Series
 
 MS = 1_000_000
 S = 1000 * MS
+READY = CoreReady(
+    kv_blocks=1, block_tokens=16, max_model_len=1, max_batched_tokens=1, max_running=1, sockets=(), lease_table=""
+)
 
 
 def step(start_ns: int, end_ns: int, prompt: int = 0, decode: int = 8, context: int = 8000) -> Step:
@@ -218,6 +221,23 @@ def test_what_more_an_engine_could_decode_in_time_is_foretold_by_what_steps_of_o
     assert room == pytest.approx(2 / 1.5, rel=0.1)
     assert series.load(100 * 20 * MS, 0.015).room == pytest.approx(0.5 / 0.75, rel=0.15)
     assert series.load(100 * 20 * MS, 0.005).room == 0.0, "not even a single one"
+
+
+@pytest.mark.parametrize(("free", "times"), [(70, 2.0), (60, 1.5), (40, 1.0), (5, 1.0)])
+def test_no_more_than_kv_holds_can_be_decoded_in_time(free: int, times: float) -> None:
+    """Of 100 blocks. A batch k times as large takes k times the KV, and longer steps, so that the rate grows by less."""
+    model = StepModel()
+    for number in range(400):
+        sequences = 1 + number % 200
+        model.learn(0, sequences, sequences * 100, 0.010 + 0.0001 * sequences)
+    series = Series(1, model)
+    series.core = msgspec.structs.replace(READY, kv_blocks=100)
+    for number in range(100):
+        begin_ns = number * 20 * MS
+        one = step(begin_ns, begin_ns + 20 * MS, decode=100, context=10_000)
+        series.add(msgspec.structs.replace(one, kv_free=free), begin_ns + 20 * MS)
+    room = series.load(100 * 20 * MS, 0.030).room
+    assert room == pytest.approx(2 * times / (1 + times), rel=0.1)
 
 
 def test_a_step_that_gives_several_tokens_to_each_makes_none_of_them_wait_for_all_of_it() -> None:
