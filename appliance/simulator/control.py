@@ -49,7 +49,6 @@ class Control:
                     self._send(engine, fault)
             self._links = {ends: lost for ends, lost in self._links.items() if ends[0] != engine}
             self._tell_links()
-            self._skew()
 
     def lost(self, engine: str, epoch: int) -> None:
         """A life of an engine is over. What its GPUs have counted stays counted."""

@@ -92,7 +92,11 @@ _ENGINE_GAUGES: Final[tuple[tuple[str, str, _Read], ...]] = (
         "Prompt tokens per second in full steps, times those in half-full ones, predicted.",
         lambda e: e.fuller,
     ),
-    ("decode_room_ratio", "Times what it decodes now that it could decode in time, predicted.", lambda e: e.room),
+    (
+        "decode_room_ratio",
+        "Times what it decodes now that it could decode in time, by its KV, too; predicted.",
+        lambda e: e.room,
+    ),
     ("kv_blocks_leased", "KV blocks that are held for others, as the engine tells.", lambda e: e.leased_blocks),
     ("api_delay_seconds", "From a first token to its bytes, mean.", lambda e: e.api_delay_s),
     (

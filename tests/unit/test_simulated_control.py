@@ -116,10 +116,14 @@ def test_a_preferred_engine_has_more_weight_than_its_like_and_no_engine_is_told(
     assert house.weights == {"e0": 4.0}
     house.control.fold("e0", READY)
     assert house.told == []
-    house.weigh("e0", 1.0)  # of an engine that is there for the first time
-    house.control.fold("e0", READY)
-    assert house.weights == {"e0": 4.0}
     house.control.mend("e0", "skew")
+    assert house.weights == {"e0": 1.0}
+
+
+def test_an_owner_who_answers_a_preference_has_answered_it_also_when_engines_begin_anew(house: House) -> None:
+    house.control.fault("e0", "skew", 0.75)
+    house.weigh("e0", 1.0)
+    house.control.fold("e1", READY)
     assert house.weights == {"e0": 1.0}
 
 
