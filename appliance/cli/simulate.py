@@ -82,7 +82,7 @@ def _run_all(loaded: Loaded, layouts: Sequence[str]) -> list[Result]:
         except BrokenProcessPool as error:
             raise NotNowError("a process that simulated was ended, perhaps for want of memory") from error
         except BaseException:
-            _end(pool)
+            end(pool)
             raise
 
 
@@ -95,11 +95,11 @@ def _submit(pool: ProcessPoolExecutor, loaded: Loaded, layouts: Sequence[str]) -
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _end(pool: ProcessPoolExecutor) -> None:
-    """Nobody waits for what it has begun."""
-    pool.shutdown(wait=False, cancel_futures=True)
+def end(pool: ProcessPoolExecutor) -> None:
+    """Nobody waits for what it has begun, but for the pool's own thread: Python wakes it as it exits, and fails if it ends just then."""
     for process in active_children():
         process.kill()
+    pool.shutdown(wait=True, cancel_futures=True)
 
 
 def table(scenario: Scenario, results: Sequence[Result], *, narrow: bool = False) -> Table:

@@ -6,12 +6,17 @@ import contextlib
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import psutil
 import pytest
+
+from appliance.cli.simulate import end
 
 SCENARIO = Path(__file__).parents[2] / "examples" / "scenarios" / "gpt-oss-120b-8xh100.toml"
 
@@ -59,3 +64,15 @@ def test_whoever_simulates_ends_with_it(running: tuple[subprocess.Popen[str], li
     process.kill()
     assert children
     assert not psutil.wait_procs(children, timeout=20)[1]
+
+
+def test_no_thread_of_it_is_left_for_python_to_wake_as_it_exits() -> None:
+    """Python closed the pipe to such a thread while it wrote to it, now and then, and said so in a traceback."""
+    before = set(threading.enumerate())
+    pool = ProcessPoolExecutor(1, get_context("spawn"))
+    unfinished = pool.submit(time.sleep, 600)
+    assert set(threading.enumerate()) - before
+    end(pool)
+    assert set(threading.enumerate()) == before
+    with pytest.raises(Exception, match="terminated"):
+        unfinished.result(timeout=0)
