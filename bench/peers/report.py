@@ -12,7 +12,7 @@ from typing import Final
 from bench.peers import budgets
 from bench.peers.budgets import Figure
 from bench.peers.contestants import BY_KEY, CONTESTANTS, PEERS, SPLIT, Contestant, Kind
-from bench.peers.loads import Load
+from bench.peers.loads import QUICK, Load
 from bench.peers.records import Measured, Report, Started
 from bench.report import spread, table
 
@@ -25,6 +25,7 @@ _FIGURES: Final[tuple[tuple[str, Figure, float], ...]] = (
     ("req/s", lambda one: one.requests_s, 1.0),
 )
 _ABSENT: Final = "not measured yet"
+_QUICK: Final = "A quick run shows that all of it runs: so few requests judge nothing.\n\n"
 
 
 def markdown(report: Report) -> str:
@@ -62,11 +63,12 @@ def _failed(report: Report) -> str:
 
 
 def _budgets(report: Report) -> str:
-    rows = []
+    quick, rows = report.setup.scale == QUICK, []
     for one in budgets.verdicts(report):
         value = spread(one.found, one.scale, 2)
-        rows.append([one.what, one.budget, f"{value} {one.unit}" if one.found else "—", one.outcome])
-    return "## Beside the budgets\n\n" + table(["what", "budget", "measured", ""], rows)
+        outcome = "not judged" if quick and one.found else one.outcome
+        rows.append([one.what, one.budget, f"{value} {one.unit}" if one.found else "—", outcome])
+    return "## Beside the budgets\n\n" + (_QUICK if quick else "") + table(["what", "budget", "measured", ""], rows)
 
 
 def _loads(report: Report) -> str:

@@ -678,6 +678,17 @@ def test_the_table_is_rectangular_and_has_medians_spread_ratios_and_errors() -> 
     assert "| Dynamo's frontend | no network |" in text and "10.00 req/s at prompt 256" in text
 
 
+def test_a_quick_run_judges_nothing() -> None:
+    usage = Usage(server="1p1d", part="supervisor", processes=1, pss_bytes=44 << 20, idle_cpu=0.5)
+    started = Started(contestant="1p1d", repetition=0, page_s=0.4, first_token_s=13.0, usages=(usage,))
+    whole = markdown(report(started=(started,)))
+    assert "| 1p1d: page answers after the start | ≤ 1.5 s | 0.40 s | met |" in whole
+    assert "**missed**" in whole and "judge nothing" not in whole
+    quick = markdown(report(started=(started,), scale=QUICK))
+    assert "| 1p1d: page answers after the start | ≤ 1.5 s | 0.40 s | not judged |" in quick
+    assert "missed" not in quick and "judge nothing" in quick
+
+
 # ---- the load client's turns, the proxy and the pacer
 
 
