@@ -17,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from appliance.errors import RequestError
 from web import bodies, errors
+from web.connection import SendNow, sends_now
 from web.ports import Inference, InferenceRequest
 
 _log = logging.getLogger(__name__)
@@ -26,12 +27,13 @@ _ID: Final = re.compile(r"(?!\.\.?\Z)[A-Za-z0-9._:-]{1,128}")  # it stands in pa
 
 
 class AsgiReply:
-    """``Reply`` over ASGI's ``send``."""
+    """``Reply`` over ASGI's ``send``, and ``now``, which needs not wait."""
 
-    __slots__ = ("_mark", "_send", "started")
+    __slots__ = ("_mark", "_now", "_send", "started")
 
-    def __init__(self, send: Send, mark: Headers) -> None:
+    def __init__(self, send: Send, mark: Headers, now: SendNow | None = None) -> None:
         self._send = send
+        self._now = now
         self._mark = mark
         self.started = False
 
@@ -41,6 +43,9 @@ class AsgiReply:
 
     async def send(self, chunk: bytes) -> None:
         await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
+
+    def send_now(self, chunk: bytes) -> bool:
+        return self._now is not None and self._now(chunk)
 
     async def end(self) -> None:
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
@@ -65,7 +70,7 @@ class OpenAI:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = _headers(scope)
         request_id = _request_id(headers)
-        reply = AsgiReply(send, self._mark)
+        reply = AsgiReply(send, self._mark, sends_now(scope))
         try:
             with self._room.share() as share:
                 body = await bodies.read(headers, receive, self._max_body_bytes, share, _SETTING)

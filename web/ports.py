@@ -48,6 +48,10 @@ class Reply(Protocol):
         """Bytes go out unchanged; waits while the client reads slowly."""
         ...
 
+    def send_now(self, chunk: bytes) -> bool:
+        """The same where that can be done without waiting; else nothing is done, and it is False."""
+        ...
+
     async def end(self) -> None: ...
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from appliance.records import EngineView
-from appliance.router.connection import Answering, Connection, head
+from appliance.router.connection import Answering, Connection, Taker, head
 
 _CONNECT_S: Final = 5.0
 _KEEP_ALIVE_S: Final = 4.0  # vLLM closes an idle connection after 5 s: before that we stop using it
@@ -43,10 +43,10 @@ class Response:
         """True for server-sent events."""
         return self.content_type.startswith("text/event-stream")
 
-    async def some(self) -> bytes:
-        """What has arrived since; empty at the end. Raises ``Unreachable``."""
+    async def some(self, taker: Taker | None = None) -> bytes:
+        """What has arrived since and ``taker`` has not taken; empty at the end. Raises ``Unreachable``."""
         try:
-            return await self._answering.some()
+            return await self._answering.some(taker)
         except ConnectionError as error:
             raise Unreachable(f"{self._engine} ended in the middle of its answer", error) from error
 

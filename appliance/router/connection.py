@@ -14,6 +14,8 @@ import httptools
 
 _NOT_IN_A_LINE: Final = re.compile(r"[\r\n\0]")
 _MOST_HELD_BYTES: Final = 256 << 10  # of an answer that nobody reads; beyond it nothing more is taken from the engine
+Taker = Callable[[bytes], bool]
+"""Is given a piece of a body; False where it has not taken it."""
 
 
 def head(method: str, target: str, host: str, headers: Mapping[str, str], length: int) -> bytes:
@@ -27,9 +29,21 @@ def head(method: str, target: str, host: str, headers: Mapping[str, str], length
 
 
 class Answering:
-    """What comes on one request. The connection writes it, one task reads it."""
+    """What comes on one request. The connection writes it, one task reads it: to wake that task costs more than all else that is done
+    with a token, so while it waits, a function of its own may take pieces as they come.
+    """
 
-    __slots__ = ("_connection", "_ended", "_error", "_held", "_held_bytes", "_waiter", "content_type", "status")
+    __slots__ = (
+        "_connection",
+        "_ended",
+        "_error",
+        "_held",
+        "_held_bytes",
+        "_taker",
+        "_waiter",
+        "content_type",
+        "status",
+    )
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -38,6 +52,7 @@ class Answering:
         self._ended = False
         self._error: ConnectionError | None = None
         self._waiter: asyncio.Future[None] | None = None
+        self._taker: Taker | None = None  # while a task waits for more of the body
         self.status = 0
         self.content_type = "application/json"
 
@@ -48,19 +63,23 @@ class Answering:
                 raise self._error
             await self._news()
 
-    async def some(self) -> bytes:
-        """What of the body has come since; empty at the end. Raises ``ConnectionError``."""
+    async def some(self, taker: Taker | None = None) -> bytes:
+        """What of the body has come since; empty at the end. Raises ``ConnectionError``.
+
+        ``taker`` is offered what comes first; what it takes is not returned.
+        """
         while not self._held:
             if self._error is not None:
                 raise self._error
             if self._ended:
                 return b""
-            await self._news()
-        held = self._held[0] if len(self._held) == 1 else b"".join(self._held)
-        self._held.clear()
-        if self._held_bytes > _MOST_HELD_BYTES and not self._ended:
-            self._connection.go_on()
-        self._held_bytes = 0
+            self._taker = taker
+            try:
+                await self._news()
+            finally:
+                self._taker = None
+        held = self._gathered()
+        self._taken()
         return held
 
     def close(self) -> None:
@@ -84,15 +103,32 @@ class Answering:
         self._error = self._error or error
 
     def wake(self) -> None:
-        """Whoever reads looks again."""
-        if self._waiter is not None:
-            if not self._waiter.done():
-                self._waiter.set_result(None)
-            self._waiter = None
+        """Whoever reads looks again, unless all that is new is taken."""
+        if self._waiter is None or self._waiter.done():
+            return
+        if self._taker is not None:
+            if self._held and self._taker(self._gathered()):
+                self._taken()
+            if not self._held and not self._ended and self._error is None:
+                return
+        self._waiter.set_result(None)
 
     async def _news(self) -> None:
         self._waiter = asyncio.get_running_loop().create_future()
         await self._waiter
+
+    def _gathered(self) -> bytes:
+        """What is held, which is something."""
+        if len(self._held) > 1:
+            self._held = [b"".join(self._held)]
+        return self._held[0]
+
+    def _taken(self) -> None:
+        """Nothing is held any more."""
+        self._held.clear()
+        if self._held_bytes > _MOST_HELD_BYTES and not self._ended:
+            self._connection.go_on()
+        self._held_bytes = 0
 
 
 class Connection(asyncio.Protocol):

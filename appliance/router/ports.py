@@ -30,12 +30,16 @@ class Request(Protocol):
 
 
 class Reply(Protocol):
-    """Where an answer goes. ``start`` once, ``send`` any number of times, then ``end``."""
+    """Where an answer goes. ``start`` once, ``send`` any number of times, then ``end``.
+
+    ``send_now`` sends where that can be done without waiting, and else does nothing and is False.
+    """
 
     @property
     def started(self) -> bool: ...
     async def start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None: ...
     async def send(self, chunk: bytes) -> None: ...
+    def send_now(self, chunk: bytes) -> bool: ...
     async def end(self) -> None: ...
 
 

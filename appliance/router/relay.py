@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
 
 from appliance.records import EngineView
 from appliance.router import wire
 from appliance.router.client import Response, Unreachable
+from appliance.router.connection import Taker
 from appliance.router.failures import TOLD_TO_END, LegFailed, Outcome, said
 from appliance.router.ports import Reply
 from appliance.router.resume import Diverged, Passage
@@ -20,7 +20,11 @@ _log = logging.getLogger(__name__)
 
 
 class Relay:
-    """Of one answering leg. ``passage`` is what the client has of the stream already, where another engine can go on with it."""
+    """Of one answering leg. ``passage`` is what the client has of the stream already, where another engine can go on with it.
+
+    What is ordinary goes from the engine's socket to the client's as it comes, and no task wakes for it (``_pass``); a
+    stream's beginning, its end, its failures, and what a slow client makes wait, are ``run``'s.
+    """
 
     def __init__(
         self, view: EngineView, response: Response, route: Route, reply: Reply, trace: Trace, passage: Passage | None
@@ -30,20 +34,21 @@ class Relay:
         self._reply = reply
         self._trace = trace
         self._passage = passage
-        self._looks = route.way is Way.SPLIT  # others' streams tell of failures in events of their own
-        self._cut: Callable[[bytes], bytes] = wire.Events().take if self._looks else _as_it_is
+        self._events = (
+            wire.Events() if route.way is Way.SPLIT else None
+        )  # others' streams tell of failures in events of their own
+        self._had = b""  # the last that the client has had
 
     async def first(self) -> bytes:
         """The stream's first bytes. Nothing has left for the client yet: an engine's failure in them can be tried again."""
-        data = b""
-        while not data:
-            chunk = await self._response.some()
-            if not chunk:
-                raise LegFailed(self._view.name, f"{self._view.name} ended its answer before it began")
-            data = self._cut(chunk)
-        if self._looks and wire.aborted(data) and not wire.before_abort(data):
+        data = await self._next(None)
+        if not data:
+            raise LegFailed(self._view.name, f"{self._view.name} ended its answer before it began")
+        if self._events is None:
+            return data
+        if wire.aborted(data) and not wire.before_abort(data):
             raise LegFailed(self._view.name, f"{self._view.name} {TOLD_TO_END}")
-        if not self._looks or wire.STREAM_ERROR not in data:
+        if wire.STREAM_ERROR not in data:
             return data
         error = wire.stream_error(data)
         if error.answer.status >= 500:
@@ -51,43 +56,56 @@ class Relay:
         return error.before + error.event
 
     async def run(self, data: bytes, outcome: Outcome) -> None:
-        """Bytes go through as they come. This loop runs once per token of every stream: it does next to nothing else."""
-        send, some, sent = self._reply.send, self._response.some, self._trace.chunk
-        fails, take, cut = self._fails, self._take, self._cut
-        had = b""  # the last that the client has had
+        """Until the end, from what was first."""
         try:
-            while True:
-                if fails(data):
+            while data:
+                if self._fails(data):
                     return await self._end_failed(data, outcome)
-                new = take(data)
-                if new:
-                    await send(new)
-                had = data
-                whole = b""
-                while not whole and (chunk := await some()):
-                    whole = cut(chunk)
-                if not whole:
-                    break
-                data = whole
-                if data != wire.DONE:  # it comes right after the last token, and is none
-                    sent(time.monotonic_ns())
+                await self._send_new(data)
+                self._had = data
+                data = await self._next(self._pass)
+                if data and data != wire.DONE:  # it comes right after the last token, and is none
+                    self._trace.chunk(time.monotonic_ns())
         except Unreachable as lost:
-            if had.endswith(wire.DONE):
+            if self._had.endswith(wire.DONE):
                 return await self._end_well()
-            raise LegFailed(self._view.name, str(lost), tail=had) from lost
+            raise LegFailed(self._view.name, str(lost), tail=self._had) from lost
         except Diverged as error:
             message = f"the engine was lost, and another one can't go on: {error}"
             raise LegFailed(self._view.name, message, final=True) from error
         except asyncio.CancelledError:
-            if had.endswith(wire.DONE):  # many clients leave with the last event
+            if self._had.endswith(wire.DONE):  # many clients leave with the last event
                 self._finish("ok")
             raise
-        if self._looks and not had.endswith(wire.DONE):
-            raise LegFailed(self._view.name, f"{self._view.name} ended its answer before it was whole", tail=had)
+        if self._events is not None and not self._had.endswith(wire.DONE):
+            raise LegFailed(self._view.name, f"{self._view.name} ended its answer before it was whole", tail=self._had)
         await self._end_well()
 
+    async def _next(self, taker: Taker | None) -> bytes:
+        """Whole events that were not taken; empty at the end."""
+        while chunk := await self._response.some(taker):
+            data = chunk if self._events is None else self._events.take(chunk)
+            if data:
+                return data
+        return b""
+
+    def _pass(self, chunk: bytes) -> bool:
+        """One piece of what is ordinary; else False. This runs once per token of every stream: it does next to nothing else."""
+        if self._events is not None and not self._events.plain(chunk):
+            return False
+        passage = self._passage
+        if passage is not None and passage.continues:
+            return False
+        if not self._reply.send_now(chunk):
+            return False
+        if passage is not None:
+            passage.keep(chunk)
+        self._had = chunk
+        self._trace.chunk(time.monotonic_ns())
+        return True
+
     def _fails(self, data: bytes) -> bool:
-        return self._looks and (wire.STREAM_ERROR in data or wire.aborted(data))
+        return self._events is not None and (wire.STREAM_ERROR in data or wire.aborted(data))
 
     async def _end_failed(self, data: bytes, outcome: Outcome) -> None:
         """vLLM ends a stream that failed in order. The client gets the error, but no ``[DONE]``: it is not whole.
@@ -122,7 +140,3 @@ class Relay:
     def _take(self, data: bytes) -> bytes:
         """What of it is the client's."""
         return data if self._passage is None else self._passage.take(data)
-
-
-def _as_it_is(chunk: bytes) -> bytes:
-    return chunk

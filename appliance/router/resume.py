@@ -39,23 +39,30 @@ class Passage:
     def resumable(self) -> bool:
         return self._kept_bytes <= _KEPT_BYTES
 
+    @property
+    def continues(self) -> bool:
+        """True where another engine has taken the stream over: not all that it says is new."""
+        return self._continuation is not None
+
     def take(self, data: bytes) -> bytes:
         """What of whole events goes to the client. Raises ``Diverged``."""
         if self._continuation is not None:
             data = self._continuation.rest(data)
-        if self.resumable:
-            self._keep(data)
+        self.keep(data)
         return data
 
-    def begin_again(self) -> None:
-        """What comes now is another engine's answer, from the beginning."""
-        self._continuation = Continuation(b"".join(self._kept))
-
-    def _keep(self, data: bytes) -> None:
+    def keep(self, data: bytes) -> None:
+        """That the client has it."""
+        if not self.resumable:
+            return
         self._kept.append(data)
         self._kept_bytes += len(data)
         if not self.resumable:
             self._kept.clear()
+
+    def begin_again(self) -> None:
+        """What comes now is another engine's answer, from the beginning."""
+        self._continuation = Continuation(b"".join(self._kept))
 
 
 class Continuation:

@@ -152,6 +152,16 @@ class Events:
     def __init__(self) -> None:
         self._tail = b""
 
+    def plain(self, chunk: bytes) -> bool:
+        """True for whole events of an answer under way: no half of one, no end, no failure."""
+        return (
+            not self._tail
+            and chunk.endswith(EVENT_END)
+            and not chunk.endswith(DONE)
+            and STREAM_ERROR not in chunk
+            and ABORTED not in chunk
+        )
+
     def take(self, chunk: bytes) -> bytes:
         """The events that are whole now."""
         if not self._tail and chunk.endswith(EVENT_END):

@@ -12,9 +12,12 @@ from pathlib import Path
 
 import pytest
 import uvicorn
+from starlette.types import ASGIApp
 
 from web import audience, pages
 from web.connection import HEADER_BYTES, Connection, Crowd
+from web.openai import OpenAI
+from web.ports import InferenceRequest, Reply
 
 sys.path.append(str(Path(__file__).parents[1] / "browser"))
 from demo_server import Demo
@@ -78,11 +81,12 @@ class Client:
 
 
 @asynccontextmanager
-async def served(most: int = 100, header_s: float = HEADER_S) -> AsyncIterator[Server]:
+async def served(most: int = 100, header_s: float = HEADER_S, app: ASGIApp | None = None) -> AsyncIterator[Server]:
+    """The site, or ``app``."""
     demo, crowd = Demo(FullNode("busy", tick_s=0.05)), Crowd(most, header_s)
     listener = socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(
-        demo,
+        app or demo,
         http=partial(Connection, crowd=crowd),  # type: ignore[arg-type]
         log_level="error",
         lifespan="off",
@@ -185,6 +189,73 @@ async def test_whoever_is_served_is_waited_for() -> None:
         await stream.reader.readuntil(b"data: ")
         for client in (stream, body, busy):
             client.close()
+
+
+class Talking:
+    """``Inference`` that says so many pieces, at once where there is room."""
+
+    def __init__(self, pieces: int) -> None:
+        self.pieces = [b"%05d " % number * 2000 for number in range(pieces)]
+        self.at_once = self.waited = 0
+        self.behind = asyncio.Event()
+        self.left = asyncio.Event()
+
+    async def serve(self, request: InferenceRequest, reply: Reply) -> None:
+        await reply.start(200, [(b"content-type", b"text/event-stream")])
+        try:
+            for piece in self.pieces:
+                if reply.send_now(piece):
+                    self.at_once += 1
+                else:
+                    self.behind.set()
+                    self.waited += 1
+                    await reply.send(piece)
+                    await asyncio.sleep(0)  # to be cancelled, if its client has left
+        except asyncio.CancelledError:
+            assert not reply.send_now(b"nobody has this")
+            self.left.set()
+            raise
+        await reply.end()
+        assert not reply.send_now(b"nor this")
+
+
+def talk(*headers: str) -> bytes:
+    return "\r\n".join(
+        ("POST /v1/completions HTTP/1.1", "Host: localhost", "Content-Length: 2", *headers, "\r\n{}")
+    ).encode()
+
+
+async def test_what_is_sent_at_once_and_what_has_to_wait_come_in_order() -> None:
+    talking = Talking(1000)
+    async with served(app=OpenAI(talking, 1 << 20, 1 << 20)) as server:
+        client = await server.client(talk("Connection: close"))
+        await asyncio.wait_for(talking.behind.wait(), 10)  # 12 MB don't fit between them
+        said = await client.all()
+        head, _, body = said.partition(b"\r\n\r\n")
+        assert b"transfer-encoding: chunked" in head
+        assert body == b"".join(b"%x\r\n%b\r\n" % (len(one), one) for one in talking.pieces) + b"0\r\n\r\n"
+        assert min(talking.at_once, talking.waited) > 0
+
+
+async def test_the_second_of_two_requests_sent_together_says_nothing_in_the_first_ones_answer() -> None:
+    talking = Talking(3)
+    async with served(app=OpenAI(talking, 1 << 20, 1 << 20)) as server:
+        client = await server.client(talk() + talk("Connection: close"))
+        said = await client.all()
+        first, second = said.split(b"HTTP/1.1 200 OK\r\n")[1:]
+        assert first.partition(b"\r\n\r\n")[2] == second.partition(b"\r\n\r\n")[2]
+        assert first.endswith(b"0\r\n\r\n")
+        assert talking.at_once == 6
+
+
+async def test_nothing_is_sent_at_once_to_a_client_that_has_left() -> None:
+    talking = Talking(1000)
+    async with served(app=OpenAI(talking, 1 << 20, 1 << 20)) as server:
+        client = await server.client(talk())
+        await asyncio.wait_for(talking.behind.wait(), 10)
+        client.close()
+        await asyncio.wait_for(talking.left.wait(), 10)
+        await server.until(0)
 
 
 async def test_after_an_answer_that_came_before_all_of_its_body_a_client_may_rest_as_well() -> None:

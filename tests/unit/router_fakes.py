@@ -145,6 +145,13 @@ class Client:
         self.fields = {name.decode(): value.decode() for name, value in headers}
 
     async def send(self, chunk: bytes) -> None:
+        self._have(chunk)
+
+    def send_now(self, chunk: bytes) -> bool:
+        self._have(chunk)
+        return True
+
+    def _have(self, chunk: bytes) -> None:
         assert self.started
         assert not self.ended
         self.chunks.append(chunk)

@@ -135,6 +135,66 @@ async def test_pieces_come_as_they_are_sent(engine: Engine) -> None:
     assert [await response.some(), await response.some()] == [b"", b""], "the end stays the end"
 
 
+async def test_what_comes_while_a_task_waits_may_be_taken_without_waking_it(engine: Engine) -> None:
+    """Until something is declined: that, and all that comes after it, is the task's, in order."""
+    said: asyncio.Queue[bytes] = asyncio.Queue()
+
+    async def answer(caller: Caller) -> None:
+        await caller.request()
+        caller.say(SAID)
+        while piece := await said.get():
+            caller.say(piece)
+        await caller.end()
+
+    taken: list[bytes] = []
+
+    def taker(piece: bytes) -> bool:
+        if piece.endswith(b"!"):
+            return False
+        taken.append(piece)
+        return True
+
+    engine.answers = answer
+    response = await engine.ask()
+    reading = asyncio.create_task(response.some(taker))
+    for piece in (b"3\r\none\r\n", b"3\r\ntwo\r\n3\r\nsix\r\n", b"5\r\nth", b"ree\r\n", b"4\r\nfou"):
+        said.put_nowait(piece)
+        await asyncio.sleep(0.02)
+    assert taken == [b"one", b"twosix", b"th", b"ree", b"fou"]
+    assert not reading.done()
+    said.put_nowait(b"r\r\n3\r\nno!\r\n")
+    assert await reading == b"rno!"
+    said.put_nowait(b"4\r\nmore\r\n")
+    await asyncio.sleep(0.02)
+    assert await response.some(taker) == b"more", "nothing is offered that came while nobody waited"
+
+    leaving = asyncio.create_task(response.some(taker))
+    await asyncio.sleep(0)
+    leaving.cancel()
+    await asyncio.wait([leaving])
+    said.put_nowait(b"4\r\nleft\r\n")
+    await asyncio.sleep(0.02)
+    assert len(taken) == 5, "nor to a task that was cancelled"
+    assert await response.some() == b"left"
+
+    last = asyncio.create_task(response.some(taker))
+    await asyncio.sleep(0)
+    said.put_nowait(b"3\r\nend\r\n0\r\n\r\n")
+    assert await last == b""
+    assert taken[5:] == [b"end"], "what comes with the end is offered, and the end is told"
+
+
+async def test_an_answer_that_is_taken_is_never_too_much(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "_MOST_HELD_BYTES", 1000)
+    engine.answers = once(SAID, *[b"1f4\r\n" + b"x" * 500 + b"\r\n"] * 400, b"0\r\n\r\n")
+    response = await engine.ask()
+    taken: list[int] = []
+    async with asyncio.timeout(5):
+        while piece := await response.some(lambda piece: taken.append(len(piece)) is None):
+            taken.append(len(piece))
+    assert sum(taken) == 200_000
+
+
 async def test_what_comes_before_the_answer_is_none(engine: Engine) -> None:
     engine.answers = once(b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 201 Created\r\ncontent-length: 2\r\n\r\nhi")
     response = await engine.ask()

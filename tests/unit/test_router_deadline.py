@@ -63,6 +63,9 @@ class Deaf(Client):
             await asyncio.sleep(3600)
         await super().send(chunk)
 
+    def send_now(self, chunk: bytes) -> bool:
+        return False
+
 
 async def test_a_client_that_does_not_read_is_not_waited_for(pair: House, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("appliance.router.request._FAREWELL_S", 0.1)

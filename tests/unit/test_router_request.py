@@ -30,6 +30,7 @@ from router_fakes import (
 from appliance.channel import HandoffEnded, LeaseGranted, Scheduled
 from appliance.errors import RequestError
 from appliance.router.client import Response
+from appliance.router.connection import Taker
 
 # ---- how it should go
 
@@ -208,8 +209,8 @@ async def test_what_engines_have_said_by_the_first_byte_is_in_it(pair: House, mo
     """Words that arrive together with the first bytes are folded before the head is made."""
     original = Response.some
 
-    async def some(self: Response) -> bytes:
-        data = await original(self)
+    async def some(self: Response, taker: Taker | None = None) -> bytes:
+        data = await original(self, taker)
         key = pair["e0"].seen[0]["kv_transfer_params"]["request"]
         said = Scheduled(request=key, phase="prefill", at_ns=1, prompt_tokens=5)
         asyncio.get_running_loop().call_soon(pair.timelines.fold, "e0", said)

@@ -85,6 +85,54 @@ async def test_a_stream_that_begins_with_the_clients_error_has_failed(pair: Hous
     assert legs(pair)[-1] == ("decode", "e1", "error")
 
 
+class Counting(Client):
+    """``room``: for how many pieces there is at first; then one has to wait, and so on."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self._room = self._left = room
+        self.at_once = self.waited = 0
+
+    async def send(self, chunk: bytes) -> None:
+        await asyncio.sleep(0.002 if self._room < 1000 else 0)
+        await super().send(chunk)
+        self._left = self._room
+        self.waited += 1
+
+    def send_now(self, chunk: bytes) -> bool:
+        if not self._left:
+            return False
+        self._left -= 1
+        self.at_once += 1
+        return super().send_now(chunk)
+
+
+@pytest.mark.parametrize("room", [0, 1, 3, 1000])
+async def test_a_client_gets_all_in_order_whether_it_keeps_up_or_is_behind(pair: House, room: int) -> None:
+    events = [b'data: {"choices":[{"text":"%d"}]}\n\n' % number for number in range(40)]
+
+    async def script(engine: Engine, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        for number, event in enumerate(events):
+            for piece in (event[:9], event[9:]) if number % 7 == 6 else (event,):
+                await response.write(piece)
+                await asyncio.sleep(0.001)
+        await response.write(DONE)
+        return response
+
+    pair["e1"].script = script
+    client = Counting(room)
+    await pair.router.serve(asked(STREAM), client)
+    assert client.body == b"".join(events) + DONE
+    assert (last(pair).outcome, client.ended) == ("ok", True)
+    if room == 0:
+        assert client.at_once == 0
+    elif room == 1000:
+        assert client.at_once >= 10, "no task woke for these"
+        assert client.waited >= 2, "but for the first and the last"
+
+
 async def test_words_of_an_error_inside_an_answer_are_an_answer(pair: House) -> None:
     text = json.dumps({"choices": [{"text": 'data: {"error": {"message": "x", "code": 500}}\n\n'}]}).encode()
     pieces = (b"data: " + text + b"\n\n", DONE)
