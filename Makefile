@@ -46,7 +46,7 @@ bench: setup-test  ## split against aggregated, and the hand-off against memcpy;
 bench-peers: setup-test  ## this appliance and its peers under the same load, some hours, resumable; ARGS="--quick --only nixl-tuned 1p1d --out DIR"
 	$(BIN)/python -m bench.peers $(ARGS)
 
-bench-compare: setup-test  ## this tree against an earlier commit, in turn: is it slower? ten minutes; ARGS="HEAD~20 --only tokens"
+bench-compare: setup-test  ## this tree against an earlier commit, in turn: is it slower? a quarter of an hour; ARGS="HEAD~20 --only tokens"
 	$(BIN)/python -m bench.compare $(ARGS)
 
 bench-streams: setup  ## what the supervisor can carry, over simulated engines; ARGS="--streams 512" is passed on

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import aiohttp
+import psutil
 
 from bench.load import Plan, Target, bodies
 from bench.records import AGGREGATED, APPLIANCE, StartUp
@@ -24,6 +25,7 @@ from bench.records import AGGREGATED, APPLIANCE, StartUp
 ROOT: Final = Path(__file__).parents[1]
 MODEL_NAME: Final = "bench"
 START_S, STOP_S, POLL_S, PROBE_S = 180.0, 60.0, 0.05, 10.0
+_FOLLOW_S: Final = 5.0  # until all that a process had started has ended after it
 KV_CACHE_BYTES: Final = 512 << 20  # per engine: 16 requests of 2,080 tokens, twice
 ENGINE_ARGUMENTS: Final = ("--dtype", "bfloat16", "--max-model-len", "4096")
 Check = Callable[[], Awaitable[bool]]
@@ -225,14 +227,32 @@ async def process(
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
-    """SIGTERM, time to obey, then SIGKILL to whatever is left of the session's process group."""
+    """SIGTERM, time to obey, then SIGKILL, and the same to whatever is left of the session's process group: Python's resource tracker
+    is in it, and has to give the dead ones' shared memory back.
+    """
     with contextlib.suppress(ProcessLookupError, TimeoutError):
         process.send_signal(signal.SIGTERM)
         async with asyncio.timeout(STOP_S):
             await process.wait()
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+        process.kill()
     await process.wait()
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_FOLLOW_S):
+            while _members(process.pid):
+                await asyncio.sleep(0.1)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def _members(group: int) -> list[int]:
+    """Of a process group those that run."""
+    found = []
+    for one in psutil.process_iter(["status"]):
+        with contextlib.suppress(ProcessLookupError):
+            if os.getpgid(one.pid) == group and one.info["status"] != psutil.STATUS_ZOMBIE:
+                found.append(one.pid)
+    return found
 
 
 async def _true(check: Check) -> bool:

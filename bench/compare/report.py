@@ -15,7 +15,7 @@ from bench.compare.measures import MORE_IS_BETTER
 from bench.report import spread, table
 
 ALLOWED: Final = 1.05  # times what it was, at the median, until it is called worse
-_ENOUGH: Final = 3  # rounds, to call anything better or worse
+ENOUGH: Final = 5  # rounds, to call anything better or worse: of two that are alike, one is ahead of all of the other's once in 126 times
 
 
 class Round(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,7 +38,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def worse(report: Report) -> list[str]:
-    """The figures that are, beyond what is allowed at the median, and in every round."""
+    """The figures that are, beyond what is allowed at the median, and with no round as good as any of the other's."""
     return [name for name in report.names if _outcome(report, name) == _WORSE]
 
 
@@ -56,9 +56,9 @@ def markdown(report: Report) -> str:
     ]
     return (
         f"# {report.this} against {report.that}\n\n{machine}.\n\n"
-        f"{len(report.rounds)} rounds, both in turn. Figures are medians (min–max), ratios taken round by round. What is called better or "
-        f"worse is so by more than {ALLOWED - 1:.0%} at the median and in every round, of {_ENOUGH} at least.\n\n"
-        + table(["", report.this, report.that, "ratio", ""], rows)
+        f"{len(report.rounds)} rounds, both in turn. Figures are medians (min–max), ratios taken round by round. What is called better "
+        f"or worse is so by more than {ALLOWED - 1:.0%} at the median, and no round of it, of {ENOUGH} at least, is within the other's "
+        "range.\n\n" + table(["", report.this, report.that, "ratio", ""], rows)
     )
 
 
@@ -72,13 +72,14 @@ _WORSE: Final = "**worse**"
 
 def _outcome(report: Report, name: str) -> str:
     found = ratios(report, name)
-    if len(found) < _ENOUGH:
+    if len(found) < ENOUGH:
         return ""
-    costs = [1 / one if name.startswith(MORE_IS_BETTER) else one for one in found if one > 0]
-    middle = statistics.median(costs)
-    if middle > ALLOWED and min(costs) > 1:
-        return _WORSE
-    return "better" if middle < 1 / ALLOWED and max(costs) < 1 else ""
+    these, those = zip(*((one.this[name], one.that[name]) for one in _both(report, name)), strict=True)
+    middle = statistics.median(found)
+    more, less = middle > ALLOWED and min(these) > max(those), middle < 1 / ALLOWED and max(these) < min(those)
+    if not more and not less:
+        return ""
+    return "better" if more == name.startswith(MORE_IS_BETTER) else _WORSE
 
 
 def _both(report: Report, name: str) -> Sequence[Round]:

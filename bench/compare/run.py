@@ -22,7 +22,7 @@ import psutil
 
 from bench import measure
 from bench.compare.measures import SUITES, Figures
-from bench.compare.report import Report, Round, markdown, worse
+from bench.compare.report import ENOUGH, Report, Round, markdown, worse
 from bench.compare.trees import NoCommitError, Tree, earlier, here
 from bench.run import cancel_at_sigterm, make_model
 from bench.servers import ServerError
@@ -60,7 +60,9 @@ async def _round(
 
 def _rounds(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of rounds: 1 or more, and 3 to call anything worse")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no number of rounds: 1 or more, and {ENOUGH} to call anything worse"
+        )
     return int(text)
 
 
@@ -68,7 +70,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.compare", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("commit", help="that this tree is compared with: a hash, a tag, HEAD~20")
     parser.add_argument(
-        "--rounds", type=_rounds, default=3, help="each measures both; 3 are needed to call anything worse"
+        "--rounds", type=_rounds, default=ENOUGH, help=f"each measures both; {ENOUGH} are needed to call anything worse"
     )
     parser.add_argument(
         "--only", nargs="+", choices=SUITES, default=list(SUITES), metavar="WHAT", help=", ".join(SUITES)

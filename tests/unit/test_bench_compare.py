@@ -23,17 +23,20 @@ def report(*pairs: tuple[float, float], name: str = CPU) -> Report:
 @pytest.mark.parametrize(
     ("pairs", "name", "expected"),
     [
-        ([(55, 50), (57, 50), (51, 50)], CPU, "**worse**"),
-        ([(55, 50), (57, 50), (49, 50)], CPU, ""),  # one round says otherwise
-        ([(51, 50), (52, 50), (51, 50)], CPU, ""),  # too little
-        ([(55, 50), (57, 50)], CPU, ""),  # too few
-        ([(40, 50), (45, 50), (44, 50)], CPU, "better"),
-        ([(9, 10), (9, 10), (8, 10)], RATE, "**worse**"),
-        ([(12, 10), (11, 10), (12, 10)], RATE, "better"),
-        ([(1, 0), (1, 0), (1, 0)], CPU, ""),  # nothing to take a ratio of
+        ([(55, 50), (57, 50), (51, 50), (55, 49), (56, 50)], CPU, "**worse**"),
+        ([(55, 50), (57, 50), (49, 50), (55, 49), (56, 50)], CPU, ""),  # one round says otherwise
+        ([(55, 50), (57, 50), (51, 49), (55, 52), (56, 50)], CPU, ""),  # one is as good as one of the other's
+        ([(51, 50), (52, 50), (51, 50), (51, 50), (52, 50)], CPU, ""),  # too little
+        ([(55, 50)] * 4, CPU, ""),  # too few
+        ([(40, 50), (45, 50), (44, 50), (40, 50), (44, 50)], CPU, "better"),
+        ([(9, 10), (9, 10), (8, 10), (9, 10), (9, 10)], RATE, "**worse**"),
+        ([(12, 10), (11, 10), (12, 10), (11, 10), (12, 10)], RATE, "better"),
+        ([(1, 0)] * 5, CPU, ""),  # nothing to take a ratio of
     ],
 )
-def test_what_is_called_worse_is_so_in_every_round(pairs: list[tuple[float, float]], name: str, expected: str) -> None:
+def test_what_is_called_worse_is_so_beyond_the_others_range(
+    pairs: list[tuple[float, float]], name: str, expected: str
+) -> None:
     found = report(*pairs, name=name)
     assert worse(found) == ([name] if expected == "**worse**" else [])
     [row] = [line for line in markdown(found).splitlines() if line.startswith(f"| {name}")]
