@@ -237,12 +237,14 @@ async def _end(process: asyncio.subprocess.Process) -> None:
     with contextlib.suppress(ProcessLookupError):
         process.kill()
     await process.wait()
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(_FOLLOW_S):
-            while _members(process.pid):
-                await asyncio.sleep(0.1)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+    try:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_FOLLOW_S):
+                while _members(process.pid):
+                    await asyncio.sleep(0.1)
+    finally:  # if nobody has the patience, too
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def _members(group: int) -> list[int]:

@@ -46,7 +46,7 @@ def _send_now(of: weakref.ref[RequestResponseCycle], piece: bytes) -> bool:
     cycle = of()
     if cycle is None or cycle.flow.write_paused or cycle.disconnected or cycle.response_complete:
         return False
-    if not cycle.chunked_encoding:
+    if not cycle.chunked_encoding or not piece or cycle.transport.is_closing():
         return False
     cycle.transport.write(b"%x\r\n%b\r\n" % (len(piece), piece))
     return True
@@ -119,7 +119,9 @@ class Connection(HttpToolsProtocol):
         self._stop_clock()  # but it owes a body: its place is given away before others'
         self._in_body = True
         super().on_headers_complete()
-        self.scope["extensions"] = {_SEND_NOW: partial(_send_now, weakref.ref(self.cycle))}  # type: ignore[dict-item]
+        if self.cycle is not None and self.cycle.scope is self.scope:  # not so of what is to become a WebSocket
+            now = partial(_send_now, weakref.ref(self.cycle))
+            self.scope.setdefault("extensions", {})[_SEND_NOW] = now  # type: ignore[assignment]
 
     def on_message_complete(self) -> None:
         self._in_body = False

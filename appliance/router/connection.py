@@ -15,7 +15,7 @@ import httptools
 _NOT_IN_A_LINE: Final = re.compile(r"[\r\n\0]")
 _MOST_HELD_BYTES: Final = 256 << 10  # of an answer that nobody reads; beyond it nothing more is taken from the engine
 Taker = Callable[[bytes], bool]
-"""Is given a piece of a body; False where it has not taken it."""
+"""Is given a piece of a body; False where it has not taken it. What it raises, whoever waits for more gets."""
 
 
 def head(method: str, target: str, host: str, headers: Mapping[str, str], length: int) -> bytes:
@@ -107,8 +107,11 @@ class Answering:
         if self._waiter is None or self._waiter.done():
             return
         if self._taker is not None:
-            if self._held and self._taker(self._gathered()):
-                self._taken()
+            try:
+                if self._held and self._taker(self._gathered()):
+                    self._taken()
+            except Exception as error:  # the reader's own: neither the engine nor its connection is to blame
+                return self._waiter.set_exception(error)
             if not self._held and not self._ended and self._error is None:
                 return
         self._waiter.set_result(None)
@@ -186,10 +189,10 @@ class Connection(asyncio.Protocol):
             self.closed.set_result(None)
 
     def _fail(self, error: ConnectionError) -> None:
-        if self._answering is not None:
-            self._answering.fail(error)
-            self._answering.wake()
-            self._answering = None
+        answering, self._answering = self._answering, None
+        if answering is not None:
+            answering.fail(error)
+            answering.wake()
 
     # ---- what the parser calls
 

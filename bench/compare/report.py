@@ -1,12 +1,15 @@
 """Two trees' figures beside each other, as Markdown. Pure.
 
-Ratios are taken round by round, so that what slows the whole machine for a while stays out of them.
+Ratios are taken round by round, so that what slows the whole machine for a while stays out of them. Whether they say anything is told by
+ranks, in which one strange round counts for no more than its place.
 """
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Final
 
 import msgspec
@@ -15,7 +18,10 @@ from bench.compare.measures import MORE_IS_BETTER
 from bench.report import spread, table
 
 ALLOWED: Final = 1.05  # times what it was, at the median, until it is called worse
-ENOUGH: Final = 5  # rounds, to call anything better or worse: of two that are alike, one is ahead of all of the other's once in 126 times
+CHANCE: Final = 0.01  # that two trees which are alike come to stand as far apart
+ENOUGH: Final = (
+    5  # rounds, to call anything better or worse; with 4 each, even ranges that lie apart are more likely than that
+)
 
 
 class Round(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,7 +44,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def worse(report: Report) -> list[str]:
-    """The figures that are, beyond what is allowed at the median, and with no round as good as any of the other's."""
+    """The figures that are, beyond what is allowed at the median and what chance does (``_outcome``)."""
     return [name for name in report.names if _outcome(report, name) == _WORSE]
 
 
@@ -57,8 +63,9 @@ def markdown(report: Report) -> str:
     return (
         f"# {report.this} against {report.that}\n\n{machine}.\n\n"
         f"{len(report.rounds)} rounds, both in turn. Figures are medians (min–max), ratios taken round by round. What is called better "
-        f"or worse is so by more than {ALLOWED - 1:.0%} at the median, and no round of it, of {ENOUGH} at least, is within the other's "
-        "range.\n\n" + table(["", report.this, report.that, "ratio", ""], rows)
+        f"or worse is so by more than {ALLOWED - 1:.0%} at the median, of {ENOUGH} rounds at least, and so clearly that two trees "
+        f"which are alike would come to stand as far apart once in {1 / CHANCE:.0f} times.\n\n"
+        + table(["", report.this, report.that, "ratio", ""], rows)
     )
 
 
@@ -76,10 +83,28 @@ def _outcome(report: Report, name: str) -> str:
         return ""
     these, those = zip(*((one.this[name], one.that[name]) for one in _both(report, name)), strict=True)
     middle = statistics.median(found)
-    more, less = middle > ALLOWED and min(these) > max(those), middle < 1 / ALLOWED and max(these) < min(those)
+    more = middle > ALLOWED and _chance(these, those) <= CHANCE
+    less = middle < 1 / ALLOWED and _chance(those, these) <= CHANCE
     if not more and not less:
         return ""
     return "better" if more == name.startswith(MORE_IS_BETTER) else _WORSE
+
+
+def _chance(high: Sequence[float], low: Sequence[float]) -> float:
+    """That two of a kind come to stand as far apart: Mann and Whitney's U, exact, one-sided; equals count against it."""
+    crossed = sum(one <= other for one in high for other in low)
+    ways = sum(_ways(len(high), len(low), count) for count in range(crossed + 1))
+    return ways / math.comb(len(high) + len(low), len(high))
+
+
+@cache
+def _ways(high: int, low: int, crossed: int) -> int:
+    """Orders of so many of both in which so many pairs stand the wrong way round."""
+    if crossed < 0:
+        return 0
+    if not high or not low:
+        return int(crossed == 0)
+    return _ways(high - 1, low, crossed - low) + _ways(high, low - 1, crossed)
 
 
 def _both(report: Report, name: str) -> Sequence[Round]:

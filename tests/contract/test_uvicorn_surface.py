@@ -36,7 +36,7 @@ def test_it_is_called_when_a_request_is_there_and_when_it_was_answered() -> None
 @pytest.mark.parametrize("method", ["POST", "HEAD"])
 async def test_a_piece_that_is_sent_at_once_is_what_uvicorn_would_have_sent(method: str) -> None:
     written: list[bytes] = []
-    transport = SimpleNamespace(write=written.append, close=lambda: None)
+    transport = SimpleNamespace(write=written.append, close=lambda: None, is_closing=lambda: False)
     cycle = RequestResponseCycle(
         scope={"method": method},  # type: ignore[arg-type,typeddict-item]
         transport=transport,  # type: ignore[arg-type]

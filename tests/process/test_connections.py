@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import uvicorn
+import uvloop
 from starlette.types import ASGIApp
 
 from web import audience, pages
@@ -246,6 +247,44 @@ async def test_the_second_of_two_requests_sent_together_says_nothing_in_the_firs
         assert first.partition(b"\r\n\r\n")[2] == second.partition(b"\r\n\r\n")[2]
         assert first.endswith(b"0\r\n\r\n")
         assert talking.at_once == 6
+
+
+def test_nor_to_one_that_left_after_sending_another_request() -> None:
+    """uvicorn tells only the last request of a connection that it has gone, and uvloop's transports raise where asyncio's are silent."""
+    said: list[bool] = []
+
+    class Late(Talking):
+        async def serve(self, request: InferenceRequest, reply: Reply) -> None:
+            await reply.start(200, [(b"content-type", b"text/event-stream")])
+            said.append(reply.send_now(b"one"))
+            self.behind.set()
+            await self.left.wait()
+            said.append(reply.send_now(b"two"))
+
+    async def scenario() -> None:
+        late = Late(0)
+        async with served(app=OpenAI(late, 1 << 20, 1 << 20)) as server:
+            client = await server.client(talk() + talk())
+            await asyncio.wait_for(late.behind.wait(), 10)
+            client.close()
+            await server.until(0)
+            late.left.set()
+            await asyncio.sleep(0.05)
+
+    uvloop.run(scenario())
+    assert said == [True, False]
+
+
+async def test_who_asks_for_a_websocket_is_told_that_there_is_none() -> None:
+    upgrade = (
+        "Connection: Upgrade",
+        "Upgrade: websocket",
+        "Sec-WebSocket-Version: 13",
+        "Sec-WebSocket-Key: " + "A" * 22 + "==",
+    )
+    async with served() as server:
+        client = await server.client(get("/", *upgrade))
+        assert b" 403 " in await client.head()
 
 
 async def test_nothing_is_sent_at_once_to_a_client_that_has_left() -> None:

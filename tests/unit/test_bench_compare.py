@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from bench.compare import run, trees
-from bench.compare.report import Report, Round, markdown, ratios, worse
+from bench.compare.report import Report, Round, _chance, markdown, ratios, worse
 
 CPU, RATE = "CPU of the supervisor per streamed token, µs", "requests/s, 4 at once"
 
@@ -24,8 +25,9 @@ def report(*pairs: tuple[float, float], name: str = CPU) -> Report:
     ("pairs", "name", "expected"),
     [
         ([(55, 50), (57, 50), (51, 50), (55, 49), (56, 50)], CPU, "**worse**"),
-        ([(55, 50), (57, 50), (49, 50), (55, 49), (56, 50)], CPU, ""),  # one round says otherwise
-        ([(55, 50), (57, 50), (51, 49), (55, 52), (56, 50)], CPU, ""),  # one is as good as one of the other's
+        ([(55, 50), (57, 50), (51, 49), (55, 52), (56, 50)], CPU, "**worse**"),  # one is as good as one of the other's
+        ([(55, 50), (57, 50), (49, 50), (55, 51), (56, 50)], CPU, ""),  # one is as good as five of them
+        ([(55, 50), (57, 50), (49, 50), (55, 51), (56, 50)] * 3, CPU, "**worse**"),  # which is less among fifteen
         ([(51, 50), (52, 50), (51, 50), (51, 50), (52, 50)], CPU, ""),  # too little
         ([(55, 50)] * 4, CPU, ""),  # too few
         ([(40, 50), (45, 50), (44, 50), (40, 50), (44, 50)], CPU, "better"),
@@ -34,13 +36,20 @@ def report(*pairs: tuple[float, float], name: str = CPU) -> Report:
         ([(1, 0)] * 5, CPU, ""),  # nothing to take a ratio of
     ],
 )
-def test_what_is_called_worse_is_so_beyond_the_others_range(
-    pairs: list[tuple[float, float]], name: str, expected: str
-) -> None:
+def test_what_is_called_worse_is_so_beyond_chance(pairs: list[tuple[float, float]], name: str, expected: str) -> None:
     found = report(*pairs, name=name)
     assert worse(found) == ([name] if expected == "**worse**" else [])
     [row] = [line for line in markdown(found).splitlines() if line.startswith(f"| {name}")]
     assert row.split("|")[-2].strip() == expected
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 3, 4])
+def test_chance_is_what_counting_all_orders_says(rounds: int) -> None:
+    numbers = range(2 * rounds)
+    splits = [(high, [n for n in numbers if n not in high]) for high in itertools.combinations(numbers, rounds)]
+    crossed = [sum(one < other for one in high for other in low) for high, low in splits]
+    for (high, low), count in zip(splits, crossed, strict=True):
+        assert _chance(high, low) == sum(other <= count for other in crossed) / len(splits)
 
 
 def test_ratios_are_taken_round_by_round_of_what_both_have() -> None:

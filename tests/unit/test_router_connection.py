@@ -184,6 +184,33 @@ async def test_what_comes_while_a_task_waits_may_be_taken_without_waking_it(engi
     assert taken[5:] == [b"end"], "what comes with the end is offered, and the end is told"
 
 
+async def test_what_a_taker_raises_is_its_readers(engine: Engine) -> None:
+    """Not the engine's: its connection goes on, and ends in order."""
+    go_on = asyncio.Event()
+
+    async def answer(caller: Caller) -> None:
+        await caller.request()
+        caller.say(SAID)
+        await go_on.wait()
+        caller.say(b"4\r\nword\r\n", b"0\r\n\r\n")
+        await caller.request()
+        caller.say(EMPTY)
+        await caller.end()
+
+    def taker(piece: bytes) -> bool:
+        raise RuntimeError(f"can't take {piece!r}")
+
+    engine.answers = answer
+    response = await engine.ask()
+    reading = asyncio.create_task(response.some(taker))
+    await asyncio.sleep(0)
+    go_on.set()
+    with pytest.raises(RuntimeError, match="can't take b'word'"):
+        await asyncio.wait_for(reading, 5)
+    await engine.ask()
+    assert len(engine.callers) == 1, "the same connection, used again"
+
+
 async def test_an_answer_that_is_taken_is_never_too_much(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "_MOST_HELD_BYTES", 1000)
     engine.answers = once(SAID, *[b"1f4\r\n" + b"x" * 500 + b"\r\n"] * 400, b"0\r\n\r\n")
