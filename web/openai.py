@@ -27,7 +27,7 @@ _ID: Final = re.compile(r"(?!\.\.?\Z)[A-Za-z0-9._:-]{1,128}")  # it stands in pa
 
 
 class AsgiReply:
-    """``Reply`` over ASGI's ``send``, and ``now``, which needs not wait."""
+    """``Reply`` over ASGI's ``send``, and over ``now``, which never waits."""
 
     __slots__ = ("_mark", "_now", "_send", "started")
 

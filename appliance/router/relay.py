@@ -34,9 +34,8 @@ class Relay:
         self._reply = reply
         self._trace = trace
         self._passage = passage
-        self._events = (
-            wire.Events() if route.way is Way.SPLIT else None
-        )  # others' streams tell of failures in events of their own
+        # Others' streams tell of failures in events of their own: these are not looked at.
+        self._events = wire.Events() if route.way is Way.SPLIT else None
         self._had = b""  # the last that the client has had
 
     async def first(self) -> bytes:
@@ -105,7 +104,7 @@ class Relay:
         return True
 
     def _fails(self, data: bytes) -> bool:
-        return self._events is not None and (wire.STREAM_ERROR in data or wire.aborted(data))
+        return self._events is not None and wire.fails(data)
 
     async def _end_failed(self, data: bytes, outcome: Outcome) -> None:
         """vLLM ends a stream that failed in order. The client gets the error, but no ``[DONE]``: it is not whole.

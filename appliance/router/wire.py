@@ -140,6 +140,11 @@ def aborted(data: bytes) -> bool:
     return ABORTED in data
 
 
+def fails(data: bytes) -> bool:
+    """True where a stream's events tell of a failure, of either kind."""
+    return STREAM_ERROR in data or ABORTED in data
+
+
 def before_abort(data: bytes) -> bytes:
     """Of whole events those before the one that says so."""
     before, end, _ = data[: data.index(ABORTED)].rpartition(EVENT_END)
@@ -154,13 +159,7 @@ class Events:
 
     def plain(self, chunk: bytes) -> bool:
         """True for whole events of an answer under way: no half of one, no end, no failure."""
-        return (
-            not self._tail
-            and chunk.endswith(EVENT_END)
-            and not chunk.endswith(DONE)
-            and STREAM_ERROR not in chunk
-            and ABORTED not in chunk
-        )
+        return not self._tail and chunk.endswith(EVENT_END) and not chunk.endswith(DONE) and not fails(chunk)
 
     def take(self, chunk: bytes) -> bytes:
         """The events that are whole now."""

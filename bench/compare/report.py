@@ -18,10 +18,10 @@ from bench.compare.measures import MORE_IS_BETTER
 from bench.report import spread, table
 
 ALLOWED: Final = 1.05  # times what it was, at the median, until it is called worse
-CHANCE: Final = 0.01  # that two trees which are alike come to stand as far apart
-ENOUGH: Final = (
-    5  # rounds, to call anything better or worse; with 4 each, even ranges that lie apart are more likely than that
-)
+CHANCE: Final = 0.01
+"""That of two trees which are alike this one comes to stand as far above the other, or as far below."""
+ENOUGH: Final = 5
+"""Rounds, to call anything better or worse: with four, even ranges that lie apart are more likely than ``CHANCE``."""
 
 
 class Round(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,8 +63,8 @@ def markdown(report: Report) -> str:
     return (
         f"# {report.this} against {report.that}\n\n{machine}.\n\n"
         f"{len(report.rounds)} rounds, both in turn. Figures are medians (min–max), ratios taken round by round. What is called better "
-        f"or worse is so by more than {ALLOWED - 1:.0%} at the median, of {ENOUGH} rounds at least, and so clearly that two trees "
-        f"which are alike would come to stand as far apart once in {1 / CHANCE:.0f} times.\n\n"
+        f"or worse is so by more than {ALLOWED - 1:.0%} at the median, of {ENOUGH} rounds at least, and so clearly that of two "
+        f"trees which are alike one would come to stand as far above the other once in {1 / CHANCE:.0f} times.\n\n"
         + table(["", report.this, report.that, "ratio", ""], rows)
     )
 
