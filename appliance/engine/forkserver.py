@@ -51,6 +51,7 @@ def serve() -> None:
     from appliance.engine import mends  # it imports vLLM, which is to begin after the supervisor is known to live
 
     mends.keep_tqdm_in_one_process()
+    mends.share_one_group_where_alone()
     gc.collect()
     gc.freeze()  # what is imported stays: no collection shall touch, and so copy, the pages that engines share
     control.sendall(encode(Imported()))

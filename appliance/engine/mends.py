@@ -1,4 +1,4 @@
-"""Mends of vLLM 0.32: where a client could end an engine, or an engine would leave something behind.
+"""Mends of vLLM 0.32: where a client could end an engine, or an engine would leave something behind, or work for nothing.
 
 Each says what it mends; ``tests/contract`` says when it can go.
 """
@@ -9,6 +9,7 @@ import time
 from typing import Any, Final
 
 import numpy as np
+import torch.distributed
 from tqdm.std import TqdmDefaultWriteLock
 from vllm.distributed.device_communicators import shm_broadcast
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
@@ -19,6 +20,27 @@ _NAP_S: Final = 5e-5
 def keep_tqdm_in_one_process() -> None:
     """Have tqdm make no lock between processes: vLLM ends its processes by force, and the lock's semaphore stays in /dev/shm."""
     TqdmDefaultWriteLock.mp_lock = None
+
+
+def share_one_group_where_alone() -> None:
+    """Have an engine of one rank make one process group, and not one for each that vLLM asks for.
+
+    Each group of Gloo's brings a thread that looks for work a hundred times a second: nine of them take half of what an idle engine does.
+    Of one rank all groups are alike. Who ends a shared one leaves it to the others; whoever ends all, by naming none, ends it.
+    """
+    distributed: Any = torch.distributed
+    new, destroy = distributed.new_group, distributed.destroy_process_group
+
+    def new_group(ranks: Any = None, timeout: Any = None, backend: str | None = None, **options: Any) -> Any:
+        if distributed.get_world_size() == 1 and distributed.get_backend() == "gloo" and backend in (None, "gloo"):
+            return distributed.group.WORLD
+        return new(ranks, timeout, backend, **options)
+
+    def destroy_process_group(group: Any = None) -> None:
+        if group is None or group is not distributed.group.WORLD:
+            destroy(group)
+
+    distributed.new_group, distributed.destroy_process_group = new_group, destroy_process_group
 
 
 def wait_for_ranks_asleep() -> None:

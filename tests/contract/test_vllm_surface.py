@@ -7,12 +7,15 @@ import multiprocessing.context
 import multiprocessing.popen_fork
 import multiprocessing.popen_spawn_posix
 import time
+from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import msgspec
 import pytest
 import torch
+import torch.distributed
 import vllm
 from tqdm.std import TqdmDefaultWriteLock
 from vllm.config import SchedulerConfig
@@ -23,6 +26,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     SupportsHMA,
     supports_hma,
 )
+from vllm.distributed.parallel_state import GroupCoordinator
 from vllm.v1.core.block_pool import BlockPool
 from vllm.v1.core.kv_cache_manager import KVCacheManager
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
@@ -176,6 +180,44 @@ def test_tqdm_makes_no_lock_where_one_was_chosen(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(TqdmDefaultWriteLock, "mp_lock", None, raising=False)
     TqdmDefaultWriteLock.create_mp_lock()
     assert TqdmDefaultWriteLock.mp_lock is None
+
+
+def _threads_of_gloo() -> int:
+    return sum(task.read_text().startswith("gloo") for task in Path("/proc/self/task").glob("*/comm"))
+
+
+@pytest.fixture
+def one_rank(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A world of Gloo's with this process alone; what mends replace is put back."""
+    for name in ("new_group", "destroy_process_group"):
+        monkeypatch.setattr(torch.distributed, name, getattr(torch.distributed, name))
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+
+def test_a_group_of_one_rank_still_brings_threads_of_its_own(one_rank: None) -> None:
+    """When it no longer does, ``share_one_group_where_alone`` of ``engine/mends.py`` can go."""
+    before = _threads_of_gloo()
+    GroupCoordinator([[0]], 0, "gloo", use_device_communicator=False)
+    assert _threads_of_gloo() == before + 2
+
+
+def test_groups_of_one_rank_are_one_and_last_until_all_are_ended(one_rank: None) -> None:
+    mends.share_one_group_where_alone()
+    before = _threads_of_gloo()
+    first, second = (GroupCoordinator([[0]], 0, "gloo", use_device_communicator=False) for _ in range(2))
+    assert _threads_of_gloo() == before
+    first.destroy()
+    tensor = torch.ones(3)
+    torch.distributed.all_reduce(tensor, group=second.cpu_group)
+    assert tensor.tolist() == [1, 1, 1]
+    second.destroy()
+    torch.distributed.destroy_process_group()
+    assert not torch.distributed.is_initialized()
 
 
 def test_a_rank_that_waits_calls_what_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
