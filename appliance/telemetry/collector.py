@@ -45,7 +45,8 @@ from appliance.telemetry.steps import Steps
 from appliance.telemetry.timeline import Timelines
 
 _log = logging.getLogger("pd-appliance")
-_MEMORY_S: Final = 15.0  # the kernel walks all pages of a process to say how large it is
+_MEMORY_S: Final = 15.0  # at the least, between two looks at how large processes are
+_SPARING: Final = 1000.0  # times what a look took, until the next: the kernel walks all pages of all of them
 _NEWEST: Final = 12  # timelines in a snapshot
 _ENDED: Final = (EngineState.BACKOFF, EngineState.FAILED, EngineState.STOPPED)
 _MUCH: Final = 1.3  # times what calibrations of others took: worth a line
@@ -345,12 +346,20 @@ class Collector:
         return None
 
     async def _weigh(self) -> None:
-        """Memory, off the loop."""
+        """Memory, off the loop. Rarely where it takes long, and sooner when engines have come, gone or become ready."""
         while True:
-            pids = [view.pid for view in self._node.views() if view.pid]
-            found = {pid: await asyncio.to_thread(session_memory_bytes, pid) for pid in pids}
+            lives = self._lives()
+            began_s = time.monotonic()
+            found = {pid: await asyncio.to_thread(session_memory_bytes, pid) for pid, _ in lives}
             self._memory = {**found, _OWN: await asyncio.to_thread(own_memory_bytes)}
+            rests_until_s = time.monotonic() + _SPARING * (time.monotonic() - began_s)
             await asyncio.sleep(_MEMORY_S)
+            while self._lives() == lives and time.monotonic() < rests_until_s:
+                await asyncio.sleep(_MEMORY_S)
+
+    def _lives(self) -> list[tuple[int, EngineState]]:
+        """Engines that have processes, by their leaders."""
+        return [(view.pid, view.state) for view in self._node.views() if view.pid]
 
 
 def _slow(name: str, found: CalibrationSnapshot, noise: float) -> str | None:
