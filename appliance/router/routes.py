@@ -73,6 +73,22 @@ def _not_one_prompt(value: msgspec.Raw) -> bool:
     return not (isinstance(prompt, str) or (isinstance(prompt, list) and bool(prompt) and isinstance(prompt[0], int)))
 
 
+_count = msgspec.json.Decoder(int)
+
+
+def _not_a_count(value: msgspec.Raw) -> bool:
+    """True unless it is a whole number above 0, or null."""
+    try:
+        return _given(value) and _count.decode(value) < 1
+    except (ValueError, RecursionError):
+        return True
+
+
+def _limit(name: str) -> Field:
+    """What the prefill leg has a 1 in place of: vLLM would say that it is wrong only when the prompt has been computed."""
+    return Field(reason=f"{name} is not a whole number above 0", forbids=_not_a_count)
+
+
 class _Part(msgspec.Struct, forbid_unknown_fields=True):
     """A part of a message that is text, with the keys that text has.
 
@@ -117,7 +133,7 @@ def _never_matter(names: str) -> dict[str, Field]:
 
 _COMMON: Final = {
     **_never_matter(
-        "model frequency_penalty logit_bias logprobs max_tokens n presence_penalty response_format seed stop stream"
+        "model frequency_penalty logit_bias logprobs n presence_penalty response_format seed stop stream"
         " stream_options temperature top_p thinking_token_budget user top_k min_p repetition_penalty watermarking"
         " length_penalty stop_token_ids include_stop_str_in_output ignore_eos min_tokens skip_special_tokens"
         " spaces_between_special_tokens truncation_side logprob_token_ids allowed_token_ids bad_words"
@@ -126,6 +142,7 @@ _COMMON: Final = {
         " stream_interval"
     ),
     **_never_matter(" ".join(TRANSFER_KEYS)),  # refused before anything is looked at
+    "max_tokens": _limit("max_tokens"),
     "vllm_xargs": Field(),  # its keys are looked at in every body
     "echo": Field(reason="echo needs the prompt where the answer is made", forbids=_on),
     "prompt_logprobs": Field(reason="prompt_logprobs needs the prompt where the answer is made", forbids=_given),
@@ -145,10 +162,11 @@ COMPLETION_FIELDS: Final = {
 CHAT_FIELDS: Final = {
     **_COMMON,
     **_never_matter(
-        "top_logprobs max_completion_tokens tools tool_choice reasoning_effort include_reasoning parallel_tool_calls"
+        "top_logprobs tools tool_choice reasoning_effort include_reasoning parallel_tool_calls"
         " add_generation_prompt continue_final_message documents chat_template chat_template_kwargs media_io_kwargs"
         " mm_processor_kwargs return_prompt_text"
     ),
+    "max_completion_tokens": _limit("max_completion_tokens"),
     "messages": Field(reason="images, audio and video are not handed over yet", forbids=_not_text),
 }
 

@@ -124,6 +124,8 @@ def test_xargs_that_cannot_be_looked_into_are_400(xargs: bytes) -> None:
         {"use_beam_search": False},
         {"n": 4},
         {"n": None},
+        {"max_tokens": 1},
+        {"max_tokens": None},
         {"logprobs": 5},
         {"stop": ["x"], "seed": 1, "min_tokens": 3},
         {"response_format": {"type": "json_object"}},
@@ -159,6 +161,11 @@ def test_completions_that_are_split(body: dict[str, Any]) -> None:
         ({"n": 0}, "n is not"),
         ({"n": 1.5}, "n is not"),
         ({"n": True}, "n is not"),
+        ({"max_tokens": 0}, "max_tokens is not"),
+        ({"max_tokens": -4}, "max_tokens is not"),
+        ({"max_tokens": -(10**30)}, "max_tokens is not"),
+        ({"max_tokens": "8"}, "max_tokens is not"),  # vLLM reads it as 8
+        ({"max_tokens": [8]}, "max_tokens is not"),
     ],
 )
 def test_completions_that_are_not(body: dict[str, Any], said: str) -> None:
@@ -213,6 +220,12 @@ def test_echo_and_beam_search_forbid_it_for_chats_too() -> None:
     assert reason({"echo": True}, CHAT)
     assert reason({"use_beam_search": True}, CHAT)
     assert reason({"prompt_logprobs": 1}, CHAT)
+
+
+def test_limits_that_are_none_are_left_to_vllm_before_anything_is_computed() -> None:
+    assert reason({"max_completion_tokens": 8, "max_tokens": 8}, CHAT) is None
+    assert reason({"max_completion_tokens": -1}, CHAT) == "max_completion_tokens is not a whole number above 0"
+    assert reason({"max_completion_tokens": 8, "max_tokens": 0}, CHAT) == "max_tokens is not a whole number above 0"
 
 
 # ---- the legs' bodies
