@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from enum import StrEnum
 from typing import Final
@@ -57,9 +58,10 @@ DYNAMO: Final = Contestant(key="dynamo", title="Dynamo's frontend", kind=Kind.FR
 
 CONTESTANTS: Final = (
     *(VLLM, REPLICAS, PAIR, AGGREGATED, PREFILL),
-    *(SPLIT, TUNED, STOCK),  # whose ratios count are measured one after the other
+    *(SPLIT, TUNED, STOCK),
     *(RELAY, SUPERVISOR, DYNAMO),
 )
+TOGETHER: Final = (PREFILL, SPLIT, TUNED)  # whose ratios count are measured one after the other
 PEERS: Final = (VLLM, REPLICAS, TUNED, STOCK)  # that serve real answers
 OURS: Final = (SPLIT, PAIR, AGGREGATED)
 BY_KEY: Final = {one.key: one for one in CONTESTANTS}
@@ -73,9 +75,12 @@ def chosen(only: Sequence[str]) -> tuple[Contestant, ...]:
 
 
 def turns(contestants: Sequence[Contestant], repetition: int) -> tuple[Contestant, ...]:
-    """Each repetition begins with another one, so that none is always the first or follows the same."""
-    if not contestants:
-        return ()
-    order = contestants if repetition % 2 == 0 else contestants[::-1]
-    first = repetition % len(order)
-    return (*order[first:], *order[:first])
+    """Each repetition begins with another one, so that none is always the first or follows the same; ``TOGETHER`` stay so."""
+    blocks = [
+        tuple(block)
+        for _, block in itertools.groupby(contestants, lambda one: TOGETHER if one in TOGETHER else one.key)
+    ]
+    if repetition % 2:
+        blocks = [block[::-1] for block in blocks[::-1]]
+    first = repetition % max(1, len(blocks))
+    return tuple(one for block in (*blocks[first:], *blocks[:first]) for one in block)

@@ -72,7 +72,8 @@ async def loaded(front: Front, key: str, scale: Scale, repetition: int) -> Strea
     """Of one that runs. Raises ``ServerError`` if it doesn't answer."""
     async with Target(f"http://127.0.0.1:{front.port}") as through:
         per_token = await _events_per_token(through)
-        ttfts = await _ttfts_s([target for target in (through, front.direct) if target is not None], scale)
+        targets = [target for target in (through, front.direct) if target is not None]
+        ttfts = await _ttfts_s(targets, scale, repetition)
         async with streams.load(front.port, scale.streams, _ANSWER_TOKENS, _VOCABULARY) as clients:
             await asyncio.sleep(scale.settle_s)
             before, seen, began = front.process.cpu_times(), sum(one.events for one in clients), time.perf_counter()
@@ -105,11 +106,11 @@ async def _events_per_token(target: Target) -> float | None:
     return (len(one.gaps_s) + 1) / one.tokens
 
 
-async def _ttfts_s(targets: Sequence[Target], scale: Scale) -> list[tuple[float, ...]]:
+async def _ttfts_s(targets: Sequence[Target], scale: Scale, repetition: int) -> list[tuple[float, ...]]:
     """p50 and p99 of each, whose turns alternate; nothing if a request failed. No prompt comes twice.
 
-    Requests come by chance: those of clients that ask again when they have been answered would come at an engine's own pace, and what is
-    added would hide between two of its steps.
+    Requests come by chance, at the same times to all: those of clients that ask again when they have been answered would come at an
+    engine's own pace, and what is added would hide between two of its steps.
     """
     found: list[list[float]] = [[] for _ in targets]
     failed = [False for _ in targets]
@@ -123,6 +124,7 @@ async def _ttfts_s(targets: Sequence[Target], scale: Scale) -> list[tuple[float,
                 rate=FIRST_RATE,
                 vocabulary=_VOCABULARY,
                 seed=turn * len(targets) + place + 1,
+                arrivals=repetition * (1 + _TURNS) + turn,
             )
             summary, results = await drive(target, plan)
             if not turn:

@@ -1,13 +1,13 @@
 """What is asked of whom, and how often. Pure.
 
-Two phases: closed loops first; then open loops at shares of what the reference peer held in the closed ones. What budgets are about is
-asked in every repetition, the rest once.
+Two phases: closed loops first; then open loops at shares of what the reference peer held in the closed ones, of those alone that a budget
+is about.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 import msgspec
@@ -53,7 +53,7 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True):
     requests: tuple[tuple[int, ...], ...] = ((60, 160, 400), (30, 60, 100))
     """Of a closed loop, by ``prompts`` and ``clients``: half a minute or so."""
     open_s: float = 40.0  # an open loop takes so long
-    open_requests_min: int = 80  # or as long as so many requests take
+    open_requests_min: int = 40  # or as long as so many requests take
     first_requests: int = 240  # for the time to first token through a frontend, several times
     streams: int = 64  # through a frontend
     stream_s: float = 20.0
@@ -76,9 +76,12 @@ QUICK: Final = Scale(
 )
 
 
-def closed(contestant: Contestant, scale: Scale, repetition: int = 0) -> tuple[Load, ...]:
-    """Its closed loops. An engine that only prefills is asked for one token, by as many clients as there are at most.
+def closed(
+    contestant: Contestant, scale: Scale, repetition: int = 0, prompts: Sequence[int] | None = None
+) -> tuple[Load, ...]:
+    """Its closed loops, with ``prompts`` or all.
 
+    An engine that only prefills is asked for one token, by as many clients as there are at most.
     A peer as it comes is asked once, and not by most clients: it stands beside the tuned one, and takes minutes for some answers.
     """
     if contestant.kind is Kind.FRONTEND or (contestant.as_it_comes and repetition):
@@ -89,17 +92,19 @@ def closed(contestant: Contestant, scale: Scale, repetition: int = 0) -> tuple[L
     elif contestant.as_it_comes:
         clients = clients[:-1] or clients
     return tuple(
-        Load(prompt_tokens=n, output_tokens=tokens, concurrency=several) for n in scale.prompts for several in clients
+        Load(prompt_tokens=n, output_tokens=tokens, concurrency=several)
+        for n in (scale.prompts if prompts is None else prompts)
+        for several in clients
     )
 
 
-def opened(contestant: Contestant, scale: Scale, rates: dict[int, float], repetition: int = 0) -> tuple[Load, ...]:
-    """Its open loops, of those prompts for which a capacity is known. Whoever no budget is about is asked in the last repetition alone."""
-    if contestant.kind is Kind.FRONTEND or contestant == PREFILL or contestant.as_it_comes:
+def opened(
+    contestant: Contestant, scale: Scale, rates: dict[int, float], prompts: Sequence[int] | None = None
+) -> tuple[Load, ...]:
+    """Its open loops, of those prompts for which a capacity is known."""
+    if contestant not in (SPLIT, TUNED):
         return ()
-    if contestant not in (SPLIT, TUNED) and repetition != scale.repetitions - 1:
-        return ()
-    known = [tokens for tokens in scale.prompts if tokens in rates]
+    known = [tokens for tokens in (scale.prompts if prompts is None else prompts) if tokens in rates]
     return tuple(Load(prompt_tokens=tokens, share=share) for tokens in known for share in scale.shares)
 
 
@@ -155,10 +160,10 @@ def first(scale: Scale, model: str) -> list[Plan]:
 
 
 def warming(measured: Plan, scale: Scale) -> Plan:
-    """Comes before, with prompts of its own: two per client; before an open loop, what an engine takes at once."""
+    """Comes before, with prompts of its own: one per client; before an open loop, what an engine takes at once."""
     clients = measured.concurrency if measured.rate is None else min(4, max(scale.clients))
     return msgspec.structs.replace(
-        measured, requests=2 * clients, concurrency=clients, rate=None, seed=measured.seed + _WARMING_SEEDS
+        measured, requests=clients, concurrency=clients, rate=None, seed=measured.seed + _WARMING_SEEDS
     )
 
 

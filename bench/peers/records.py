@@ -17,7 +17,15 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
     machine: dict[str, str]
     sources: str = ""  # a digest of the appliance's, and of the bench's
     versions: dict[str, str] = {}
-    version: int = 2
+    peers: dict[str, str] = {}  # digests of what each peer's environment is made of
+    version: int = 3
+
+
+class Handed(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of the KV of a load's prompts."""
+
+    bytes_s: float | None  # while it was copied; None: nothing was
+    missed: int  # prompts that were computed where the answer was made, by ours; failed and expired transfers of NIXL's
 
 
 class Measured(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,7 +37,16 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
     rate: float | None  # requests per second that were offered; None: a closed loop
     summary: Summary
     ttfts_s: tuple[float, ...] = ()  # of the good requests
-    handoff_bytes_s: float | None = None  # while bytes were copied; None: nobody told
+    handed: Handed | None = None  # None: nobody told
+
+    @property
+    def handoff_bytes_s(self) -> float | None:
+        return self.handed.bytes_s if self.handed is not None else None
+
+    @property
+    def failures(self) -> int:
+        """Requests that failed, or were not split as this contestant is there to do."""
+        return self.summary.errors + (self.handed.missed if self.handed is not None else 0)
 
 
 class Started(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,6 +75,14 @@ class Streamed(msgspec.Struct, frozen=True, kw_only=True):
     ttft_direct_s: tuple[float, ...] = ()  # of the engine without it
 
 
+class Try(msgspec.Struct, frozen=True, kw_only=True):
+    """One that failed. It was started once more; loads that it had gone through before are kept."""
+
+    contestant: str
+    repetition: int
+    why: str
+
+
 class Report(msgspec.Struct, frozen=True, kw_only=True):
     """All of it, for ``report.json``."""
 
@@ -67,4 +92,5 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     measured: tuple[Measured, ...]
     started: tuple[Started, ...]
     streamed: tuple[Streamed, ...]
-    failed: dict[str, str]
+    tries: tuple[Try, ...] = ()
+    failed: dict[str, str] = {}

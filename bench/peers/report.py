@@ -46,7 +46,8 @@ def _head(report: Report) -> str:
         f"# This appliance and its peers\n\n{machine}.\n\n{versions}\n\n"
         f"Random Llama of 32.5 million parameters, bfloat16, eager, {report.setup.kv_cache_bytes >> 20} MiB of KV cache per engine; "
         f"every prompt new, first come first served. {scale.repetitions} repetition(s), the contestants in turn, each started anew "
-        f"and alone. Figures are medians (min–max); ratios are taken repetition by repetition. A p99 of fewer than a hundred requests is "
+        f"and alone. Figures are medians (min–max); ratios are taken repetition by repetition. Errors are requests that failed, or whose "
+        f"KV was to be handed over and was not. A p99 of fewer than a hundred requests is "
         f"the slowest. Hand-offs: of ours the copying; of NIXL's until its engine has seen, between two steps, that it is done. What NIXL "
         f"(tuned) holds: {rates}.\n"
     )
@@ -58,8 +59,12 @@ def _named(environment: str, package: str) -> bool:
 
 
 def _failed(report: Report) -> str:
-    rows = [[BY_KEY[key].title, " ".join(why.split())] for key, why in report.failed.items()]
-    return "## Not run\n\n" + table(["who", "why"], rows) if rows else ""
+    rows = [[BY_KEY[key].title, "given up", " ".join(why.split())] for key, why in report.failed.items()]
+    rows += [
+        [BY_KEY[one.contestant].title, f"once, in repetition {one.repetition + 1}", " ".join(one.why.split())]
+        for one in report.tries
+    ]
+    return "## What failed\n\n" + table(["who", "", "why"], rows) if rows else ""
 
 
 def _budgets(report: Report) -> str:
@@ -96,7 +101,7 @@ def _row(measured: Sequence[Measured], one: Contestant, load: Load) -> list[str]
     values = [
         spread((figure(run.summary) for run in runs), scale, 1 if scale > 1 else 2) for _, figure, scale in _FIGURES
     ]
-    errors = f"{sum(run.summary.errors for run in runs)} of {sum(run.summary.n for run in runs)}"
+    errors = f"{sum(run.failures for run in runs)} of {sum(run.summary.n for run in runs)}"
     return [one.title, *values, spread((run.handoff_bytes_s for run in runs), 1e-9, 2), errors]
 
 

@@ -14,7 +14,7 @@ import asyncio
 import re
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -28,11 +28,11 @@ from bench.diagnosis.kept import judges
 from bench.load import drive, progress_bar
 from bench.peers import frontends, loads
 from bench.peers.contestants import CONTESTANTS, TUNED, Contestant, Kind, chosen, turns
-from bench.peers.environments import RECIPES, Environment, InstallError, install, locked
+from bench.peers.environments import RECIPES, Environment, InstallError, digest, install, locked
 from bench.peers.loads import FULL, QUICK, Load, Scale
-from bench.peers.records import Measured, Report, Setup, Started
+from bench.peers.records import Handed, Measured, Report, Setup, Started, Try
 from bench.peers.report import markdown
-from bench.peers.starting import Running, running
+from bench.peers.starting import Running, Totals, running
 from bench.peers.store import OtherResultsError, Store
 from bench.run import cancel_at_sigterm, make_model
 from bench.servers import KV_CACHE_BYTES, MODEL_NAME, ServerError
@@ -70,14 +70,14 @@ class Bench:
         await self._install()
         self._say("making the model")
         model = await make_model(directory / "model")
-        for repetition in range(self._scale.repetitions):
-            for one in self._standing(repetition):
-                await self._serve(one, loads.closed(one, self._scale, repetition), repetition, directory, model)
+        last = self._scale.prompts[-1]
+        for repetition, tokens, one in self._turns():
+            asked = loads.closed(one, self._scale, repetition, (tokens,))
+            await self._serve(one, asked, repetition, directory, model, rest=tokens == last)
         self._store.keep_rates(loads.capacities(_held(self._store.measured()), self._scale))
-        for repetition in range(self._scale.repetitions):
-            for one in self._standing(repetition):
-                asked = loads.opened(one, self._scale, self._store.rates(), repetition)
-                await self._serve(one, asked, repetition, directory, model)
+        for repetition, tokens, one in self._turns():
+            asked = loads.opened(one, self._scale, self._store.rates(), (tokens,))
+            await self._serve(one, asked, repetition, directory, model)
         for repetition in range(self._scale.repetitions):
             for one in self._standing(repetition):
                 await self._stream(one, repetition, directory, model)
@@ -91,6 +91,7 @@ class Bench:
             measured=tuple(store.measured()),
             started=tuple(store.started()),
             streamed=tuple(store.streamed()),
+            tries=tuple(store.tries()),
             failed=self.failed,
         )
 
@@ -101,6 +102,13 @@ class Bench:
         self._store.write("report.json", msgspec.json.format(msgspec.json.encode(report)).decode() + "\n")
         self._store.write("report.md", text)
         return text
+
+    def _turns(self) -> Iterator[tuple[int, int, Contestant]]:
+        """Repetition, tokens of prompts, and who is asked: one after the other with the same, so that little time lies between them."""
+        for repetition in range(self._scale.repetitions):
+            for tokens in self._scale.prompts:
+                for one in self._standing(repetition):
+                    yield repetition, tokens, one
 
     def _standing(self, repetition: int) -> Iterable[Contestant]:
         """In this repetition's order; whoever fails meanwhile is left out from then on."""
@@ -116,19 +124,30 @@ class Bench:
                         self._give_up(one, f"not installed: {error}")
 
     async def _serve(
-        self, one: Contestant, all_loads: Sequence[Load], repetition: int, directory: Path, model: Path
+        self,
+        one: Contestant,
+        all_loads: Sequence[Load],
+        repetition: int,
+        directory: Path,
+        model: Path,
+        *,
+        rest: bool = False,
     ) -> None:
-        """Whatever of these loads is not there yet. What fails is tried once more."""
+        """Whatever of these loads is not there yet, and then, with ``rest``, what it takes to do nothing. What fails is tried once more."""
         for left in reversed(range(_TRIES)):
             missing = [load for load in all_loads if not self._store.has(one, load, repetition)]
-            if not missing and (not all_loads or self._store.has_start(one, repetition)):
+            rests = rest and bool(all_loads) and not self._store.has_start(one, repetition)
+            if not missing and not rests:
                 return
             self._starts += 1
             self._say(f"{repetition + 1}: {one.title}: starting")
             try:
                 async with running(one, directory, model, self._starts) as it:
                     await self._all(it, missing, repetition)
+                    if rests:
+                        await self._rest(it, repetition)
             except _FAILURES as error:
+                self._store.keep(Try(contestant=one.key, repetition=repetition, why=_short(str(error))))
                 if left:
                     self._say(f"{one.title}: once more: {error}")
                 else:
@@ -141,8 +160,6 @@ class Bench:
             await drive(it.target, plan)
         for load in missing:
             await self._load(it, load, repetition)
-        if not self._store.has_start(it.contestant, repetition):
-            await self._rest(it, repetition)
 
     async def _load(self, it: Running, load: Load, repetition: int) -> None:
         """Raises ``ServerError`` where nobody answers any more: that is no figure."""
@@ -163,7 +180,7 @@ class Bench:
                 rate=plan.rate,
                 summary=summary,
                 ttfts_s=tuple(one.ttft_s for one in results if one.ok and one.ttft_s is not None),
-                handoff_bytes_s=await _handed_over(it, before, plan.requests),
+                handed=await _handed_over(it, before, plan.requests),
             )
         )
 
@@ -191,8 +208,7 @@ class Bench:
         self.save()
 
     def _give_up(self, one: Contestant, why: str) -> None:
-        why = _COLOURS.sub("", why)
-        self.failed[one.key] = why if len(why) <= _WHY_CHARACTERS else f"{why[:200]} … {why[200 - _WHY_CHARACTERS :]}"
+        self.failed[one.key] = _short(why)
         self._say(f"{one.title}: {why}")
 
     def _say(self, text: str, total: int | None = None) -> None:
@@ -203,10 +219,15 @@ class Bench:
             sys.stderr.flush()
 
 
-async def _handed_over(it: Running, before: tuple[float, float] | None, requests: int) -> float | None:
+def _short(why: str) -> str:
+    why = _COLOURS.sub("", why)
+    return why if len(why) <= _WHY_CHARACTERS else f"{why[:200]} … {why[200 - _WHY_CHARACTERS :]}"
+
+
+async def _handed_over(it: Running, before: Totals | None, requests: int) -> Handed | None:
     """A load that was measured is not lost for want of this."""
     try:
-        return await it.handoff_bytes_s(before, requests)
+        return await it.handed_over(before, requests)
     except (*_FAILURES, TimeoutError, KeyError):
         return None
 
@@ -232,6 +253,7 @@ async def bench(store: Store, scale: Scale, contestants: Sequence[Contestant]) -
         machine=measure.machine(),
         sources=judges(_ROOMS)[:16],
         versions=measure.versions(),
+        peers={name: digest(recipe, recipe.requirements.read_text()) for name, recipe in RECIPES.items()},
     )
     setup = store.open(setup)
     with tempfile.TemporaryDirectory(prefix="peers-") as directory, progress_bar() as progress:

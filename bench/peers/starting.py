@@ -14,13 +14,14 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from appliance.supervisor.specs import share
 from bench import measure, servers
 from bench.load import Completes, Plan, Target, Turns, bodies
-from bench.peers.contestants import Contestant, Kind
+from bench.peers.contestants import SPLIT, Contestant, Kind
 from bench.peers.environments import DELAY_VARIABLE, RECIPES, Environment
+from bench.peers.records import Handed
 from bench.records import Usage
 from bench.servers import MODEL_NAME, Server, ServerError, Serving
 
@@ -31,6 +32,15 @@ _AS_OURS_ARGUMENTS: Final = ("--distributed-executor-backend", "uni")
 _AT_REST_S: Final = 20.0
 _BYTES: Final = "vllm:nixl_bytes_transferred_sum"
 _SECONDS: Final = "vllm:nixl_xfer_time_seconds_sum"
+_LOST: Final = ("vllm:nixl_num_failed_transfers_total", "vllm:nixl_num_kv_expired_reqs_total")
+
+
+class Totals(NamedTuple):
+    """Of hand-offs since a start."""
+
+    bytes: float
+    seconds: float
+    lost: float  # transfers that failed, and prompts whose KV nobody fetched in time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,33 +65,35 @@ class Running:
         over = (one for one in self.servers.values() if one.returncode is not None)
         return next((f"{one.name} ended with {one.returncode}:\n{one.log[-1000:]}" for one in over), None)
 
-    async def transferred(self) -> tuple[float, float] | None:
-        """Bytes and seconds of all hand-offs so far, as NIXL's decode engine tells; None for all others."""
+    async def transferred(self) -> Totals | None:
+        """Of all hand-offs so far, as NIXL's engines tell; None for all others."""
         if self.contestant.kind is not Kind.NIXL:
             return None
-        return nixl_totals((await self.servers["decode"].read("/metrics")).decode())
+        texts = [(await self.servers[role].read("/metrics")).decode() for role in ("prefill", "decode")]
+        return nixl_totals("\n".join(texts))
 
-    async def handoff_bytes_s(self, before: tuple[float, float] | None, requests: int) -> float | None:
-        """Over the last ``requests`` requests. Of ours while bytes were copied; of NIXL's until its engine has seen that they are there."""
+    async def handed_over(self, before: Totals | None, requests: int) -> Handed | None:
+        """Of the last ``requests`` ones. Ours are timed while bytes are copied; NIXL's until its engine has seen that they are there."""
         if before is not None and (after := await self.transferred()) is not None:
-            moved, took_s = after[0] - before[0], after[1] - before[1]
-        elif self.contestant.kind is Kind.APPLIANCE:
+            moved, took_s, missed = (late - early for late, early in zip(after, before, strict=True))
+        elif self.contestant == SPLIT:
             timelines = await self.servers["appliance"].json(f"/api/requests?limit={requests}")
             transfers = measure.transfers_of(timelines)
             moved, took_s = sum(one.bytes for one in transfers), sum(one.duration_s for one in transfers)
+            missed = requests - sum(one["split"] and not one["recomputed"] for one in timelines)
         else:
             return None
-        return moved / took_s if took_s > 0 else None
+        return Handed(bytes_s=moved / took_s if took_s > 0 else None, missed=round(missed))
 
 
-def nixl_totals(metrics: str) -> tuple[float, float]:
-    """Bytes and seconds of all transfers, from vLLM's Prometheus text."""
-    totals = {_BYTES: 0.0, _SECONDS: 0.0}
+def nixl_totals(metrics: str) -> Totals:
+    """Of all transfers, from vLLM's Prometheus text."""
+    found = dict.fromkeys((_BYTES, _SECONDS, *_LOST), 0.0)
     for line in metrics.splitlines():
         name = line.partition("{")[0].partition(" ")[0]
-        if name in totals:
-            totals[name] += float(line.rpartition(" ")[2])
-    return totals[_BYTES], totals[_SECONDS]
+        if name in found:
+            found[name] += float(line.rpartition(" ")[2])
+    return Totals(found[_BYTES], found[_SECONDS], sum(found[name] for name in _LOST))
 
 
 def seats(contestant: Contestant, cores: Sequence[int]) -> list[tuple[int, ...]]:

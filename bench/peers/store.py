@@ -10,7 +10,7 @@ import msgspec
 
 from bench.peers.contestants import Contestant
 from bench.peers.loads import Load
-from bench.peers.records import Measured, Setup, Started, Streamed
+from bench.peers.records import Measured, Setup, Started, Streamed, Try
 
 T = TypeVar("T", bound=msgspec.Struct)
 _VARIES: Final = "load average before"
@@ -50,6 +50,10 @@ class Store:
     def streamed(self) -> list[Streamed]:
         return list(self._all("stream", Streamed))
 
+    def tries(self) -> list[Try]:
+        """Those that failed, also of earlier runs."""
+        return list(self._all("try", Try))
+
     def has(self, contestant: Contestant, load: Load, repetition: int) -> bool:
         return self._load(contestant.key, load, repetition).exists()
 
@@ -59,7 +63,7 @@ class Store:
     def has_stream(self, contestant: Contestant, repetition: int) -> bool:
         return self._path("stream", contestant.key, repetition).exists()
 
-    def keep(self, one: Measured | Started | Streamed) -> None:
+    def keep(self, one: Measured | Started | Streamed | Try) -> None:
         match one:
             case Measured():
                 _write(self._load(one.contestant, one.load, one.repetition), one)
@@ -67,6 +71,9 @@ class Store:
                 _write(self._path("start", one.contestant, one.repetition), one)
             case Streamed():
                 _write(self._path("stream", one.contestant, one.repetition), one)
+            case Try():
+                before = len(list((self.directory / "runs").glob(f"try*.{one.contestant}.{one.repetition}.json")))
+                _write(self._path(f"try{before}", one.contestant, one.repetition), one)
 
     def rates(self) -> dict[int, float]:
         """Once open loops have begun, they go on at the same rates."""
