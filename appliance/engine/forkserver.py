@@ -52,6 +52,7 @@ def serve() -> None:
 
     mends.keep_tqdm_in_one_process()
     mends.share_one_group_where_alone()
+    mends.override_kernels_here()
     gc.collect()
     gc.freeze()  # what is imported stays: no collection shall touch, and so copy, the pages that engines share
     control.sendall(encode(Imported()))

@@ -27,6 +27,8 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     supports_hma,
 )
 from vllm.distributed.parallel_state import GroupCoordinator
+from vllm.platforms import current_platform
+from vllm.triton_utils import dispatcher
 from vllm.v1.core.block_pool import BlockPool
 from vllm.v1.core.kv_cache_manager import KVCacheManager
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
@@ -38,6 +40,7 @@ from vllm.v1.outputs import KVConnectorOutput
 from vllm.v1.request import RequestStatus
 from vllm.v1.sample.logits_processor import STR_POOLING_REJECTS_LOGITSPROCS, STR_SPEC_DEC_REJECTS_LOGITSPROCS
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+from vllm.v1.worker.worker_base import WorkerWrapperBase
 
 from appliance.engine import mends, pulse
 from appliance.engine.kv.connector import ApplianceConnector
@@ -218,6 +221,19 @@ def test_groups_of_one_rank_are_one_and_last_until_all_are_ended(one_rank: None)
     second.destroy()
     torch.distributed.destroy_process_group()
     assert not torch.distributed.is_initialized()
+
+
+def test_kernels_are_replaced_in_the_fork_server_and_in_no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When no worker calls it any more, or looks at all modules for it, ``override_kernels_here`` of ``engine/mends.py`` can go."""
+    assert "current_platform.register_triton_kernel_overrides()" in inspect.getsource(WorkerWrapperBase.init_worker)
+    assert "sys.modules.values()" in inspect.getsource(dispatcher._rebind_kernels)
+    calls: list[type] = []
+    platform = type(current_platform)
+    monkeypatch.setattr(platform, "register_triton_kernel_overrides", classmethod(calls.append))
+    mends.override_kernels_here()
+    assert calls == [platform]
+    current_platform.register_triton_kernel_overrides()
+    assert calls == [platform]
 
 
 def test_a_rank_that_waits_calls_what_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:

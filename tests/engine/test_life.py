@@ -47,6 +47,14 @@ async def test_every_process_has_a_name_of_its_own(server: Server) -> None:
         assert names.count(f"pd-appliance: {name}") == 1, "a spare that nobody took would still be called fork server"
 
 
+async def test_an_engine_of_one_rank_has_one_thread_of_gloo_s(server: Server) -> None:
+    """Each of them wakes a hundred times a second, for nothing."""
+    for leader in await leaders(server):
+        [core] = [child for child in psutil.Process(leader).children() if "EngineCore" in " ".join(child.cmdline())]
+        names = [path.read_text() for path in Path(f"/proc/{core.pid}/task").glob("*/comm")]
+        assert sum(name.startswith("gloo") for name in names) == 1
+
+
 async def test_each_process_of_an_engine_keeps_to_its_cores(server: Server) -> None:
     for engine in (await server.node())["engines"]:
         leader = psutil.Process(engine["pid"])
