@@ -15,7 +15,7 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 
 from appliance.channel import LONG_STEP_TOKENS, CoreReady, FirstToken, Heartbeat, Progress, Scheduled, Step, StepBegan
-from appliance.engine import pulse
+from appliance.engine import heap, pulse
 from appliance.engine.kv.connector import ApplianceConnector, link_of, settings_of
 from appliance.engine.kv.params import Offer, Ticket, read
 from appliance.engine.life import entitle, tell_stacks
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 pulse.install()
 _BEAT_NS: Final = int(BEAT_S * 1e9)
+_REST_NS: Final = 10_000_000_000  # without a step, until what steps have freed is given back
 
 
 class Batch:
@@ -127,6 +128,7 @@ class StepRecorder:
         self._tee = Tee()
         self._tokenless: dict[str, str] = {}  # requests without an output token yet: vLLM's id → the router's key
         self._last_end_ns = 0
+        self._given_back_ns = 0  # when freed memory was given back
         self._last_sign_ns = 0  # when the supervisor was last told anything
         self._preemptions = 0
         self._prefix_queries = 0
@@ -195,10 +197,13 @@ class StepRecorder:
         )
 
     def idle(self) -> None:
-        """The main loop has nothing to do: see to leases, and say that it is alive."""
+        """The main loop has nothing to do: see to leases, say that it is alive, and keep no memory that the last steps have freed."""
         now_ns = time.monotonic_ns()
         self.connector.scheduler_half.tick(now_ns)
         self._beat(now_ns)
+        if self._given_back_ns <= self._last_end_ns < now_ns - _REST_NS:
+            heap.give_back()
+            self._given_back_ns = now_ns
 
     # ---- what goes up
 
