@@ -16,18 +16,21 @@ import pytest
 from appliance.cli import forecast as module
 from appliance.cli.forecast import Forecast
 from appliance.costs.fitted import CopyModel, StepModel
-from appliance.records import Better, NodeSnapshot, Plan, Plans
+from appliance.records import Better, Demand, NodeSnapshot, Plan, Plans, RequestCounts
 
 sys.path.append(str(Path(__file__).parents[1] / "browser"))
 import page_states as made
 
 
 class Source:
-    """Says these snapshots and no more."""
+    """Says these snapshots and no more; by each, somebody has come."""
 
     def __init__(self, *times: float) -> None:
         node = made.node((made.engine("e0"), made.engine("e1")), 0)
-        self._snapshots = [msgspec.structs.replace(node, time=5.0, uptime_s=time) for time in times]
+        self._snapshots = [
+            msgspec.structs.replace(node, time=5.0, uptime_s=time, requests=RequestCounts(total=number))
+            for number, time in enumerate(times)
+        ]
 
     async def updates(self) -> AsyncIterator[NodeSnapshot]:
         for snapshot in self._snapshots:
@@ -69,6 +72,26 @@ async def test_plans_that_take_long_are_made_less_often_but_for_another_topology
     planned.clear()
     await Forecast(source, 0.95).run()
     assert planned == [100, 120, 130]
+
+
+async def test_while_nobody_comes_nothing_is_planned_until_what_was_asked_is_too_long_ago(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    planned: list[float] = []
+
+    def noted(window: Any, *rest: Any) -> Plans:
+        planned.append(window[-1].uptime_s)
+        return Plans(time=5.0, now=window[-1].topology)
+
+    monkeypatch.setattr(module, "measured", noted)
+    source = Source(*(100.0 + 10 * turn for turn in range(8)))
+    some = Demand(rate_s=1.0, prompt_tokens=(9,), output_tokens=(9,))
+    source._snapshots = [
+        msgspec.structs.replace(one, requests=RequestCounts(total=min(number, 2)), demand=some if number < 6 else None)
+        for number, one in enumerate(source._snapshots)
+    ]
+    await Forecast(source, 0.95).run()
+    assert planned == [100, 110, 120, 160]
 
 
 async def test_before_anything_is_asked_the_reason_is_told() -> None:
