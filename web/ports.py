@@ -87,7 +87,7 @@ class Planning(Protocol):
     """What other layouts of the node's engines would bring."""
 
     def plans(self) -> Plans | None:
-        """Predicted for each layout, at most some seconds ago; None before the first time."""
+        """Predicted for each layout, some seconds after the last request came; None before the first time."""
         ...
 
 

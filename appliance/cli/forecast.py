@@ -13,7 +13,7 @@ from typing import Final, Protocol
 from appliance.costs.fitted import CopyModel, StepModel
 from appliance.planner.measured import measured, present
 from appliance.planner.split import advice
-from appliance.records import Better, NodeSnapshot, Plans, RequestCounts
+from appliance.records import Better, NodeSnapshot, Plans
 
 _log = logging.getLogger("pd-appliance")
 _EVERY_S: Final = 10.0  # what is asked is told over a minute, and does not change faster
@@ -39,7 +39,7 @@ class Forecast:
         self._plans: Plans | None = None
         self._topology: str | None = None  # as it is now; plans may be of one that was changed since
         self._rests_until_s = 0.0  # of the node's uptime
-        self._asked: tuple[RequestCounts, bool] | None = None  # what the latest plans are for
+        self._of: object = None  # what the latest plans were made of
 
     def plans(self) -> Plans | None:
         """The latest; None before there are any."""
@@ -52,17 +52,19 @@ class Forecast:
         return advice(now, self._plans.layouts)
 
     async def run(self) -> None:
-        """Until cancelled. While nobody comes, nothing is planned anew, but for when what was asked is too long ago to count."""
+        """Until cancelled. While nobody comes and engines stay as they are, nothing is planned anew, but for when what was asked is too
+        long ago to count.
+        """
         async for snapshot in self._source.updates():
             self._topology = snapshot.topology
             if self._window and snapshot.uptime_s - self._window[-1].uptime_s < _EVERY_S:
                 continue
             self._window.append(snapshot)
             of_another = self._plans is None or self._plans.now != snapshot.topology
-            asked = (snapshot.requests, snapshot.demand is None)
-            due = asked != self._asked and snapshot.uptime_s >= self._rests_until_s
+            of = _of(snapshot)
+            due = of != self._of and snapshot.uptime_s >= self._rests_until_s
             if snapshot.engines and (of_another or due):
-                began_s, self._asked = time.monotonic(), asked
+                began_s, self._of = time.monotonic(), of
                 self._plans = await self._made(snapshot)
                 self._rests_until_s = snapshot.uptime_s + _SPARING * (time.monotonic() - began_s)
 
@@ -74,3 +76,12 @@ class Forecast:
         except Exception:
             _log.exception("the plans of this moment failed")
             return None
+
+
+def _of(snapshot: NodeSnapshot) -> object:
+    """What makes other plans."""
+    engines = tuple(
+        (one.name, one.epoch, one.role, one.kv_blocks_total, one.max_running, one.token_budget, one.calibration)
+        for one in snapshot.engines
+    )
+    return (snapshot.requests, snapshot.demand is None, engines)

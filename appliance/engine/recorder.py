@@ -197,7 +197,7 @@ class StepRecorder:
         )
 
     def idle(self) -> None:
-        """The main loop has nothing to do: see to leases, say that it is alive, and keep no memory that the last steps have freed."""
+        """The main loop has nothing to do: see to leases, say that it is alive, and keep nothing that steps have freed in this process."""
         now_ns = time.monotonic_ns()
         self.connector.scheduler_half.tick(now_ns)
         self._beat(now_ns)

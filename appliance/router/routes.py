@@ -73,7 +73,7 @@ def _not_one_prompt(value: msgspec.Raw) -> bool:
     return not (isinstance(prompt, str) or (isinstance(prompt, list) and bool(prompt) and isinstance(prompt[0], int)))
 
 
-_count = msgspec.json.Decoder(int)
+_count = msgspec.json.Decoder(int, strict=False)  # as vLLM reads it: "8" and 8.0 are 8
 
 
 def _not_a_count(value: msgspec.Raw) -> bool:
@@ -85,7 +85,7 @@ def _not_a_count(value: msgspec.Raw) -> bool:
 
 
 def _limit(name: str) -> Field:
-    """What the prefill leg has a 1 in place of: vLLM would say that it is wrong only when the prompt has been computed."""
+    """What the prefill leg has a 1 in place of: of one that is none, vLLM would say so only when the prompt has been computed."""
     return Field(reason=f"{name} is not a whole number above 0", forbids=_not_a_count)
 
 

@@ -46,7 +46,8 @@ from appliance.telemetry.timeline import Timelines
 
 _log = logging.getLogger("pd-appliance")
 _MEMORY_S: Final = 15.0  # at the least, between two looks at how large processes are
-_SPARING: Final = 1000.0  # times what a look took, until the next: the kernel walks all pages of all of them
+_MEMORY_MOST_S: Final = 120.0
+_SPARING: Final = 1000.0  # times what a look took of a core, until the next: the kernel walks all pages of all of them
 _NEWEST: Final = 12  # timelines in a snapshot
 _ENDED: Final = (EngineState.BACKOFF, EngineState.FAILED, EngineState.STOPPED)
 _MUCH: Final = 1.3  # times what calibrations of others took: worth a line
@@ -349,10 +350,8 @@ class Collector:
         """Memory, off the loop. Rarely where it takes long, and sooner when engines have come, gone or become ready."""
         while True:
             lives = self._lives()
-            began_s = time.monotonic()
-            found = {pid: await asyncio.to_thread(session_memory_bytes, pid) for pid, _ in lives}
-            self._memory = {**found, _OWN: await asyncio.to_thread(own_memory_bytes)}
-            rests_until_s = time.monotonic() + _SPARING * (time.monotonic() - began_s)
+            self._memory, took_s = await asyncio.to_thread(_weighed, [pid for pid, _ in lives])
+            rests_until_s = time.monotonic() + min(_SPARING * took_s, _MEMORY_MOST_S)
             await asyncio.sleep(_MEMORY_S)
             while self._lives() == lives and time.monotonic() < rests_until_s:
                 await asyncio.sleep(_MEMORY_S)
@@ -360,6 +359,13 @@ class Collector:
     def _lives(self) -> list[tuple[int, EngineState]]:
         """Engines that have processes, by their leaders."""
         return [(view.pid, view.state) for view in self._node.views() if view.pid]
+
+
+def _weighed(leaders: Sequence[int]) -> tuple[dict[int, int | None], float]:
+    """Bytes, by the pid of the session's leader, and this process's; and the seconds that this thread worked for it."""
+    began_s = time.thread_time()
+    found = {**{pid: session_memory_bytes(pid) for pid in leaders}, _OWN: own_memory_bytes()}
+    return found, time.thread_time() - began_s
 
 
 def _slow(name: str, found: CalibrationSnapshot, noise: float) -> str | None:

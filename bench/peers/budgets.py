@@ -1,7 +1,8 @@
 """The budgets, each beside what was measured. Pure.
 
 Met or missed is what was so in every repetition, else it is unclear. (Of three, one case in four comes to be called met or missed although
-it is the bound itself.) Where requests failed on either side nothing is said: whoever sheds what is slow looks quick.
+it is the bound itself; of a bound on every load, more.) Where requests failed on either side nothing is said: whoever sheds what is slow
+looks quick.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class Outcome(StrEnum):
     MISSED = "**missed**"
     UNCLEAR = "unclear"  # not the same in every repetition
     INVALID = "requests failed, or were not split"
-    PARTLY = "not in every repetition"
+    PARTLY = "not in every load or repetition"
     UNKNOWN = "not measured"
 
 
@@ -180,7 +181,7 @@ def _tpot_s(summary: Summary) -> float | None:
 
 
 def _slowest(report: Report, load: Load) -> tuple[float, ...]:
-    """The p99 of one repetition is its slowest request: this is of all together, once all are there."""
+    """The p99 of one repetition is its slowest request or two: this is of all together, once all are there."""
     sides = []
     for one in (SPLIT, TUNED):
         runs = [run for run in report.measured if (run.contestant, run.load) == (one.key, load)]
@@ -292,7 +293,9 @@ def _added(report: Report) -> list[Verdict]:
         what = f"time to first token that the supervisor adds to an unsplit request, some 16 under way: {name}"
         bound = Bound(value=bound_s, scale=1e3, unit="ms")
         one = judged(what, bound, values, wanted=report.setup.scale.repetitions)
-        impossible = one.outcome is Outcome.MET and min(values) < 0  # the noise is larger than what is looked for
+        impossible = (
+            one.outcome is Outcome.MET and min(values) < -bound_s
+        )  # the noise is larger than what is looked for
         found.append(msgspec.structs.replace(one, outcome=Outcome.UNCLEAR) if impossible else one)
     return found
 

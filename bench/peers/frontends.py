@@ -61,10 +61,12 @@ class Front:
     direct: Target | None = None
 
 
-async def measure(contestant: Contestant, scale: Scale, directory: Path, model: Path, repetition: int) -> Streamed:
-    """Start it, load it, end it. Raises ``ServerError`` if it doesn't start."""
+async def measure(
+    contestant: Contestant, scale: Scale, directory: Path, model: Path, repetition: int, number: int
+) -> Streamed:
+    """Start it, load it, end it. ``number`` is one of its own for each start. Raises ``ServerError`` if it doesn't start."""
     start = {RELAY.key: _relay, SUPERVISOR.key: supervisor, DYNAMO.key: _dynamo}[contestant.key]
-    async with start(directory, model, repetition) as front:
+    async with start(directory, model, number) as front:
         return await loaded(front, contestant.key, scale, repetition)
 
 

@@ -51,7 +51,7 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True):
     shares: tuple[float, ...] = SHARES
     repetitions: int = 3
     requests: tuple[tuple[int, ...], ...] = ((60, 160, 400), (30, 60, 100))
-    """Of a closed loop, by ``prompts`` and ``clients``: half a minute or so."""
+    """Of a closed loop, by ``prompts`` and ``clients``: half a minute to two."""
     open_s: float = 40.0  # an open loop takes so long
     open_requests_min: int = 40  # or as long as so many requests take
     first_requests: int = 240  # for the time to first token through a frontend, several times

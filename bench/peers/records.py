@@ -45,8 +45,8 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def failures(self) -> int:
-        """Requests that failed, or were not split as this contestant is there to do."""
-        return self.summary.errors + (self.handed.missed if self.handed is not None else 0)
+        """Requests that failed, or were not split as this contestant is there to do; some may be both."""
+        return max(self.summary.errors, self.handed.missed if self.handed is not None else 0)
 
 
 class Started(msgspec.Struct, frozen=True, kw_only=True):

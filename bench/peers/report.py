@@ -61,7 +61,7 @@ def _named(environment: str, package: str) -> bool:
 def _failed(report: Report) -> str:
     rows = [[BY_KEY[key].title, "given up", " ".join(why.split())] for key, why in report.failed.items()]
     rows += [
-        [BY_KEY[one.contestant].title, f"once, in repetition {one.repetition + 1}", " ".join(one.why.split())]
+        [BY_KEY[one.contestant].title, f"a try in repetition {one.repetition + 1}", " ".join(one.why.split())]
         for one in report.tries
     ]
     return "## What failed\n\n" + table(["who", "", "why"], rows) if rows else ""

@@ -25,7 +25,7 @@ from rich.progress import Progress
 
 from bench import measure
 from bench.diagnosis.kept import judges
-from bench.load import drive, progress_bar
+from bench.load import Plan, drive, progress_bar
 from bench.peers import frontends, loads
 from bench.peers.contestants import CONTESTANTS, TUNED, Contestant, Kind, chosen, turns
 from bench.peers.environments import RECIPES, Environment, InstallError, digest, install, locked
@@ -145,13 +145,11 @@ class Bench:
                 async with running(one, directory, model, self._starts) as it:
                     await self._all(it, missing, repetition)
                     if rests:
+                        if all_loads[-1] not in missing:  # it was measured in another life
+                            await drive(it.target, self._plan(all_loads[-1], repetition))
                         await self._rest(it, repetition)
             except _FAILURES as error:
-                self._store.keep(Try(contestant=one.key, repetition=repetition, why=_short(str(error))))
-                if left:
-                    self._say(f"{one.title}: once more: {error}")
-                else:
-                    self._give_up(one, f"not started, or ended: {error}")
+                self._failed(one, repetition, error, left)
             self.save()
 
     async def _all(self, it: Running, missing: Sequence[Load], repetition: int) -> None:
@@ -163,8 +161,7 @@ class Bench:
 
     async def _load(self, it: Running, load: Load, repetition: int) -> None:
         """Raises ``ServerError`` where nobody answers any more: that is no figure."""
-        one, number = it.contestant, loads.seed(load, self._scale, repetition)
-        plan = loads.plan(load, self._scale, MODEL_NAME, number, self._store.rates())
+        one, plan = it.contestant, self._plan(load, repetition)
         self._say(f"{repetition + 1}: {one.title}: {load.title.lower()}", total=plan.requests)
         await drive(it.target, loads.warming(plan, self._scale))
         before = await it.transferred()
@@ -184,6 +181,10 @@ class Bench:
             )
         )
 
+    def _plan(self, load: Load, repetition: int) -> Plan:
+        number = loads.seed(load, self._scale, repetition)
+        return loads.plan(load, self._scale, MODEL_NAME, number, self._store.rates())
+
     async def _rest(self, it: Running, repetition: int) -> None:
         """After the loads, so that nothing is measured before its memory has been touched."""
         self._say(f"{repetition + 1}: {it.contestant.title}: at rest")
@@ -200,12 +201,23 @@ class Bench:
     async def _stream(self, one: Contestant, repetition: int, directory: Path, model: Path) -> None:
         if one.kind is not Kind.FRONTEND or self._store.has_stream(one, repetition):
             return
-        self._say(f"{repetition + 1}: {one.title}: {self._scale.streams} streams")
-        try:
-            self._store.keep(await frontends.measure(one, self._scale, directory, model, repetition))
-        except _FAILURES as error:
-            self._give_up(one, f"not started, or ended: {error}")
+        for left in reversed(range(_TRIES)):
+            self._say(f"{repetition + 1}: {one.title}: {self._scale.streams} streams")
+            self._starts += 1
+            try:
+                self._store.keep(await frontends.measure(one, self._scale, directory, model, repetition, self._starts))
+                break
+            except _FAILURES as error:
+                self._failed(one, repetition, error, left)
         self.save()
+
+    def _failed(self, one: Contestant, repetition: int, error: Exception, left: int) -> None:
+        """``left``: tries."""
+        self._store.keep(Try(contestant=one.key, repetition=repetition, why=_short(str(error))))
+        if left:
+            self._say(f"{one.title}: once more: {error}")
+        else:
+            self._give_up(one, f"not started, or ended: {error}")
 
     def _give_up(self, one: Contestant, why: str) -> None:
         self.failed[one.key] = _short(why)
@@ -234,9 +246,7 @@ async def _handed_over(it: Running, before: Totals | None, requests: int) -> Han
 
 def _held(measured: Sequence[Measured]) -> list[tuple[Load, float]]:
     """By the peer whose capacity open loops are shares of, where it answered everything."""
-    return [
-        (one.load, one.summary.requests_s) for one in measured if one.contestant == TUNED.key and not one.summary.errors
-    ]
+    return [(one.load, one.summary.requests_s) for one in measured if one.contestant == TUNED.key and not one.failures]
 
 
 def versions() -> dict[str, dict[str, str]]:

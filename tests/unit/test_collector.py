@@ -410,6 +410,33 @@ async def test_memory_is_weighed_off_the_loop(house: House, monkeypatch: pytest.
 # ---- the machine
 
 
+async def test_memory_is_weighed_the_more_rarely_the_longer_it_takes_and_again_when_engines_change(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[list[int]] = []
+    took_s = [0.0]
+
+    def weighed(leaders: list[int]) -> tuple[dict[int, int | None], float]:
+        looks.append(leaders)
+        return {}, took_s[0]
+
+    monkeypatch.setattr(module, "_weighed", weighed)
+    monkeypatch.setattr(module, "_MEMORY_S", 0.02)
+    async with running(house.collector):
+        await asyncio.sleep(0.3)
+        often = len(looks)
+        took_s[0] = 3600.0
+        await asyncio.sleep(0.3)
+        rarely = len(looks)
+        await asyncio.sleep(0.3)
+        assert often > 3 and len(looks) == rarely <= often + 1
+        house.node.engines[0] = view("e0", Role.PREFILL, pid=4_000_007)
+        await asyncio.sleep(0.3)
+        house.node.engines[0] = view("e0", Role.PREFILL, state=EngineState.SUSPECT, pid=4_000_007)
+        await asyncio.sleep(0.3)
+    assert len(looks) == rarely + 2 and looks[-1][0] == 4_000_007
+
+
 def test_own_memory_is_some() -> None:
     assert (host.own_memory_bytes() or 0) > 1 << 20
 

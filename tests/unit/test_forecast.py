@@ -94,6 +94,26 @@ async def test_while_nobody_comes_nothing_is_planned_until_what_was_asked_is_too
     assert planned == [100, 110, 120, 160]
 
 
+async def test_engines_that_have_become_ready_make_other_plans_though_nobody_came(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    planned: list[float] = []
+
+    def noted(window: Any, *rest: Any) -> Plans:
+        planned.append(window[-1].uptime_s)
+        return Plans(time=5.0, now=window[-1].topology)
+
+    monkeypatch.setattr(module, "measured", noted)
+    source = Source(100.0, 110.0, 120.0, 130.0)
+    starting = tuple(msgspec.structs.replace(one, kv_blocks_total=None) for one in source._snapshots[0].engines)
+    source._snapshots = [
+        msgspec.structs.replace(one, requests=RequestCounts(), **({"engines": starting} if number < 2 else {}))
+        for number, one in enumerate(source._snapshots)
+    ]
+    await Forecast(source, 0.95).run()
+    assert planned == [100, 120]
+
+
 async def test_before_anything_is_asked_the_reason_is_told() -> None:
     forecast = Forecast(Source(100.0), 0.95)
     assert forecast.plans() is None

@@ -125,6 +125,8 @@ def test_xargs_that_cannot_be_looked_into_are_400(xargs: bytes) -> None:
         {"n": 4},
         {"n": None},
         {"max_tokens": 1},
+        {"max_tokens": "8"},  # vLLM reads it as 8
+        {"max_tokens": 8.0},
         {"max_tokens": None},
         {"logprobs": 5},
         {"stop": ["x"], "seed": 1, "min_tokens": 3},
@@ -164,7 +166,9 @@ def test_completions_that_are_split(body: dict[str, Any]) -> None:
         ({"max_tokens": 0}, "max_tokens is not"),
         ({"max_tokens": -4}, "max_tokens is not"),
         ({"max_tokens": -(10**30)}, "max_tokens is not"),
-        ({"max_tokens": "8"}, "max_tokens is not"),  # vLLM reads it as 8
+        ({"max_tokens": 8.5}, "max_tokens is not"),
+        ({"max_tokens": "many"}, "max_tokens is not"),
+        ({"max_tokens": True}, "max_tokens is not"),
         ({"max_tokens": [8]}, "max_tokens is not"),
     ],
 )
