@@ -74,16 +74,20 @@ async def test_plans_that_take_long_are_made_less_often_but_for_another_topology
     assert planned == [100, 120, 130]
 
 
-async def test_while_nobody_comes_nothing_is_planned_until_what_was_asked_is_too_long_ago(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    planned: list[float] = []
+@pytest.fixture
+def planned(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Uptimes at which plans are made."""
+    found: list[float] = []
 
     def noted(window: Any, *rest: Any) -> Plans:
-        planned.append(window[-1].uptime_s)
+        found.append(window[-1].uptime_s)
         return Plans(time=5.0, now=window[-1].topology)
 
     monkeypatch.setattr(module, "measured", noted)
+    return found
+
+
+async def test_while_nobody_comes_nothing_is_planned_until_what_was_asked_is_too_long_ago(planned: list[float]) -> None:
     source = Source(*(100.0 + 10 * turn for turn in range(8)))
     some = Demand(rate_s=1.0, prompt_tokens=(9,), output_tokens=(9,))
     source._snapshots = [
@@ -94,16 +98,7 @@ async def test_while_nobody_comes_nothing_is_planned_until_what_was_asked_is_too
     assert planned == [100, 110, 120, 160]
 
 
-async def test_engines_that_have_become_ready_make_other_plans_though_nobody_came(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    planned: list[float] = []
-
-    def noted(window: Any, *rest: Any) -> Plans:
-        planned.append(window[-1].uptime_s)
-        return Plans(time=5.0, now=window[-1].topology)
-
-    monkeypatch.setattr(module, "measured", noted)
+async def test_engines_that_have_become_ready_make_other_plans_though_nobody_came(planned: list[float]) -> None:
     source = Source(100.0, 110.0, 120.0, 130.0)
     starting = tuple(msgspec.structs.replace(one, kv_blocks_total=None) for one in source._snapshots[0].engines)
     source._snapshots = [
