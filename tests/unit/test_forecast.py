@@ -87,7 +87,7 @@ def planned(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return found
 
 
-async def test_while_nobody_comes_nothing_is_planned_until_what_was_asked_is_too_long_ago(planned: list[float]) -> None:
+async def test_while_nobody_comes_nothing_is_planned_until_what_was_asked_is_long_ago(planned: list[float]) -> None:
     source = Source(*(100.0 + 10 * turn for turn in range(8)))
     some = Demand(rate_s=1.0, prompt_tokens=(9,), output_tokens=(9,))
     source._snapshots = [
