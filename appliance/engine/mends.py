@@ -37,7 +37,7 @@ def override_kernels_here() -> None:
 def share_one_group_where_alone() -> None:
     """Have an engine of one rank make one process group, and not one for each that vLLM asks for.
 
-    Each group of Gloo's brings a thread that looks for work a hundred times a second: nine of them take most of what an idle EngineCore does.
+    Each group of Gloo's brings a thread that looks for work a hundred times a second: nine take most of what an idle EngineCore does.
     Of one rank all groups are alike. Who ends a shared one leaves it to the others; whoever ends all, by naming none, ends it.
     """
     distributed: Any = torch.distributed
